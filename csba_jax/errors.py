@@ -1,0 +1,14 @@
+"""The one exception that a binary turns into a single line and exit code 1."""
+
+
+class UserError(ValueError):
+  """Something the user can put right: says what was expected, what was found and what to do.
+
+  Example:
+    >>> str(UserError('imbalance_factor = n_max / n_min >= 1', '0.01', 'pass 1 / 0.01 = 100'))
+    'expected imbalance_factor = n_max / n_min >= 1; found 0.01; to fix it: pass 1 / 0.01 = 100'
+  """
+
+  def __init__(self, expected: str, found: str, do: str):
+    parts = (' '.join(str(part).split()) for part in (expected, found, do))  # one line, always
+    super().__init__('expected {}; found {}; to fix it: {}'.format(*parts))
