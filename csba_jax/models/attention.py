@@ -70,8 +70,8 @@ class CBAM(nn.Module):
   """Channel, then spatial attention after aggregation.   [N, H, W, C] -> [N, H, W, C]
 
   x <- x * sigmoid(mlp(mean_hw x) + mlp(max_hw x)), one mlp for both;
-  x <- x * sigmoid(norm(conv7x7([mean_c x, max_c x])))  (Woo et al. 2018; norm and reduction 16 as in
-  their code).
+  x <- x * sigmoid(norm(conv7x7([mean_c x, max_c x])))  (Woo et al. 2018; norm and
+  reduction 16 as in their code).
   """
 
   reduction: int = 16

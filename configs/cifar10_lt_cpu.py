@@ -1,0 +1,22 @@
+r"""CIFAR-10-LT, imbalance factor 100, narrow and short: ten minutes of two CPU cores.
+
+  csba-train --config=configs/cifar10_lt_cpu.py --workdir=runs/cifar10_lt_cpu
+
+Half the channels of cifar10_lt.py, a tenth of its epochs; schedules are fractions of the run.
+Results: README.
+"""
+
+from csba_jax import config
+
+
+def get_config():
+  """The recipe: what differs from cifar10_lt.py."""
+  c = config.sibling(__file__, 'cifar10_lt')
+  c.model.width = 0.5
+  c.train.epochs = 20
+  c.train.batch_size = 64
+  c.train.learning_rate = 0.05
+  c.train.weight_decay = 5e-4
+  c.train.warmup_fraction = 0.1
+  c.train.eval_every = 2
+  return c

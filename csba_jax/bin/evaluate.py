@@ -1,0 +1,32 @@
+"""csba-evaluate --workdir=DIR [--checkpoint=best|latest|STEP] [--split=test|val]"""
+
+from absl import flags
+
+from csba_jax.bin import run
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run made by csba-train.')
+_CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, latest or the number of a step.')
+_SPLIT = flags.DEFINE_enum('split', 'test', ['test', 'val'], 'Part of the data to evaluate on.')
+_DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where the data is now, if it has moved.')
+
+
+def main() -> int:
+  """Evaluates a checkpoint of a run and prints every metric; writes nothing."""
+  workdir = run.required(_WORKDIR, 'runs/digits')
+
+  from csba_jax import restore
+  from csba_jax.report import table
+
+  result = restore.evaluate_run(workdir, _CHECKPOINT.value, _SPLIT.value, _DATA_DIR.value)
+  print(table.single(result))
+  print(f'{_SPLIT.value} part, checkpoint of step {result["checkpoint_step"]} in {workdir}')
+  return 0
+
+
+def cli() -> None:
+  """Entry point of the console script."""
+  run.run(main)
+
+
+if __name__ == '__main__':
+  cli()

@@ -1,0 +1,47 @@
+"""What every binary does: parse flags, call main, and turn an error of the user's into one line."""
+
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from csba_jax.errors import UserError
+
+
+def run(main: Callable[[], int | None]) -> None:
+  """Runs main() under absl flags and exits with its code; 1 and one line for a UserError."""
+  name = sys.argv[0].rsplit('/', 1)[-1]
+  logging.set_verbosity(logging.WARNING)  # JAX and orbax say much at INFO; --verbosity=0 shows it
+  try:
+    app.run(lambda _: main(), flags_parser=_parse)
+  except UserError as error:
+    print(f'{name}: {error}', file=sys.stderr)
+    sys.exit(1)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """FLAGS(argv), with every way in which that can fail as a UserError."""
+  try:
+    rest = flags.FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    raise UserError('flags as --help lists them', str(error), 'mend the command line') from error
+  if len(rest) > 1:
+    raise UserError('flags only', ' '.join(rest[1:]), 'write --flag=value')
+  return rest
+
+
+def define_config() -> flags.FlagHolder:
+  """--config=configs/NAME.py, and --config.field=value for each of its fields."""
+  return config_flags.DEFINE_config_file('config', None, 'Recipe, a file under configs/.')
+
+
+def required(holder: flags.FlagHolder, example: str) -> object:
+  """The value of a flag that must be given.
+
+  Raises:
+    UserError: it was not.
+  """
+  if holder.value is None:
+    raise UserError(f'--{holder.name}', 'none', f'add e.g. --{holder.name}={example}')
+  return holder.value

@@ -1,0 +1,137 @@
+"""Checkpoints of pytrees with orbax: asynchronous, the latest two and the best, never half."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from csba_jax.errors import UserError
+
+PyTree = Any
+
+
+class Checkpoints:
+  """Numbered checkpoints in one folder: a pytree, a JSON-able `meta` and an optional score each.
+
+  Kept are the latest two (the older one in case the newer is damaged) and the one with the highest
+  score, of equal ones the latest. Use as a context manager: leaving it finishes the last save.
+  `read_only` leaves a run that may be going on there alone.
+  """
+
+  def __init__(self, directory: str | os.PathLike, read_only: bool = False):
+    policy = checkpoint_managers
+    self._directory = Path(directory).absolute()
+    self._last_saved: int | None = None
+    self._manager = ocp.CheckpointManager(
+      self._directory,
+      options=ocp.CheckpointManagerOptions(
+        save_decision_policy=policy.FixedIntervalPolicy(1),
+        preservation_policy=policy.AnyPreservationPolicy(
+          [
+            policy.LatestN(2),
+            policy.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False),
+          ]
+        ),
+        best_fn=_score,  # without it best_step() would silently be the latest
+        best_mode='max',
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
+      ),
+    )
+
+  def __enter__(self) -> 'Checkpoints':
+    return self
+
+  def __exit__(self, exc_type, *exc_info) -> None:
+    try:
+      self.wait()
+    except UserError:
+      if exc_type is None:  # else the error under way tells more
+        raise
+    finally:
+      self._manager.close()
+
+  def steps(self) -> list[int]:
+    """Steps with a complete checkpoint, ascending."""
+    return sorted(self._manager.all_steps())
+
+  def save(self, step: int, tree: PyTree, meta: dict[str, Any], score: float | None = None) -> None:
+    """Starts saving; on return the tree may be donated. The last step again: nothing to do.
+
+    Raises:
+      UserError: this or the save before could not be written.
+    """
+    if step == self._last_saved:
+      return
+    self._last_saved = step
+    # A copy: on CPU orbax reads the buffers in place while the next step, which owns them, runs.
+    tree = jax.tree.map(jnp.copy, tree)
+    args = ocp.args.Composite(state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
+    metrics = None if score is None else {'score': score}
+    self._guard(lambda: self._manager.save(step, args=args, metrics=metrics))
+
+  def wait(self) -> None:
+    """Returns once all saves are on disk; raises UserError where one is not."""
+    self._guard(self._manager.wait_until_finished)
+
+  def _guard(self, action: Callable[[], Any]) -> None:
+    try:
+      action()
+    except Exception as error:
+      raise UserError(
+        f'room for checkpoints in {self._directory}',
+        str(error).splitlines()[0][:300] if str(error) else type(error).__name__,
+        f'free space and start again: the run goes on from step {max(self.steps(), default=0)}',
+      ) from error
+
+  def restore(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
+    """(tree, meta) saved at `step`; `like` gives structure, shapes and dtypes.
+
+    Raises:
+      UserError: the checkpoint is damaged, or of another shape.
+    """
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore())
+    try:
+      restored = self._manager.restore(step, args=args)
+    except Exception as error:
+      raise UserError(
+        f'a whole checkpoint at step {step} in {self._directory}',
+        f'a damaged one ({" ".join(str(error).split())[:200]})',
+        f'use another of {self.steps()}',
+      ) from error
+    return restored.state, restored.meta
+
+  def restore_latest(
+    self, like: PyTree, warn: Callable[[str], None]
+  ) -> tuple[PyTree, dict[str, Any]] | None:
+    """The newest checkpoint that can be read, or None where there is none.
+
+    A damaged one is named through `warn` and moved to `<directory>-damaged/`, so that its step can
+    be saved again.
+    """
+    for step in reversed(self.steps()):
+      try:
+        return self.restore(step, like)
+      except UserError as error:
+        warn(f'checkpoint {step} is damaged, going back to the one before: {error}')
+        self._set_aside(step)
+    return None
+
+  def _set_aside(self, step: int) -> None:
+    damaged = self._directory.with_name(f'{self._directory.name}-damaged')
+    damaged.mkdir(exist_ok=True)
+    shutil.rmtree(damaged / str(step), ignore_errors=True)  # from an earlier accident
+    (self._directory / str(step)).rename(damaged / str(step))
+    self._manager.reload()
+
+
+def _score(metrics: dict[str, float]) -> float:
+  return metrics['score']

@@ -1,0 +1,135 @@
+"""Defaults, checks and differences of a run's configuration: what ml_collections leaves to us."""
+
+import importlib.util
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from csba_jax.errors import UserError
+
+
+def default() -> ml_collections.ConfigDict:
+  """Every field with its default: the only place where defaults live. Locked against new fields."""
+  config = ml_collections.ConfigDict()
+  config.seed = 0  # decides the initial weights, the batches and the augmentation
+
+  config.data = ml_collections.ConfigDict()
+  config.data.seed = 0  # decides which images form the subset and the parts
+  config.data.source = 'digits'  # digits | tfds | image_folder
+  config.data.name = ''  # tfds: name of the set, e.g. cifar10
+  config.data.dir = ''  # tfds: '' = $TFDS_DATA_DIR; image_folder: '' = $CSBA_IMAGE_FOLDER
+  config.data.cache_dir = ''  # decoded images; '' = $CSBA_CACHE_DIR, else ~/.cache/csba_jax
+  config.data.image_size = 8  # pixels a side; images of another size are resized and cropped
+  config.data.channels = 1
+  config.data.num_classes = 10  # 0 = as many as the data has
+  config.data.profile = 'exp'  # exp | step | natural (every image of the source)
+  config.data.imbalance_factor = 1.0  # n_max / n_min >= 1
+  config.data.class_order = 'index'  # which class is the head: index | frequency
+  config.data.val_fraction = 0.1  # of the long-tail subset; 0 = no selection, last checkpoint
+  config.data.test_fraction = 0.2  # of a source without a test part of its own
+  config.data.strict = False  # image_folder: an unreadable file ends the run
+  config.data.manifest = ''  # image_folder: CSV file with columns `file` and group_column
+  config.data.group_column = ''  # duplicates of one group stay on one side of every split
+
+  config.augment = ml_collections.ConfigDict()
+  config.augment.crop_padding = 0  # pixels of zero padding for random crops
+  config.augment.flip = False  # random horizontal flips
+
+  config.model = ml_collections.ConfigDict()
+  config.model.name = 'multibranch'
+  config.model.attention = 'csba'  # csba | csba_class | se | cbam | none | none_wide
+  config.model.width = 1.0  # multiplies every number of channels
+  config.model.dtype = 'float32'  # of the computation: float32 | bfloat16; parameters: float32
+
+  config.loss = ml_collections.ConfigDict()
+  config.loss.name = 'cross_entropy'  # cross_entropy | balanced_softmax
+
+  config.train = ml_collections.ConfigDict()
+  config.train.batch_size = 128  # images
+  config.train.epochs = 10  # an epoch is ceil(images / batch_size) full batches
+  config.train.learning_rate = 0.1  # peak, after warm-up; then cosine to 0
+  config.train.momentum = 0.9  # Nesterov
+  config.train.weight_decay = 2e-4  # not on norms and biases
+  config.train.warmup_fraction = 0.025  # of the run
+  config.train.log_every = 50  # steps; also the longest chain of steps in one dispatch
+  config.train.eval_every = 1  # epochs between evaluations on the validation part, and checkpoints
+  return config.lock()
+
+
+def sibling(file: str, name: str) -> ml_collections.ConfigDict:
+  """get_config() of the config `name`.py beside `file`: how a child config names its parent."""
+  path = Path(file).with_name(f'{name}.py')
+  spec = importlib.util.spec_from_file_location(f'csba_jax_config_{name}', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config()
+
+
+# field: (what is expected, test); every numeric field is here, and names that no table checks
+_RANGES = {
+  'seed': ('a whole number from 0 to 2**31 - 1', lambda v: 0 <= v < 2**31),
+  'data.seed': ('a whole number from 0 to 2**31 - 1', lambda v: 0 <= v < 2**31),
+  'data.source': ('digits, tfds or image_folder', ('digits', 'tfds', 'image_folder').__contains__),
+  'data.image_size': ('8 to 256 pixels', lambda v: 8 <= v <= 256),
+  'data.channels': ('1 or 3', (1, 3).__contains__),
+  'data.num_classes': ('0 (as in the data) or at least 2', lambda v: v == 0 or v >= 2),
+  'data.profile': ('exp, step or natural', ('exp', 'step', 'natural').__contains__),
+  'data.imbalance_factor': (
+    'n_max / n_min >= 1 (0.01 in the inverse style is 1 / 0.01 = 100)',
+    lambda v: 1 <= v < math.inf,
+  ),
+  'data.class_order': ('index or frequency', ('index', 'frequency').__contains__),
+  'data.val_fraction': ('0 <= fraction < 1', lambda v: 0 <= v < 1),
+  'data.test_fraction': ('0 < fraction < 1', lambda v: 0 < v < 1),
+  'augment.crop_padding': ('0 to 64 pixels', lambda v: 0 <= v <= 64),
+  'model.width': ('0 < width <= 64', lambda v: 0 < v <= 64),
+  'model.dtype': ('float32 or bfloat16', ('float32', 'bfloat16').__contains__),
+  'train.batch_size': ('at least 2 images', lambda v: v >= 2),
+  'train.epochs': ('at least 1', lambda v: v >= 1),
+  'train.learning_rate': ('a finite number > 0', lambda v: 0 < v < math.inf),
+  'train.momentum': ('0 <= momentum < 1', lambda v: 0 <= v < 1),
+  'train.weight_decay': ('a finite number >= 0', lambda v: 0 <= v < math.inf),
+  'train.warmup_fraction': ('0 <= fraction < 1', lambda v: 0 <= v < 1),
+  'train.log_every': ('at least 1 step', lambda v: v >= 1),
+  'train.eval_every': ('at least 1 epoch', lambda v: v >= 1),
+}
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Raises UserError for a missing or unknown field, a wrong type or a value out of range."""
+  expected, found = flatten(default()), flatten(config)
+  for field in sorted(expected.keys() ^ found.keys()):
+    have = 'missing' if field in expected else 'a field that nothing reads'
+    raise UserError(
+      'the fields of csba_jax.config.default()', f'{field}: {have}', 'mend the config'
+    )
+  for field, value in found.items():
+    kind = type(expected[field])
+    if type(value) is not kind and not (kind is float and type(value) is int):
+      raise UserError(f'{field} of type {kind.__name__}', repr(value), f'set --config.{field}=...')
+  for field, (wanted, test) in _RANGES.items():
+    if not test(found[field]):
+      raise UserError(f'{field}: {wanted}', repr(found[field]), f'set --config.{field}=...')
+
+
+def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """{'train.epochs': 10, ...} from a nested config or dict."""
+  flat = {}
+  for key, value in config.items():
+    nested = isinstance(value, Mapping | ml_collections.ConfigDict)
+    flat |= flatten(value, f'{prefix}{key}.') if nested else {f'{prefix}{key}': value}
+  return flat
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+  """Fields in which two configs differ, as 'field: THERE there, HERE here'."""
+  there, here = flatten(there), flatten(here)
+  fields = sorted(there.keys() | here.keys())
+  return [
+    f'{field}: {there.get(field, "absent")!r} there, {here.get(field, "absent")!r} here'
+    for field in fields
+    if there.get(field, '<absent>') != here.get(field, '<absent>')
+  ]

@@ -1,0 +1,143 @@
+"""A config's data: source, cache and splits, as arrays ready for the device."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+
+from csba_jax.data import cache, sources, splits
+from csba_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """Images of one part of the data: uint8 [N, H, W, ch] and int32 labels [N]."""
+
+  images: np.ndarray
+  labels: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """The three parts of a run's data. `train` is long-tailed; `val` is carved from the same tail."""
+
+  train: Part
+  val: Part  # of length 0 where data.val_fraction is 0
+  test: Part
+  class_names: tuple[str, ...]
+  splits: splits.Splits
+
+  @property
+  def class_counts(self) -> np.ndarray:
+    """Training images of each class, [C]."""
+    return self.splits.class_counts
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """(height, width, channels)."""
+    return self.train.images.shape[1:]
+
+
+def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data:
+  """Reads (or takes from the cache), splits and checks the data that `config` names.
+
+  Raises:
+    UserError: data absent or unreadable, or other than config.data says.
+  """
+  training, separate_test = open_sources(config.data)
+  images = cache.load_arrays(training, config.data.cache_dir, warn)
+  test_images = separate_test and cache.load_arrays(separate_test, config.data.cache_dir, warn)
+  _check_declared(config.data, images)
+  split = splits.make_splits(
+    images.labels,
+    images.groups,
+    test_images.labels if test_images else None,
+    class_names=images.class_names,
+    imbalance_factor=config.data.imbalance_factor,
+    profile=config.data.profile,
+    class_order=config.data.class_order,
+    val_fraction=config.data.val_fraction,
+    test_fraction=config.data.test_fraction,
+    seed=config.data.seed,
+  )
+  if split.classes_without_val and config.data.val_fraction:
+    names = ', '.join(images.class_names[c] for c in split.classes_without_val)
+    warn(f'no validation image of: {names} (one training image only)')
+
+  def part(arrays, indices):
+    return Part(arrays.images[indices], arrays.labels[indices])
+
+  return Data(
+    train=part(images, split.train),
+    val=part(images, split.val),
+    test=part(test_images or images, split.test),
+    class_names=images.class_names,
+    splits=split,
+  )
+
+
+def open_sources(data: ml_collections.ConfigDict):
+  """(training source, test source or None) of a config's data section; decodes nothing."""
+  if data.source == 'digits':
+    return sources.DigitsSource(), None
+  if data.source == 'tfds':
+    return tuple(
+      sources.TfdsSource(data.name, part, data.dir, data.image_size) for part in ('train', 'test')
+    )
+  directory = data.dir or os.environ.get('CSBA_IMAGE_FOLDER', '')
+  if not directory:
+    raise UserError(
+      'a folder of CLASS/file images',
+      'no folder named',
+      'set --config.data.dir or $CSBA_IMAGE_FOLDER',
+    )
+  folder = sources.ImageFolderSource(
+    directory,
+    data.image_size,
+    strict=data.strict,
+    manifest=data.manifest,
+    group_column=data.group_column,
+  )
+  return folder, None
+
+
+def _check_declared(data: ml_collections.ConfigDict, images: cache.ImageArrays) -> None:
+  size, channels = images.images.shape[1], images.images.shape[-1]
+  for field, found in (
+    ('num_classes', len(images.class_names)),
+    ('image_size', size),
+    ('channels', channels),
+  ):
+    declared = data[field]
+    if declared != found and not (field == 'num_classes' and declared == 0):
+      raise UserError(
+        f'data.{field} as in the data ({found})',
+        str(declared),
+        f'set --config.data.{field}={found}',
+      )
+
+
+def check_splits(splits_now: splits.Splits, path: Path) -> None:
+  """Raises UserError if the splits saved at `path` are not these: the data has changed."""
+  kept = splits.Splits.load(path)
+  if kept.sha256 != splits_now.sha256:
+    raise UserError(
+      f'the splits that {path} holds (sha256 {kept.sha256[:12]})',
+      f'others (sha256 {splits_now.sha256[:12]}): the data has changed',
+      'bring the old data back, or train in another --workdir',
+    )
+
+
+def eval_batches(part: Part, batch_size: int) -> Iterator[tuple[np.ndarray, ...]]:
+  """(images, labels, mask) batches of one size; every image once, the last batch padded."""
+  for start in range(0, len(part), batch_size):
+    index = np.arange(start, start + batch_size)
+    mask = index < len(part)
+    index = np.where(mask, index, 0)
+    yield part.images[index], part.labels[index], mask

@@ -1,0 +1,62 @@
+"""What a user sees of a long run: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_SECONDS = 10.0  # between two plain lines, at least
+
+
+class TrainingBar:
+  """Progress of a run with loss, validation macro-F1, images/s and time left. A context manager."""
+
+  def __init__(self, total: int, start: int, clock=time.monotonic, stream=None):
+    self._total, self._start = total, start
+    self._clock = clock
+    self._stream = stream or sys.stderr
+    self._started = clock()
+    self._last_line = float('-inf')
+    self._validation = float('nan')
+    self._bar = None
+    if self._stream.isatty():
+      self._bar = Progress(
+        TextColumn('step {task.completed}/{task.total}'),
+        BarColumn(),
+        TextColumn('{task.description}'),
+        TimeRemainingColumn(),
+        console=Console(file=self._stream),
+      )
+      self._task = self._bar.add_task('', total=total, completed=start)
+
+  def __enter__(self) -> 'TrainingBar':
+    if self._bar:
+      self._bar.start()
+    return self
+
+  def __exit__(self, *exc_info) -> None:
+    if self._bar:
+      self._bar.stop()
+
+  def update(self, step: int, loss: float, images_per_second: float) -> None:
+    """Shows the state after `step` steps; plain lines come every PLAIN_SECONDS and at the end."""
+    text = f'loss {loss:.4f}  val macro-F1 {self._validation:.3f}  {images_per_second:.0f} images/s'
+    if self._bar:
+      self._bar.update(self._task, completed=step, description=text)
+      return
+    now = self._clock()
+    if now - self._last_line < PLAIN_SECONDS and step < self._total:
+      return
+    self._last_line = now
+    left = (now - self._started) / max(1, step - self._start) * (self._total - step)
+    print(f'step {step}/{self._total}  {text}  {left:.0f} s left', file=self._stream, flush=True)
+
+  def validated(self, macro_f1: float) -> None:
+    """Takes the validation macro-F1 into the next update."""
+    self._validation = macro_f1
+
+
+def say(text: str, *args: object) -> None:
+  """One line for the user on standard error, `text % args` as in logging."""
+  print(text % args if args else text, file=sys.stderr, flush=True)

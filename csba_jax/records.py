@@ -1,0 +1,122 @@
+"""What a run writes while it goes on: metrics.jsonl, events and checkpoints, in step."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from csba_jax.checkpoint import Checkpoints
+from csba_jax.errors import UserError
+from csba_jax.progress import say
+from csba_jax.train_state import TrainState
+from csba_jax.workdir import Workdir
+
+
+@dataclasses.dataclass
+class Progress:
+  """The part of a run's state that lives on the host; each checkpoint carries it."""
+
+  step: int = 0
+  best_step: int = 0
+  best_score: float | None = None  # validation macro-F1 at best_step; None before the first
+  losses: list[float] = dataclasses.field(default_factory=list)  # since the last training line
+  grad_norms: list[float] = dataclasses.field(default_factory=list)
+  metrics_bytes: int = 0  # length of metrics.jsonl
+
+
+class Records:
+  """Keeps lines, events and checkpoints consistent, so that a restart neither repeats nor loses.
+
+  Use as a context manager.
+  """
+
+  def __init__(self, folder: Workdir):
+    self._folder = folder
+    self._checkpoints = Checkpoints(folder.file('checkpoints'))
+    self._events = None
+    self.progress = Progress()
+
+  def __enter__(self) -> 'Records':
+    return self
+
+  def __exit__(self, *exc_info) -> None:
+    if self._events:
+      self._events.close()
+    self._checkpoints.__exit__(*exc_info)
+
+  def resume(self, initial: TrainState) -> TrainState:
+    """The state of the newest whole checkpoint, or `initial`; later lines are cut off."""
+    restored = self._checkpoints.restore_latest(initial, say)
+    if restored is not None:
+      initial, meta = restored
+      self.progress = Progress(**meta)
+      say(f'going on from the checkpoint at step {self.progress.step}')
+    self._folder.rewind_metrics(self.progress.metrics_bytes)
+    self._events = _event_writer(self._folder, self.progress.step)
+    return initial
+
+  def best(self, last: TrainState) -> TrainState:
+    """The state at the best validation score; the last one of a run without validation."""
+    if self.progress.best_step == self.progress.step:
+      return last
+    self._checkpoints.wait()
+    return self._checkpoints.restore(self.progress.best_step, last)[0]
+
+  def add(self, step: int, loss: np.ndarray, grad_norm: np.ndarray) -> None:
+    """Takes the metrics of the steps that end at `step`; stops the run where one is not finite."""
+    self.progress.step = step
+    for offset, pair in enumerate(zip(loss, grad_norm, strict=True), 1 - len(loss)):
+      if not np.isfinite(pair).all():
+        kept = self._checkpoints.steps()
+        raise UserError(
+          'a finite loss and gradient',
+          f'loss {pair[0]}, gradient norm {pair[1]} in steps {step - len(loss) + 1} to {step}'
+          f' (first at {step + offset})',
+          'lower train.learning_rate; '
+          + (
+            f'the last good checkpoint is at step {kept[-1]}' if kept else 'nothing was saved yet'
+          ),
+        )
+    self.progress.losses += [float(x) for x in loss]
+    self.progress.grad_norms += [float(x) for x in grad_norm]
+
+  def training_line(self, epoch: float, learning_rate: float, timing: dict[str, float]) -> None:
+    """Writes the means over the steps since the last line."""
+    record = {
+      'train_loss': float(np.mean(self.progress.losses)),
+      'grad_norm': float(np.mean(self.progress.grad_norms)),
+      'learning_rate': learning_rate,
+    }
+    self.progress.losses, self.progress.grad_norms = [], []
+    self._write(epoch, record, timing)
+
+  def validation_line(self, epoch: float, summary: dict[str, Any], seconds: float) -> None:
+    """Writes the validation metrics and remembers the best macro-F1, of equal ones the latest."""
+    names = ('loss', 'accuracy', 'macro_f1', 'balanced_accuracy')
+    self._write(epoch, {f'val_{name}': summary[name] for name in names}, {'seconds': seconds})
+    best = self.progress.best_score
+    if best is None or summary['macro_f1'] >= best:
+      self.progress.best_score = summary['macro_f1']
+      self.progress.best_step = self.progress.step
+
+  def _write(self, epoch: float, record: dict[str, float], timing: dict[str, float]) -> None:
+    step = self.progress.step
+    self._folder.append_metrics({'step': step, 'epoch': epoch, **record, 'timing': timing})
+    for name, value in (record | timing).items():
+      self._events.add_scalar(name, value, step)
+    self._events.flush()
+    self.progress.metrics_bytes = self._folder.metrics_length()
+
+  def save(self, state: TrainState, score: float | None = None) -> None:
+    """Starts a checkpoint of the state and of everything needed to go on from it."""
+    self._checkpoints.save(self.progress.step, state, dataclasses.asdict(self.progress), score)
+
+  def wait(self) -> None:
+    """Returns once the last checkpoint is on disk."""
+    self._checkpoints.wait()
+
+
+def _event_writer(folder: Workdir, step: int):
+  from tensorboardX import SummaryWriter  # not needed to import the package
+
+  return SummaryWriter(str(folder.file('tensorboard')), purge_step=step, flush_secs=10)

@@ -1,0 +1,66 @@
+"""Plain-text tables of results for a terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+HEADLINES = (
+  ('macro-F1', 'macro_f1'),
+  ('balanced accuracy', 'balanced_accuracy'),
+  ('accuracy', 'accuracy'),
+)
+GROUPS = ('many', 'medium', 'few')
+
+
+def comparison(results: Mapping[str, Mapping[str, Any]]) -> str:
+  """Per-class F1, macro-F1, balanced accuracy and accuracy of runs on the same data, side by side.
+
+  Args:
+    results: content of result.json by column title.
+  """
+  first = next(iter(results.values()))
+  rows = [['F1 of class', 'training images', *results]]
+  for c, name in enumerate(first['class_names']):
+    f1 = [_number(result['per_class']['f1'][c]) for result in results.values()]
+    rows.append([str(name), str(first['class_counts'][c]), *f1])
+  rows.append([])
+  for title, key in HEADLINES:
+    rows.append([title, '', *(_number(result[key]) for result in results.values())])
+  return align(rows)
+
+
+def single(result: Mapping[str, Any]) -> str:
+  """Every metric of one evaluation: a row for each class, then the summary."""
+  per_class = result['per_class']
+  rows = [['class', 'training images', 'precision', 'recall', 'F1', 'support']]
+  for c, name in enumerate(result['class_names']):
+    numbers = [_number(per_class[key][c]) for key in ('precision', 'recall', 'f1')]
+    support = str(per_class['support'][c])
+    rows.append([str(name), str(result['class_counts'][c]), *numbers, support])
+  rows.append([])
+  rows += [[title, _number(result[key])] for title, key in HEADLINES]
+  rows += [
+    [f'{name}-shot accuracy', _number(result['group_accuracy'][name])]
+    for name in GROUPS
+    if result['group_accuracy'][name] is not None
+  ]
+  rows.append(['calibration error', _number(result['expected_calibration_error'])])
+  return align(rows)
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+  """Columns of equal width, the first to the left and numbers to the right; [] is a blank line."""
+  widths = [
+    max((len(row[i]) for row in rows if i < len(row)), default=0)
+    for i in range(max(len(row) for row in rows))
+  ]
+  lines = []
+  for row in rows:
+    cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=False)]
+    if row:
+      cells[0] = row[0].ljust(widths[0])
+    lines.append('  '.join(cells).rstrip())
+  return '\n'.join(lines)
+
+
+def _number(value: float | None) -> str:
+  return '-' if value is None else f'{value:.3f}'

@@ -1,0 +1,276 @@
+"""Training, read top to bottom: one pure step, several a dispatch, and the loop that owns I/O."""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import ml_collections
+import numpy as np
+import optax
+from jax import Array
+
+from csba_jax import config as config_lib
+from csba_jax import losses, metrics, optimizers, train_state
+from csba_jax.data import augment, pipeline, sampling
+from csba_jax.evaluate import evaluate
+from csba_jax.models import registry
+from csba_jax.progress import TrainingBar, say
+from csba_jax.records import Records
+from csba_jax.signals import StopRequest
+from csba_jax.train_state import TrainState
+from csba_jax.workdir import Workdir
+
+Batch = Mapping[str, Array]
+StepFn = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+
+
+def train_step(
+  state: TrainState,
+  batch: Batch,
+  *,
+  model: nn.Module,
+  tx: optax.GradientTransformation,
+  loss_fn: losses.LossFn,
+  augment_fn: augment.Augment,
+  seed: int,
+) -> tuple[TrainState, dict[str, Array]]:
+  """One update on the mean loss of a batch of uint8 images and int labels.
+
+  Returns the new state and, of the old parameters, the loss and the gradient's norm.
+  """
+  key = jax.random.fold_in(jax.random.key(seed), state.step)  # resumable: nothing else is random
+  images = augment.scale(augment_fn(key, batch['image']))
+
+  def objective(params):
+    variables = {'params': params, 'batch_stats': state.batch_stats}
+    logits, updated = model.apply(variables, images, train=True, mutable=['batch_stats'])
+    return loss_fn(logits, batch['label']).mean(), updated.get('batch_stats', {})
+
+  (loss, batch_stats), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  new_state = TrainState(state.step + 1, params, batch_stats, opt_state)
+  return new_state, {'loss': loss, 'grad_norm': optax.global_norm(grads)}
+
+
+def steps_per_dispatch(longest: int) -> int:
+  """How many steps one compiled call does: `longest` on GPU and TPU, 1 on CPU.
+
+  Convolutions inside a scan are about 40 times slower on the CPU backend.
+  """
+  return 1 if jax.default_backend() == 'cpu' else longest
+
+
+@functools.partial(jax.jit, static_argnames='step_fn', donate_argnames='state')
+def train_steps(
+  state: TrainState, data: Batch, indices: Array, *, step_fn: StepFn
+) -> tuple[TrainState, dict[str, Array]]:
+  """`step_fn` on data[indices[0]], data[indices[1]], ...: all on the device.
+
+  Args:
+    state: donated.
+    data: 'image' uint8 [N, H, W, ch] and 'label' int32 [N], on the device.
+    indices: [steps, batch] int32 positions in `data`.
+    step_fn: (state, batch) -> (state, metrics).
+
+  Returns:
+    The state after all steps, and the metrics of each, leaves [steps].
+  """
+
+  def one(state, index):
+    return step_fn(state, jax.tree.map(lambda x: x[index], dict(data)))
+
+  if indices.shape[0] == 1:
+    state, step_metrics = one(state, indices[0])
+    return state, jax.tree.map(lambda x: x[None], step_metrics)
+  return jax.lax.scan(one, state, indices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """When things happen, in steps."""
+
+  steps_per_epoch: int
+  total: int
+  log_every: int
+  eval_every: int
+
+  @classmethod
+  def of(cls, train: ml_collections.ConfigDict, images: int) -> 'Plan':
+    """The plan of config.train for a training set of that many images."""
+    per_epoch = math.ceil(images / train.batch_size)
+    return cls(per_epoch, train.epochs * per_epoch, train.log_every, train.eval_every * per_epoch)
+
+  def segments(self, start: int) -> Iterator[tuple[int, int]]:
+    """(from, to) of the stretches between log lines; a line also ends each epoch."""
+    while start < self.total:
+      epoch_start = start // self.steps_per_epoch * self.steps_per_epoch
+      in_epoch = (start - epoch_start) // self.log_every * self.log_every + self.log_every
+      end = epoch_start + min(in_epoch, self.steps_per_epoch)
+      yield start, end
+      start = end
+
+  def evaluates_at(self, step: int) -> bool:
+    """Whether a validation and a checkpoint follow step number `step`."""
+    return step % self.eval_every == 0 or step == self.total
+
+
+def make_step(
+  config: ml_collections.ConfigDict,
+  model: nn.Module,
+  tx: optax.GradientTransformation,
+  class_counts: np.ndarray,
+) -> StepFn:
+  """`train_step` with everything static bound: (state, batch) -> (state, metrics)."""
+  return functools.partial(
+    train_step,
+    model=model,
+    tx=tx,
+    loss_fn=losses.build(config.loss.name, class_counts),
+    augment_fn=augment.build(config.augment.crop_padding, config.augment.flip),
+    seed=config.seed,
+  )
+
+
+def train_and_evaluate(
+  config: ml_collections.ConfigDict, workdir: str, stop: StopRequest
+) -> dict[str, Any] | None:
+  """Trains, selects on the validation part, evaluates the test set once: result.json.
+
+  Killed at any moment and started again, it goes on from the last checkpoint and ends as if
+  nothing had happened, on CPU to the bit.
+
+  Args:
+    config: see csba_jax.config.
+    workdir: folder of this run and of no other.
+    stop: asks the run to save and leave.
+
+  Returns:
+    The content of result.json, or None when stopped; a finished run returns it at once.
+  """
+  config_lib.check(config)
+  with Workdir(workdir, config.to_dict()) as folder:
+    if (result := folder.result()) is not None:
+      say(f'{folder.path} is finished: nothing to do')
+      return result
+    started = time.monotonic()
+    say(f'loading {config.data.source} {config.data.name or config.data.dir}'.rstrip())
+    data = pipeline.load(config, say)
+    say(describe(data))
+    draw = functools.partial(
+      sampling.batch_positions, config.seed, n=len(data.train), batch_size=config.train.batch_size
+    )
+    draw(0)  # a batch that cannot be drawn ends the run here, before anything is written
+    model = registry.build(config.model, len(data.class_names), data.image_shape)
+    plan = Plan.of(config.train, len(data.train))
+    tx, schedule = optimizers.build(config.train, plan.total)
+    step_fn = make_step(config, model, tx, data.class_counts)
+    folder.begin()  # all is checked: from here on the folder is this run's
+    keep_splits(folder, data)
+    initial = train_state.create(model, tx, data.image_shape, config.seed)
+
+    with Records(folder) as records:
+      state = records.resume(initial)
+      state = run_steps(config, state, data, model, step_fn, draw, plan, schedule, records, stop)
+      if stop.requested:
+        say(f'stopped at step {records.progress.step}: saved, start again to go on')
+        return None
+      say(f'evaluating the test set at step {records.progress.best_step}')
+      sums = evaluate(model, records.best(state), data.test, config.train.batch_size)
+    result = metrics.summarise(sums, data.class_counts) | {
+      'checkpoint_step': records.progress.best_step,
+      'validation_macro_f1': records.progress.best_score,
+      'class_names': list(data.class_names),
+      'class_counts': data.class_counts.tolist(),
+      'parameters': sum(x.size for x in jax.tree.leaves(state.params)),
+      'splits_sha256': data.splits.sha256,
+      'timing': {
+        'seconds': time.monotonic() - started,  # of the process that finished the run
+        'device': jax.devices()[0].device_kind,
+      },
+    }
+    folder.write_result(result)
+    return result
+
+
+def run_steps(
+  config: ml_collections.ConfigDict,
+  state: TrainState,
+  data: pipeline.Data,
+  model: nn.Module,
+  step_fn: StepFn,
+  draw: Callable[[int], np.ndarray],
+  plan: Plan,
+  schedule: optax.Schedule,
+  records: Records,
+  stop: StopRequest,
+) -> TrainState:
+  """Steps, lines, validations and checkpoints from where `records` stands to the end or a stop."""
+  on_device = jax.device_put({'image': data.train.images, 'label': data.train.labels})
+  batch_size, longest = config.train.batch_size, steps_per_dispatch(config.train.log_every)
+  with TrainingBar(plan.total, records.progress.step) as bar:
+    for first, last in plan.segments(records.progress.step):
+      began = time.monotonic()
+      for start in range(first, last, longest):
+        end = min(start + longest, last)
+        indices = np.stack([draw(step) for step in range(start, end)])
+        state, step_metrics = train_steps(state, on_device, indices, step_fn=step_fn)
+        records.add(end, **jax.device_get(step_metrics))
+        seconds = time.monotonic() - began
+        rate = batch_size * (end - first) / seconds
+        bar.update(end, records.progress.losses[-1], rate)
+        if stop.requested:
+          break
+      if end == last:
+        epoch, learning_rate = last / plan.steps_per_epoch, float(schedule(last - 1))
+        timing = {'seconds': seconds, 'images_per_second': rate}
+        records.training_line(epoch, learning_rate, timing)
+        if plan.evaluates_at(last):
+          score = validate(config, state, data, model, records, epoch)
+          bar.validated(score)
+          records.save(state, score)
+      if stop.requested:
+        records.save(state)
+        break
+  records.wait()
+  return state
+
+
+def validate(
+  config: ml_collections.ConfigDict,
+  state: TrainState,
+  data: pipeline.Data,
+  model: nn.Module,
+  records: Records,
+  epoch: float,
+) -> float | None:
+  """Macro-F1 on the validation part, recorded; None without one, and the last step is the best."""
+  if not len(data.val):
+    records.progress.best_step = records.progress.step
+    return None
+  began = time.monotonic()
+  sums = evaluate(model, state, data.val, config.train.batch_size)
+  summary = metrics.summarise(sums, data.class_counts)
+  records.validation_line(epoch, summary, time.monotonic() - began)
+  return summary['macro_f1']
+
+
+def keep_splits(folder: Workdir, data: pipeline.Data) -> None:
+  """splits.npz of the run, written once; a run that goes on must have the data it had."""
+  path = folder.file('splits.npz')
+  if path.exists():
+    pipeline.check_splits(data.splits, path)
+  else:
+    data.splits.save(path)
+
+
+def describe(data: pipeline.Data) -> str:
+  """One line about the data of a run."""
+  counts = ' '.join(str(n) for n in data.class_counts)
+  sizes = f'{len(data.train)} training, {len(data.val)} validation, {len(data.test)} test images'
+  return f'{sizes} of {len(data.class_names)} classes; training images by class: {counts}'

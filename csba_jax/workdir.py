@@ -1,0 +1,202 @@
+"""A run's folder: one process at a time, whole files only, one config for its whole life."""
+
+import contextlib
+import errno
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import csba_jax
+from csba_jax import config as config_lib
+from csba_jax.errors import UserError
+
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+
+class Workdir:
+  """config.json, metrics.jsonl, result.json, splits.npz, checkpoints/ and tensorboard/ of a run.
+
+  Use as a context manager: it holds a lock that ends with the process, however that ends.
+
+  Raises:
+    UserError: the folder cannot be written, belongs to another config, or is in use.
+  """
+
+  def __init__(self, path: str | os.PathLike, config: Mapping[str, Any]):
+    self.path = Path(path).absolute()
+    self._config = config
+    self._lock = None
+
+  def __enter__(self) -> 'Workdir':
+    with writing_to(self.path):
+      if self.path.exists() and not self.path.is_dir():
+        raise UserError('a folder as --workdir', f'the file {self.path}', 'name another workdir')
+      self.path.mkdir(parents=True, exist_ok=True)
+      self._lock = open(self.path / '.lock', 'w')
+    try:
+      self._claim()
+    except BaseException:
+      self._lock.close()
+      raise
+    return self
+
+  def __exit__(self, *exc_info) -> None:
+    self._lock.close()
+
+  def _claim(self) -> None:
+    try:
+      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      if error.errno not in (errno.EAGAIN, errno.EACCES):
+        raise
+      raise UserError(
+        'one process for each workdir',
+        f'another process at work in {self.path}',
+        'wait for it, end it, or name another --workdir',
+      ) from error
+    if self.file('config.json').exists():
+      different = config_lib.differences(read_config(self.path), self._config)
+      if different:
+        raise UserError(
+          f'the config that {self.path} was started with',
+          '; '.join(different),
+          'name another --workdir, or take back these fields',
+        )
+
+  def begin(self) -> None:
+    """Writes config.json, which makes the folder this config's for good."""
+    if not self.file('config.json').exists():
+      record = {'config': dict(self._config), 'versions': versions(), 'commit': commit()}
+      self.write('config.json', lambda file: file.write((_json(record, indent=2) + '\n').encode()))
+
+  def file(self, name: str) -> Path:
+    """Path of a file in the workdir."""
+    return self.path / name
+
+  def write(self, name: str, fill: Callable[[Any], Any]) -> None:
+    """A file that is there whole or not at all: `fill(binary file)`, then renamed into place."""
+    with writing_to(self.path):
+      write_atomically(self.file(name), fill)
+
+  def result(self) -> dict[str, Any] | None:
+    """result.json, or None while the run is not finished."""
+    return read_result(self.path) if self.file('result.json').exists() else None
+
+  def write_result(self, result: Mapping[str, Any]) -> None:
+    """result.json; NaN becomes null."""
+    self.write('result.json', lambda file: file.write((_json(result, indent=2) + '\n').encode()))
+
+  def metrics_length(self) -> int:
+    """Bytes in metrics.jsonl; a checkpoint stores it, see `rewind_metrics`."""
+    path = self.file('metrics.jsonl')
+    return path.stat().st_size if path.exists() else 0
+
+  def rewind_metrics(self, length: int) -> None:
+    """Cuts metrics.jsonl to its length at a checkpoint: what came later will come again."""
+    with writing_to(self.path), open(self.file('metrics.jsonl'), 'ab') as file:
+      file.truncate(length)
+
+  def append_metrics(self, record: Mapping[str, Any]) -> None:
+    """One line of metrics.jsonl, on disk on return."""
+    with writing_to(self.path), open(self.file('metrics.jsonl'), 'ab') as file:
+      file.write((_json(record) + '\n').encode())
+      file.flush()
+      os.fsync(file.fileno())
+
+
+def read_config(path: str | os.PathLike) -> dict[str, Any]:
+  """The resolved config in a workdir's config.json; UserError without a whole one."""
+  return _read_json(Path(path) / 'config.json', 'a workdir made by csba-train')['config']
+
+
+def read_result(path: str | os.PathLike) -> dict[str, Any]:
+  """The content of a finished run's result.json; UserError without a whole one."""
+  return _read_json(Path(path) / 'result.json', 'a finished run (csba-train ends with result.json)')
+
+
+def _read_json(file: Path, expected: str) -> dict[str, Any]:
+  try:
+    return json.loads(file.read_text())
+  except (FileNotFoundError, NotADirectoryError) as error:
+    raise UserError(
+      f'{expected} in {file.parent}', f'no {file.name} there', 'mend the path'
+    ) from error
+  except json.JSONDecodeError as error:
+    raise UserError(
+      f'a whole {file}', f'a damaged one ({error})', 'run it anew elsewhere'
+    ) from error
+
+
+def write_atomically(path: Path, fill: Callable[[Any], Any]) -> None:
+  """Writes beside `path`, syncs, renames: after a crash the old file or the new one, never half."""
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+  try:
+    with os.fdopen(handle, 'wb') as file:
+      fill(file)
+      file.flush()
+      os.fsync(file.fileno())
+    os.chmod(temporary, 0o644)  # mkstemp makes files that nobody else may read
+    os.replace(temporary, path)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      os.unlink(temporary)
+    raise
+
+
+@contextlib.contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+  """Turns a full disk, a read-only folder and the like into one line."""
+  try:
+    yield
+  except OSError as error:
+    raise UserError(
+      f'a workdir with room that can be written at {path}',
+      error.strerror or str(error),
+      'free space or name another --workdir; started again, a run goes on from its last checkpoint',
+    ) from error
+
+
+def versions() -> dict[str, str]:
+  """Versions of Python and of the packages that decide the numbers."""
+  return {'python': platform.python_version(), 'csba_jax': csba_jax.__version__} | {
+    package: importlib.metadata.version(package) for package in PACKAGES
+  }
+
+
+def commit() -> str | None:
+  """Git commit of this source tree, '+changes' behind it where files differ; None outside git."""
+  git = ['git', '-C', str(Path(__file__).parent)]
+  try:
+    head = subprocess.run([*git, 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True)
+    status = subprocess.run(
+      [*git, 'status', '--porcelain', '--untracked-files=no'],
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+  except (OSError, subprocess.CalledProcessError):
+    return None
+  return head.stdout.strip() + ('+changes' if status.stdout.strip() else '')
+
+
+def _json(record: Mapping[str, Any], indent: int | None = None) -> str:
+  """Strict JSON: NaN and infinities, which JSON does not know, become null."""
+  return json.dumps(_finite(record), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {key: _finite(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(item) for item in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
