@@ -21,7 +21,7 @@ def describe(config: ml_collections.ConfigDict) -> str:
   image_shape = (config.data.image_size, config.data.image_size, config.data.channels)
   model = registry.build(config.model, num_classes, image_shape)
   tx, _ = optimizers.build(config.train, total_steps=1000)
-  state = jax.eval_shape(lambda: train_state.create(model, tx, image_shape, config.seed))
+  state = train_state.shapes(model, tx, image_shape)
   step_fn = train.make_step(config, model, tx, np.ones(num_classes))
   batch_size = config.train.batch_size
   data = {

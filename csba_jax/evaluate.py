@@ -64,7 +64,7 @@ def evaluate_run(
     raise UserError(f'a {split} part with images', 'none in this run', 'use --split=test')
   model = registry.build(config.model, len(data.class_names), data.image_shape)
   tx, _ = optimizers.build(config.train, total_steps=1)
-  like = jax.eval_shape(lambda: train_state.create(model, tx, data.image_shape, config.seed))
+  like = train_state.shapes(model, tx, data.image_shape)
   with Checkpoints(_checkpoints_of(workdir), read_only=True) as checkpoints:
     step = _find_step(checkpoints, which, like)
     state, _ = checkpoints.restore(step, like)

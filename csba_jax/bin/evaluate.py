@@ -14,10 +14,10 @@ def main() -> int:
   """Evaluates a checkpoint of a run and prints every metric; writes nothing."""
   workdir = run.required(_WORKDIR, 'runs/digits')
 
-  from csba_jax import restore
+  from csba_jax import evaluate
   from csba_jax.report import table
 
-  result = restore.evaluate_run(workdir, _CHECKPOINT.value, _SPLIT.value, _DATA_DIR.value)
+  result = evaluate.evaluate_run(workdir, _CHECKPOINT.value, _SPLIT.value, _DATA_DIR.value)
   print(table.single(result))
   print(f'{_SPLIT.value} part, checkpoint of step {result["checkpoint_step"]} in {workdir}')
   return 0

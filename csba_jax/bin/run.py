@@ -12,7 +12,7 @@ from csba_jax.errors import UserError
 def run(main: Callable[[], int | None]) -> None:
   """Runs main() under absl flags and exits with its code; 1 and one line for a UserError."""
   name = sys.argv[0].rsplit('/', 1)[-1]
-  logging.set_verbosity(logging.WARNING)  # JAX and orbax say much at INFO; --verbosity=0 shows it
+  logging.set_verbosity(logging.ERROR)  # what JAX and orbax say below that is not for users
   try:
     app.run(lambda _: main(), flags_parser=_parse)
   except UserError as error:
@@ -24,7 +24,11 @@ def _parse(argv: list[str]) -> list[str]:
   """FLAGS(argv), with every way in which that can fail as a UserError."""
   try:
     rest = flags.FLAGS(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    if 'config' in flags.FLAGS and flags.FLAGS.config is not None:
+      dir(flags.FLAGS.config.keys)  # a file that is not there is reported on first use only
+  except UserError:
+    raise
+  except Exception as error:  # a config is code of the user's: it can raise anything
     raise UserError('flags as --help lists them', str(error), 'mend the command line') from error
   if len(rest) > 1:
     raise UserError('flags only', ' '.join(rest[1:]), 'write --flag=value')

@@ -6,6 +6,7 @@ from csba_jax import config as config_lib
 from csba_jax.bin import run
 
 _CONFIG = run.define_config()
+flags.declare_key_flag('config')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of this run; the same again goes on.')
 _DRY_RUN = flags.DEFINE_bool(
   'dry_run', False, 'Compile without training; print parameters, FLOPs, memory and the config.'

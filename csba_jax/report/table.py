@@ -1,5 +1,6 @@
 """Plain-text tables of results for a terminal."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ def single(result: Mapping[str, Any]) -> str:
   rows += [
     [f'{name}-shot accuracy', _number(result['group_accuracy'][name])]
     for name in GROUPS
-    if result['group_accuracy'][name] is not None
+    if _number(result['group_accuracy'][name]) != '-'
   ]
   rows.append(['calibration error', _number(result['expected_calibration_error'])])
   return align(rows)
@@ -63,4 +64,4 @@ def align(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _number(value: float | None) -> str:
-  return '-' if value is None else f'{value:.3f}'
+  return '-' if value is None or math.isnan(value) else f'{value:.3f}'

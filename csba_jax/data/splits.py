@@ -1,0 +1,312 @@
+"""Which images train, validate and test: long-tailed, stratified, duplicate-aware, reproducible."""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+import secrets
+
+import numpy as np
+
+from csba_jax.errors import UserError
+from csba_jax.longtail import class_counts, permutation, profile_counts
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Splits:
+  """Index arrays of the three parts of a data set.
+
+  Attributes:
+    train: [n_train] int64, sorted indices into the training set.
+    val: [n_val] int64, sorted indices into the training set; empty without a validation part.
+    test: [n_test] int64, sorted indices into the test set if there is a separate one, else into the
+      training set.
+    test_is_separate: whether `test` speaks of a separate test set.
+    class_counts: [C] int64, images of each class in `train`.
+    classes_without_val: indices of the classes without a validation image; empty if there is no
+      validation part at all.
+  """
+
+  train: np.ndarray
+  val: np.ndarray
+  test: np.ndarray
+  test_is_separate: bool
+  class_counts: np.ndarray
+  classes_without_val: tuple[int, ...]
+
+  @property
+  def sha256(self) -> str:
+    """Hex SHA-256 over train, val, test: each its length, then its indices, as '<i8' bytes."""
+    digest = hashlib.sha256()
+    for part in (self.train, self.val, self.test):
+      digest.update(np.asarray([len(part)], '<i8').tobytes())
+      digest.update(np.ascontiguousarray(part, '<i8').tobytes())
+    return digest.hexdigest()
+
+  def save(self, path: str | os.PathLike) -> None:
+    """Writes an npz, without pickle; the file is there as a whole or not at all."""
+    path = pathlib.Path(path)
+    part = path.with_name(f'.{path.name}.{secrets.token_hex(4)}')
+    arrays = dataclasses.asdict(self) | {'sha256': self.sha256}
+    arrays['classes_without_val'] = np.asarray(self.classes_without_val, np.int64)
+    try:
+      with part.open('wb') as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(part, path)
+    finally:
+      part.unlink(missing_ok=True)
+
+  @classmethod
+  def load(cls, path: str | os.PathLike) -> 'Splits':
+    """Reads what `save` wrote.
+
+    Raises:
+      UserError: the file is missing, damaged, or its indices do not have the saved sha256.
+    """
+    try:
+      # opened here, because np.load leaves a damaged file open
+      with open(path, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
+        found = {name: arrays[name] for name in arrays.files}
+      saved = str(found.pop('sha256'))
+      found['test_is_separate'] = bool(found['test_is_separate'])
+      found['classes_without_val'] = tuple(found['classes_without_val'].tolist())
+      splits = cls(**found)
+    except Exception as error:  # a damaged zip fails in a dozen ways
+      raise _unusable(path, f'{type(error).__name__}: {error}') from error
+    if splits.sha256 != saved:
+      raise _unusable(path, f'indices with sha256 {splits.sha256[:12]}, saved as {saved[:12]}')
+    return splits
+
+
+def make_splits(
+  labels: np.ndarray,
+  groups: np.ndarray | None = None,
+  test_labels: np.ndarray | None = None,
+  *,
+  class_names: tuple[str, ...],
+  imbalance_factor: float,
+  profile: str,
+  class_order: str,
+  val_fraction: float,
+  test_fraction: float,
+  seed: int,
+) -> Splits:
+  """Test part, long-tail subset, validation part: in this order, so that each is honest.
+
+  1. test: the separate test set as it is, else test_fraction of all images (so it keeps the classes
+     as frequent as they were, and does not depend on the imbalance factor);
+  2. the long-tail subset of the rest;
+  3. val: val_fraction of that subset; train: what remains.
+  Both carvings are stratified and keep duplicate groups together (`stratified_split`).
+
+  Args:
+    labels: [N] int, of the training set.
+    groups: [N] int duplicate groups, or None when every image is on its own.
+    test_labels: [M] int, of a separate test set, or None; test_fraction is for None only.
+    class_names: C names, for the messages.
+    imbalance_factor: n_max / n_min >= 1.
+    profile: 'exp', 'step' or 'natural' (`long_tail_subset`).
+    class_order: 'index' or 'frequency' (`long_tail_subset`).
+    val_fraction: in [0, 1); 0 means no validation part.
+    test_fraction: in [0, 1), and above 0 if there is no separate test set.
+    seed: of every draw.
+
+  Raises:
+    UserError: a fraction out of range, a class left without training images, no test images, or an
+      imbalance factor that the data cannot give.
+  """
+  labels = np.asarray(labels)
+  _check_fraction('data.val_fraction', val_fraction)
+  _check_fraction('data.test_fraction', test_fraction)
+  rest = np.arange(len(labels))
+  if test_labels is not None:
+    test = np.arange(len(test_labels))
+  else:
+    rest, test = stratified_split(labels, test_fraction, seed, groups)
+  if not len(test):
+    raise UserError(
+      'test images', 'none', 'set data.test_fraction above 0, or give a separate test set'
+    )
+  _check_every_class(labels[rest], class_names, 'once the test part is taken out')
+  rest = rest[
+    long_tail_subset(labels[rest], len(class_names), imbalance_factor, profile, class_order, seed)
+  ]
+  kept, held = stratified_split(
+    labels[rest], val_fraction, seed, None if groups is None else np.asarray(groups)[rest]
+  )
+  train, val = rest[kept], rest[held]
+  counts = _check_every_class(labels[train], class_names, 'once the validation part is taken out')
+  without = np.setdiff1d(np.arange(len(class_names)), labels[val]) if val_fraction else ()
+  return Splits(train, val, test, test_labels is not None, counts, tuple(int(c) for c in without))
+
+
+def long_tail_subset(
+  labels: np.ndarray,
+  num_classes: int,
+  imbalance_factor: float,
+  profile: str,
+  class_order: str,
+  seed: int,
+) -> np.ndarray:
+  """Indices of a long-tailed subset:  n_c = min(available_c, profile count of c's position).
+
+  n_max is the number of images of the first class in the order. Each class is cut to the start of
+  one permutation of its images, so at the same seed a larger factor's subset lies in a smaller's.
+
+  Args:
+    labels: [N] int.
+    num_classes: C.
+    imbalance_factor: n_max / n_min >= 1; 1 for 'natural'.
+    profile: 'exp' or 'step' (`longtail.profile_counts`), or 'natural': all images.
+    class_order: 'index' (class 0 is the largest) or 'frequency' (most frequent class first, ties by
+      index).
+    seed: of the draw.
+
+  Returns:
+    Sorted int64 indices.
+
+  Raises:
+    UserError: an unknown profile or order, or an imbalance factor that the data cannot give.
+  """
+  labels = np.asarray(labels)
+  if profile == 'natural':
+    if imbalance_factor != 1:
+      raise UserError(
+        "imbalance_factor 1 with profile 'natural', which keeps every image",
+        f'imbalance_factor {imbalance_factor:g}',
+        "choose profile 'exp' or 'step', which use it, or set it to 1",
+      )
+    return np.arange(len(labels))
+  available = class_counts(labels, num_classes)
+  order = _class_order(available, class_order)
+  wanted = profile_counts(int(available[order[0]]), num_classes, imbalance_factor, profile)
+  members = _members(labels, num_classes)
+  parts = [
+    members[c][permutation((seed, 'long tail', c), len(members[c]))[:n]]
+    for c, n in zip(order.tolist(), wanted.tolist(), strict=True)
+  ]
+  return np.sort(np.concatenate(parts))
+
+
+def stratified_split(
+  labels: np.ndarray, fraction: float, seed: int, groups: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+  """Holds out about `fraction` of each class, without taking a duplicate group apart.
+
+  Class c, with n_c images, is to have h_c = floor(fraction * n_c + 1/2) of them held, at least 1
+  and at most n_c - 1: every class keeps an image, and a class of one image is kept whole. Without
+  groups it is exactly h_c. With groups the classes take turns, rarest first; each goes through its
+  groups in a random order and holds those that leave no class above its h_c. Then a class with
+  nothing held takes its smallest group, if every class still keeps an image. So a class whose
+  groups lie in it alone ends with |held_c - h_c| < size of its largest group; a group that crosses
+  classes counts in each of them, and may be passed over for the sake of one of them.
+
+  Args:
+    labels: [N] int >= 0.
+    fraction: in [0, 1); 0 holds nothing.
+    seed: of the draw.
+    groups: [N] int, equal for images that must stay together; None: every image is on its own.
+
+  Returns:
+    (kept, held): sorted int64 indices, together 0..N-1.
+
+  Raises:
+    UserError: a fraction out of range.
+  """
+  _check_fraction('fraction', fraction)
+  labels = np.asarray(labels)
+  if fraction == 0 or not len(labels):
+    return np.arange(len(labels)), np.arange(0)
+  available = np.bincount(labels)
+  wanted = np.maximum(np.floor(fraction * available + 0.5).astype(np.int64), 1)
+  group_of, sizes = _group_sizes(labels, np.arange(len(labels)) if groups is None else groups)
+  in_order = [
+    list(dict.fromkeys(group_of[m[permutation((seed, 'hold out', c, len(m)), len(m))]].tolist()))
+    for c, m in enumerate(_members(labels, len(available)))
+  ]
+  chosen = _choose_groups(
+    in_order, sizes, np.clip(wanted, 0, np.maximum(available - 1, 0)), available
+  )
+  is_held = np.isin(group_of, chosen)
+  return np.flatnonzero(~is_held), np.flatnonzero(is_held)
+
+
+def _choose_groups(
+  in_order: list[list[int]], sizes: list[dict[int, int]], target: np.ndarray, available: np.ndarray
+) -> list[int]:
+  """The greedy choice that `stratified_split` describes, as group ids."""
+  held, chosen = np.zeros_like(target), set()
+
+  def hold_if_within(group: int, limit: np.ndarray) -> None:
+    if group not in chosen and all(held[d] + n <= limit[d] for d, n in sizes[group].items()):
+      chosen.add(group)
+      for d, n in sizes[group].items():
+        held[d] += n
+
+  rarest_first = np.argsort(available, kind='stable').tolist()
+  for c in rarest_first:
+    for group in in_order[c]:
+      if held[c] >= target[c]:
+        break
+      hold_if_within(group, target)
+  for c in rarest_first:
+    for group in sorted(in_order[c], key=lambda g, c=c: sizes[g][c]):
+      if held[c] or not target[c]:
+        break
+      hold_if_within(group, available - 1)
+  return sorted(chosen)
+
+
+def _group_sizes(labels: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, list[dict[int, int]]]:
+  """Groups numbered 0..G-1 of each image [N], and for each group {class: images}."""
+  ids, group_of = np.unique(np.asarray(groups), return_inverse=True)
+  sizes: list[dict[int, int]] = [{} for _ in ids]
+  for group, c in zip(group_of.tolist(), labels.tolist(), strict=True):
+    sizes[group][c] = sizes[group].get(c, 0) + 1
+  return group_of, sizes
+
+
+def _members(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
+  """The indices of each class, ascending: C arrays of int64."""
+  ends = np.cumsum(np.bincount(labels, minlength=num_classes))
+  return np.split(np.argsort(labels, kind='stable'), ends[:-1])
+
+
+def _class_order(available: np.ndarray, class_order: str) -> np.ndarray:
+  """Classes from the one to be largest to the one to be smallest, [C] int64."""
+  if class_order == 'index':
+    return np.arange(len(available))
+  if class_order == 'frequency':
+    return np.argsort(-available, kind='stable')
+  raise UserError(
+    "class_order 'index' or 'frequency'", repr(class_order), "choose 'index' or 'frequency'"
+  )
+
+
+def _check_fraction(name: str, fraction: float) -> None:
+  """Raises UserError unless 0 <= fraction < 1."""
+  if not 0 <= fraction < 1:
+    raise UserError(f'{name} in [0, 1)', f'{fraction}', 'give the share to hold out, such as 0.1')
+
+
+def _check_every_class(labels: np.ndarray, class_names: tuple[str, ...], when: str) -> np.ndarray:
+  """Images of each class, [C] int64; raises UserError naming the classes that have none."""
+  counts = class_counts(labels, len(class_names))
+  if empty := [class_names[c] for c in np.flatnonzero(counts == 0)]:
+    raise UserError(
+      f'training images in every class {when}',
+      f'none in {", ".join(empty)}',
+      'add images to it, remove the class, or set data.val_fraction and data.test_fraction lower',
+    )
+  return counts
+
+
+def _unusable(path: str | os.PathLike, found: str) -> UserError:
+  """The error of a split file that cannot be trusted."""
+  return UserError(
+    f'a split saved by Splits.save at {path}',
+    found,
+    'correct the path, or delete the file and draw the split again',
+  )

@@ -1,0 +1,416 @@
+"""Splits: stratified, duplicate-aware, nested, the same on every machine, safe on disk."""
+
+import dataclasses
+import hashlib
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+from csba_jax.data import splits
+from csba_jax.errors import UserError
+from csba_jax.longtail import profile_counts
+
+NAMES = ('bird', 'clean', 'dust')
+
+
+def random_labels(seed, n=200, num_classes=5):
+  """Skewed labels in a random order, every class there."""
+  rng = np.random.default_rng(seed)
+  labels = rng.choice(num_classes, n, p=np.arange(1, num_classes + 1) / sum(range(num_classes + 1)))
+  labels[:num_classes] = np.arange(num_classes)
+  return labels.astype(np.int32)
+
+
+def make(labels, groups=None, test_labels=None, **changes):
+  """make_splits with plain arguments for what a test does not care about."""
+  arguments = {
+    'class_names': tuple(f'class {c}' for c in range(int(max(labels)) + 1)),
+    'imbalance_factor': 1.0,
+    'profile': 'natural',
+    'class_order': 'index',
+    'val_fraction': 0.1,
+    'test_fraction': 0.2,
+    'seed': 0,
+  }
+  return splits.make_splits(labels, groups, test_labels, **(arguments | changes))
+
+
+# ---- stratified_split
+
+
+@pytest.mark.parametrize('fraction', [0.01, 0.1, 0.25, 0.5, 0.9])
+def test_stratified_counts_are_rounded_class_by_class(fraction):
+  for seed in range(5):
+    labels = random_labels(seed)
+    kept, held = splits.stratified_split(labels, fraction, seed)
+    assert sorted([*kept, *held]) == list(range(len(labels)))
+    assert kept.tolist() == sorted(kept)
+    assert held.tolist() == sorted(held)
+    assert kept.dtype == held.dtype == np.int64
+    for c in range(5):
+      n = int((labels == c).sum())
+      wanted = int(fraction * n + 0.5)
+      expected = min(max(wanted, 1), n - 1)
+      assert (labels[held] == c).sum() == expected
+
+
+def test_stratified_split_does_not_take_the_last_image():
+  kept, held = splits.stratified_split(np.array([0, 1, 1, 2, 2, 2]), 0.9, 0)
+  assert np.bincount(np.array([0, 1, 1, 2, 2, 2])[kept]).tolist() == [1, 1, 1]
+  assert len(held) == 3
+
+
+def test_stratified_split_with_a_class_absent():
+  kept, held = splits.stratified_split(np.array([0, 0, 3, 3]), 0.5, 0)
+  assert len(kept) == len(held) == 2
+
+
+def test_nothing_is_held_at_fraction_zero():
+  kept, held = splits.stratified_split(np.array([0, 0, 1]), 0.0, 0)
+  assert kept.tolist() == [0, 1, 2]
+  assert held.tolist() == []
+  assert held.dtype == np.int64
+  assert splits.stratified_split(np.array([], np.int32), 0.5, 0)[0].tolist() == []
+
+
+def test_groups_of_one_are_no_groups():
+  for seed in range(5):
+    labels = random_labels(seed)
+    alone = np.random.default_rng(seed).permutation(len(labels)) * 7
+    plain = splits.stratified_split(labels, 0.2, seed)
+    assert [p.tolist() for p in plain] == [
+      p.tolist() for p in splits.stratified_split(labels, 0.2, seed, alone)
+    ]
+
+
+def test_groups_are_never_taken_apart_and_every_class_is_kept():
+  for seed in range(60):
+    rng = np.random.default_rng(seed)
+    labels = random_labels(seed, n=60)
+    groups = rng.integers(0, rng.integers(2, 60), len(labels))  # they cross classes freely
+    kept, held = splits.stratified_split(labels, rng.choice([0.1, 0.3, 0.6]), seed, groups)
+    assert sorted([*kept, *held]) == list(range(len(labels)))
+    assert not set(groups[kept]) & set(groups[held])
+    assert set(labels[kept]) == set(labels)
+
+
+def test_groups_inside_classes_stay_close_to_stratified():
+  for seed in range(60):
+    rng = np.random.default_rng(seed)
+    labels, fraction = random_labels(seed), rng.choice([0.1, 0.3, 0.6])
+    groups = labels * 1000 + rng.integers(0, 30, len(labels))
+    _, held = splits.stratified_split(labels, fraction, seed, groups)
+    for c in range(5):
+      n = (labels == c).sum()
+      sizes = np.unique(groups[labels == c], return_counts=True)[1]
+      wanted = min(max(int(fraction * n + 0.5), 1), n - 1)
+      found = (labels[held] == c).sum()
+      assert abs(found - wanted) < sizes.max()
+      assert found >= 1 or len(sizes) == 1
+
+
+def test_a_class_of_large_groups_still_gives_its_smallest():
+  labels, groups = np.zeros(12, np.int32), np.repeat([0, 1, 2], [5, 3, 4])
+  _, held = splits.stratified_split(labels, 0.1, 0, groups)
+  assert set(groups[held]) == {1}
+
+
+def test_a_group_that_crosses_classes_counts_in_both():
+  labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+  groups = np.array([9, 0, 1, 2, 9, 3, 4, 5])
+  for seed in range(20):
+    _, held = splits.stratified_split(labels, 0.25, seed, groups)
+    assert np.bincount(labels[held], minlength=2).tolist() == [1, 1]
+    assert (0 in held) == (4 in held)
+
+
+def test_a_class_of_one_group_is_kept_whole():
+  labels, groups = np.array([0, 0, 0, 1, 1]), np.array([8, 8, 8, 1, 2])
+  _, held = splits.stratified_split(labels, 0.4, 0, groups)
+  assert labels[held].tolist() == [1]
+
+
+def test_every_image_is_held_about_as_often():
+  labels = np.repeat([0, 1], [20, 10])
+  held = np.concatenate([splits.stratified_split(labels, 0.2, seed)[1] for seed in range(1000)])
+  assert abs(np.bincount(held, minlength=30) / 200 - 1).max() < 0.3
+
+
+@pytest.mark.parametrize('fraction', [-0.1, 1.0, 1.5, float('nan')])
+def test_a_fraction_out_of_range(fraction):
+  with pytest.raises(UserError, match=r'fraction in \[0, 1\); found'):
+    splits.stratified_split(np.array([0, 1]), fraction, 0)
+
+
+# ---- long_tail_subset
+
+
+def test_subset_counts_follow_the_profile():
+  labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 500))
+  subset = splits.long_tail_subset(labels, 10, 100, 'exp', 'index', 0)
+  assert np.bincount(labels[subset]).tolist() == profile_counts(500, 10, 100, 'exp').tolist()
+  assert subset.tolist() == sorted(set(subset.tolist()))
+
+
+def test_subset_takes_what_there_is():
+  labels = np.repeat(np.arange(4), [100, 20, 90, 80])
+  subset = splits.long_tail_subset(labels, 4, 8, 'exp', 'index', 0)
+  assert np.bincount(labels[subset]).tolist() == [100, 20, 25, 12]  # the profile: 100 50 25 12
+
+
+def test_subset_by_frequency_with_ties_by_index():
+  labels = np.repeat(np.arange(4), [30, 90, 30, 60])
+  subset = splits.long_tail_subset(labels, 4, 27, 'exp', 'frequency', 0)
+  assert np.bincount(labels[subset]).tolist() == [10, 90, 3, 30]  # order 1 3 0 2 of 90 30 10 3
+
+
+@pytest.mark.parametrize('profile', ['exp', 'step'])
+@pytest.mark.parametrize('class_order', ['index', 'frequency'])
+def test_a_larger_factor_is_nested_in_a_smaller(profile, class_order):
+  for seed in range(5):
+    labels = random_labels(seed, n=600)[::-1]
+    larger = None
+    for factor in (1, 2, 5, 10, 20):
+      found = set(splits.long_tail_subset(labels, 5, factor, profile, class_order, seed).tolist())
+      assert larger is None or found <= larger
+      larger = found
+
+
+def test_natural_keeps_all():
+  labels = random_labels(0)
+  assert splits.long_tail_subset(labels, 5, 1.0, 'natural', 'index', 0).tolist() == [*range(200)]
+
+
+def test_natural_does_not_use_an_imbalance_factor():
+  with pytest.raises(
+    UserError, match=r"found imbalance_factor 10; .*'exp' or 'step', which use it"
+  ):
+    splits.long_tail_subset(np.array([0, 1]), 2, 10, 'natural', 'index', 0)
+
+
+def test_unknown_profile_and_order():
+  with pytest.raises(UserError, match="found 'zipf'"):
+    splits.long_tail_subset(np.array([0, 1]), 2, 10, 'zipf', 'index', 0)
+  with pytest.raises(UserError, match="'index' or 'frequency'; found 'random'"):
+    splits.long_tail_subset(np.array([0, 1]), 2, 10, 'exp', 'random', 0)
+
+
+def test_factor_that_empties_a_class():
+  with pytest.raises(UserError, match=r'0 images for class 1 .* is 3$'):
+    splits.long_tail_subset(np.array([0, 0, 0, 1]), 2, 10, 'exp', 'index', 0)
+
+
+def test_subset_is_pinned():
+  # A change here means a long-tailed set that no earlier result was measured on.
+  labels = np.tile(np.arange(10, dtype=np.int32), 5000)
+  subset = splits.long_tail_subset(labels, 10, 100, 'exp', 'index', 0)
+  assert (
+    hashlib.sha256(subset.astype('<i8').tobytes()).hexdigest()
+    == '120ef13fa15226e3073200c70243ab41521f59e3ed5b7be92a2a58577a8dccae'
+  )
+
+
+# ---- make_splits
+
+
+def test_parts_are_disjoint_and_complete():
+  for seed in range(10):
+    labels = random_labels(seed, n=400)
+    found = make(labels, seed=seed)
+    assert sorted([*found.train, *found.val, *found.test]) == list(range(400))
+    assert not found.test_is_separate
+    assert found.class_counts.tolist() == np.bincount(labels[found.train]).tolist()
+
+
+def test_parts_keep_groups_together():
+  for seed in range(20):
+    labels = random_labels(seed, n=300)
+    groups = np.random.default_rng(seed).integers(0, 200, 300)
+    found = make(labels, groups, seed=seed, profile='exp', class_order='frequency')
+    sides = [set(groups[part]) for part in (found.train, found.val, found.test)]
+    assert sum(map(len, sides)) == len(set.union(*sides))
+
+
+def test_the_test_part_does_not_depend_on_the_imbalance():
+  labels = random_labels(3, n=400)
+  arguments = {'profile': 'exp', 'class_order': 'frequency'}
+  parts = [make(labels, imbalance_factor=f, **arguments) for f in (1, 10)]
+  assert parts[0].test.tolist() == parts[1].test.tolist()
+  assert np.bincount(labels[parts[0].test]).tolist() == [
+    max(int(0.2 * n + 0.5), 1) for n in np.bincount(labels)
+  ]
+
+
+def test_a_separate_test_set_is_used_whole():
+  labels = np.repeat(np.arange(10), 50)
+  found = make(labels, test_labels=np.arange(10), imbalance_factor=10, profile='exp')
+  assert found.test_is_separate
+  assert found.test.tolist() == list(range(10))
+  counts = profile_counts(50, 10, 10, 'exp')
+  held = np.maximum((0.1 * counts + 0.5).astype(int), 1)
+  assert found.class_counts.tolist() == (counts - held).tolist()
+  assert np.bincount(labels[found.val]).tolist() == held.tolist()
+
+
+def test_no_validation_part():
+  found = make(random_labels(0), val_fraction=0.0)
+  assert found.val.tolist() == []
+  assert found.classes_without_val == ()
+
+
+def test_classes_without_a_validation_image_are_told():
+  labels = np.repeat([0, 1, 2], [20, 1, 20])
+  found = make(labels, test_labels=np.arange(3))
+  assert found.classes_without_val == (1,)
+  assert found.class_counts.tolist() == [18, 1, 18]
+
+
+def test_seed_changes_every_part():
+  labels = random_labels(0, n=400)
+  a, b = make(labels, seed=0), make(labels, seed=1)
+  for part in ('train', 'val', 'test'):
+    assert getattr(a, part).tolist() != getattr(b, part).tolist()
+  assert a.sha256 != b.sha256
+
+
+def test_numpy_seed_is_an_int():
+  labels = random_labels(0)
+  assert make(labels, seed=np.int64(3)).sha256 == make(labels, seed=3).sha256
+
+
+@pytest.mark.parametrize('field', ['val_fraction', 'test_fraction'])
+@pytest.mark.parametrize('value', [-0.1, 1.0])
+def test_fractions_out_of_range_are_named(field, value):
+  with pytest.raises(UserError, match=rf'data\.{field} in \[0, 1\); found {value}'):
+    make(random_labels(0), **{field: value})
+
+
+def test_no_test_images():
+  with pytest.raises(UserError, match=r'test images; found none; .*data\.test_fraction above 0'):
+    make(random_labels(0), test_fraction=0.0)
+
+
+def test_a_class_without_training_images_is_named():
+  with pytest.raises(UserError, match=r'training images in every class .*found none in dust'):
+    make(np.array([0, 0, 0, 1, 1, 1]), class_names=NAMES)
+
+
+def test_a_factor_that_the_data_cannot_give():
+  with pytest.raises(UserError, match='largest imbalance_factor allowed here is 8'):
+    make(np.repeat([0, 1], 10), profile='exp', imbalance_factor=20)
+
+
+def test_splits_are_pinned():
+  labels = np.tile(np.arange(10, dtype=np.int32), 5000)
+  found = make(labels, test_labels=labels[:10000], profile='exp', imbalance_factor=100.0)
+  assert found.class_counts.tolist() == [4500, 2697, 1616, 969, 580, 348, 209, 125, 75, 45]
+  assert found.sha256 == '93ebe9a3d40ff22849b2f9fc99766b3da2129016019d894ed488df1a0c54d3ad'
+
+
+def test_splits_of_the_photos_respect_their_duplicates(photo_folder):
+  from csba_jax.data.sources import ImageFolderSource
+
+  manifest = os.path.join(photo_folder, 'manifest.csv')
+  photos = ImageFolderSource(photo_folder, 64, manifest=manifest, group_column='dup_group')
+  crossing = sum(len(set(photos.labels[photos.groups == g])) > 1 for g in np.unique(photos.groups))
+  assert crossing == 3
+  for seed in range(5):
+    found = make(photos.labels, photos.groups, seed=seed, class_names=photos.class_names)
+    sides = [set(photos.groups[part]) for part in (found.train, found.val, found.test)]
+    assert sum(map(len, sides)) == len(set(photos.groups))
+    wanted = np.floor(0.2 * np.bincount(photos.labels) + 0.5)
+    assert abs(np.bincount(photos.labels[found.test]) - wanted).max() <= 1
+    assert found.classes_without_val == ()
+
+
+# ---- sha256, save, load
+
+
+def test_sha256_is_over_little_endian_lengths_and_indices():
+  found = make(np.repeat([0, 1], 10))
+  data = b''
+  for part in (found.train, found.val, found.test):
+    data += len(part).to_bytes(8, 'little')
+    data += b''.join(int(i).to_bytes(8, 'little') for i in part)
+  assert found.sha256 == hashlib.sha256(data).hexdigest()
+  big_endian = dataclasses.replace(found, train=found.train.astype('>i4'))
+  assert big_endian.sha256 == found.sha256
+
+
+def test_sha256_tells_where_a_part_ends():
+  found = make(np.repeat([0, 1], 10))
+  moved = dataclasses.replace(
+    found, train=np.r_[found.train, found.val[:1]], val=np.r_[found.val[1:]]
+  )
+  assert moved.sha256 != found.sha256
+
+
+def test_save_and_load(tmp_path):
+  found = make(np.repeat([0, 1, 2], [20, 1, 20]), test_labels=np.arange(3))
+  path = tmp_path / 'splits.npz'
+  found.save(path)
+  found.save(path)  # over itself
+  again = splits.Splits.load(path)
+  assert [p.name for p in tmp_path.iterdir()] == ['splits.npz']
+  for field in dataclasses.fields(found):
+    np.testing.assert_array_equal(getattr(again, field.name), getattr(found, field.name))
+    assert type(getattr(again, field.name)) is type(getattr(found, field.name))
+  assert again.sha256 == found.sha256
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+  old, new = make(np.repeat([0, 1], 10)), make(np.repeat([0, 1], 10), seed=1)
+  path = tmp_path / 'splits.npz'
+  old.save(path)
+
+  def full_disk(*_):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(os, 'fsync', full_disk)
+  with pytest.raises(OSError, match='No space'):
+    new.save(path)
+  assert [p.name for p in tmp_path.iterdir()] == ['splits.npz']
+  assert splits.Splits.load(path).sha256 == old.sha256
+
+
+@pytest.mark.parametrize('keep', [0, 1, 100, -1, -30])
+def test_a_truncated_file(tmp_path, keep):
+  path = tmp_path / 'splits.npz'
+  make(np.repeat([0, 1], 10)).save(path)
+  path.write_bytes(path.read_bytes()[:keep])
+  with pytest.raises(UserError, match=r'Splits\.save at .*splits\.npz; found .*drawn? .*again'):
+    splits.Splits.load(path)
+
+
+def test_every_flipped_byte_is_noticed_or_harmless(tmp_path):
+  path = tmp_path / 'splits.npz'
+  found = make(np.repeat([0, 1], 4), test_fraction=0.3)
+  found.save(path)
+  whole = path.read_bytes()
+  for at in range(0, len(whole), 23):
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+    try:
+      again = splits.Splits.load(path)
+    except UserError:
+      continue
+    assert again.sha256 == found.sha256  # a byte of zip bookkeeping, such as a time stamp
+
+
+def test_indices_that_do_not_have_their_sha256(tmp_path):
+  path = tmp_path / 'splits.npz'
+  make(np.repeat([0, 1], 10)).save(path)
+  with np.load(path) as arrays:
+    changed = dict(arrays) | {'train': np.arange(3)}
+  np.savez(path, **changed)
+  with pytest.raises(UserError, match=r'found indices with sha256 .*, saved as '):
+    splits.Splits.load(path)
+
+
+def test_a_missing_file_and_a_pickle(tmp_path):
+  with pytest.raises(UserError, match=r'found FileNotFoundError.*correct the path'):
+    splits.Splits.load(tmp_path / 'splits.npz')
+  (tmp_path / 'splits.npz').write_bytes(pickle.dumps({'train': [1]}))
+  with pytest.raises(UserError, match='found '):
+    splits.Splits.load(tmp_path / 'splits.npz')

@@ -1,0 +1,131 @@
+"""Profiles, counts, priors, shot groups, and permutations that are the same everywhere."""
+
+import fractions
+import hashlib
+import math
+
+import numpy as np
+import pytest
+
+from csba_jax import longtail
+from csba_jax.errors import UserError
+
+
+def test_exp_profile_is_the_published_cifar10_lt():
+  counts = longtail.profile_counts(5000, 10, 100, 'exp')
+  assert counts.tolist() == [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
+  assert counts.sum() == 12406
+  assert counts.dtype == np.int64
+
+
+def test_exp_profile_of_cifar100_lt():
+  counts = longtail.profile_counts(500, 100, 100, 'exp')
+  assert counts.sum() == 10847  # the number the literature gives
+  assert (counts[0], counts[-1]) == (500, 5)
+
+
+@pytest.mark.parametrize('num_classes', [1, 2, 3, 6, 10, 27])
+@pytest.mark.parametrize('imbalance_factor', [1, 1.5, 10, 49, 100])
+def test_exp_profile_equals_exact_integer_arithmetic(num_classes, imbalance_factor):
+  # n <= n_max * IF ** (-c / (C - 1))  <=>  n ** (C - 1) * IF ** c <= n_max ** (C - 1), in rationals
+  n_max, factor, steps = 490, fractions.Fraction(imbalance_factor), max(num_classes - 1, 1)
+  expected = [
+    max(n for n in range(n_max + 1) if n**steps * factor**c <= n_max**steps)
+    for c in range(num_classes)
+  ]
+  found = longtail.profile_counts(n_max, num_classes, imbalance_factor, 'exp')
+  assert found.tolist() == expected
+
+
+def test_exp_profile_survives_rounding():
+  assert 49 * (1 / 49) < 1  # what int() would cut to 0
+  for n_max in range(1, 500):
+    assert longtail.profile_counts(n_max, 2, n_max, 'exp').tolist() == [n_max, 1]
+
+
+@pytest.mark.parametrize(
+  ('num_classes', 'expected'),
+  [(4, [100, 100, 33, 33]), (5, [100, 100, 33, 33, 33]), (1, [33])],
+)
+def test_step_profile_keeps_the_middle_class_in_the_small_half(num_classes, expected):
+  assert longtail.profile_counts(100, num_classes, 3, 'step').tolist() == expected
+
+
+@pytest.mark.parametrize('profile', ['exp', 'step'])
+def test_factor_one_is_balanced(profile):
+  assert longtail.profile_counts(7, 5, 1, profile).tolist() == [7] * 5
+
+
+@pytest.mark.parametrize('imbalance_factor', [0.01, 0, -1, math.inf, math.nan])
+def test_factor_below_one_names_the_other_style(imbalance_factor):
+  with pytest.raises(UserError, match=r'found (0|-|inf|nan).*0\.01 style, pass 1 / 0\.01 = 100'):
+    longtail.profile_counts(5000, 10, imbalance_factor, 'exp')
+
+
+def test_empty_class_is_named_with_the_largest_factor():
+  with pytest.raises(UserError, match=r'0 images for class 9 .*largest imbalance_factor.* is 50$'):
+    longtail.profile_counts(50, 10, 51, 'exp')
+  with pytest.raises(UserError, match=r'0 images for class 5 '):
+    longtail.profile_counts(50, 10, 51, 'step')
+  for profile in ('exp', 'step'):
+    assert longtail.profile_counts(50, 10, 50, profile)[-1] == 1
+
+
+def test_unknown_profile():
+  with pytest.raises(UserError, match=r"'exp' or 'step'; found 'pareto'"):
+    longtail.profile_counts(50, 10, 2, 'pareto')
+
+
+def test_class_counts_and_prior():
+  labels = np.array([2, 0, 2, 2], np.int32)
+  counts = longtail.class_counts(labels, 4)
+  assert counts.tolist() == [1, 0, 3, 0]
+  assert longtail.class_prior(counts).tolist() == [0.25, 0, 0.75, 0]
+  assert longtail.class_counts(np.array([], np.int32), 2).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize('labels', [[0, 4], [-1, 0]])
+def test_class_counts_refuses_labels_without_a_class(labels):
+  with pytest.raises(UserError, match='labels from 0 to 3; found labels from'):
+    longtail.class_counts(np.array(labels), 4)
+
+
+def test_class_prior_of_nothing():
+  with pytest.raises(UserError, match='at least one image'):
+    longtail.class_prior(np.zeros(3, np.int64))
+
+
+def test_shot_groups_at_their_borders():
+  groups = longtail.shot_groups(np.array([101, 100, 20, 19, 0, 5000]))
+  assert {name: found.tolist() for name, found in groups.items()} == {
+    'many': [0, 5],
+    'medium': [1, 2],
+    'few': [3, 4],
+  }
+
+
+def test_permutation_is_pinned():
+  # A change here means other subsets, splits and batches than every run before it.
+  assert longtail.permutation((0, 'train', 0), 10).tolist() == [5, 6, 2, 7, 8, 9, 0, 4, 1, 3]
+  found = longtail.permutation((7, 'long tail', 3), 5000).astype('<i8').tobytes()
+  assert (
+    hashlib.sha256(found).hexdigest()
+    == 'e9a89c530660b888de480f3ab19095920b68b2b7d58163a6835be45be6120940'
+  )
+
+
+def test_permutation_depends_on_every_word():
+  words = [(0, 'a', 0), (1, 'a', 0), (0, 'b', 0), (0, 'a', 1), (0, 'a')]
+  found = {longtail.permutation(w, 50).tobytes() for w in words}
+  assert len(found) == len(words)
+  assert longtail.permutation((np.int64(0), 'a', 0), 50).tobytes() in found
+
+
+def test_permutation_is_one_and_looks_uniform():
+  places = np.zeros((6, 6), np.int64)
+  for seed in range(3000):
+    order = longtail.permutation((seed,), 6)
+    assert sorted(order.tolist()) == list(range(6))
+    places[np.arange(6), order] += 1
+  assert abs(places / 500 - 1).max() < 0.2  # 0.2 is 4.9 standard deviations of a cell
+  assert longtail.permutation((0,), 0).tolist() == []
