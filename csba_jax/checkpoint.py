@@ -40,7 +40,6 @@ class Checkpoints:
         ),
         best_fn=_score,  # without it best_step() would silently be the latest
         best_mode='max',
-        cleanup_tmp_directories=not read_only,
         read_only=read_only,
       ),
     )
@@ -50,12 +49,10 @@ class Checkpoints:
 
   def __exit__(self, exc_type, *exc_info) -> None:
     try:
-      self.wait()
+      self._guard(self._manager.close)
     except UserError:
       if exc_type is None:  # else the error under way tells more
         raise
-    finally:
-      self._manager.close()
 
   def steps(self) -> list[int]:
     """Steps with a complete checkpoint, ascending."""

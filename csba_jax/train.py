@@ -23,7 +23,7 @@ from csba_jax.progress import TrainingBar, say
 from csba_jax.records import Records
 from csba_jax.signals import StopRequest
 from csba_jax.train_state import TrainState
-from csba_jax.workdir import Workdir
+from csba_jax.workdir import Workdir, writing_to
 
 Batch = Mapping[str, Array]
 StepFn = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
@@ -55,7 +55,7 @@ def train_step(
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   new_state = TrainState(state.step + 1, params, batch_stats, opt_state)
-  return new_state, {'loss': loss, 'grad_norm': optax.global_norm(grads)}
+  return new_state, {'loss': loss, 'grad_norm': optax.tree.norm(grads)}
 
 
 def steps_per_dispatch(longest: int) -> int:
@@ -266,7 +266,8 @@ def keep_splits(folder: Workdir, data: pipeline.Data) -> None:
   if path.exists():
     pipeline.check_splits(data.splits, path)
   else:
-    data.splits.save(path)
+    with writing_to(folder.path):
+      data.splits.save(path)
 
 
 def describe(data: pipeline.Data) -> str:

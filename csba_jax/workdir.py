@@ -82,7 +82,7 @@ class Workdir:
     return self.path / name
 
   def write(self, name: str, fill: Callable[[Any], Any]) -> None:
-    """A file that is there whole or not at all: `fill(binary file)`, then renamed into place."""
+    """A file that is there whole or not at all: `fill(binary file)`, then a rename."""
     with writing_to(self.path):
       write_atomically(self.file(name), fill)
 

@@ -1,5 +1,6 @@
 """Strict defaults for every test: CPU, 8 host devices, rank promotion raises."""
 
+import importlib.util
 import os
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -9,6 +10,8 @@ os.environ['XLA_FLAGS'] = (
 
 import jax
 import pytest
+
+HERE = os.path.dirname(os.path.abspath(__file__))
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
@@ -29,3 +32,19 @@ def photo_folder():
   if not root or not os.path.isdir(root):
     pytest.skip('no real photos: set CSBA_IMAGE_FOLDER to a folder of CLASS/file.jpg')
   return root
+
+
+@pytest.fixture(scope='session', autouse=True)
+def cache_dir(tmp_path_factory):
+  """Decoded images go to a folder of this test session, never to the user's cache."""
+  os.environ['CSBA_CACHE_DIR'] = str(tmp_path_factory.mktemp('cache'))
+  return os.environ['CSBA_CACHE_DIR']
+
+
+@pytest.fixture(scope='session')
+def driver():
+  """The module tests/driver.py: a run of seconds, and ways to end it before its time."""
+  spec = importlib.util.spec_from_file_location('driver', os.path.join(HERE, 'driver.py'))
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module

@@ -39,6 +39,8 @@ def test_exp_profile_equals_exact_integer_arithmetic(num_classes, imbalance_fact
 
 def test_exp_profile_survives_rounding():
   assert 49 * (1 / 49) < 1  # what int() would cut to 0
+  assert 243 / 243.0 ** (2 / 5) < 27
+  assert longtail.profile_counts(243, 6, 243, 'exp').tolist() == [243, 81, 27, 9, 3, 1]
   for n_max in range(1, 500):
     assert longtail.profile_counts(n_max, 2, n_max, 'exp').tolist() == [n_max, 1]
 

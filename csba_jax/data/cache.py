@@ -1,5 +1,6 @@
 """Images decoded once: a source's arrays in memory, kept on disk between runs."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -215,14 +216,24 @@ def _put_in_place(part: pathlib.Path, folder: pathlib.Path) -> None:
   """Renames a finished cache to its name; where another process was faster, its cache stays."""
   damaged = part.with_name(part.name + '.old')
   try:
-    if folder.exists():  # we decoded because it is damaged
-      os.replace(folder, damaged)
+    if folder.is_dir() and not _is_whole(folder):
+      with contextlib.suppress(FileNotFoundError):  # another process did it first
+        os.replace(folder, damaged)
     os.rename(part, folder)
   except OSError:
-    if not (folder / INDEX).is_file():
+    if not folder.is_dir():
       raise
   finally:
     shutil.rmtree(damaged, ignore_errors=True)
+
+
+def _is_whole(folder: pathlib.Path) -> bool:
+  """Whether a cache can be read and verified."""
+  try:
+    _read(folder)
+  except Exception:  # as in _read_or_warn
+    return False
+  return True
 
 
 def _json_sha256(content: dict) -> str:

@@ -43,7 +43,5 @@ def batch_positions(seed: int, step: int, n: int, batch_size: int) -> np.ndarray
 
 @functools.lru_cache(maxsize=2)  # a straddling batch needs two epochs, nothing needs three
 def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
-  """The permutation of one epoch, [n] int64, read-only because the cache hands it out again."""
-  order = permutation((seed, 'train', epoch), n)
-  order.flags.writeable = False
-  return order
+  """The permutation of one epoch, [n] int64; callers copy it, because the cache keeps it."""
+  return permutation((seed, 'train', epoch), n)

@@ -267,7 +267,6 @@ def decode_image(data: bytes, *, channels: int, image_size: int) -> np.ndarray:
 
   if not data:
     raise Unreadable('empty file')
-  Image.init()  # else `formats` knows only what an earlier open has loaded
   try:
     with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
       if image_size:
@@ -494,7 +493,7 @@ def _feature_keys(info) -> tuple[str, str]:
   import tensorflow_datasets as tfds
 
   def keys_of(kind) -> list[str]:
-    return [key for key, feature in info.features.items() if isinstance(feature, kind)]
+    return sorted(key for key, feature in info.features.items() if isinstance(feature, kind))
 
   images, labels = keys_of(tfds.features.Image), keys_of(tfds.features.ClassLabel)
   pair = info.supervised_keys
@@ -503,7 +502,7 @@ def _feature_keys(info) -> tuple[str, str]:
   if len(images) != 1 or len(labels) != 1:
     raise UserError(
       f'one image and one class label in the records of {info.full_name}',
-      f'images {images} and class labels {labels} among {list(info.features)}',
+      f'images {images} and class labels {labels} among {sorted(info.features)}',
       'choose an image-classification set',
     )
   return images[0], labels[0]

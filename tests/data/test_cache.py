@@ -168,10 +168,8 @@ def damage(path, kind):
       path.write_bytes(b'')
     case 'missing':
       path.unlink()
-    case 'flipped':
-      path.write_bytes(
-        data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
-      )
+    case 'flipped':  # a byte of the data, or of the index's own sha256
+      path.write_bytes(data[:-5] + bytes([data[-5] ^ 1]) + data[-4:])
 
 
 @pytest.mark.parametrize('kind', ['truncated', 'empty', 'missing', 'flipped'])
@@ -189,6 +187,15 @@ def test_a_damaged_cache_is_built_again(tmp_path, file, kind):
   assert_same(cache.load_arrays(source, tmp_path, lines), good)
   assert source.decoded == 10
   assert cache_folder(tmp_path) == folder  # and nothing else is left
+
+
+def test_a_changed_index_is_damage_too(tmp_path):
+  good = cache.load_arrays(FakeSource(), tmp_path, Lines())
+  index = cache_folder(tmp_path) / 'index.json'
+  index.write_text(index.read_text().replace('"cat"', '"car"'))
+  lines = Lines()
+  assert_same(cache.load_arrays(FakeSource(), tmp_path, lines), good)
+  assert 'index.json does not have its sha256' in lines[0]
 
 
 def test_index_tells_dtype_shape_and_sha256(tmp_path):
@@ -247,19 +254,20 @@ def test_an_interrupt_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_the_slower_of_two_processes_keeps_the_cache_of_the_faster(tmp_path, monkeypatch):
-  write = cache._write
+  write, places = cache._write, []
 
   def overtaken(folder, arrays):
     write(folder, arrays)
     monkeypatch.setattr(cache, '_write', write)
     cache.load_arrays(FakeSource(), tmp_path, Lines())  # another process, between write and rename
+    places.extend(p.stat().st_ino for p in tmp_path.iterdir() if not p.name.startswith('.'))
 
   monkeypatch.setattr(cache, '_write', overtaken)
   lines = Lines()
   arrays = cache.load_arrays(FakeSource(), tmp_path, lines)
   assert len(lines) == 1  # no warning
+  assert places == [cache_folder(tmp_path).stat().st_ino]
   assert_same(arrays, cache.load_arrays(FakeSource(), tmp_path, lines))
-  cache_folder(tmp_path)
 
 
 def test_many_at_once_all_end_well(tmp_path):

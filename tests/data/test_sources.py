@@ -154,6 +154,12 @@ def test_animated_gif_gives_its_first_frame():
   assert (decode(data) == RED).all()
 
 
+def test_phone_jpegs_that_hold_several_pictures():
+  first, second = Image.new('RGB', (16, 16), RED), Image.new('RGB', (16, 16), BLUE)
+  data = encoded(first, 'mpo', save_all=True, append_images=[second], quality=95)
+  assert abs(decode(data).astype(int) - RED).max() < 6
+
+
 def test_floating_point_pixels_are_refused():
   data = encoded(Image.fromarray(np.full((4, 4), 0.5, np.float32)), 'tif')
   with pytest.raises(sources.Unreadable, match='floating-point pixels have no fixed range'):
@@ -809,7 +815,9 @@ def test_real_cifar10(data_root):
   assert len(set(source.names)) == 10000
 
 
-# ---- imports
+# ---- in a fresh process
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_import_is_light_and_tensorflow_never_comes(tmp_path):
@@ -824,6 +832,3 @@ def test_import_is_light_and_tensorflow_never_comes(tmp_path):
     "assert 'tensorflow' not in sys.modules\n"
   )
   subprocess.run([sys.executable, '-c', code, str(tmp_path)], check=True, cwd=ROOT)
-
-
-ROOT = pathlib.Path(__file__).parents[2]

@@ -297,6 +297,12 @@ def test_a_class_without_training_images_is_named():
     make(np.array([0, 0, 0, 1, 1, 1]), class_names=NAMES)
 
 
+def test_a_class_without_any_images_is_named_before_the_profile_trips_over_it():
+  arguments = {'class_names': NAMES, 'profile': 'exp', 'imbalance_factor': 2.0}
+  with pytest.raises(UserError, match=r'once the test part is taken out; found none in bird'):
+    make(np.repeat([1, 2], 10), **arguments)
+
+
 def test_a_factor_that_the_data_cannot_give():
   with pytest.raises(UserError, match='largest imbalance_factor allowed here is 8'):
     make(np.repeat([0, 1], 10), profile='exp', imbalance_factor=20)

@@ -1,0 +1,143 @@
+"""A training run of seconds, as a process that can be made to die at a chosen moment.
+
+  python tests/driver.py WORKDIR [--end=PLACE:N] [--signal=KILL|TERM|INT] [--config.field=value ...]
+
+With --end the N-th arrival at PLACE sends the signal to the process itself. PLACEs: see `places`.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from csba_jax import checkpoint, config, records, train
+from csba_jax import workdir as workdir_lib
+from csba_jax.bin import run
+from csba_jax.models import layers, registry
+from csba_jax.signals import StopRequest
+
+EPOCHS, STEPS_PER_EPOCH = 3, 12
+
+
+class Tiny(nn.Module):
+  """A perceptron with a norm: compiles in a second, has every kind of state."""
+
+  num_classes: int
+  head = r'^head/'
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    x = nn.Dense(16, name='hidden')(x.reshape(x.shape[0], -1))
+    x = nn.relu(layers.BatchNorm(use_running_average=not train, name='norm')(x))
+    return nn.Dense(self.num_classes, name='head')(x).astype(jnp.float32)
+
+
+registry.MODELS['tiny'] = (lambda num_classes, *_: Tiny(num_classes), ('none',))
+
+
+def tiny_config(**overrides):
+  """Digits-LT with the perceptron; overrides are written train__epochs=1."""
+  c = config.default()
+  c.data.imbalance_factor = 20.0
+  c.data.test_fraction = 0.3
+  c.augment.crop_padding = 1
+  c.model.name, c.model.attention = 'tiny', 'none'
+  c.train.epochs, c.train.batch_size, c.train.log_every = EPOCHS, 32, 5
+  c.train.learning_rate = 0.1
+  for name, value in overrides.items():
+    section, _, field = name.rpartition('__')
+    target = c[section] if section else c
+    target[field] = value
+  return c
+
+
+def places(arrive):
+  """Wraps the moments at which a process may die; `arrive(place)` is called at each."""
+
+  def around(owner, name, before=None, after=None):
+    function = getattr(owner, name)
+
+    def wrapped(*args, **kwargs):
+      if before:
+        arrive(before)
+      result = function(*args, **kwargs)
+      if after:
+        arrive(after)
+      return result
+
+    setattr(owner, name, wrapped)
+
+  around(workdir_lib.Workdir, 'begin', 'before-config', 'after-config')
+  around(train, 'train_steps', 'before-step', 'after-step')
+  around(workdir_lib.Workdir, 'append_metrics', 'before-line', 'after-line')
+  around(checkpoint.Checkpoints, 'save', 'before-save', 'saving')
+  around(records.Records, 'wait', 'before-last-wait', 'all-saved')
+  around(train, 'evaluate', 'before-evaluation', 'after-evaluation')
+  around(workdir_lib.Workdir, 'write_result', 'before-result', 'after-result')
+
+
+def start(workdir, *arguments, **kwargs):
+  """The driver as a child process; standard error is captured."""
+  command = [sys.executable, __file__, str(workdir), *arguments]
+  environment = os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    'PYTHONPATH': str(Path(__file__).parents[1]),
+    'XLA_FLAGS': '',
+  }
+  return subprocess.Popen(
+    command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs
+  )
+
+
+def finish(process):
+  """(exit code, standard output, standard error) of a child."""
+  out, err = process.communicate(timeout=240)
+  return process.returncode, out, err
+
+
+def records_of(workdir):
+  """All that must be reproducible: config, metric lines and result, without what is timing."""
+  workdir = Path(workdir)
+  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  result = json.loads((workdir / 'result.json').read_text())
+  for record in (*lines, result):
+    del record['timing']
+  return json.loads((workdir / 'config.json').read_text()), lines, result
+
+
+def main():
+  workdir, *arguments = sys.argv[1:]
+  options = dict(argument.removeprefix('--').split('=', 1) for argument in arguments)
+  end, number = options.pop('end', None), getattr(signal, 'SIG' + options.pop('signal', 'KILL'))
+  overrides = {
+    name.removeprefix('config.').replace('.', '__'): json.loads(value)
+    for name, value in options.items()
+  }
+  if end:
+    place, count = end.split(':')
+    arrivals = {place: int(count)}
+
+    def arrive(at):
+      if at in arrivals:
+        arrivals[at] -= 1
+        if arrivals[at] == 0:
+          os.kill(os.getpid(), number)
+
+    places(arrive)
+  sys.argv[1:] = []
+
+  def train_tiny():
+    with StopRequest() as stop:
+      train.train_and_evaluate(tiny_config(**overrides), workdir, stop)
+    return stop.exit_code
+
+  run.run(train_tiny)
+
+
+if __name__ == '__main__':
+  main()

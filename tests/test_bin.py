@@ -1,0 +1,168 @@
+"""The binaries as a user meets them: good input works, bad input ends in one line and exit code 1."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def call(binary, *arguments, cwd=ROOT, **environment):
+  """(exit code, standard output, standard error) of python -m csba_jax.bin.BINARY."""
+  process = subprocess.run(
+    [sys.executable, '-m', f'csba_jax.bin.{binary}', *arguments],
+    cwd=cwd,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': ''} | environment,
+    capture_output=True,
+    text=True,
+    timeout=240,
+    check=False,
+  )
+  return process.returncode, process.stdout, process.stderr
+
+
+DIGITS = f'--config={ROOT}/configs/digits_lt.py'
+CIFAR = f'--config={ROOT}/configs/cifar10_lt.py'
+FOLDER = f'--config={ROOT}/configs/image_folder.py'
+
+BAD_TRAINING = {
+  'no config': ([], 'expected --config'),
+  'config not there': (['--config=configs/nix.py'], "No such file or directory: 'configs/nix.py'"),
+  'config not Python': (['--config=setup.cfg'], 'invalid syntax'),
+  'no workdir': ([DIGITS], 'expected --workdir'),
+  'unknown flag': ([DIGITS, '--wrkdir=x'], 'wrkdir'),
+  'stray word': ([DIGITS, 'stray'], 'expected flags only; found stray'),
+  'unknown field': ([DIGITS, '--config.train.epocs=3'], 'Did you mean "epochs"'),
+  'wrong type': ([DIGITS, '--config.train.epochs=ten'], "'ten'"),
+  'imbalance below 1': ([DIGITS, '--config.data.imbalance_factor=0.01'], '1 / 0.01 = 100'),
+  'empty class': ([DIGITS, '--config.data.imbalance_factor=900'], 'largest imbalance_factor'),
+  'large batch': ([DIGITS, '--config.train.batch_size=5000'], 'a batch larger than the data'),
+  'unknown model': ([DIGITS, '--config.model.name=vgg'], "found 'vgg'"),
+  'unknown attention': ([DIGITS, '--config.model.attention=se2'], 'csba_class'),
+  'unknown loss': ([DIGITS, '--config.loss.name=hinge'], 'balanced_softmax'),
+  'size not as declared': ([DIGITS, '--config.data.image_size=16'], 'data.image_size=8'),
+  'no photos named': ([FOLDER], 'set --config.data.dir'),
+  'folder not there': ([FOLDER, '--config.data.dir=/nix'], '/nix'),
+}
+
+
+@pytest.mark.parametrize('case', BAD_TRAINING)
+def test_bad_input_ends_in_one_line(tmp_path, case):
+  arguments, expected = BAD_TRAINING[case]
+  workdir = [] if case == 'no workdir' else [f'--workdir={tmp_path / "run"}']
+  code, out, err = call('train', *arguments, *workdir, CSBA_IMAGE_FOLDER='')
+  assert code == 1, err
+  assert 'Traceback' not in err
+  assert expected in err.splitlines()[-1]
+  assert err.splitlines()[-1].startswith('train.py: expected ')
+  assert not out
+  assert not (tmp_path / 'run/config.json').exists()  # the folder is still free
+
+
+def test_absent_tfds_set_names_folder_and_command(tmp_path):
+  code, _, err = call('train', CIFAR, f'--config.data.dir={tmp_path}', f'--workdir={tmp_path}/run')
+  assert code == 1
+  last = err.splitlines()[-1]
+  assert str(tmp_path) in last
+  assert 'array_record' in last
+
+
+@pytest.mark.parametrize(
+  ('binary', 'arguments', 'expected'),
+  [
+    ('evaluate', [], 'expected --workdir'),
+    ('evaluate', ['--workdir=nix'], 'no config.json there'),
+    ('evaluate', ['--workdir=nix', '--split=all'], 'should be one of'),
+    ('report', [], 'expected --workdirs'),
+    ('report', ['--workdirs=nix'], 'no result.json there'),
+  ],
+)
+def test_bad_input_of_the_others(binary, arguments, expected):
+  code, out, err = call(binary, *arguments)
+  assert (code, out) == (1, '')
+  assert len(err.splitlines()) == 1
+  assert expected in err
+
+
+def test_dry_run_needs_no_data_and_counts_the_papers_parameters(tmp_path):
+  for attention, low, high in (('none', 1_343_250, 1_356_750), ('csba', 1_781_050, 1_798_950)):
+    code, out, err = call(
+      'train', CIFAR, '--dry_run', f'--config.model.attention={attention}', TFDS_DATA_DIR='/nix'
+    )
+    assert code == 0, err
+    (count,) = (line for line in out.splitlines() if line.startswith('parameters: '))
+    assert low <= int(count.split()[1]) <= high
+    assert 'stage2/block1/branch3x3/conv/kernel' in out
+    assert 'GFLOP' in out
+    assert 'MiB' in out
+    config = json.loads(out.split('config: ')[1])
+    assert config['model']['attention'] == attention
+    assert config['data']['imbalance_factor'] == 100.0
+
+
+def test_dry_run_of_a_folder_wants_the_number_of_classes():
+  code, _, err = call('train', FOLDER, '--dry_run', CSBA_IMAGE_FOLDER='')
+  assert code == 1
+  assert 'set --config.data.num_classes=N' in err
+  code, out, _ = call('train', FOLDER, '--dry_run', '--config.data.num_classes=3')
+  assert code == 0
+  assert 'parameters: ' in out
+
+
+@pytest.fixture(scope='module')
+def digits_runs(tmp_path_factory):
+  """Workdirs of `none` and `csba` on digits, two epochs of a very narrow net."""
+  folder = tmp_path_factory.mktemp('runs')
+  for attention in ('none', 'csba'):
+    code, out, err = call(
+      'train',
+      DIGITS,
+      f'--workdir={folder / attention}',
+      f'--config.model.attention={attention}',
+      '--config.model.width=0.05',
+      '--config.train.epochs=2',
+      '--config.train.eval_every=1',
+    )
+    assert code == 0, err
+    assert f'workdir: {folder / attention}' in out
+    assert 'macro-F1' in out
+  return folder
+
+
+def test_train_evaluate_report(digits_runs):
+  for attention in ('none', 'csba'):
+    code, out, err = call('evaluate', f'--workdir={digits_runs / attention}')
+    assert code == 0, err
+    macro_f1 = json.loads((digits_runs / attention / 'result.json').read_text())['macro_f1']
+    assert ['macro-F1', f'{macro_f1:.3f}'] in [line.split() for line in out.splitlines()]
+  code, out, err = call('report', f'--workdirs={digits_runs}/none,{digits_runs}/csba/')
+  assert code == 0, err
+  lines = out.splitlines()
+  assert lines[0].split() == ['F1', 'of', 'class', 'training', 'images', 'none', 'csba']
+  assert len([line for line in lines if line[:1].isdigit()]) == 10
+  assert lines[-1].startswith('workdirs: ')
+
+
+def test_report_refuses_runs_on_other_splits(digits_runs, tmp_path):
+  result = json.loads((digits_runs / 'none/result.json').read_text())
+  (tmp_path / 'other').mkdir()
+  (tmp_path / 'other/result.json').write_text(json.dumps(result | {'splits_sha256': 'x'}))
+  code, _, err = call('report', f'--workdirs={digits_runs}/none,{tmp_path}/other')
+  assert code == 1
+  assert 'runs on the same splits' in err
+
+
+def test_the_same_command_again_and_another_config(digits_runs):
+  arguments = [DIGITS, f'--workdir={digits_runs / "csba"}', '--config.model.width=0.05']
+  arguments += ['--config.train.epochs=2', '--config.train.eval_every=1']
+  code, out, err = call('train', *arguments)
+  assert code == 0
+  assert 'is finished' in err
+  assert 'macro-F1' in out
+  code, _, err = call('train', *arguments, '--config.seed=1')
+  assert code == 1
+  assert 'seed: 0 there, 1 here' in err

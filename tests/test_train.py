@@ -1,0 +1,481 @@
+"""The training loop: what it writes, and that no way of ending it early changes the end."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from csba_jax import evaluate, losses, optimizers, train, train_state
+from csba_jax.checkpoint import Checkpoints
+from csba_jax.data import augment, pipeline, sampling
+from csba_jax.errors import UserError
+from csba_jax.models import registry
+from csba_jax.signals import StopRequest
+
+
+@pytest.fixture(scope='session')
+def finished(driver, tmp_path_factory):
+  """Workdir of an undisturbed run."""
+  workdir = tmp_path_factory.mktemp('runs') / 'undisturbed'
+  code, _, err = driver.finish(driver.start(workdir))
+  assert code == 0, err
+  return workdir
+
+
+def final_state(driver, workdir):
+  """(step, leaves) of the last checkpoint: parameters, statistics, optimiser state."""
+  config = driver.tiny_config()
+  model = registry.build(config.model, 10, (8, 8, 1))
+  tx, _ = optimizers.build(config.train, 1)
+  like = train_state.shapes(model, tx, (8, 8, 1))
+  with Checkpoints(workdir / 'checkpoints', read_only=True) as checkpoints:
+    step = checkpoints.steps()[-1]
+    return step, jax.tree.leaves(checkpoints.restore(step, like)[0])
+
+
+def assert_same_end(driver, workdir, finished):
+  """Everything reproducible is equal to the bit."""
+  assert driver.records_of(workdir) == driver.records_of(finished)
+  (step, leaves), (expected_step, expected) = (
+    final_state(driver, workdir),
+    final_state(driver, finished),
+  )
+  assert step == expected_step
+  for leaf, other in zip(leaves, expected, strict=True):
+    assert np.asarray(leaf).tobytes() == np.asarray(other).tobytes()
+
+
+def run_here(driver, workdir, **overrides):
+  with StopRequest() as stop:
+    return train.train_and_evaluate(driver.tiny_config(**overrides), str(workdir), stop)
+
+
+def test_a_run_learns_and_leaves_whole_records(driver, finished):
+  config, lines, result = driver.records_of(finished)
+  training = [line for line in lines if 'train_loss' in line]
+  validation = [line for line in lines if 'val_macro_f1' in line]
+  total = driver.EPOCHS * driver.STEPS_PER_EPOCH
+  assert [line['step'] for line in training] == [5, 10, 12, 17, 22, 24, 29, 34, 36]
+  assert [line['step'] for line in validation] == [12, 24, 36]
+  assert training[-1]['step'] == total
+  assert training[-1]['train_loss'] < 0.7 * training[0]['train_loss']
+  assert config['versions']['jax'] == jax.__version__
+  assert set(config) == {'config', 'versions', 'commit'}
+  assert set(result) >= {'accuracy', 'macro_f1', 'balanced_accuracy', 'per_class', 'parameters'}
+  assert set(result['per_class']) == {'precision', 'recall', 'f1', 'support'}
+  assert result['group_accuracy']['few'] is not None
+  assert np.sum(result['confusion_matrix']) == result['examples'] == 539
+  assert result['validation_macro_f1'] == max(line['val_macro_f1'] for line in validation)
+  assert result['parameters'] == 64 * 16 + 16 + 32 + 160 + 10
+  assert list((finished / 'tensorboard').iterdir())
+  assert json.loads((finished / 'result.json').read_text())['timing']['seconds'] > 0
+
+
+def test_the_best_checkpoint_is_tested(driver, finished):
+  result = driver.records_of(finished)[2]
+  again = evaluate.evaluate_run(str(finished), 'best')
+  assert {name: again[name] for name in again} == {name: result[name] for name in again}
+  val = evaluate.evaluate_run(str(finished), 'best', split='val')
+  assert val['macro_f1'] == result['validation_macro_f1']
+  last = evaluate.evaluate_run(str(finished), 'latest')
+  assert last['checkpoint_step'] == driver.EPOCHS * driver.STEPS_PER_EPOCH
+  assert evaluate.evaluate_run(str(finished), str(last['checkpoint_step'])) == last
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ({'which': '7'}, '--checkpoint=best, latest or one of .*; found 7'),
+    ({'which': 'worst'}, 'found worst'),
+  ],
+)
+def test_evaluation_of_a_checkpoint_that_is_not_there(finished, arguments, message):
+  with pytest.raises(UserError, match=message):
+    evaluate.evaluate_run(str(finished), **arguments)
+
+
+def test_evaluation_without_checkpoints_or_validation_part(driver, finished, tmp_path):
+  with pytest.raises(UserError, match='no config.json'):
+    evaluate.evaluate_run(str(tmp_path))
+  workdir = tmp_path / 'none'
+  shutil.copytree(finished, workdir)
+  shutil.rmtree(workdir / 'checkpoints')
+  with pytest.raises(UserError, match='a run with checkpoints'):
+    evaluate.evaluate_run(str(workdir))
+  (workdir / 'checkpoints').mkdir()
+  with pytest.raises(UserError, match='a saved checkpoint'):
+    evaluate.evaluate_run(str(workdir))
+  run_here(driver, tmp_path / 'all', data__val_fraction=0.0, train__epochs=1)
+  with pytest.raises(UserError, match='a val part with images'):
+    evaluate.evaluate_run(str(tmp_path / 'all'), split='val')
+
+
+def test_evaluation_counts_every_example_once(driver):
+  config = driver.tiny_config()
+  data = pipeline.load(config, print)
+  model = registry.build(config.model, 10, (8, 8, 1))
+  tx, _ = optimizers.build(config.train, 1)
+  state = train_state.create(model, tx, (8, 8, 1), 0)
+  expected = np.zeros((10, 10), int)
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  logits = model.apply(variables, augment.scale(jnp.asarray(data.test.images)))
+  for label, predicted in zip(data.test.labels, np.argmax(logits, -1), strict=True):
+    expected[label, predicted] += 1
+  for batch_size in (32, 100, 539, 1000):
+    sums = evaluate.evaluate(model, state, data.test, batch_size)
+    np.testing.assert_array_equal(sums.counts, expected)
+
+
+def test_a_finished_run_is_left_alone(driver, finished):
+  before = {path: path.stat().st_mtime_ns for path in finished.rglob('*') if path.is_file()}
+  result = run_here(driver, finished)
+  after = {path: path.stat().st_mtime_ns for path in finished.rglob('*') if path.is_file()}
+  assert result['macro_f1'] == driver.records_of(finished)[2]['macro_f1']
+  before.pop(finished / '.lock'), after.pop(finished / '.lock')
+  assert after == before
+
+
+def test_without_validation_the_last_step_is_tested(driver, tmp_path):
+  result = run_here(driver, tmp_path, data__val_fraction=0.0, train__epochs=1)
+  lines = driver.records_of(tmp_path)[1]
+  assert result['checkpoint_step'] == lines[-1]['step'] == 14  # ceil(422 / 32)
+  assert result['validation_macro_f1'] is None
+  assert not any('val_macro_f1' in line for line in lines)
+
+
+def static_step(driver):
+  config = driver.tiny_config()
+  model = registry.build(config.model, 10, (8, 8, 1))
+  tx, _ = optimizers.build(config.train, 36)
+  step_fn = train.make_step(config, model, tx, np.arange(10, 0, -1))
+  return config, model, tx, step_fn
+
+
+def some_data():
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
+  return {'image': images, 'label': np.arange(40, dtype=np.int32) % 10}
+
+
+def test_many_steps_in_one_dispatch_equal_single_ones(driver):
+  _, model, tx, step_fn = static_step(driver)
+  data = some_data()
+  indices = np.stack([sampling.batch_positions(0, step, 40, 16) for step in range(5)])
+  initial = train_state.create(model, tx, (8, 8, 1), 0)
+  together, metrics = train.train_steps(
+    jax.tree.map(jnp.copy, initial), data, indices, step_fn=step_fn
+  )
+  state, singly = initial, []
+  for index in indices:
+    state, one = train.train_steps(state, data, index[None], step_fn=step_fn)
+    singly.append(one['loss'][0])
+  assert int(together.step) == int(state.step) == 5
+  np.testing.assert_allclose(metrics['loss'], np.stack(singly), rtol=1e-5)
+  for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(state), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_one_step_is_the_gradient_of_the_mean_loss(driver):
+  config, model, tx, step_fn = static_step(driver)
+  state = train_state.create(model, tx, (8, 8, 1), 3)
+  batch = some_data()
+  new, metrics = jax.jit(step_fn)(state, batch)
+
+  key = jax.random.fold_in(jax.random.key(config.seed), 0)
+  images = augment.scale(augment.random_crop(jax.random.split(key)[0], batch['image'], 1))
+
+  def mean_loss(params):
+    variables = {'params': params, 'batch_stats': state.batch_stats}
+    logits, _ = model.apply(variables, images, train=True, mutable=['batch_stats'])
+    return losses.cross_entropy(logits, batch['label'], class_counts=None).sum() / 40
+
+  loss, grads = jax.jit(jax.value_and_grad(mean_loss))(state.params)
+  np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-6)
+  np.testing.assert_allclose(metrics['grad_norm'], optax.tree.norm(grads), rtol=1e-6)
+  updates, _ = tx.update(grads, tx.init(state.params), state.params)
+  expected = optax.apply_updates(state.params, updates)
+  for a, b in zip(jax.tree.leaves(new.params), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+  assert int(new.step) == 1
+
+
+def test_training_compiles_once(driver, tmp_path):
+  before = train.train_steps._cache_size()
+  run_here(driver, tmp_path, train__epochs=2)
+  assert train.train_steps._cache_size() == before + 1
+
+
+def test_steps_per_dispatch_is_one_on_cpu_only(monkeypatch):
+  assert train.steps_per_dispatch(50) == 1
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  assert train.steps_per_dispatch(50) == 50
+
+
+def test_a_run_of_long_dispatches_ends_like_one_of_single_steps(
+  driver, finished, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(train, 'steps_per_dispatch', lambda longest: longest)
+  run_here(driver, tmp_path)
+  _, lines, result = driver.records_of(tmp_path)
+  _, expected, expected_result = driver.records_of(finished)
+  assert [line['step'] for line in lines] == [line['step'] for line in expected]
+  for line, other in zip(lines, expected, strict=True):
+    if 'train_loss' in line:
+      np.testing.assert_allclose(line['train_loss'], other['train_loss'], rtol=1e-4)
+  assert result['splits_sha256'] == expected_result['splits_sha256']
+
+
+@pytest.mark.parametrize('start', range(0, 37))
+def test_segments_end_at_lines_and_epochs_from_any_start(start):
+  plan = train.Plan(steps_per_epoch=12, total=36, log_every=5, eval_every=24)
+  segments = list(plan.segments(start))
+  ends = [0, 5, 10, 12, 17, 22, 24, 29, 34, 36]
+  assert [end for _, end in segments] == [end for end in ends if end > start]
+  assert [first for first, _ in segments[1:]] == [end for _, end in segments[:-1]]
+  assert [step for step in range(1, 37) if plan.evaluates_at(step)] == [24, 36]
+
+
+KILLS_QUICK = ['after-step:17', 'saving:2', 'after-line:7']
+KILLS_SLOW = [
+  'before-config:1',
+  'after-config:1',
+  'before-step:1',
+  'before-line:4',
+  'after-line:3',
+  'before-save:1',
+  'saving:1',
+  'saving:3',
+  'before-last-wait:1',
+  'all-saved:1',
+  'before-evaluation:2',
+  'after-evaluation:4',
+  'before-result:1',
+  'after-result:1',
+]
+
+
+@pytest.mark.parametrize(
+  'end', KILLS_QUICK + [pytest.param(end, marks=pytest.mark.slow) for end in KILLS_SLOW]
+)
+def test_a_killed_run_ends_as_if_undisturbed(driver, finished, tmp_path, end):
+  workdir = tmp_path / 'run'
+  code, _, err = driver.finish(driver.start(workdir, f'--end={end}'))
+  assert code == -signal.SIGKILL, err
+  code, _, err = driver.finish(driver.start(workdir))
+  assert code == 0, err
+  assert_same_end(driver, workdir, finished)
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_as_if_undisturbed(driver, finished, tmp_path):
+  workdir = tmp_path / 'run'
+  for end in ('after-step:3', 'after-step:14', 'saving:1', 'after-step:5', 'before-evaluation:1'):
+    code, _, err = driver.finish(driver.start(workdir, f'--end={end}'))
+    assert code == -signal.SIGKILL, err
+  assert driver.finish(driver.start(workdir))[0] == 0
+  assert_same_end(driver, workdir, finished)
+
+
+@pytest.mark.parametrize(
+  ('end', 'name', 'expected'),
+  [
+    ('after-step:17', 'TERM', 75),
+    pytest.param('after-step:12', 'TERM', 75, marks=pytest.mark.slow),
+    pytest.param('before-evaluation:2', 'TERM', 75, marks=pytest.mark.slow),
+    pytest.param('before-step:1', 'INT', 130, marks=pytest.mark.slow),
+  ],
+)
+def test_a_signal_saves_and_leaves_with_its_code(driver, finished, tmp_path, end, name, expected):
+  workdir = tmp_path / 'run'
+  code, _, err = driver.finish(driver.start(workdir, f'--end={end}', f'--signal={name}'))
+  assert code == expected, err
+  assert 'saved, start again to go on' in err
+  step, _ = final_state(driver, workdir)
+  assert f'stopped at step {step}' in err
+  code, _, err = driver.finish(driver.start(workdir))
+  assert code == 0
+  assert f'going on from the checkpoint at step {step}' in err
+  assert_same_end(driver, workdir, finished)
+
+
+def test_two_processes_on_one_workdir(driver, tmp_path):
+  workdir = tmp_path / 'run'
+  first = driver.start(workdir, '--end=after-step:10', '--signal=STOP')
+  try:
+    deadline = time.monotonic() + 120
+    while not (workdir / 'metrics.jsonl').exists() or not (workdir / 'metrics.jsonl').stat().st_size:
+      assert time.monotonic() < deadline
+      assert first.poll() is None
+      time.sleep(0.1)
+    code, _, err = driver.finish(driver.start(workdir))
+    assert code == 1
+    assert 'another process at work' in err.splitlines()[-1]
+  finally:
+    first.send_signal(signal.SIGCONT)
+  code, _, err = driver.finish(first)
+  assert code == 0, err  # the first one never noticed
+
+
+def test_another_config_names_the_fields(driver, finished):
+  with pytest.raises(UserError, match=r'train.epochs: 3 there, 5 here; train.momentum: 0.9 there'):
+    run_here(driver, finished, train__epochs=5, train__momentum=0.5)
+
+
+def test_nan_loss_stops_with_the_steps_and_keeps_the_last_good_checkpoint(driver, tmp_path):
+  config = {'train__learning_rate': 1e18, 'train__warmup_fraction': 0.5}
+  with pytest.raises(UserError, match=r'gradient norm (nan|inf) in steps (\d+) to \2 .*learning_rate'):
+    run_here(driver, tmp_path, **config)
+  lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  assert all(np.isfinite(line['train_loss']) for line in lines if 'train_loss' in line)
+  assert not (tmp_path / 'result.json').exists()
+
+
+def test_nan_late_names_the_checkpoint_that_is_kept(driver, tmp_path, monkeypatch):
+  honest = train.train_steps
+
+  def poisoned(state, data, indices, *, step_fn):
+    step = int(state.step)
+    state, metrics = honest(state, data, indices, step_fn=step_fn)
+    return state, metrics | ({'loss': jnp.full(1, jnp.nan)} if step == 20 else {})
+
+  monkeypatch.setattr(train, 'train_steps', poisoned)
+  with pytest.raises(UserError, match='loss nan, .* in steps 21 to 21 .*checkpoint is at step 12'):
+    run_here(driver, tmp_path)
+  assert final_state(driver, tmp_path)[0] == 12
+
+
+def truncate(path):
+  with open(path, 'r+b') as file:
+    file.truncate(max(0, path.stat().st_size // 2))
+
+
+def kill_in_last_save(driver, workdir):
+  """Steps with a complete checkpoint: a save begins only once the one before is complete."""
+  code, _, err = driver.finish(driver.start(workdir, '--end=saving:3'))
+  assert code == -signal.SIGKILL, err
+  steps = sorted(int(path.name) for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit())
+  assert steps in ([12, 24], [24, 36], [12, 24, 36])
+  return steps
+
+
+@pytest.mark.parametrize('what', ['data', pytest.param('metadata', marks=pytest.mark.slow)])
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(driver, finished, tmp_path, what):
+  workdir = tmp_path / 'run'
+  *_, before, newest = kill_in_last_save(driver, workdir)
+  checkpoint = workdir / 'checkpoints' / str(newest)
+  files = [path for path in checkpoint.rglob('*') if path.is_file()]
+  inside = [path for path in files if path.parent.name == 'd']
+  for path in inside if what == 'data' else set(files) - set(inside):
+    truncate(path)
+  code, _, err = driver.finish(driver.start(workdir))
+  assert code == 0, err
+  assert f'checkpoint {newest} is damaged, going back to the one before' in err
+  assert f'going on from the checkpoint at step {before}' in err
+  assert (workdir / 'checkpoints-damaged' / str(newest)).is_dir()
+  assert_same_end(driver, workdir, finished)
+
+
+def test_data_that_changed_under_a_run(driver, tmp_path, monkeypatch):
+  workdir = tmp_path / 'run'
+  run_here(driver, workdir, train__epochs=1)
+  (workdir / 'result.json').unlink()
+  honest = pipeline.cache.load_arrays
+
+  def fewer(*args):
+    arrays = honest(*args)
+    return pipeline.dataclasses.replace(arrays, images=arrays.images[9:], labels=arrays.labels[9:])
+
+  monkeypatch.setattr(pipeline.cache, 'load_arrays', fewer)
+  with pytest.raises(UserError, match='the data has changed'):
+    run_here(driver, workdir, train__epochs=1)
+  with pytest.raises(UserError, match='the data has changed'):
+    evaluate.evaluate_run(str(workdir))
+
+
+@pytest.fixture
+def small_mount(tmp_path):
+  """mount(options): a small file system of its own; skips where that is not allowed."""
+  mounted = []
+
+  def mount(options):
+    folder = tmp_path / f'mount{len(mounted)}'
+    folder.mkdir()
+    command = ['mount', '-t', 'tmpfs', '-o', options, 'tmpfs', str(folder)]
+    try:
+      subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+      pytest.skip(f'needs the right to mount a tmpfs: {error}')
+    mounted.append(folder)
+    return folder
+
+  yield mount
+  for folder in mounted:
+    subprocess.run(['umount', '-l', str(folder)], check=True)
+
+
+def only_one_line(err):
+  """The last line is the message, and there is no traceback."""
+  assert 'Traceback' not in err
+  last = err.strip().splitlines()[-1]
+  assert last.startswith('driver.py: expected')
+  return last
+
+
+def test_a_read_only_workdir(driver, small_mount):
+  folder = small_mount('ro,size=1m')
+  code, _, err = driver.finish(driver.start(folder / 'run'))
+  assert code == 1
+  assert 'Read-only file system' in only_one_line(err)
+
+
+def test_a_full_workdir_then_room_again(driver, finished, small_mount):
+  folder = small_mount('size=600k')
+  (folder / 'run').mkdir()
+  assert driver.finish(driver.start(folder / 'run', '--end=after-step:30'))[0] == -signal.SIGKILL
+  filler = folder / 'filler'
+  with pytest.raises(OSError, match='No space left'), open(filler, 'wb', buffering=0) as file:
+    while file.write(bytes(1024)):
+      pass
+  code, _, err = driver.finish(driver.start(folder / 'run'))
+  assert code == 1, err
+  assert 'No space left' in only_one_line(err) or 'room' in only_one_line(err)
+  os.unlink(filler)
+  code, _, err = driver.finish(driver.start(folder / 'run'))
+  assert code == 0, err
+  assert_same_end(driver, folder / 'run', finished)
+
+
+def test_a_workdir_that_is_full_from_the_start(driver, small_mount):
+  folder = small_mount('size=8k')
+  code, _, err = driver.finish(driver.start(folder / 'run'))
+  assert code == 1
+  only_one_line(err)
+  assert not (folder / 'run/config.json').exists() or json.loads(
+    (folder / 'run/config.json').read_text()
+  )
+
+
+def test_a_batch_larger_than_the_data_leaves_the_folder_free(driver, tmp_path):
+  workdir = tmp_path / 'run'
+  with pytest.raises(UserError, match='a batch larger than the data'):
+    run_here(driver, workdir, train__batch_size=4000)
+  assert not (workdir / 'config.json').exists()
+  run_here(driver, workdir, train__epochs=1)  # the same folder, once the flag is mended
+
+
+def test_step_keys_depend_on_seed_and_step_only(driver):
+  _, model, tx, step_fn = static_step(driver)
+  state = train_state.create(model, tx, (8, 8, 1), 0)
+  step = jax.jit(step_fn)
+  first, again = (step(state, some_data())[1]['loss'] for _ in range(2))
+  np.testing.assert_array_equal(first, again)
+  later = step(state.replace(step=state.step + 1), some_data())[1]['loss']
+  assert float(later) != float(first)  # another crop
