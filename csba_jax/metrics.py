@@ -40,11 +40,13 @@ class Confusion(struct.PyTreeNode):
       loss=jnp.where(weight > 0, losses, 0.0).sum(),
       bin_counts=zeros.at[bins].add(weight),
       bin_correct=zeros.at[bins].add(weight * (predicted == labels)),
-      bin_confidence=zeros.astype(jnp.float32).at[bins].add(weight * confidence),
+      bin_confidence=zeros.astype(jnp.float32).at[bins].add(jnp.where(weight > 0, confidence, 0.0)),
     )
 
   def merge(self, other: 'Confusion') -> 'Confusion':
-    """Sums over both sets of examples; float64 once either side is on the host."""
+    """Sums over both sets of examples; on the host, in float64, once either side is there."""
+    if isinstance(self.counts, np.ndarray) != isinstance(other.counts, np.ndarray):
+      self, other = self.to_host(), other.to_host()
     return jax.tree.map(lambda a, b: a + b, self, other)
 
   def to_host(self) -> 'Confusion':

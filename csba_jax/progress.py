@@ -18,7 +18,7 @@ class TrainingBar:
     self._stream = stream or sys.stderr
     self._started = clock()
     self._last_line = float('-inf')
-    self._validation = float('nan')
+    self._validation = '-'
     self._bar = None
     if self._stream.isatty():
       self._bar = Progress(
@@ -41,7 +41,7 @@ class TrainingBar:
 
   def update(self, step: int, loss: float, images_per_second: float) -> None:
     """Shows the state after `step` steps; plain lines come every PLAIN_SECONDS and at the end."""
-    text = f'loss {loss:.4f}  val macro-F1 {self._validation:.3f}  {images_per_second:.0f} images/s'
+    text = f'loss {loss:.4f}  val macro-F1 {self._validation}  {images_per_second:.0f} images/s'
     if self._bar:
       self._bar.update(self._task, completed=step, description=text)
       return
@@ -52,11 +52,11 @@ class TrainingBar:
     left = (now - self._started) / max(1, step - self._start) * (self._total - step)
     print(f'step {step}/{self._total}  {text}  {left:.0f} s left', file=self._stream, flush=True)
 
-  def validated(self, macro_f1: float) -> None:
-    """Takes the validation macro-F1 into the next update."""
-    self._validation = macro_f1
+  def validated(self, macro_f1: float | None) -> None:
+    """Takes the validation macro-F1 into the next update; None in a run without validation."""
+    self._validation = '-' if macro_f1 is None else f'{macro_f1:.3f}'
 
 
-def say(text: str, *args: object) -> None:
-  """One line for the user on standard error, `text % args` as in logging."""
-  print(text % args if args else text, file=sys.stderr, flush=True)
+def say(text: str) -> None:
+  """One line for the user on standard error."""
+  print(text, file=sys.stderr, flush=True)

@@ -7,9 +7,10 @@ import numpy as np
 
 from csba_jax.checkpoint import Checkpoints
 from csba_jax.errors import UserError
+from csba_jax.events import EventFile
 from csba_jax.progress import say
 from csba_jax.train_state import TrainState
-from csba_jax.workdir import Workdir
+from csba_jax.workdir import Workdir, writing_to
 
 
 @dataclasses.dataclass
@@ -33,7 +34,7 @@ class Records:
   def __init__(self, folder: Workdir):
     self._folder = folder
     self._checkpoints = Checkpoints(folder.file('checkpoints'))
-    self._events = None
+    self._events: EventFile | None = None
     self.progress = Progress()
 
   def __enter__(self) -> 'Records':
@@ -52,7 +53,8 @@ class Records:
       self.progress = Progress(**meta)
       say(f'going on from the checkpoint at step {self.progress.step}')
     self._folder.rewind_metrics(self.progress.metrics_bytes)
-    self._events = _event_writer(self._folder, self.progress.step)
+    with writing_to(self._folder.path):
+      self._events = EventFile(self._folder.file('tensorboard'), self.progress.step)
     return initial
 
   def best(self, last: TrainState) -> TrainState:
@@ -102,9 +104,8 @@ class Records:
   def _write(self, epoch: float, record: dict[str, float], timing: dict[str, float]) -> None:
     step = self.progress.step
     self._folder.append_metrics({'step': step, 'epoch': epoch, **record, 'timing': timing})
-    for name, value in (record | timing).items():
-      self._events.add_scalar(name, value, step)
-    self._events.flush()
+    with writing_to(self._folder.path):
+      self._events.scalars(step, record | timing)
     self.progress.metrics_bytes = self._folder.metrics_length()
 
   def save(self, state: TrainState, score: float | None = None) -> None:
@@ -114,9 +115,3 @@ class Records:
   def wait(self) -> None:
     """Returns once the last checkpoint is on disk."""
     self._checkpoints.wait()
-
-
-def _event_writer(folder: Workdir, step: int):
-  from tensorboardX import SummaryWriter  # not needed to import the package
-
-  return SummaryWriter(str(folder.file('tensorboard')), purge_step=step, flush_secs=10)

@@ -9,14 +9,14 @@ import math
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import csba_jax
 from csba_jax import config as config_lib
 from csba_jax.errors import UserError
+from csba_jax.files import write_atomically
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
@@ -81,7 +81,7 @@ class Workdir:
     """Path of a file in the workdir."""
     return self.path / name
 
-  def write(self, name: str, fill: Callable[[Any], Any]) -> None:
+  def write(self, name: str, fill: Callable[[BinaryIO], object]) -> None:
     """A file that is there whole or not at all: `fill(binary file)`, then a rename."""
     with writing_to(self.path):
       write_atomically(self.file(name), fill)
@@ -133,22 +133,6 @@ def _read_json(file: Path, expected: str) -> dict[str, Any]:
     raise UserError(
       f'a whole {file}', f'a damaged one ({error})', 'run it anew elsewhere'
     ) from error
-
-
-def write_atomically(path: Path, fill: Callable[[Any], Any]) -> None:
-  """Writes beside `path`, syncs, renames: after a crash the old file or the new one, never half."""
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-  try:
-    with os.fdopen(handle, 'wb') as file:
-      fill(file)
-      file.flush()
-      os.fsync(file.fileno())
-    os.chmod(temporary, 0o644)  # mkstemp makes files that nobody else may read
-    os.replace(temporary, path)
-  except BaseException:
-    with contextlib.suppress(OSError):
-      os.unlink(temporary)
-    raise
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The binaries as a user meets them: good input works, bad input ends in one line and exit code 1."""
+"""The binaries as a user meets them: bad input ends in one line and exit code 1."""
 
 import json
 import os
@@ -13,10 +13,11 @@ ROOT = Path(__file__).parents[1]
 
 def call(binary, *arguments, cwd=ROOT, **environment):
   """(exit code, standard output, standard error) of python -m csba_jax.bin.BINARY."""
+  plain = {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': ''}
   process = subprocess.run(
     [sys.executable, '-m', f'csba_jax.bin.{binary}', *arguments],
     cwd=cwd,
-    env=os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': ''} | environment,
+    env=os.environ | plain | environment,
     capture_output=True,
     text=True,
     timeout=240,

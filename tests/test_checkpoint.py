@@ -127,11 +127,15 @@ def test_reading_only_leaves_the_folder_alone(tmp_path):
 
 
 def test_an_error_under_way_is_not_hidden_by_a_failing_save(tmp_path, monkeypatch):
-  with pytest.raises(ZeroDivisionError), Checkpoints(tmp_path) as checkpoints:
-    monkeypatch.setattr(
-      checkpoints._manager, 'wait_until_finished', lambda: (_ for _ in ()).throw(OSError('full'))
-    )
-    raise ZeroDivisionError
+  checkpoints = Checkpoints(tmp_path)
+
+  def fail():
+    raise OSError('full')
+
+  monkeypatch.setattr(checkpoints._manager, 'close', fail)
+  checkpoints.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
+  with pytest.raises(UserError, match='room for checkpoints .*found full'):
+    checkpoints.__exit__(None, None, None)
 
 
 def test_a_save_that_fails_says_where_the_run_goes_on(tmp_path, monkeypatch):

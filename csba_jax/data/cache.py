@@ -16,7 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from absl import logging
 
-from csba_jax.data.sources import Source, Unreadable
+from csba_jax.data.decoding import Unreadable
+from csba_jax.data.sources import Source
 from csba_jax.errors import UserError
 
 INDEX = 'index.json'

@@ -8,7 +8,10 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from csba_jax.data import cache, sources, splits
+from csba_jax.data import cache, splits
+from csba_jax.data.image_folder import ImageFolderSource
+from csba_jax.data.sources import DigitsSource, Source
+from csba_jax.data.tfds_source import TfdsSource
 from csba_jax.errors import UserError
 
 
@@ -82,13 +85,13 @@ def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data
   )
 
 
-def open_sources(data: ml_collections.ConfigDict):
+def open_sources(data: ml_collections.ConfigDict) -> tuple[Source, Source | None]:
   """(training source, test source or None) of a config's data section; decodes nothing."""
   if data.source == 'digits':
-    return sources.DigitsSource(), None
+    return DigitsSource(), None
   if data.source == 'tfds':
     return tuple(
-      sources.TfdsSource(data.name, part, data.dir, data.image_size) for part in ('train', 'test')
+      TfdsSource(data.name, part, data.dir, data.image_size) for part in ('train', 'test')
     )
   directory = data.dir or os.environ.get('CSBA_IMAGE_FOLDER', '')
   if not directory:
@@ -97,7 +100,7 @@ def open_sources(data: ml_collections.ConfigDict):
       'no folder named',
       'set --config.data.dir or $CSBA_IMAGE_FOLDER',
     )
-  folder = sources.ImageFolderSource(
+  folder = ImageFolderSource(
     directory,
     data.image_size,
     strict=data.strict,

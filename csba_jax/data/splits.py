@@ -4,11 +4,11 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-import secrets
 
 import numpy as np
 
 from csba_jax.errors import UserError
+from csba_jax.files import write_atomically
 from csba_jax.longtail import class_counts, permutation, profile_counts
 
 
@@ -45,18 +45,9 @@ class Splits:
 
   def save(self, path: str | os.PathLike) -> None:
     """Writes an npz, without pickle; the file is there as a whole or not at all."""
-    path = pathlib.Path(path)
-    part = path.with_name(f'.{path.name}.{secrets.token_hex(4)}')
     arrays = dataclasses.asdict(self) | {'sha256': self.sha256}
     arrays['classes_without_val'] = np.asarray(self.classes_without_val, np.int64)
-    try:
-      with part.open('wb') as file:
-        np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-      os.replace(part, path)
-    finally:
-      part.unlink(missing_ok=True)
+    write_atomically(pathlib.Path(path), lambda file: np.savez(file, **arrays))
 
   @classmethod
   def load(cls, path: str | os.PathLike) -> 'Splits':

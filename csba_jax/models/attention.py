@@ -105,12 +105,12 @@ class LinearHead(nn.Module):
     kernel = self.param('kernel', init, shape)
     bias = self.param('bias', nn.initializers.zeros, (self.num_classes,))
     if class_gate is None:
-      return jnp.einsum('nbd,bdk->nk', z, kernel) + bias
+      return jnp.einsum('nbd,bdk->nk', z, kernel) + bias[None]
     embedding = self.param(
       'class_embedding', nn.initializers.zeros, (self.num_classes, *z.shape[1:])
     )
     gates = 2 * nn.sigmoid(class_gate.astype(jnp.float32)[:, None] + embedding[None])
-    return jnp.einsum('nbd,nkbd,bdk->nk', z, gates, kernel) + bias
+    return jnp.einsum('nbd,nkbd,bdk->nk', z, gates, kernel) + bias[None]
 
 
 class ClassGate(nn.Module):

@@ -10,7 +10,10 @@ import pytest
 from PIL import Image
 
 from csba_jax.data import cache
-from csba_jax.data.sources import DigitsSource, ImageFolderSource, Source, TfdsSource, Unreadable
+from csba_jax.data.decoding import Unreadable
+from csba_jax.data.image_folder import ImageFolderSource
+from csba_jax.data.sources import DigitsSource, Source
+from csba_jax.data.tfds_source import TfdsSource
 from csba_jax.errors import UserError
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from csba_jax.data import sources
+from csba_jax.data import decoding, image_folder, sources, tfds_source
 from csba_jax.errors import UserError
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
@@ -26,7 +26,7 @@ def encoded(image, suffix='png', **options):
 
 
 def decode(data, image_size=4, channels=3):
-  return sources.decode_image(data, channels=channels, image_size=image_size)
+  return decoding.decode_image(data, channels=channels, image_size=image_size)
 
 
 def halves(left, right, mode='RGB', size=(4, 4)):
@@ -162,7 +162,7 @@ def test_phone_jpegs_that_hold_several_pictures():
 
 def test_floating_point_pixels_are_refused():
   data = encoded(Image.fromarray(np.full((4, 4), 0.5, np.float32)), 'tif')
-  with pytest.raises(sources.Unreadable, match='floating-point pixels have no fixed range'):
+  with pytest.raises(decoding.Unreadable, match='floating-point pixels have no fixed range'):
     decode(data)
 
 
@@ -221,13 +221,13 @@ def broken_files():
 @pytest.mark.parametrize('kind', broken_files())
 def test_broken_files_are_unreadable(kind):
   data, reason = broken_files()[kind]
-  with pytest.raises(sources.Unreadable, match=reason):
+  with pytest.raises(decoding.Unreadable, match=reason):
     decode(data, 32)
 
 
 def test_other_formats_are_not_run():
   postscript = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n'
-  with pytest.raises(sources.Unreadable, match='not an image of a known format'):
+  with pytest.raises(decoding.Unreadable, match='not an image of a known format'):
     decode(postscript)
 
 
@@ -267,7 +267,7 @@ def folder(tmp_path):
 
 
 def open_folder(root, image_size=4, **options):
-  return sources.ImageFolderSource(root, image_size, **options)
+  return image_folder.ImageFolderSource(root, image_size, **options)
 
 
 def test_folder_order_labels_and_items(folder):
@@ -334,10 +334,10 @@ def test_broken_files_stay_candidates_and_say_why(folder):
   (folder / 'a/gone.png').symlink_to(folder / 'nowhere.png')
   source = open_folder(folder)
   assert len(source) == 5
-  with pytest.raises(sources.Unreadable, match='empty file'):
+  with pytest.raises(decoding.Unreadable, match='empty file'):
     source[0]
   items = source.read(range(5))
-  assert [isinstance(item, sources.Unreadable) for item in items] == [
+  assert [isinstance(item, decoding.Unreadable) for item in items] == [
     True,
     False,
     True,
@@ -375,7 +375,7 @@ def test_fingerprint_changes_with_files_and_decoding(folder):
 
 def test_fingerprint_changes_with_the_decoder(folder, monkeypatch):
   first = open_folder(folder).fingerprint
-  monkeypatch.setattr(sources, 'DECODING_VERSION', -1)
+  monkeypatch.setattr(decoding, 'DECODING_VERSION', -1)
   assert open_folder(folder).fingerprint != first
 
 
@@ -595,7 +595,7 @@ PICTURES = [
 
 
 def open_tfds(root, name='tiny', split='train', **options):
-  return sources.TfdsSource(name, split, str(root), **options)
+  return tfds_source.TfdsSource(name, split, str(root), **options)
 
 
 def test_png_records_keep_their_pixels(tmp_path):
@@ -719,9 +719,9 @@ def test_data_dir_comes_from_the_environment(tmp_path, monkeypatch):
   write_tfds(tmp_path / 'home/tensorflow_datasets', records(PICTURES[:2]))
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'env'))
   monkeypatch.setenv('HOME', str(tmp_path / 'home'))
-  assert len(sources.TfdsSource('tiny', 'train')) == 5
+  assert len(tfds_source.TfdsSource('tiny', 'train')) == 5
   monkeypatch.delenv('TFDS_DATA_DIR')
-  assert len(sources.TfdsSource('tiny', 'train')) == 2
+  assert len(tfds_source.TfdsSource('tiny', 'train')) == 2
 
 
 def test_another_file_format(tmp_path):
@@ -806,7 +806,7 @@ def test_damaged_json(tmp_path, file):
 
 
 def test_real_cifar10(data_root):
-  source = sources.TfdsSource('cifar10', 'test', data_root)
+  source = tfds_source.TfdsSource('cifar10', 'test', data_root)
   assert len(source) == 10000
   assert np.bincount(source.labels).tolist() == [1000] * 10
   assert source.class_names[3] == 'cat'
@@ -824,10 +824,10 @@ def test_import_is_light_and_tensorflow_never_comes(tmp_path):
   write_tfds(tmp_path, records(PICTURES))
   code = (
     'import sys\n'
-    'from csba_jax.data import cache, sampling, sources, splits\n'
+    'from csba_jax.data import cache, image_folder, sampling, splits, tfds_source\n'
     "heavy = {'PIL', 'sklearn', 'tensorflow_datasets', 'tensorflow', 'jax', 'matplotlib'}\n"
     'assert not heavy & set(sys.modules), heavy & set(sys.modules)\n'
-    "source = sources.TfdsSource('tiny', 'train', sys.argv[1])\n"
+    "source = tfds_source.TfdsSource('tiny', 'train', sys.argv[1])\n"
     'source[0], source.labels, source.fingerprint\n'
     "assert 'tensorflow' not in sys.modules\n"
   )

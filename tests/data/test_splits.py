@@ -316,7 +316,7 @@ def test_splits_are_pinned():
 
 
 def test_splits_of_the_photos_respect_their_duplicates(photo_folder):
-  from csba_jax.data.sources import ImageFolderSource
+  from csba_jax.data.image_folder import ImageFolderSource
 
   manifest = os.path.join(photo_folder, 'manifest.csv')
   photos = ImageFolderSource(photo_folder, 64, manifest=manifest, group_column='dup_group')

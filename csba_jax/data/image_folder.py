@@ -1,0 +1,182 @@
+"""Folders of photos, CLASS/file.jpg, with an optional manifest of duplicates."""
+
+import csv
+import functools
+import os
+import pathlib
+import unicodedata
+from collections.abc import Iterable
+
+import numpy as np
+
+from csba_jax.data.decoding import Unreadable, decode_image, decoder_version
+from csba_jax.data.sources import Source, digest, file_state
+from csba_jax.errors import UserError
+
+IMAGE_SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+
+
+class ImageFolderSource(Source):
+  """A folder of CLASS/image files, each made RGB and square.
+
+  Images: the first frame, turned upright by its EXIF, on white where it is transparent, made 8-bit
+  RGB, scaled (bicubic, antialiased) so that its shorter side is image_size, cropped to the centre.
+  Order: by class name, then by path inside `directory`, as Unicode code points: the same on every
+  machine. Files may lie deeper than one level; hidden ones are ignored, as are files of other types
+  and links to folders below the class folders.
+
+  Args:
+    directory: holds one folder a class; classes are numbered in the order of their names.
+    image_size: side of the square.
+    strict: an unreadable file is an error; else it is left out and named in `ImageArrays.skipped`.
+    manifest: CSV file with duplicate groups; '' means every image is on its own.
+    group_column: its column of groups; an empty cell, or no row, means on its own.
+    file_column: its column of paths, relative to `directory`.
+
+  Raises:
+    UserError: no such folder, fewer than two class folders, a class folder without an image, a
+      size below 1, or a manifest that lacks a column or names a file that is not there.
+  """
+
+  def __init__(
+    self,
+    directory: str | os.PathLike,
+    image_size: int,
+    strict: bool = False,
+    manifest: str | os.PathLike = '',
+    group_column: str = '',
+    file_column: str = 'file',
+  ):
+    if image_size < 1:
+      raise UserError('image_size of at least 1 pixel', f'{image_size}', 'set it, such as to 64')
+    self.strict = strict
+    self._directory = pathlib.Path(directory).expanduser()
+    self._paths, self.names, self.labels, self.class_names = _list_images(self._directory)
+    self.name = self._directory.resolve().name
+    self.image_shape = (image_size, image_size, 3)
+    self.groups = None
+    if manifest or group_column:
+      self.groups = _manifest_groups(manifest, group_column, file_column, self.names)
+
+  def __len__(self) -> int:
+    return len(self._paths)
+
+  def __getitem__(self, i: int) -> dict:
+    size = self.image_shape[0]
+    image = decode_image(_read_image(self._paths[i]), channels=3, image_size=size)
+    return {'image': image, 'label': int(self.labels[i])}
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Over size, groups, and name, length, time and readability of every file."""
+    files = [(n, *file_state(p)) for n, p in zip(self.names, self._paths, strict=True)]
+    groups = b'' if self.groups is None else self.groups.tobytes()
+    return digest(
+      ['folder', *decoder_version(), self.image_shape, self.class_names, groups, *files]
+    )
+
+
+def _read_image(path: pathlib.Path) -> bytes:
+  """The bytes of one file; a failing disk or network drive is no reason to leave images out."""
+  try:
+    return path.read_bytes()
+  except (PermissionError, FileNotFoundError) as error:
+    raise Unreadable(error.strerror) from error
+  except OSError as error:
+    raise UserError(f'to read {path}', str(error), 'check the disk or the network drive') from error
+
+
+def _list_images(
+  directory: pathlib.Path,
+) -> tuple[tuple[pathlib.Path, ...], tuple[str, ...], np.ndarray, tuple[str, ...]]:
+  """(paths, names relative to the directory, labels int32, class names), in the one order."""
+  expected = 'a folder with one folder of images for each class'
+  if not directory.is_dir():
+    found = f'a file, {directory}' if directory.exists() else f'nothing at {directory}'
+    raise UserError(expected, found, 'give the folder that holds the class folders')
+  folders = {
+    _portable(path.name): path
+    for path in directory.iterdir()
+    if path.is_dir() and not path.name.startswith('.')
+  }
+  class_names = tuple(sorted(folders))
+  if len(class_names) < 2:
+    found = f'only one, {class_names[0]},' if class_names else 'no class folder'
+    raise UserError(
+      expected,
+      f'{found} in {directory}',
+      'make it DIRECTORY/CLASS/image.jpg with two classes or more',
+    )
+  paths, names, labels = [], [], []
+  for label, class_name in enumerate(class_names):
+    images = {_portable(p.relative_to(directory).as_posix()): p for p in _walk(folders[class_name])}
+    if not images:
+      raise UserError(
+        f'images ({", ".join(IMAGE_SUFFIXES)}) in every class folder',
+        f'none in {class_name}',
+        'add images to it, or move it out of the way',
+      )
+    names += sorted(images)
+    paths += [images[name] for name in sorted(images)]
+    labels += [label] * len(images)
+  return tuple(paths), tuple(names), np.asarray(labels, np.int32), class_names
+
+
+def _walk(folder: pathlib.Path) -> Iterable[pathlib.Path]:
+  """Image files at any depth, hidden ones left out, in no particular order."""
+  for parent, subfolders, files in os.walk(folder):
+    subfolders[:] = [name for name in subfolders if not name.startswith('.')]
+    for name in files:
+      if not name.startswith('.') and pathlib.PurePath(name).suffix.lower() in IMAGE_SUFFIXES:
+        yield pathlib.Path(parent, name)
+
+
+def _portable(name: str) -> str:
+  """One spelling for accented letters: macOS splits them, which would change names and order."""
+  return unicodedata.normalize('NFC', name)
+
+
+def _manifest_groups(
+  manifest: str | os.PathLike, group_column: str, file_column: str, names: tuple[str, ...]
+) -> np.ndarray:
+  """Group of every image, [N] int64, numbered as they come; see ImageFolderSource."""
+  if not manifest or not group_column:
+    raise UserError(
+      'data.manifest together with data.group_column',
+      f'manifest {str(manifest)!r} and group_column {group_column!r}',
+      'set both, or neither if no image has a duplicate',
+    )
+  rows = _read_manifest(manifest, (file_column, group_column))
+  group_of_file = {}
+  for row in rows:
+    file = _portable(pathlib.PurePosixPath((row[file_column] or '').replace('\\', '/')).as_posix())
+    if file in group_of_file:
+      raise UserError(f'one row a file in {manifest}', f'two for {file}', 'remove one of them')
+    group_of_file[file] = (row[group_column] or '').strip()
+  if unknown := sorted(set(group_of_file) - set(names)):
+    raise UserError(
+      f'rows of {manifest} that name images of the folder',
+      f'{len(unknown)} that match none, such as {unknown[0]!r}',
+      f'give paths like {names[0]!r} in column {file_column!r}, or remove those rows',
+    )
+  ids: dict[str | int, int] = {}  # a group's cell, or the position of an image on its own
+  keys = [group_of_file.get(name) or i for i, name in enumerate(names)]
+  return np.asarray([ids.setdefault(key, len(ids)) for key in keys], np.int64)
+
+
+def _read_manifest(manifest: str | os.PathLike, columns: tuple[str, ...]) -> list[dict]:
+  """Rows of a CSV file that has these columns."""
+  try:
+    with open(manifest, encoding='utf-8-sig', newline='') as file:
+      reader = csv.DictReader(file)
+      found = list(reader.fieldnames or ())
+      rows = list(reader)
+  except (OSError, UnicodeDecodeError, csv.Error) as error:
+    raise UserError(f'a CSV file at {manifest}', str(error), 'correct data.manifest') from error
+  if missing := [column for column in columns if column not in found]:
+    raise UserError(
+      f'columns {" and ".join(columns)} in {manifest}',
+      f'no {" and no ".join(missing)} among {", ".join(found)}',
+      'name the columns that hold the paths and the groups',
+    )
+  return rows
