@@ -7,10 +7,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.record_writer import RecordWriter
-
 
 class EventFile:
   """A new event file in a folder; each call is on disk on return.
@@ -24,23 +20,26 @@ class EventFile:
   """
 
   def __init__(self, folder: Path, step: int):
+    from tensorboardX.record_writer import RecordWriter  # takes torch along where that is installed
+
     folder.mkdir(exist_ok=True)
     name = f'events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}'
     self._writer = RecordWriter(str(folder / name))
-    self._write(Event(file_version='brain.Event:2'))
-    self._write(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+    self._write(file_version='brain.Event:2')
+    self._write(step=step, session_log={'status': 1})  # START
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """One point in each curve."""
-    points = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-    self._write(Event(step=step, summary=Summary(value=points)))
+    points = [{'tag': tag, 'simple_value': value} for tag, value in values.items()]
+    self._write(step=step, summary={'value': points})
 
   def close(self) -> None:
     """Closes the file; what could not be written was reported when it was."""
     with contextlib.suppress(OSError):
       self._writer.close()
 
-  def _write(self, event: Event) -> None:
-    event.wall_time = time.time()
-    self._writer.write(event.SerializeToString())
+  def _write(self, **fields: object) -> None:
+    from tensorboardX.proto.event_pb2 import Event
+
+    self._writer.write(Event(wall_time=time.time(), **fields).SerializeToString())
     self._writer.flush()

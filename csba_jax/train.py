@@ -115,6 +115,10 @@ class Plan:
       yield start, end
       start = end
 
+  def epoch(self, step: int) -> float:
+    """Epochs done after `step` steps."""
+    return step / self.steps_per_epoch
+
   def evaluates_at(self, step: int) -> bool:
     """Whether a validation and a checkpoint follow step number `step`."""
     return step % self.eval_every == 0 or step == self.total
@@ -135,6 +139,44 @@ def make_step(
     augment_fn=augment.build(config.augment.crop_padding, config.augment.flip),
     seed=config.seed,
   )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+  """All of a run that is fixed before its first step."""
+
+  config: ml_collections.ConfigDict
+  data: pipeline.Data
+  plan: Plan
+  model: nn.Module
+  tx: optax.GradientTransformation
+  schedule: optax.Schedule  # learning rate by step
+  step_fn: StepFn
+
+  @classmethod
+  def of(cls, config: ml_collections.ConfigDict, data: pipeline.Data) -> 'Job':
+    """The run that a config makes of its data; UserError if it cannot be run."""
+    model = registry.build(config.model, len(data.class_names), data.image_shape)
+    plan = Plan.of(config.train, len(data.train))
+    tx, schedule = optimizers.build(config.train, plan.total)
+    step_fn = make_step(config, model, tx, data.class_counts)
+    job = cls(config, data, plan, model, tx, schedule, step_fn)
+    job.draw(0, 1)  # a batch larger than the data is found out here
+    return job
+
+  @property
+  def batch_size(self) -> int:
+    """Images a step."""
+    return self.config.train.batch_size
+
+  def draw(self, start: int, end: int) -> np.ndarray:
+    """Positions of the training images of steps start to end - 1, [end - start, batch_size]."""
+    n = len(self.data.train)
+    batches = (
+      sampling.batch_positions(self.config.seed, step, n, self.batch_size)
+      for step in range(start, end)
+    )
+    return np.stack(list(batches))
 
 
 def train_and_evaluate(
@@ -162,76 +204,59 @@ def train_and_evaluate(
     say(f'loading {config.data.source} {config.data.name or config.data.dir}'.rstrip())
     data = pipeline.load(config, say)
     say(describe(data))
-    draw = functools.partial(
-      sampling.batch_positions, config.seed, n=len(data.train), batch_size=config.train.batch_size
-    )
-    draw(0)  # a batch that cannot be drawn ends the run here, before anything is written
-    model = registry.build(config.model, len(data.class_names), data.image_shape)
-    plan = Plan.of(config.train, len(data.train))
-    tx, schedule = optimizers.build(config.train, plan.total)
-    step_fn = make_step(config, model, tx, data.class_counts)
+    job = Job.of(config, data)
     folder.begin()  # all is checked: from here on the folder is this run's
     keep_splits(folder, data)
-    initial = train_state.create(model, tx, data.image_shape, config.seed)
+    say('compiling')
+    initial = train_state.create(job.model, job.tx, data.image_shape, config.seed)
 
     with Records(folder) as records:
-      state = records.resume(initial)
-      state = run_steps(config, state, data, model, step_fn, draw, plan, schedule, records, stop)
+      state = run_steps(job, records.resume(initial), records, stop)
       if stop.requested:
         say(f'stopped at step {records.progress.step}: saved, start again to go on')
         return None
       say(f'evaluating the test set at step {records.progress.best_step}')
-      sums = evaluate(model, records.best(state), data.test, config.train.batch_size)
-    result = metrics.summarise(sums, data.class_counts) | {
-      'checkpoint_step': records.progress.best_step,
-      'validation_macro_f1': records.progress.best_score,
-      'class_names': list(data.class_names),
-      'class_counts': data.class_counts.tolist(),
-      'parameters': sum(x.size for x in jax.tree.leaves(state.params)),
-      'splits_sha256': data.splits.sha256,
-      'timing': {
-        'seconds': time.monotonic() - started,  # of the process that finished the run
-        'device': jax.devices()[0].device_kind,
-      },
-    }
-    folder.write_result(result)
+      sums = evaluate(job.model, records.best(state), data.test, job.batch_size)
+    folder.write_result(
+      metrics.summarise(sums, data.class_counts)
+      | {
+        'checkpoint_step': records.progress.best_step,
+        'validation_macro_f1': records.progress.best_score,
+        'class_names': list(data.class_names),
+        'class_counts': data.class_counts.tolist(),
+        'parameters': sum(x.size for x in jax.tree.leaves(state.params)),
+        'splits_sha256': data.splits.sha256,
+        'timing': {
+          'seconds': time.monotonic() - started,  # of the process that finished the run
+          'device': jax.devices()[0].device_kind,
+        },
+      }
+    )
     return folder.result()  # as anyone reads it: null for what is undefined
 
 
-def run_steps(
-  config: ml_collections.ConfigDict,
-  state: TrainState,
-  data: pipeline.Data,
-  model: nn.Module,
-  step_fn: StepFn,
-  draw: Callable[[int], np.ndarray],
-  plan: Plan,
-  schedule: optax.Schedule,
-  records: Records,
-  stop: StopRequest,
-) -> TrainState:
+def run_steps(job: Job, state: TrainState, records: Records, stop: StopRequest) -> TrainState:
   """Steps, lines, validations and checkpoints from where `records` stands to the end or a stop."""
-  on_device = jax.device_put({'image': data.train.images, 'label': data.train.labels})
-  batch_size, longest = config.train.batch_size, steps_per_dispatch(config.train.log_every)
-  with TrainingBar(plan.total, records.progress.step) as bar:
-    for first, last in plan.segments(records.progress.step):
+  train = job.data.train
+  on_device = jax.device_put({'image': train.images, 'label': train.labels})
+  longest = steps_per_dispatch(job.plan.log_every)
+  with TrainingBar(job.plan.total, records.progress.step) as bar:
+    for first, last in job.plan.segments(records.progress.step):
       began = time.monotonic()
       for start in range(first, last, longest):
         end = min(start + longest, last)
-        indices = np.stack([draw(step) for step in range(start, end)])
-        state, step_metrics = train_steps(state, on_device, indices, step_fn=step_fn)
-        records.add(end, **jax.device_get(step_metrics))
+        state, found = train_steps(state, on_device, job.draw(start, end), step_fn=job.step_fn)
+        records.add(end, **jax.device_get(found))
         seconds = time.monotonic() - began
-        rate = batch_size * (end - first) / seconds
+        rate = job.batch_size * (end - first) / seconds
         bar.update(end, records.progress.losses[-1], rate)
         if stop.requested:
           break
       if end == last:
-        epoch, learning_rate = last / plan.steps_per_epoch, float(schedule(last - 1))
         timing = {'seconds': seconds, 'images_per_second': rate}
-        records.training_line(epoch, learning_rate, timing)
-        if plan.evaluates_at(last):
-          score = validate(config, state, data, model, records, epoch)
+        records.training_line(job.plan.epoch(last), float(job.schedule(last - 1)), timing)
+        if job.plan.evaluates_at(last):
+          score = validate(job, state, records)
           bar.validated(score)
           records.save(state, score)
       if stop.requested:
@@ -241,21 +266,15 @@ def run_steps(
   return state
 
 
-def validate(
-  config: ml_collections.ConfigDict,
-  state: TrainState,
-  data: pipeline.Data,
-  model: nn.Module,
-  records: Records,
-  epoch: float,
-) -> float | None:
+def validate(job: Job, state: TrainState, records: Records) -> float | None:
   """Macro-F1 on the validation part, recorded; None without one, and the last step is the best."""
-  if not len(data.val):
+  if not len(job.data.val):
     records.progress.best_step = records.progress.step
     return None
   began = time.monotonic()
-  sums = evaluate(model, state, data.val, config.train.batch_size)
-  summary = metrics.summarise(sums, data.class_counts)
+  sums = evaluate(job.model, state, job.data.val, job.batch_size)
+  summary = metrics.summarise(sums, job.data.class_counts)
+  epoch = job.plan.epoch(records.progress.step)
   records.validation_line(epoch, summary, time.monotonic() - began)
   return summary['macro_f1']
 

@@ -64,6 +64,30 @@ def test_bad_input_ends_in_one_line(tmp_path, case):
   assert not (tmp_path / 'run/config.json').exists()  # the folder is still free
 
 
+@pytest.mark.parametrize(
+  ('files', 'expected'),
+  [
+    ((), 'no class folder'),
+    (('cat/a.png',), 'only one, cat'),
+    (('cat/a.png', 'dog/notes.txt'), 'none in dog'),
+    (None, 'a file, '),
+  ],
+)
+def test_folders_that_are_no_data(tmp_path, files, expected):
+  folder = tmp_path / 'photos'
+  if files is None:
+    folder.write_text('')
+  for name in files or ():
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_text('')
+  if files == ():
+    folder.mkdir()
+  code, _, err = call('train', FOLDER, f'--config.data.dir={folder}', f'--workdir={tmp_path}/run')
+  assert code == 1
+  assert 'Traceback' not in err
+  assert expected in err.splitlines()[-1]
+
+
 def test_absent_tfds_set_names_folder_and_command(tmp_path):
   code, _, err = call('train', CIFAR, f'--config.data.dir={tmp_path}', f'--workdir={tmp_path}/run')
   assert code == 1

@@ -285,6 +285,18 @@ def test_a_run_killed_again_and_again_ends_as_if_undisturbed(driver, finished, t
   assert_same_end(driver, workdir, finished)
 
 
+@pytest.mark.slow
+def test_the_multibranch_net_killed_ends_as_if_undisturbed(driver, tmp_path):
+  net = ['--config.model.name="multibranch"', '--config.model.attention="csba_class"']
+  net += ['--config.model.width=0.1', '--config.train.epochs=2']
+  for name, end in (('whole', []), ('killed', ['--end=after-step:17'])):
+    driver.finish(driver.start(tmp_path / name, *net, *end))
+  code, _, err = driver.finish(driver.start(tmp_path / 'killed', *net))
+  assert code == 0, err
+  assert 'going on from the checkpoint at step 12' in err
+  assert driver.records_of(tmp_path / 'killed') == driver.records_of(tmp_path / 'whole')
+
+
 @pytest.mark.parametrize(
   ('end', 'name', 'expected'),
   [

@@ -1,6 +1,5 @@
 """Convolution, norm and pooling layers shared by the models. Images are [N, H, W, C] everywhere."""
 
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -10,8 +9,41 @@ from jax import Array
 
 kernel_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'truncated_normal')
 
-# Running statistics of batch normalisation: mean <- 0.9 mean + 0.1 batch mean.
-BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+
+class BatchNorm(nn.Module):
+  """(x - mean) / sqrt(var + eps) * scale + bias by channel.   [..., C] -> [..., C]
+
+  Statistics of the batch in training (running ones move a tenth of the way), running ones
+  otherwise; float32 whatever the type of the computation. Same variables as flax's BatchNorm.
+  """
+
+  use_running_average: bool
+  dtype: Any = jnp.float32
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    shape = x.shape[-1:]
+    running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape)
+    running_var = self.variable('batch_stats', 'var', jnp.ones, shape)
+    scale = self.param('scale', nn.initializers.ones, shape)
+    bias = self.param('bias', nn.initializers.zeros, shape)
+    if self.use_running_average:
+      mean, var = running_mean.value, running_var.value
+    else:
+      axes = tuple(range(x.ndim - 1))
+      wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+      mean = wide.mean(axes)
+      var = jnp.maximum((wide * wide).mean(axes) - mean * mean, 0)
+      if not self.is_initializing():
+        keep = self.momentum
+        running_mean.value = keep * running_mean.value + (1 - keep) * mean
+        running_var.value = keep * running_var.value + (1 - keep) * var
+    factor = scale * jax.lax.rsqrt(var + self.epsilon)
+    shift = bias - mean * factor
+    broadcast = (1,) * (x.ndim - 1) + shape
+    return (x * factor.reshape(broadcast) + shift.reshape(broadcast)).astype(self.dtype)
 
 
 def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
@@ -63,7 +95,13 @@ class ConvNormRelu(nn.Module):
 def max_pool2(x: Array) -> Array:
   """2x2 maximum, stride 2, an odd last row or column dropped. [N, H, W, C] -> [N, H//2, W//2, C]
 
-  Written as a reshape, because the gradient of `reduce_window` is many times slower on CPU.
+  The gradient goes to the first of equal values.
   """
-  n, h, w, c = x.shape
-  return x[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))
+  h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+
+  def larger(a, b):
+    return jnp.where(a >= b, a, b)
+
+  top = larger(x[:, 0:h:2, 0:w:2], x[:, 0:h:2, 1:w:2])
+  bottom = larger(x[:, 1:h:2, 0:w:2], x[:, 1:h:2, 1:w:2])
+  return larger(top, bottom)

@@ -1,0 +1,66 @@
+"""The model table: what it builds and what it says when it cannot."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from csba_jax import config as config_lib
+from csba_jax.errors import UserError
+from csba_jax.models import multibranch, registry
+
+EVERY = [(name, a) for name, (_, attentions) in registry.MODELS.items() for a in attentions]
+
+
+def model_config(**fields):
+  config = config_lib.default().model
+  config.width = 0.1
+  config.update(fields)
+  return config
+
+
+def test_unknown_model_lists_the_known_ones():
+  with pytest.raises(UserError) as error:
+    registry.build(model_config(name='resnet32'), 10, (32, 32, 3))
+  assert str(error.value) == (
+    f"expected model.name among {', '.join(registry.MODELS)}; found 'resnet32'; "
+    'to fix it: set --config.model.name'
+  )
+
+
+def test_unknown_attention_lists_the_models_own():
+  with pytest.raises(UserError) as error:
+    registry.build(model_config(attention='eca'), 10, (32, 32, 3))
+  assert str(error.value) == (
+    'expected model.attention of multibranch among none, none_wide, se, cbam, csba, csba_class; '
+    "found 'eca'; to fix it: set --config.model.attention"
+  )
+
+
+@pytest.mark.parametrize(('name', 'attention'), EVERY)
+def test_every_model_gives_logits_and_has_a_head(name, attention):
+  model = registry.build(model_config(name=name, attention=attention), 5, (8, 8, 1))
+  image = jnp.zeros((2, 8, 8, 1))
+  logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
+  assert (logits.shape, logits.dtype) == ((2, 5), jnp.float32)
+  names = [
+    '/'.join(key.key for key in path) for path, _ in jax.tree.leaves_with_path(variables['params'])
+  ]
+  head = [parameter for parameter in names if re.search(model.head, parameter)]
+  assert 0 < len(head) < len(names)
+
+
+def test_config_decides_width_and_type():
+  model = registry.build(
+    model_config(attention='csba_class', width=0.25, dtype='bfloat16'), 7, (16, 16, 3)
+  )
+  expected = multibranch.MultiBranch(7, 'csba_class', *multibranch.scaled(0.25), jnp.bfloat16)
+  assert model == expected
+
+
+def test_two_builds_of_one_config_are_equal():
+  # models are static arguments of compiled functions: unequal ones would compile twice
+  a, b = (registry.build(model_config(), 5, (8, 8, 1)) for _ in range(2))
+  assert a == b
+  assert hash(a) == hash(b)

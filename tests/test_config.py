@@ -1,0 +1,269 @@
+"""Every field is checked, read and documented; every recipe is whole."""
+
+import ast
+import importlib.util
+import math
+import re
+from pathlib import Path
+
+import ml_collections
+import pytest
+
+from csba_jax import config as config_lib
+from csba_jax.errors import UserError
+from csba_jax.models import multibranch
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / 'configs').glob('*.py'))
+DEFAULTS = config_lib.flatten(config_lib.default())
+
+BAD = {
+  'seed': [-1, 2**31],
+  'data.seed': [-1, 2**31],
+  'data.source': ['cifar10', ''],
+  'data.image_size': [7, 257, 0],
+  'data.channels': [0, 2, 4],
+  'data.num_classes': [1, -1],
+  'data.profile': ['linear', ''],
+  'data.imbalance_factor': [0.99, 0.01, 0.0, -5.0, math.inf, math.nan],
+  'data.class_order': ['random'],
+  'data.val_fraction': [-0.1, 1.0, math.nan],
+  'data.test_fraction': [0.0, 1.0, -0.2, math.nan],
+  'augment.crop_padding': [-1, 65],
+  'model.width': [0.0, -1.0, 65.0, math.nan, math.inf],
+  'model.dtype': ['float16', 'float64', ''],
+  'train.batch_size': [1, 0, -4],
+  'train.epochs': [0, -1],
+  'train.learning_rate': [0.0, -0.1, math.inf, math.nan],
+  'train.momentum': [-0.1, 1.0, math.nan],
+  'train.weight_decay': [-1e-4, math.inf, math.nan],
+  'train.warmup_fraction': [-0.1, 1.0, math.nan],
+  'train.log_every': [0, -1],
+  'train.eval_every': [0, -1],
+}
+BORDERS = {
+  'seed': [0, 2**31 - 1],
+  'data.image_size': [8, 256],
+  'data.num_classes': [0, 2],
+  'data.imbalance_factor': [1.0, 1],
+  'data.val_fraction': [0.0, 0.999],
+  'augment.crop_padding': [0, 64],
+  'model.width': [1e-3, 64.0],
+  'model.dtype': ['bfloat16'],
+  'train.batch_size': [2],
+  'train.epochs': [1],
+  'train.momentum': [0.0, 0],
+  'train.weight_decay': [0.0],
+  'train.warmup_fraction': [0.0],
+}
+
+
+def with_field(field, value):
+  """The default config with one field set, whatever its type and whether or not it exists."""
+  fields = config_lib.default().to_dict()
+  *section, name = field.split('.')
+  place = fields
+  for part in section:
+    place = place.setdefault(part, {})
+  place[name] = value
+  return ml_collections.ConfigDict(fields)
+
+
+def pairs(table):
+  return [(field, value) for field, values in table.items() for value in values]
+
+
+def load(path):
+  spec = importlib.util.spec_from_file_location(f'recipe_{path.stem}', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def test_defaults_pass():
+  config_lib.check(config_lib.default())
+
+
+def test_every_range_is_tried_with_a_value_outside():
+  assert BAD.keys() == config_lib._RANGES.keys()
+
+
+def test_every_numeric_field_has_a_range():
+  numeric = {field for field, value in DEFAULTS.items() if type(value) in (int, float)}
+  assert numeric <= config_lib._RANGES.keys()
+  assert config_lib._RANGES.keys() <= DEFAULTS.keys()
+
+
+@pytest.mark.parametrize(('field', 'value'), pairs(BAD))
+def test_value_out_of_range_names_field_range_value_and_remedy(field, value):
+  wanted = config_lib._RANGES[field][0]
+  with pytest.raises(UserError) as error:
+    config_lib.check(with_field(field, value))
+  assert str(error.value) == (
+    f'expected {field}: {wanted}; found {value!r}; to fix it: set --config.{field}=...'
+  )
+
+
+def test_a_factor_in_the_inverse_style_is_explained():
+  with pytest.raises(UserError, match=r'0\.01 in the inverse style is 1 / 0\.01 = 100'):
+    config_lib.check(with_field('data.imbalance_factor', 0.01))
+
+
+@pytest.mark.parametrize(('field', 'value'), pairs(BORDERS))
+def test_borders_are_allowed(field, value):
+  config_lib.check(with_field(field, value))
+
+
+def test_the_smallest_image_is_the_nets():
+  config_lib.check(with_field('data.image_size', multibranch.MIN_SIZE))
+  with pytest.raises(UserError, match=f'{multibranch.MIN_SIZE} to 256 pixels'):
+    config_lib.check(with_field('data.image_size', multibranch.MIN_SIZE - 1))
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'kind'),
+  [
+    ('train.epochs', '10', 'int'),
+    ('train.epochs', 10.0, 'int'),
+    ('train.epochs', True, 'int'),
+    ('train.momentum', '0.9', 'float'),
+    ('train.momentum', True, 'float'),
+    ('train.momentum', None, 'float'),
+    ('augment.flip', 1, 'bool'),
+    ('augment.flip', 'yes', 'bool'),
+    ('model.name', 3, 'str'),
+    ('data.dir', None, 'str'),
+    ('seed', (1, 2), 'int'),
+  ],
+)
+def test_wrong_type(field, value, kind):
+  with pytest.raises(UserError) as error:
+    config_lib.check(with_field(field, value))
+  assert str(error.value) == (
+    f'expected {field} of type {kind}; found {value!r}; to fix it: set --config.{field}=...'
+  )
+
+
+@pytest.mark.parametrize('field', sorted(DEFAULTS))
+def test_missing_field(field):
+  fields = config_lib.default().to_dict()
+  *section, name = field.split('.')
+  place = fields
+  for part in section:
+    place = place[part]
+  del place[name]
+  with pytest.raises(
+    UserError,
+    match=rf'^expected the fields of csba_jax\.config\.default\(\); found {field}: missing; '
+    r'to fix it: mend the config$',
+  ):
+    config_lib.check(ml_collections.ConfigDict(fields))
+
+
+@pytest.mark.parametrize('field', ['train.epoch', 'imbalance', 'optimizer.name'])
+def test_unknown_field(field):
+  with pytest.raises(UserError, match=f'found {field}: a field that nothing reads;'):
+    config_lib.check(with_field(field, 1))
+
+
+def test_section_that_is_a_value():
+  fields = config_lib.default().to_dict()
+  fields['model'] = 'csba'
+  with pytest.raises(UserError, match='found model: a field that nothing reads'):
+    config_lib.check(ml_collections.ConfigDict(fields))
+
+
+def test_default_is_locked_and_typed_and_new_each_time():
+  config = config_lib.default()
+  for section in (config, config.data, config.augment, config.model, config.loss, config.train):
+    with pytest.raises(AttributeError):
+      section.brand_new = 1
+  with pytest.raises(TypeError):
+    config.train.epochs = 'many'
+  config.train.epochs = 99
+  assert config_lib.default().train.epochs == DEFAULTS['train.epochs']
+
+
+def test_flatten():
+  nested = {'a': 1, 'b': {'c': 2.0, 'd': {'e': 'x'}}, 'f': ml_collections.ConfigDict({'g': True})}
+  assert config_lib.flatten(nested) == {'a': 1, 'b.c': 2.0, 'b.d.e': 'x', 'f.g': True}
+  assert config_lib.flatten(ml_collections.ConfigDict(nested)) == config_lib.flatten(nested)
+  assert config_lib.flatten({}) == {}
+
+
+def test_differences():
+  here = config_lib.default()
+  there = here.to_dict()
+  assert config_lib.differences(there, here) == []
+  there['train']['epochs'] = 3
+  there['model']['attention'] = 'se'
+  del there['loss']
+  there['old'] = {'field': None}
+  assert config_lib.differences(there, here.to_dict()) == [
+    "loss.name: 'absent' there, 'cross_entropy' here",
+    "model.attention: 'se' there, 'csba' here",
+    "old.field: None there, 'absent' here",
+    'train.epochs: 3 there, 10 here',
+  ]
+
+
+def test_a_field_that_says_absent_differs_from_an_absent_one():
+  assert config_lib.differences({'data': {'name': 'absent'}}, {}) == [
+    "data.name: 'absent' there, 'absent' here"
+  ]
+
+
+def test_sibling_loads_the_config_beside_the_file(tmp_path):
+  (tmp_path / 'parent.py').write_text(
+    'from csba_jax import config\n\ndef get_config():\n'
+    '  c = config.default()\n  c.train.epochs = 77\n  return c\n'
+  )
+  child = config_lib.sibling(str(tmp_path / 'child.py'), 'parent')
+  assert child.train.epochs == 77
+  child.train.epochs = 5
+  assert config_lib.sibling(str(tmp_path / 'child.py'), 'parent').train.epochs == 77
+
+
+def test_there_are_recipes():
+  names = {path.stem for path in RECIPES}
+  assert {'digits_lt', 'cifar10_lt', 'cifar10_lt_cpu', 'image_folder'} <= names
+
+
+@pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
+def test_recipe_loads_passes_and_documents_itself(path):
+  module = load(path)
+  config_lib.check(module.get_config())
+  text = module.__doc__
+  assert f'csba-train --config=configs/{path.name}' in text
+  assert '--workdir=runs/' in text
+  assert re.search(r'Results?: .*(not yet run|README)|macro-F1 0\.\d', text, re.DOTALL) or (
+    re.search(r'results: README', text)
+  ), 'a recipe says its result, where it is, or that it has not been run'
+
+
+def test_child_differs_from_its_parent_where_it_says():
+  parent, child = (
+    load(ROOT / 'configs' / f'{name}.py').get_config() for name in ('cifar10_lt', 'cifar10_lt_cpu')
+  )
+  assert child.data.to_dict() == parent.data.to_dict()
+  assert (parent.model.width, child.model.width) == (1.0, 0.5)
+  assert child.train.epochs * 10 == parent.train.epochs
+
+
+def attributes_read():
+  """(section, field) of every `section.field` or `config.field` that csba_jax reads."""
+  found = set()
+  for path in (ROOT / 'csba_jax').rglob('*.py'):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+        owner = node.value
+        name = getattr(owner, 'attr', getattr(owner, 'id', None))
+        if path.name != 'config.py':  # where fields are made, not used
+          found.add((name, node.attr))
+  return found
+
+
+def test_every_field_is_read_somewhere():
+  read = attributes_read()
+  fields = {tuple(field.split('.')) if '.' in field else ('config', field) for field in DEFAULTS}
+  assert not fields - read, 'a field that nothing reads promises what does not happen'
