@@ -29,7 +29,7 @@ def describe(config: ml_collections.ConfigDict) -> str:
     'label': jax.ShapeDtypeStruct((batch_size,), jnp.int32),
   }
   indices = jax.ShapeDtypeStruct((1, batch_size), jnp.int32)
-  compiled = train.train_steps.lower(state, data, indices, step_fn=step_fn).compile()
+  compiled = train.compiled_steps().lower(state, data, indices, step_fn=step_fn).compile()
   return '\n'.join(
     [
       _parameter_table(state),

@@ -14,8 +14,8 @@ import numpy as np
 import optax
 from jax import Array
 
+from csba_jax import backend, losses, metrics, optimizers, train_state
 from csba_jax import config as config_lib
-from csba_jax import losses, metrics, optimizers, train_state
 from csba_jax.data import augment, pipeline, sampling
 from csba_jax.evaluate import evaluate
 from csba_jax.models import registry
@@ -58,22 +58,13 @@ def train_step(
   return new_state, {'loss': loss, 'grad_norm': optax.tree.norm(grads)}
 
 
-def steps_per_dispatch(longest: int) -> int:
-  """How many steps one compiled call does: `longest` on GPU and TPU, 1 on CPU.
-
-  Convolutions inside a scan are about 40 times slower on the CPU backend.
-  """
-  return 1 if jax.default_backend() == 'cpu' else longest
-
-
-@functools.partial(jax.jit, static_argnames='step_fn', donate_argnames='state')
 def train_steps(
   state: TrainState, data: Batch, indices: Array, *, step_fn: StepFn
 ) -> tuple[TrainState, dict[str, Array]]:
   """`step_fn` on data[indices[0]], data[indices[1]], ...: all on the device.
 
   Args:
-    state: donated.
+    state: donated where compiled.
     data: 'image' uint8 [N, H, W, ch] and 'label' int32 [N], on the device.
     indices: [steps, batch] int32 positions in `data`.
     step_fn: (state, batch) -> (state, metrics).
@@ -89,6 +80,17 @@ def train_steps(
     state, step_metrics = one(state, indices[0])
     return state, jax.tree.map(lambda x: x[None], step_metrics)
   return jax.lax.scan(one, state, indices)
+
+
+@functools.cache  # made on first use: asking for the backend starts it
+def compiled_steps():
+  """`train_steps`, compiled for the backend; its state is donated."""
+  return jax.jit(
+    train_steps,
+    static_argnames='step_fn',
+    donate_argnames='state',
+    compiler_options=backend.compiler_options(),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,13 +241,13 @@ def run_steps(job: Job, state: TrainState, records: Records, stop: StopRequest) 
   """Steps, lines, validations and checkpoints from where `records` stands to the end or a stop."""
   train = job.data.train
   on_device = jax.device_put({'image': train.images, 'label': train.labels})
-  longest = steps_per_dispatch(job.plan.log_every)
+  steps, longest = compiled_steps(), backend.steps_per_dispatch(job.plan.log_every)
   with TrainingBar(job.plan.total, records.progress.step) as bar:
     for first, last in job.plan.segments(records.progress.step):
       began = time.monotonic()
       for start in range(first, last, longest):
         end = min(start + longest, last)
-        state, found = train_steps(state, on_device, job.draw(start, end), step_fn=job.step_fn)
+        state, found = steps(state, on_device, job.draw(start, end), step_fn=job.step_fn)
         records.add(end, **jax.device_get(found))
         seconds = time.monotonic() - began
         rate = job.batch_size * (end - first) / seconds

@@ -59,21 +59,21 @@ def tiny_config(**overrides):
 def places(arrive):
   """Wraps the moments at which a process may die; `arrive(place)` is called at each."""
 
-  def around(owner, name, before=None, after=None):
-    function = getattr(owner, name)
-
+  def wrap(function, before, after):
     def wrapped(*args, **kwargs):
-      if before:
-        arrive(before)
+      arrive(before)
       result = function(*args, **kwargs)
-      if after:
-        arrive(after)
+      arrive(after)
       return result
 
-    setattr(owner, name, wrapped)
+    return wrapped
+
+  def around(owner, name, before, after):
+    setattr(owner, name, wrap(getattr(owner, name), before, after))
 
   around(workdir_lib.Workdir, 'begin', 'before-config', 'after-config')
-  around(train, 'train_steps', 'before-step', 'after-step')
+  steps = train.compiled_steps()
+  train.compiled_steps = lambda: wrap(steps, 'before-step', 'after-step')
   around(workdir_lib.Workdir, 'append_metrics', 'before-line', 'after-line')
   around(checkpoint.Checkpoints, 'save', 'before-save', 'saving')
   around(records.Records, 'wait', 'before-last-wait', 'all-saved')

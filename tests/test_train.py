@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from csba_jax import evaluate, losses, optimizers, train, train_state
+from csba_jax import backend, evaluate, losses, optimizers, train, train_state
 from csba_jax.checkpoint import Checkpoints
 from csba_jax.data import augment, pipeline, sampling
 from csba_jax.errors import UserError
@@ -171,12 +171,12 @@ def test_many_steps_in_one_dispatch_equal_single_ones(driver):
   data = some_data()
   indices = np.stack([sampling.batch_positions(0, step, 40, 16) for step in range(5)])
   initial = train_state.create(model, tx, (8, 8, 1), 0)
-  together, metrics = train.train_steps(
+  together, metrics = train.compiled_steps()(
     jax.tree.map(jnp.copy, initial), data, indices, step_fn=step_fn
   )
   state, singly = initial, []
   for index in indices:
-    state, one = train.train_steps(state, data, index[None], step_fn=step_fn)
+    state, one = train.compiled_steps()(state, data, index[None], step_fn=step_fn)
     singly.append(one['loss'][0])
   assert int(together.step) == int(state.step) == 5
   np.testing.assert_allclose(metrics['loss'], np.stack(singly), rtol=1e-5)
@@ -209,21 +209,15 @@ def test_one_step_is_the_gradient_of_the_mean_loss(driver):
 
 
 def test_training_compiles_once(driver, tmp_path):
-  before = train.train_steps._cache_size()
+  before = train.compiled_steps()._cache_size()
   run_here(driver, tmp_path, train__epochs=2)
-  assert train.train_steps._cache_size() == before + 1
-
-
-def test_steps_per_dispatch_is_one_on_cpu_only(monkeypatch):
-  assert train.steps_per_dispatch(50) == 1
-  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  assert train.steps_per_dispatch(50) == 50
+  assert train.compiled_steps()._cache_size() == before + 1
 
 
 def test_a_run_of_long_dispatches_ends_like_one_of_single_steps(
   driver, finished, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(train, 'steps_per_dispatch', lambda longest: longest)
+  monkeypatch.setattr(backend, 'steps_per_dispatch', lambda longest: longest)
   run_here(driver, tmp_path)
   _, lines, result = driver.records_of(tmp_path)
   _, expected, expected_result = driver.records_of(finished)
@@ -356,14 +350,14 @@ def test_nan_loss_stops_with_the_steps_and_keeps_the_last_good_checkpoint(driver
 
 
 def test_nan_late_names_the_checkpoint_that_is_kept(driver, tmp_path, monkeypatch):
-  honest = train.train_steps
+  honest = train.compiled_steps()
 
   def poisoned(state, data, indices, *, step_fn):
     step = int(state.step)
     state, metrics = honest(state, data, indices, step_fn=step_fn)
     return state, metrics | ({'loss': jnp.full(1, jnp.nan)} if step == 20 else {})
 
-  monkeypatch.setattr(train, 'train_steps', poisoned)
+  monkeypatch.setattr(train, 'compiled_steps', lambda: poisoned)
   with pytest.raises(UserError, match='loss nan, .* in steps 21 to 21 .*checkpoint is at step 12'):
     run_here(driver, tmp_path)
   assert final_state(driver, tmp_path)[0] == 12

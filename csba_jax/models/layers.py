@@ -52,8 +52,10 @@ def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
   [N, H, W, C], [kh, kw, C, D] -> [N, ceil(H/s), ceil(W/s), D]
   """
   kh, kw = kernel.shape[:2]
-  if (kh, kw, stride) == (1, 1, 1):  # a matrix product: 3 to 10 times faster so on CPU
-    return x @ kernel[0, 0]
+  if (kh, kw, stride) == (1, 1, 1):
+    # A product of two matrices: 3 to 10 times faster so on CPU; the gradient of a product with a
+    # [N, H, W, C] array takes twice the time of this one.
+    return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
   return jax.lax.conv_general_dilated(
     x,
     kernel,
