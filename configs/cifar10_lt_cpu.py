@@ -13,10 +13,10 @@ def get_config():
   """The recipe: what differs from cifar10_lt.py."""
   c = config.sibling(__file__, 'cifar10_lt')
   c.model.width = 0.5
-  c.train.epochs = 30
+  c.train.epochs = 20
   c.train.batch_size = 64
   c.train.learning_rate = 0.05
   c.train.weight_decay = 5e-4
   c.train.warmup_fraction = 0.1
-  c.train.eval_every = 3
+  c.train.eval_every = 2
   return c
