@@ -14,6 +14,7 @@ PACKAGE = ROOT / 'csba_jax'
 # An import goes only to a smaller rank, also one inside a function.
 RANKS = {
   'csba_jax': 0,
+  'csba_jax.backend': 0,
   'csba_jax.errors': 0,
   'csba_jax.events': 0,
   'csba_jax.files': 0,
