@@ -82,9 +82,10 @@ class Checkpoints:
       action()
     except Exception as error:
       raise UserError(
-        f'room for checkpoints in {self._directory}',
-        str(error).splitlines()[0][:300] if str(error) else type(error).__name__,
-        f'free space and start again: the run goes on from step {max(self.steps(), default=0)}',
+        f'checkpoints to be written in {self._directory}',
+        f'{type(error).__name__}: {" ".join(str(error).split())[:300]}',
+        'mend that (if it is full, free space) and start again: the run goes on from the last '
+        'whole checkpoint',
       ) from error
 
   def restore(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
@@ -109,17 +110,31 @@ class Checkpoints:
   def restore_latest(
     self, like: PyTree, warn: Callable[[str], None]
   ) -> tuple[PyTree, dict[str, Any]] | None:
-    """The newest checkpoint that can be read, or None where there is none.
+    """The newest checkpoint that can be read, or None where there is none at all.
 
     A damaged one is named through `warn` and moved to `<directory>-damaged/`, so that its step can
-    be saved again.
+    be saved again; but only once an older one has been read.
+
+    Raises:
+      UserError: there are checkpoints, but none can be read.
     """
+    damaged = []
     for step in reversed(self.steps()):
       try:
-        return self.restore(step, like)
+        found = self.restore(step, like)
       except UserError as error:
-        warn(f'checkpoint {step} is damaged, going back to the one before: {error}')
-        self._set_aside(step)
+        damaged.append((step, error))
+        continue
+      for newer, error in damaged:
+        warn(f'checkpoint {newer} is damaged, going back to the one before: {error}')
+        self._set_aside(newer)
+      return found
+    if damaged:
+      raise UserError(
+        f'a checkpoint in {self._directory} that can be read',
+        f'{len(damaged)} that cannot, the newest because: {damaged[0][1]}',
+        'use the code and packages of config.json, or train in another --workdir',
+      )
     return None
 
   def _set_aside(self, step: int) -> None:

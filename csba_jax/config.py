@@ -20,6 +20,8 @@ def default() -> ml_collections.ConfigDict:
   config.data.seed = 0  # decides which images form the subset and the parts
   config.data.source = 'digits'  # digits | tfds | image_folder
   config.data.name = ''  # tfds: name of the set, e.g. cifar10
+  config.data.train_split = 'train'  # tfds: name or slice, such as train[:80%]
+  config.data.test_split = 'test'  # tfds; '' = carve data.test_fraction from train_split
   config.data.dir = ''  # tfds: '' = $TFDS_DATA_DIR; image_folder: '' = $CSBA_IMAGE_FOLDER
   config.data.cache_dir = ''  # decoded images; '' = $CSBA_CACHE_DIR, else ~/.cache/csba_jax
   config.data.image_size = 8  # pixels a side; images of another size are resized and cropped
@@ -73,6 +75,7 @@ _RANGES = {
   'seed': ('a whole number from 0 to 2**31 - 1', lambda v: 0 <= v < 2**31),
   'data.seed': ('a whole number from 0 to 2**31 - 1', lambda v: 0 <= v < 2**31),
   'data.source': ('digits, tfds or image_folder', ('digits', 'tfds', 'image_folder').__contains__),
+  'data.train_split': ('a split', bool),
   'data.image_size': ('8 to 256 pixels', lambda v: 8 <= v <= 256),
   'data.channels': ('1 or 3', (1, 3).__contains__),
   'data.num_classes': ('0 (as in the data) or at least 2', lambda v: v == 0 or v >= 2),

@@ -9,6 +9,7 @@ import jax
 import ml_collections
 from jax import Array
 
+from csba_jax import config as config_lib
 from csba_jax import metrics, optimizers, train_state
 from csba_jax.checkpoint import Checkpoints
 from csba_jax.data import augment, pipeline
@@ -18,7 +19,7 @@ from csba_jax.models import registry
 from csba_jax.progress import say
 from csba_jax.records import Progress
 from csba_jax.train_state import TrainState
-from csba_jax.workdir import read_config
+from csba_jax.workdir import read_config, read_result
 
 
 @functools.partial(jax.jit, static_argnames='model')
@@ -55,10 +56,12 @@ def evaluate_run(
     UserError: no run or no such checkpoint there, a damaged one, or data that has changed.
   """
   config = ml_collections.ConfigDict(read_config(workdir))
+  config_lib.check(config)
+  workdir = Path(workdir).expanduser()
   if data_dir is not None:
     config.data.dir = data_dir
   data = pipeline.load(config, say)
-  pipeline.check_splits(data.splits, Path(workdir) / 'splits.npz')
+  pipeline.check_splits(data.splits, workdir / 'splits.npz')
   part = data.val if split == 'val' else data.test
   if not len(part):
     raise UserError(f'a {split} part with images', 'none in this run', 'use --split=test')
@@ -66,7 +69,7 @@ def evaluate_run(
   tx, _ = optimizers.build(config.train, total_steps=1)
   like = train_state.shapes(model, tx, data.image_shape)
   with Checkpoints(_checkpoints_of(workdir), read_only=True) as checkpoints:
-    step = _find_step(checkpoints, which, like)
+    step = _find_step(checkpoints, workdir, which, like)
     state, _ = checkpoints.restore(step, like)
   sums = evaluate(model, state, part, config.train.batch_size)
   return metrics.summarise(sums, data.class_counts) | {
@@ -76,19 +79,21 @@ def evaluate_run(
   }
 
 
-def _checkpoints_of(workdir: str) -> Path:
-  directory = Path(workdir) / 'checkpoints'
+def _checkpoints_of(workdir: Path) -> Path:
+  directory = workdir / 'checkpoints'
   if not directory.is_dir():
     raise UserError(f'a run with checkpoints in {workdir}', 'none', 'train it with csba-train')
   return directory
 
 
-def _find_step(checkpoints: Checkpoints, which: str, like: TrainState) -> int:
+def _find_step(checkpoints: Checkpoints, workdir: Path, which: str, like: TrainState) -> int:
   steps = checkpoints.steps()
   if not steps:
     raise UserError('a saved checkpoint', 'none yet', 'let csba-train save one')
   if which == 'latest':
     return steps[-1]
+  if which == 'best' and (workdir / 'result.json').exists():
+    return read_result(workdir)['checkpoint_step']
   if which == 'best':
     progress = Progress(**checkpoints.restore(steps[-1], like)[1])
     return steps[-1] if progress.best_score is None else progress.best_step

@@ -76,18 +76,6 @@ def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
   return np.bincount(labels.astype(np.int64), minlength=num_classes).astype(np.int64)
 
 
-def class_prior(counts: np.ndarray) -> np.ndarray:
-  """Share of each class: pi_c = n_c / sum_d n_d.   [C] int -> [C] float64
-
-  Raises:
-    UserError: no image at all.
-  """
-  counts = np.asarray(counts, np.float64)
-  if not counts.sum() > 0:
-    raise UserError('at least one image', 'none in any class', 'give a set that holds images')
-  return counts / counts.sum()
-
-
 def shot_groups(counts: np.ndarray) -> dict[str, np.ndarray]:
   """Class indices by number of training images: many > 100, medium 20..100, few < 20.
 

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from csba_jax.checkpoint import Checkpoints
@@ -62,7 +64,12 @@ class Records:
     if self.progress.best_step == self.progress.step:
       return last
     self._checkpoints.wait()
-    return self._checkpoints.restore(self.progress.best_step, last)[0]
+    try:
+      return self._checkpoints.restore(self.progress.best_step, last)[0]
+    except UserError as error:
+      say(f'the best checkpoint is lost, testing the last step instead: {error}')
+      self.progress.best_step, self.progress.best_score = self.progress.step, None
+      return last
 
   def add(self, step: int, loss: np.ndarray, grad_norm: np.ndarray) -> None:
     """Takes the metrics of the steps that end at `step`; stops the run where one is not finite."""
@@ -95,7 +102,7 @@ class Records:
   def validation_line(self, epoch: float, summary: dict[str, Any], seconds: float) -> None:
     """Writes the validation metrics and remembers the best macro-F1, of equal ones the latest."""
     names = ('loss', 'accuracy', 'macro_f1', 'balanced_accuracy')
-    self._write(epoch, {f'val_{name}': summary[name] for name in names}, {'seconds': seconds})
+    self._write(epoch, {f'val_{name}': summary[name] for name in names}, {'val_seconds': seconds})
     best = self.progress.best_score
     if best is None or summary['macro_f1'] >= best:
       self.progress.best_score = summary['macro_f1']
@@ -109,9 +116,26 @@ class Records:
     self.progress.metrics_bytes = self._folder.metrics_length()
 
   def save(self, state: TrainState, score: float | None = None) -> None:
-    """Starts a checkpoint of the state and of everything needed to go on from it."""
+    """Starts a checkpoint of the state and of everything needed to go on from it.
+
+    Raises:
+      UserError: the state is not finite (its loss would show that one step later), or unwritable.
+    """
+    if not _finite(state.params):
+      kept = self._checkpoints.steps()
+      raise UserError(
+        'finite parameters',
+        f'NaN or infinity after step {self.progress.step}',
+        f'lower train.learning_rate; the good checkpoints are of steps {kept}',
+      )
     self._checkpoints.save(self.progress.step, state, dataclasses.asdict(self.progress), score)
 
   def wait(self) -> None:
     """Returns once the last checkpoint is on disk."""
     self._checkpoints.wait()
+
+
+@jax.jit
+def _finite(tree: Any) -> jax.Array:
+  """Whether no number in the tree is NaN or infinite."""
+  return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

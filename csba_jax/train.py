@@ -228,6 +228,8 @@ def train_and_evaluate(
         'class_counts': data.class_counts.tolist(),
         'parameters': sum(x.size for x in jax.tree.leaves(state.params)),
         'splits_sha256': data.splits.sha256,
+        'source_sha256': data.splits.source_sha256,
+        'unreadable_images': data.skipped,
         'timing': {
           'seconds': time.monotonic() - started,  # of the process that finished the run
           'device': jax.devices()[0].device_kind,
@@ -255,7 +257,7 @@ def run_steps(job: Job, state: TrainState, records: Records, stop: StopRequest) 
         if stop.requested:
           break
       if end == last:
-        timing = {'seconds': seconds, 'images_per_second': rate}
+        timing = {'train_seconds': seconds, 'images_per_second': rate}
         records.training_line(job.plan.epoch(last), float(job.schedule(last - 1)), timing)
         if job.plan.evaluates_at(last):
           score = validate(job, state, records)

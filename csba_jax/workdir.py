@@ -31,7 +31,7 @@ class Workdir:
   """
 
   def __init__(self, path: str | os.PathLike, config: Mapping[str, Any]):
-    self.path = Path(path).absolute()
+    self.path = Path(path).expanduser().absolute()
     self._config = config
     self._lock = None
 
@@ -101,6 +101,12 @@ class Workdir:
 
   def rewind_metrics(self, length: int) -> None:
     """Cuts metrics.jsonl to its length at a checkpoint: what came later will come again."""
+    if self.metrics_length() < length:
+      raise UserError(
+        f'{length} bytes in {self.file("metrics.jsonl")}, as at the last checkpoint',
+        f'{self.metrics_length()}',
+        'bring the file back, or name another --workdir',
+      )
     with writing_to(self.path), open(self.file('metrics.jsonl'), 'ab') as file:
       file.truncate(length)
 
@@ -114,22 +120,28 @@ class Workdir:
 
 def read_config(path: str | os.PathLike) -> dict[str, Any]:
   """The resolved config in a workdir's config.json; UserError without a whole one."""
-  return _read_json(Path(path) / 'config.json', 'a workdir made by csba-train')['config']
+  return _read_json(Path(path) / 'config.json', 'a workdir made by csba-train', 'config')['config']
 
 
 def read_result(path: str | os.PathLike) -> dict[str, Any]:
   """The content of a finished run's result.json; UserError without a whole one."""
-  return _read_json(Path(path) / 'result.json', 'a finished run (csba-train ends with result.json)')
+  expected = 'a finished run (csba-train ends with result.json)'
+  return _read_json(Path(path) / 'result.json', expected, 'splits_sha256')
 
 
-def _read_json(file: Path, expected: str) -> dict[str, Any]:
+def _read_json(file: Path, expected: str, key: str) -> dict[str, Any]:
+  """A JSON object that has this key."""
+  file = file.expanduser()
   try:
-    return json.loads(file.read_text())
+    record = json.loads(file.read_text(encoding='utf-8'))
+    if not isinstance(record, dict) or key not in record:
+      raise ValueError(f'no {key!r} in it')
+    return record
   except (FileNotFoundError, NotADirectoryError) as error:
     raise UserError(
       f'{expected} in {file.parent}', f'no {file.name} there', 'mend the path'
     ) from error
-  except json.JSONDecodeError as error:
+  except (OSError, ValueError) as error:  # JSON and UTF-8 errors are ValueErrors
     raise UserError(
       f'a whole {file}', f'a damaged one ({error})', 'run it anew elsewhere'
     ) from error

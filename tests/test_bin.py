@@ -45,6 +45,7 @@ BAD_TRAINING = {
   'unknown model': ([DIGITS, '--config.model.name=vgg'], "found 'vgg'"),
   'unknown attention': ([DIGITS, '--config.model.attention=se2'], 'csba_class'),
   'unknown loss': ([DIGITS, '--config.loss.name=hinge'], 'balanced_softmax'),
+  'manifest of digits': ([DIGITS, '--config.data.manifest=m.csv'], 'image_folder only'),
   'size not as declared': ([DIGITS, '--config.data.image_size=16'], 'data.image_size=8'),
   'no photos named': ([FOLDER], 'set --config.data.dir'),
   'folder not there': ([FOLDER, '--config.data.dir=/nix'], '/nix'),
@@ -103,6 +104,8 @@ def test_absent_tfds_set_names_folder_and_command(tmp_path):
     ('evaluate', ['--workdir=nix'], 'no config.json there'),
     ('evaluate', ['--workdir=nix', '--split=all'], 'should be one of'),
     ('report', [], 'expected --workdirs'),
+    ('report', ['--workdirs='], 'expected --workdirs'),
+    ('evaluate', ['--workdir='], 'expected --workdir'),
     ('report', ['--workdirs=nix'], 'no result.json there'),
   ],
 )

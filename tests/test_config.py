@@ -21,6 +21,7 @@ BAD = {
   'seed': [-1, 2**31],
   'data.seed': [-1, 2**31],
   'data.source': ['cifar10', ''],
+  'data.train_split': [''],
   'data.image_size': [7, 257, 0],
   'data.channels': [0, 2, 4],
   'data.num_classes': [1, -1],

@@ -78,11 +78,10 @@ def test_unknown_profile():
     longtail.profile_counts(50, 10, 2, 'pareto')
 
 
-def test_class_counts_and_prior():
+def test_class_counts():
   labels = np.array([2, 0, 2, 2], np.int32)
   counts = longtail.class_counts(labels, 4)
   assert counts.tolist() == [1, 0, 3, 0]
-  assert longtail.class_prior(counts).tolist() == [0.25, 0, 0.75, 0]
   assert longtail.class_counts(np.array([], np.int32), 2).tolist() == [0, 0]
 
 
@@ -90,11 +89,6 @@ def test_class_counts_and_prior():
 def test_class_counts_refuses_labels_without_a_class(labels):
   with pytest.raises(UserError, match='labels from 0 to 3; found labels from'):
     longtail.class_counts(np.array(labels), 4)
-
-
-def test_class_prior_of_nothing():
-  with pytest.raises(UserError, match='at least one image'):
-    longtail.class_prior(np.zeros(3, np.int64))
 
 
 def test_shot_groups_at_their_borders():

@@ -283,11 +283,11 @@ def test_a_run_killed_again_and_again_ends_as_if_undisturbed(driver, finished, t
 def test_the_multibranch_net_killed_ends_as_if_undisturbed(driver, tmp_path):
   net = ['--config.model.name="multibranch"', '--config.model.attention="csba_class"']
   net += ['--config.model.width=0.1', '--config.train.epochs=2']
-  for name, end in (('whole', []), ('killed', ['--end=after-step:17'])):
+  for name, end in (('whole', []), ('killed', ['--end=saving:2'])):
     driver.finish(driver.start(tmp_path / name, *net, *end))
   code, _, err = driver.finish(driver.start(tmp_path / 'killed', *net))
   assert code == 0, err
-  assert 'going on from the checkpoint at step 12' in err
+  assert 'going on from the checkpoint at step' in err
   assert driver.records_of(tmp_path / 'killed') == driver.records_of(tmp_path / 'whole')
 
 
@@ -396,17 +396,52 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(driver, finished, t
   assert_same_end(driver, workdir, finished)
 
 
+def test_a_lost_best_checkpoint_does_not_stop_the_run(driver, tmp_path, monkeypatch, capsys):
+  scores = iter([0.9, 0.1, 0.1])
+  honest = train.metrics.summarise
+
+  def summarise(sums, counts):
+    summary = honest(sums, counts)
+    return summary | {'macro_f1': next(scores, summary['macro_f1'])}
+
+  def lose_the_best(self):
+    self._checkpoints.wait()
+    for path in (tmp_path / 'run/checkpoints/12').rglob('*'):
+      if path.is_file():
+        truncate(path)
+
+  monkeypatch.setattr(train.metrics, 'summarise', summarise)
+  monkeypatch.setattr(train.Records, 'wait', lose_the_best)
+  result = run_here(driver, tmp_path / 'run')
+  assert 'the best checkpoint is lost, testing the last step' in capsys.readouterr().err
+  assert result['checkpoint_step'] == 36
+  assert result['validation_macro_f1'] is None
+
+
+def test_parameters_that_overflow_are_never_saved(driver, tmp_path, monkeypatch):
+  honest = train.compiled_steps()
+
+  def overflow(state, data, indices, *, step_fn):
+    state, found = honest(state, data, indices, step_fn=step_fn)
+    bad = jax.tree.map(lambda x: x * jnp.inf, state.params)
+    return (state.replace(params=bad) if int(state.step) == 24 else state), found
+
+  monkeypatch.setattr(train, 'compiled_steps', lambda: overflow)
+  with pytest.raises(UserError, match=r'infinity after step 24; .* of steps \[12\]'):
+    run_here(driver, tmp_path)
+
+
 def test_data_that_changed_under_a_run(driver, tmp_path, monkeypatch):
   workdir = tmp_path / 'run'
   run_here(driver, workdir, train__epochs=1)
   (workdir / 'result.json').unlink()
   honest = pipeline.cache.load_arrays
 
-  def fewer(*args):
+  def another(*args):  # the same counts and indices, but one image is another one
     arrays = honest(*args)
-    return pipeline.dataclasses.replace(arrays, images=arrays.images[9:], labels=arrays.labels[9:])
+    return pipeline.dataclasses.replace(arrays, names=('digits/new', *arrays.names[1:]))
 
-  monkeypatch.setattr(pipeline.cache, 'load_arrays', fewer)
+  monkeypatch.setattr(pipeline.cache, 'load_arrays', another)
   with pytest.raises(UserError, match='the data has changed'):
     run_here(driver, workdir, train__epochs=1)
   with pytest.raises(UserError, match='the data has changed'):

@@ -57,6 +57,8 @@ def test_metrics_rewind_to_a_length(tmp_path):
     folder.append_metrics({'step': 2})
     folder.rewind_metrics(length)
     folder.append_metrics({'step': 3})
+    with pytest.raises(UserError, match='9999 bytes in .*metrics.jsonl'):
+      folder.rewind_metrics(9999)  # never filled up with zeros
   lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
   assert [json.loads(line) for line in lines] == [{'step': 1, 'loss': None}, {'step': 3}]
 
@@ -64,8 +66,9 @@ def test_metrics_rewind_to_a_length(tmp_path):
 def test_result_is_strict_json(tmp_path):
   with Workdir(tmp_path, CONFIG) as folder:
     assert folder.result() is None
-    folder.write_result({'f1': [float('nan'), 0.5], 'deep': {'x': float('inf')}, 'n': 3})
-    assert folder.result() == {'f1': [None, 0.5], 'deep': {'x': None}, 'n': 3}
+    nan, infinity = float('nan'), float('inf')
+    folder.write_result({'f1': [nan, 0.5], 'deep': {'x': infinity}, 'splits_sha256': '0'})
+    assert folder.result() == {'f1': [None, 0.5], 'deep': {'x': None}, 'splits_sha256': '0'}
   assert 'NaN' not in (tmp_path / 'result.json').read_text()
 
 
@@ -93,8 +96,13 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_reading_what_is_not_there_or_damaged(tmp_path, read, name, expected):
   with pytest.raises(UserError, match=f'{expected}.*no {name} there'):
     read(tmp_path)
-  (tmp_path / name).write_text('{"config": ')
-  with pytest.raises(UserError, match=f'a whole .*{name}; found a damaged one'):
+  for damage in (b'{"config": ', b'{}', b'[]', b'\xff'):
+    (tmp_path / name).write_bytes(damage)
+    with pytest.raises(UserError, match=f'a whole .*{name}; found a damaged one'):
+      read(tmp_path)
+  (tmp_path / name).unlink()
+  (tmp_path / name).mkdir()
+  with pytest.raises(UserError, match='Is a directory'):
     read(tmp_path)
 
 

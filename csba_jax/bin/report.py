@@ -19,7 +19,8 @@ def main() -> int:
   if len(set(titles)) < len(titles):
     titles = workdirs
   results = {title: read_result(path) for title, path in zip(titles, workdirs, strict=True)}
-  if len({result['splits_sha256'] for result in results.values()}) > 1:
+  splits = {(result['splits_sha256'], result['source_sha256']) for result in results.values()}
+  if len(splits) > 1:
     raise UserError('runs on the same splits', 'different ones', 'compare runs of one data config')
   print(table.comparison(results))
   print(f'workdirs: {" ".join(workdirs)}')

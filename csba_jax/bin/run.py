@@ -46,6 +46,6 @@ def required(holder: flags.FlagHolder, example: str) -> object:
   Raises:
     UserError: it was not.
   """
-  if holder.value is None:
+  if not holder.value:
     raise UserError(f'--{holder.name}', 'none', f'add e.g. --{holder.name}={example}')
   return holder.value

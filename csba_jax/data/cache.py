@@ -21,6 +21,7 @@ from csba_jax.data.sources import Source
 from csba_jax.errors import UserError
 
 INDEX = 'index.json'
+NAMED = 20  # unreadable images named one by one
 BLOCK = 128  # images a thread reads and decodes at a time
 
 
@@ -73,8 +74,11 @@ def load_arrays(
     _write_or_warn(folder, arrays, log)
   _check_readable(source, arrays)  # a cache may have been built by a run that was not strict
   if arrays.skipped:
-    name, reason = arrays.skipped[0]
-    log(f'{len(arrays.skipped)} of {len(source)} images left out, such as {name} ({reason})')
+    log(f'{len(arrays.skipped)} of {len(source)} images left out:')
+    for name, reason in arrays.skipped[:NAMED]:
+      log(f'  {name} ({reason})')
+    if len(arrays.skipped) > NAMED:
+      log(f'  and {len(arrays.skipped) - NAMED} more')
   arrays.images.flags.writeable = False
   return arrays
 

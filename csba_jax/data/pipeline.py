@@ -1,6 +1,8 @@
 """A config's data: source, cache and splits, as arrays ready for the device."""
 
 import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +37,7 @@ class Data:
   test: Part
   class_names: tuple[str, ...]
   splits: splits.Splits
+  skipped: tuple[tuple[str, str], ...]  # (name, reason) of images that could not be read
 
   @property
   def class_counts(self) -> np.ndarray:
@@ -54,9 +57,9 @@ def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data
     UserError: data absent or unreadable, or other than config.data says.
   """
   training, separate_test = open_sources(config.data)
+  _check_declared(config.data, training)
   images = cache.load_arrays(training, config.data.cache_dir, warn)
   test_images = separate_test and cache.load_arrays(separate_test, config.data.cache_dir, warn)
-  _check_declared(config.data, images)
   split = splits.make_splits(
     images.labels,
     images.groups,
@@ -69,9 +72,11 @@ def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data
     test_fraction=config.data.test_fraction,
     seed=config.data.seed,
   )
+  digest = _digest(images, test_images)
+  split = dataclasses.replace(split, source_sha256=digest)
   if split.classes_without_val and config.data.val_fraction:
     names = ', '.join(images.class_names[c] for c in split.classes_without_val)
-    warn(f'no validation image of: {names} (one training image only)')
+    warn(f'no validation image of: {names} (too few training images, or all of one group)')
 
   def part(arrays, indices):
     return Part(arrays.images[indices], arrays.labels[indices])
@@ -82,16 +87,24 @@ def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data
     test=part(test_images or images, split.test),
     class_names=images.class_names,
     splits=split,
+    skipped=images.skipped,
   )
 
 
 def open_sources(data: ml_collections.ConfigDict) -> tuple[Source, Source | None]:
   """(training source, test source or None) of a config's data section; decodes nothing."""
+  if data.source != 'image_folder' and (data.manifest or data.group_column or data.strict):
+    raise UserError(
+      'data.manifest, data.group_column and data.strict with data.source image_folder only',
+      f'one of them with {data.source}, which reads none',
+      'take it back',
+    )
   if data.source == 'digits':
     return DigitsSource(), None
   if data.source == 'tfds':
+    parts = (data.train_split, data.test_split)
     return tuple(
-      TfdsSource(data.name, part, data.dir, data.image_size) for part in ('train', 'test')
+      TfdsSource(data.name, part, data.dir, data.image_size) if part else None for part in parts
     )
   directory = data.dir or os.environ.get('CSBA_IMAGE_FOLDER', '')
   if not directory:
@@ -110,10 +123,20 @@ def open_sources(data: ml_collections.ConfigDict) -> tuple[Source, Source | None
   return folder, None
 
 
-def _check_declared(data: ml_collections.ConfigDict, images: cache.ImageArrays) -> None:
-  size, channels = images.images.shape[1], images.images.shape[-1]
+def _digest(*arrays: cache.ImageArrays | None) -> str:
+  """Hex SHA-256 over names, labels and classes: which image an index means."""
+  digest = hashlib.sha256()
+  for part in arrays:
+    if part:
+      digest.update(json.dumps([part.class_names, part.names]).encode())
+      digest.update(part.labels.astype('<i4').tobytes())
+  return digest.hexdigest()
+
+
+def _check_declared(data: ml_collections.ConfigDict, source: Source) -> None:
+  size, _, channels = source.image_shape
   for field, found in (
-    ('num_classes', len(images.class_names)),
+    ('num_classes', len(source.class_names)),
     ('image_size', size),
     ('channels', channels),
   ):
@@ -129,10 +152,11 @@ def _check_declared(data: ml_collections.ConfigDict, images: cache.ImageArrays) 
 def check_splits(splits_now: splits.Splits, path: Path) -> None:
   """Raises UserError if the splits saved at `path` are not these: the data has changed."""
   kept = splits.Splits.load(path)
-  if kept.sha256 != splits_now.sha256:
+  there, here = (f'{s.sha256[:12]} of {s.source_sha256[:12]}' for s in (kept, splits_now))
+  if there != here:
     raise UserError(
-      f'the splits that {path} holds (sha256 {kept.sha256[:12]})',
-      f'others (sha256 {splits_now.sha256[:12]}): the data has changed',
+      f'the splits that {path} holds (sha256 {there})',
+      f'others (sha256 {here}): the data has changed',
       'bring the old data back, or train in another --workdir',
     )
 

@@ -25,6 +25,7 @@ class Splits:
     class_counts: [C] int64, images of each class in `train`.
     classes_without_val: indices of the classes without a validation image; empty if there is no
       validation part at all.
+    source_sha256: of the names and labels that the indices point at, as the caller makes it.
   """
 
   train: np.ndarray
@@ -33,6 +34,7 @@ class Splits:
   test_is_separate: bool
   class_counts: np.ndarray
   classes_without_val: tuple[int, ...]
+  source_sha256: str = ''
 
   @property
   def sha256(self) -> str:
@@ -63,6 +65,7 @@ class Splits:
       saved = str(found.pop('sha256'))
       found['test_is_separate'] = bool(found['test_is_separate'])
       found['classes_without_val'] = tuple(found['classes_without_val'].tolist())
+      found['source_sha256'] = str(found['source_sha256'])
       splits = cls(**found)
     except Exception as error:  # a damaged zip fails in a dozen ways
       raise _unusable(path, f'{type(error).__name__}: {error}') from error

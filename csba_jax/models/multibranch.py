@@ -186,7 +186,8 @@ def widen(
     wider = channels.copy()
     wider[position] += 1
     now = count(channels)
-    channels[position] += round((target - now) / (count(wider) - now))
+    more = round((target - now) / (count(wider) - now))
+    channels[position] = max(1, channels[position] + more)
   return channels[0], tuple(channels[1:])
 
 

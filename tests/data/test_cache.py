@@ -116,7 +116,7 @@ def test_another_fingerprint_is_another_cache(tmp_path):
   assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_bad_images_are_left_out_and_the_rest_stays_aligned(tmp_path):
+def test_bad_images_are_left_out_and_the_rest_stays_aligned(tmp_path, monkeypatch):
   lines = Lines()
   for times in (1, 2):
     arrays = cache.load_arrays(FakeSource(bad=(0, 7), strict=False), tmp_path, lines)
@@ -125,7 +125,11 @@ def test_bad_images_are_left_out_and_the_rest_stays_aligned(tmp_path):
     assert arrays.labels.tolist() == [1, 0, 1, 0, 1, 0, 0, 1]
     assert arrays.groups.tolist() == [0, 1, 1, 2, 2, 3, 4, 4]
     assert arrays.names == ('é1', 'é2', 'é3', 'é4', 'é5', 'é6', 'é8', 'é9')
-    assert lines.count('2 of 10 images left out, such as é0 (bad 0)') == times
+    assert lines.count('2 of 10 images left out:') == times
+    assert lines.count('  é0 (bad 0)') == lines.count('  é7 (bad 7)') == times
+  monkeypatch.setattr(cache, 'NAMED', 1)
+  cache.load_arrays(FakeSource(bad=(0, 7), strict=False), tmp_path, lines)
+  assert lines[-2:] == ['  é0 (bad 0)', '  and 1 more']
 
 
 def test_a_strict_source_refuses_bad_images_with_and_without_cache(tmp_path):

@@ -135,7 +135,7 @@ def test_conv_norm_relu_is_made_of_its_parts():
   }
   assert shapes['batch_stats'] == {'norm': {'mean': (4,), 'var': (4,)}}
   y, _ = module.apply(variables, x, train=True, mutable=['batch_stats'])
-  u = reference(x.astype(np.float64), np.asarray(variables['params']['conv']['kernel']), 2)
+  u = reference(np.asarray(x, np.float64), np.asarray(variables['params']['conv']['kernel']), 2)
   u = (u - u.mean((0, 1, 2))) / np.sqrt(u.var((0, 1, 2)) + 1e-5)
   close(y, np.maximum(u, 0), 1e-5)
 
@@ -230,9 +230,9 @@ def test_batch_norm_is_that_of_flax():
 
 def test_batch_norm_sums_bfloat16_in_float32():
   module, variables, x = norm_and_variables((64, 16, 16, 2), 'bfloat16')
-  variables = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), variables)
   x = jnp.asarray(x, jnp.bfloat16)
-  y, updated = module.apply(variables, x, mutable=['batch_stats'])
+  given = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), variables)
+  y, updated = module.apply(given, x, mutable=['batch_stats'])
   exact = np.asarray(x, np.float64)
   assert y.dtype == jnp.bfloat16
   assert all(value.dtype == jnp.float32 for value in updated['batch_stats'].values())
