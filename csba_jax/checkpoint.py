@@ -1,5 +1,6 @@
 """Checkpoints of pytrees with orbax: asynchronous, the latest two and the best, never half."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from csba_jax.errors import UserError
@@ -21,28 +23,38 @@ class Checkpoints:
 
   Kept are the latest two (the older one in case the newer is damaged) and the one with the highest
   score, of equal ones the latest. Use as a context manager: leaving it finishes the last save.
-  `read_only` leaves a run that may be going on there alone.
+  `read_only` leaves a run that may be going on there alone. `warn` is told of damage.
+
+  Raises:
+    UserError: the folder cannot be made or read, or every score in it is damaged.
   """
 
-  def __init__(self, directory: str | os.PathLike, read_only: bool = False):
+  def __init__(
+    self,
+    directory: str | os.PathLike,
+    read_only: bool = False,
+    warn: Callable[[str], None] = logging.warning,
+  ):
     policy = checkpoint_managers
     self._directory = Path(directory).absolute()
+    self._warn = warn
     self._last_saved: int | None = None
-    self._manager = ocp.CheckpointManager(
-      self._directory,
-      options=ocp.CheckpointManagerOptions(
-        save_decision_policy=policy.FixedIntervalPolicy(1),
-        preservation_policy=policy.AnyPreservationPolicy(
-          [
-            policy.LatestN(2),
-            policy.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False),
-          ]
-        ),
-        best_fn=_score,  # without it best_step() would silently be the latest
-        best_mode='max',
-        read_only=read_only,
+    options = ocp.CheckpointManagerOptions(
+      save_decision_policy=policy.FixedIntervalPolicy(1),
+      preservation_policy=policy.AnyPreservationPolicy(
+        [
+          policy.LatestN(2),
+          policy.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False),
+        ]
       ),
+      best_fn=_score,  # without it best_step() would silently be the latest
+      best_mode='max',
+      read_only=read_only,
     )
+    if not read_only:
+      self._guard(lambda: self._directory.mkdir(parents=True, exist_ok=True))
+      self._leave_out_damaged_scores()
+    self._manager = self._guard(lambda: ocp.CheckpointManager(self._directory, options=options))
 
   def __enter__(self) -> 'Checkpoints':
     return self
@@ -77,12 +89,12 @@ class Checkpoints:
     """Returns once all saves are on disk; raises UserError where one is not."""
     self._guard(self._manager.wait_until_finished)
 
-  def _guard(self, action: Callable[[], Any]) -> None:
+  def _guard(self, action: Callable[[], Any]) -> Any:
     try:
-      action()
+      return action()
     except Exception as error:
       raise UserError(
-        f'checkpoints to be written in {self._directory}',
+        f'checkpoints to be read and written in {self._directory}',
         f'{type(error).__name__}: {" ".join(str(error).split())[:300]}',
         'mend that (if it is full, free space) and start again: the run goes on from the last '
         'whole checkpoint',
@@ -107,9 +119,7 @@ class Checkpoints:
       ) from error
     return restored.state, restored.meta
 
-  def restore_latest(
-    self, like: PyTree, warn: Callable[[str], None]
-  ) -> tuple[PyTree, dict[str, Any]] | None:
+  def restore_latest(self, like: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
     """The newest checkpoint that can be read, or None where there is none at all.
 
     A damaged one is named through `warn` and moved to `<directory>-damaged/`, so that its step can
@@ -126,8 +136,8 @@ class Checkpoints:
         damaged.append((step, error))
         continue
       for newer, error in damaged:
-        warn(f'checkpoint {newer} is damaged, going back to the one before: {error}')
-        self._set_aside(newer)
+        self._set_aside(newer, str(error))
+        self._manager.reload()
       return found
     if damaged:
       raise UserError(
@@ -137,12 +147,35 @@ class Checkpoints:
       )
     return None
 
-  def _set_aside(self, step: int) -> None:
+  def _leave_out_damaged_scores(self) -> None:
+    """Sets aside what has an unreadable score: orbax would not open the folder at all.
+
+    Raises:
+      UserError: no checkpoint has a readable one.
+    """
+    steps = {int(path.name) for path in self._directory.glob('*') if path.name.isdigit()}
+    damaged = {}
+    for step in steps:
+      file = self._directory / str(step) / 'metrics' / 'metrics'
+      try:
+        _score(json.loads(file.read_text())) if file.exists() else None
+      except (OSError, ValueError, KeyError, TypeError) as error:
+        damaged[step] = f'{file} is unreadable ({error})'
+    if damaged and damaged.keys() == steps:
+      raise UserError(
+        f'a checkpoint in {self._directory} that can be read',
+        damaged[max(damaged)],
+        'train in another --workdir',
+      )
+    for step, reason in damaged.items():
+      self._set_aside(step, reason)
+
+  def _set_aside(self, step: int, reason: str) -> None:
+    self._warn(f'checkpoint {step} is damaged, going back to the one before: {reason}')
     damaged = self._directory.with_name(f'{self._directory.name}-damaged')
     damaged.mkdir(exist_ok=True)
     shutil.rmtree(damaged / str(step), ignore_errors=True)  # from an earlier accident
     (self._directory / str(step)).rename(damaged / str(step))
-    self._manager.reload()
 
 
 def _score(metrics: dict[str, float]) -> float:

@@ -35,7 +35,7 @@ class Records:
 
   def __init__(self, folder: Workdir):
     self._folder = folder
-    self._checkpoints = Checkpoints(folder.file('checkpoints'))
+    self._checkpoints = Checkpoints(folder.file('checkpoints'), warn=say)
     self._events: EventFile | None = None
     self.progress = Progress()
 
@@ -49,7 +49,7 @@ class Records:
 
   def resume(self, initial: TrainState) -> TrainState:
     """The state of the newest whole checkpoint, or `initial`; later lines are cut off."""
-    restored = self._checkpoints.restore_latest(initial, say)
+    restored = self._checkpoints.restore_latest(initial)
     if restored is not None:
       initial, meta = restored
       self.progress = Progress(**meta)

@@ -65,29 +65,28 @@ def test_saving_the_last_step_again_is_nothing(tmp_path):
 
 def test_latest_of_none(tmp_path):
   with Checkpoints(tmp_path) as checkpoints:
-    assert checkpoints.restore_latest(LIKE, pytest.fail) is None
+    assert checkpoints.restore_latest(LIKE) is None
 
 
 # A failed read leaves a task of orbax behind, which complains when Python collects it.
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
-@pytest.mark.parametrize('damage', ['data', 'metadata', 'meta'])
+@pytest.mark.parametrize('damage', ['data', 'metadata', 'meta', 'score'])
 def test_a_damaged_latest_is_set_aside(tmp_path, damage):
   with Checkpoints(tmp_path / 'c') as checkpoints:
     for step in (1, 2):
-      checkpoints.save(step, tree_at(step), {'step': step})
+      checkpoints.save(step, tree_at(step), {'step': step}, score=step)
   files = {
     'data': [path for path in (tmp_path / 'c/2').rglob('d/*') if path.is_file()],
     'metadata': [tmp_path / 'c/2/state/_METADATA'],
     'meta': [tmp_path / 'c/2/meta/metadata'],
+    'score': [tmp_path / 'c/2/metrics/metrics'],
   }[damage]
   for path in files:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
   assert files
   warnings = []
-  with Checkpoints(tmp_path / 'c') as checkpoints:
-    with pytest.raises(UserError, match='a whole checkpoint at step 2'):
-      checkpoints.restore(2, LIKE)
-    tree, meta = checkpoints.restore_latest(LIKE, warnings.append)
+  with Checkpoints(tmp_path / 'c', warn=warnings.append) as checkpoints:
+    tree, meta = checkpoints.restore_latest(LIKE)
     assert_is(tree, 1)
     assert meta == {'step': 1}
     assert [warning for warning in warnings if 'checkpoint 2 is damaged' in warning] == warnings
@@ -96,7 +95,7 @@ def test_a_damaged_latest_is_set_aside(tmp_path, damage):
     checkpoints.save(2, tree_at(2), {'step': 2})
   assert (tmp_path / 'c-damaged/2').is_dir()
   with Checkpoints(tmp_path / 'c') as checkpoints:
-    assert_is(checkpoints.restore_latest(LIKE, pytest.fail)[0], 2)
+    assert_is(checkpoints.restore_latest(LIKE)[0], 2)
 
 
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
@@ -107,9 +106,26 @@ def test_where_none_can_be_read_all_stay_where_they_are(tmp_path):
   other = LIKE | {'more': jax.ShapeDtypeStruct((2,), jnp.float32)}  # as after a change of the code
   with Checkpoints(tmp_path / 'c') as checkpoints:
     with pytest.raises(UserError, match='that can be read; found 2 that cannot, the newest'):
-      checkpoints.restore_latest(other, pytest.fail)
+      checkpoints.restore_latest(other)
     assert checkpoints.steps() == [1, 2]
-    assert_is(checkpoints.restore_latest(LIKE, pytest.fail)[0], 2)
+    assert_is(checkpoints.restore_latest(LIKE)[0], 2)
+
+
+def test_where_no_score_can_be_read_all_stay_where_they_are(tmp_path):
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, tree_at(1), {}, score=0.5)
+  (tmp_path / '1/metrics/metrics').write_text('{"sco')
+  with pytest.raises(UserError, match='that can be read; found .*metrics is unreadable'):
+    Checkpoints(tmp_path)
+  with pytest.raises(UserError, match='to be read and written'):
+    Checkpoints(tmp_path, read_only=True)
+  assert (tmp_path / '1').is_dir()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match='to be read and written in .*file'):
+    Checkpoints(tmp_path / 'file')
 
 
 def test_a_checkpoint_of_another_shape(tmp_path):
@@ -147,7 +163,7 @@ def test_an_error_under_way_is_not_hidden_by_a_failing_save(tmp_path, monkeypatc
 
   monkeypatch.setattr(checkpoints._manager, 'close', fail)
   checkpoints.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
-  with pytest.raises(UserError, match='checkpoints to be written .*found OSError: full'):
+  with pytest.raises(UserError, match='checkpoints to be read and written .*found OSError: full'):
     checkpoints.__exit__(None, None, None)
 
 
@@ -161,6 +177,6 @@ def test_a_save_that_fails_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoints._manager, 'save', fail)
     with pytest.raises(
-      UserError, match='checkpoints to be written .*No space left.* whole checkpoint'
+      UserError, match='checkpoints to be read and written .*No space left.* whole checkpoint'
     ):
       checkpoints.save(5, tree_at(5), {})
