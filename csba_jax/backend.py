@@ -8,7 +8,7 @@ def steps_per_dispatch(longest: int) -> int:
 
   Convolutions inside a scan are about 40 times slower on the CPU backend.
   """
-  return 1 if jax.default_backend() == 'cpu' else longest
+  return 1 if is_cpu() else longest
 
 
 def compiler_options() -> dict[str, str]:
@@ -17,6 +17,30 @@ def compiler_options() -> dict[str, str]:
   On CPU, reductions go to XLA's YNN library, which spreads the sums of batch normalisation over the
   cores; matrix products do not. benchmarks/README.md has the times.
   """
-  if jax.default_backend() != 'cpu':
+  if not is_cpu():
     return {}
   return {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE'}
+
+
+# Classes unrolled in one program where a loop would be slow, at most: compile time grows with it.
+LONGEST_UNROLLING = 16
+# Images of several classes that an accelerator works on together; not yet measured on one.
+_IMAGES_AT_ONCE = 1024
+# Bytes of class gradients that may exist at once, unless a single layer needs more.
+CLASS_GRADIENT_BYTES = 4 * 2**30
+
+
+def is_cpu() -> bool:
+  """Whether programs run on the host."""
+  return jax.default_backend() == 'cpu'
+
+
+def classes_at_once(classes: int, images: int) -> int:
+  """How many classes one turn of the loop over classes takes, `images` images each.
+
+  One on CPU: sixteen images keep two cores busy and the caches warm (benchmarks/README.md). On
+  accelerators as many as make a large batch.
+  """
+  if is_cpu():
+    return 1
+  return max(1, min(classes, _IMAGES_AT_ONCE // images))

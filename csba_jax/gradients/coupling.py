@@ -1,0 +1,93 @@
+"""Does the loss of an example depend on the rest of its batch? An opaque function is asked so."""
+
+import collections
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.tree_util import Partial
+
+from csba_jax.errors import UserError
+
+PyTree = Any
+_KNOWN: collections.OrderedDict[Any, bool] = collections.OrderedDict()  # answers by losses_fn
+_KEPT = 256  # answers
+_EXAMPLES = 8  # that the question is asked with
+# relative differences that another order of summation may make
+_TOLERANCE = {'float64': 1e-9, 'float32': 1e-4, 'bfloat16': 3e-2, 'float16': 3e-3}
+
+
+def check_losses(losses_fn: Partial, params: PyTree, batch: PyTree) -> None:
+  """Raises UserError unless losses_fn gives one float for each example; by shapes alone."""
+  examples = len(batch['label'])
+  losses = _losses.eval_shape(losses_fn, params, batch)  # traced once
+  if not hasattr(losses, 'shape') or losses.shape != (examples,):
+    found = f'shape {list(losses.shape)}' if hasattr(losses, 'shape') else 'a tree of arrays'
+    raise UserError(
+      f'one loss for each of the {examples} examples from losses_fn',
+      found,
+      'leave out the mean: losses_fn(params, batch) -> [N]',
+    )
+  if not jnp.issubdtype(losses.dtype, jnp.floating):
+    raise UserError('float losses from losses_fn', str(losses.dtype), 'return losses')
+
+
+def is_per_example(losses_fn: Partial, params: PyTree, batch: PyTree) -> bool:
+  """Compares losses and gradients of some examples together with those of slices of them.
+
+  Gradients too, since a classifier that starts at zero gives one loss whatever the batch. The
+  answer is kept for the function. A doubtful case counts as coupled, which costs time alone.
+
+  Args:
+    losses_fn: of concrete arguments.
+    params: its first argument.
+    batch: flat, its second argument.
+  """
+  key = jax.tree.structure(losses_fn)
+  if key not in _KNOWN:
+    _KNOWN[key] = _compare(losses_fn, params, batch)
+    if len(_KNOWN) > _KEPT:
+      _KNOWN.popitem(last=False)
+  return _KNOWN[key]
+
+
+def _compare(losses_fn: Partial, params: PyTree, batch: PyTree) -> bool:
+  few = min(_EXAMPLES, len(batch['label'])) // 2 * 2
+  if few < 2:
+    return True  # there is no rest of the batch
+  images = jax.tree.map(lambda x: jnp.asarray(x)[:few], dict(batch))
+  half = few // 2
+  parts = [jax.tree.map(lambda x, s=s: x[s : s + half], images) for s in (0, half)]
+  weights = jnp.linspace(0.5, 1.5, few)
+  together = _pull(losses_fn, params, images, weights)
+  apart = [
+    _pull(losses_fn, params, part, weights[s : s + half])
+    for part, s in zip(parts, (0, half), strict=True)
+  ]
+  losses = np.concatenate([np.asarray(losses, np.float64) for losses, _ in apart])
+  grads = jax.tree.map(lambda a, b: a + b, apart[0][1], apart[1][1])
+  return _close(losses, together[0]) and all(
+    _close(a, b) for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(together[1]), strict=True)
+  )
+
+
+@jax.jit
+def _losses(losses_fn: Partial, params: PyTree, batch: PyTree) -> Array:
+  return losses_fn(params, batch)
+
+
+@jax.jit
+def _pull(
+  losses_fn: Partial, params: PyTree, batch: PyTree, weights: Array
+) -> tuple[Array, PyTree]:
+  """Losses, and the gradient of their weighted sum."""
+  losses, pullback = jax.vjp(lambda p: losses_fn(p, batch), params)
+  return losses, pullback(weights.astype(losses.dtype))[0]
+
+
+def _close(a: Array, b: Array) -> bool:
+  tolerance = _TOLERANCE[str(jnp.result_type(b))]
+  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+  return bool(np.abs(a - b).max(initial=0) <= tolerance * max(np.abs(b).max(initial=0), 1e-30))

@@ -1,0 +1,180 @@
+"""Layers of any parameter tree, and Grams of class gradients layer by layer."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array, lax
+
+from csba_jax.errors import UserError
+
+PyTree = Any
+LayerFn = Callable[[str], str | None]
+
+
+class ClassGrams(struct.PyTreeNode):
+  """Inner products of class gradients, <g_c, g_d>, by layer and over scopes.
+
+  The row and column of a class without images are 0, and so is its loss; `counts` tells it.
+  """
+
+  grams: dict[str, Array]  # layer name: [C, C], float32 or float64
+  total: Array  # [C, C], all layers
+  shared: Array  # [C, C], all layers but the classifier head; all of them where no head was named
+  counts: Array  # [C], images of each class that took part
+  losses: Array  # [C], mean loss of each class
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+  """Which leaves of a parameter tree form which layer; hashable."""
+
+  names: tuple[str, ...]
+  members: tuple[tuple[int, ...], ...]  # positions of each layer's leaves in the flattened tree
+  in_head: tuple[bool, ...]
+
+  @classmethod
+  def of(cls, params: PyTree, layer_fn: LayerFn | None, head: str | None) -> 'Layers':
+    """The layers of a tree.
+
+    Args:
+      params: leaves are float arrays.
+      layer_fn: name of a parameter, such as 'stage1/conv/kernel', to the name of its layer, or to
+        None for a parameter that is held fixed. By default the name without its last part.
+      head: regular expression that finds, with `re.search`, the names of the parameters of the
+        classifier head.
+
+    Raises:
+      UserError: no parameters, some that are not float, a `layer_fn` or `head` that finds nothing,
+        a head that takes a part of a layer.
+    """
+    names = parameter_names(params)
+    _check_float(params, names)
+    found = [(layer_fn or layer_name)(name) for name in names]
+    members: dict[str, list[int]] = {}
+    for i, layer in enumerate(found):
+      if layer is not None:
+        members.setdefault(layer, []).append(i)
+    if not members:
+      raise UserError(
+        'a layer_fn that names the layer of at least one parameter',
+        f'None for all of {_some(names)}',
+        'return a name for the parameters whose gradients are wanted',
+      )
+    heads = {layer: {_is_head(names[i], head) for i in at} for layer, at in members.items()}
+    split = [layer for layer, kinds in heads.items() if len(kinds) > 1]
+    if split:
+      raise UserError(
+        'a head that takes layers as a whole', f'{head!r} takes a part of {split[0]}', 'widen it'
+      )
+    if head is not None and not any(_is_head(name, head) for name in names):
+      raise UserError(
+        'a head that matches parameters of the classifier',
+        f'{head!r}, which matches none of {_some(names)}',
+        'mend the regular expression',
+      )
+    return cls(
+      tuple(members),
+      tuple(map(tuple, members.values())),
+      tuple(True in kinds for kinds in heads.values()),
+    )
+
+  def passes(self, leaves: Sequence[Array], classes: int, max_bytes: int) -> list[list[int]]:
+    """Layers to take together so that their class gradients stay within `max_bytes`.
+
+    A layer that needs more than that by itself stands alone: the bound is the larger of the two.
+
+    Args:
+      leaves: of the parameter tree, or their shapes.
+      classes: rows of the Gram.
+      max_bytes: that the class gradients of one pass may take.
+
+    Returns:
+      Positions in `names`; each layer once.
+    """
+    groups, free = [], 0
+    for i, size in enumerate(self.class_gradient_bytes(leaves, classes)):
+      if not groups or size > free:
+        groups.append([])
+        free = max_bytes
+      groups[-1].append(i)
+      free -= size
+    return groups
+
+  def class_gradient_bytes(self, leaves: Sequence[Array], classes: int) -> list[int]:
+    """Bytes that the class gradients of each layer take."""
+    return [
+      sum(classes * leaves[i].size * accumulator(leaves[i].dtype).itemsize for i in at)
+      for at in self.members
+    ]
+
+
+def parameter_names(params: PyTree) -> list[str]:
+  """'stage1/conv/kernel' for each leaf; the '/value' that NNX puts behind it is dropped."""
+  paths = [path for path, _ in jax.tree.leaves_with_path(params)]
+  names = [jax.tree_util.keystr(path, simple=True, separator='/') for path in paths]
+  return [name.removesuffix('/value') for name in names]
+
+
+def layer_name(parameter: str) -> str:
+  """The module that owns a parameter: its name without the last part, if it has two."""
+  return parameter.rpartition('/')[0] or parameter or 'parameters'
+
+
+def _is_head(name: str, head: str | None) -> bool:
+  return head is not None and re.search(head, name) is not None
+
+
+def _check_float(params: PyTree, names: list[str]) -> None:
+  for name, leaf in zip(names, jax.tree.leaves(params), strict=True):
+    if not jnp.issubdtype(getattr(leaf, 'dtype', type(leaf)), jnp.floating):
+      raise UserError(
+        'params whose leaves are float arrays',
+        f'{name or "params"} of type {getattr(leaf, "dtype", type(leaf).__name__)}',
+        'give integers and functions to losses_fn by another way (eqx.partition, nnx.split)',
+      )
+  if not names:
+    raise UserError('params with at least one array', 'an empty tree', "pass the model's params")
+
+
+def _some(names: Sequence[str]) -> str:
+  return ', '.join(names[:5]) + (', ...' if len(names) > 5 else '')
+
+
+def accumulator(dtype: Any) -> jnp.dtype:
+  """The type that sums of gradients are kept in: float32 at least."""
+  return jnp.dtype(jnp.promote_types(dtype, jnp.float32))
+
+
+def gram(rows: Sequence[Array]) -> Array:
+  """sum over leaves of <row_c, row_d>.   leaves [C, ...] -> [C, C], float32 at least, symmetric"""
+  total = 0
+  for leaf in rows:
+    flat = leaf.reshape(leaf.shape[0], -1).astype(accumulator(leaf.dtype))
+    total = total + jnp.matmul(flat, flat.T, precision=lax.Precision.HIGHEST)
+  return (total + total.T) / 2
+
+
+def assemble(layers: Layers, sums: Sequence[Array], counts: Array, loss_sums: Array) -> ClassGrams:
+  """ClassGrams from Grams of gradient *sums*, which are divided by n_c n_d.
+
+  Args:
+    layers: L of them.
+    sums: L Grams [C, C] of sum_{i: y_i = c} grad loss_i.
+    counts: [C] images of each class.
+    loss_sums: [C] sums of losses.
+  """
+  per_image = 1 / jnp.maximum(counts, 1).astype(sums[0].dtype)
+  means = [g * (per_image[:, None] * per_image[None]) for g in sums]
+  body = [g for g, head in zip(means, layers.in_head, strict=True) if not head]
+  return ClassGrams(
+    grams=dict(zip(layers.names, means, strict=True)),
+    total=sum(means),
+    shared=sum(body) if body else jnp.zeros_like(means[0]),
+    counts=counts,
+    losses=loss_sums * per_image.astype(loss_sums.dtype),
+  )

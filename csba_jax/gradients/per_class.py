@@ -1,0 +1,395 @@
+"""Class gradients and their Grams for any losses_fn(params, batch) -> [N], in one compiled step.
+
+Two ways to the same numbers:
+
+- `masked`: one forward of the whole batch, one pullback for each class. Right for every model, also
+  where the losses of a batch are coupled (BatchNorm in training).
+- `stacked`: class after class, each with its own images; the price of one ordinary gradient. Right
+  where the loss of an example does not depend on the rest of the batch.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax import Array, lax
+from jax.sharding import Mesh, PartitionSpec
+from jax.tree_util import Partial
+
+from csba_jax import backend
+from csba_jax.errors import UserError
+from csba_jax.gradients import batches, coupling, loops
+from csba_jax.gradients.batches import Batch
+from csba_jax.gradients.gram import ClassGrams, LayerFn, Layers, accumulator, assemble, gram
+
+PyTree = Any
+LossesFn = Callable[[PyTree, Batch], Array]
+STRATEGIES = ('auto', 'masked', 'stacked')
+
+
+def class_gradients(
+  losses_fn: LossesFn,
+  params: PyTree,
+  batch: Batch,
+  *,
+  num_classes: int,
+  strategy: str = 'auto',
+  per_example: bool | None = None,
+) -> PyTree:
+  """g_c = grad of (1/n_c) sum_{i: y_i = c} loss_i, for every class.
+
+  All C gradients are held at once, C times the parameters: where only their inner products matter,
+  `class_grams` does without.
+
+  Args:
+    losses_fn: (params, batch) -> [N] losses, one for each example. To change what it closes over
+      without compiling anew, pass a `jax.tree_util.Partial`.
+    params: tree of float arrays.
+    batch: dict of arrays [N, ...] with 'label' [N] int and an optional 'mask' [N], unsorted; or
+      class-stacked: arrays [C, n, ...], 'label' [C, n], 'mask' [C, n] where classes have fewer
+      than n images.
+    num_classes: C.
+    strategy: 'masked', 'stacked', or 'auto': `stacked` where it gives the same numbers, which under
+      jit needs a class-stacked batch and `per_example=True`.
+    per_example: whether the loss of an example is independent of the rest of the batch. None: found
+      out at the first eager call; under jit it must be stated to have `stacked`.
+
+  Returns:
+    A tree like params, leaves [C, ...], float32 or float64; zeros for a class without images.
+
+  Raises:
+    UserError: a batch, params or losses_fn that are not as above, losses that are not finite,
+      or `stacked` where it would be wrong.
+
+  Example:
+    >>> losses = lambda w, batch: (batch['x'] * w - batch['label']) ** 2 / 2
+    >>> batch = {'x': jnp.array([1.0, 2.0, 3.0]), 'label': jnp.array([0, 1, 0])}
+    >>> class_gradients(losses, jnp.array(1.0), batch, num_classes=2)
+    Array([5., 2.], dtype=float32)
+  """
+  prepared = _prepare(losses_fn, params, batch, num_classes, strategy, per_example, None)
+  traced = batches.is_traced(prepared)
+  found, loss_sums = (_class_gradients if traced else _compiled_gradients)(**prepared)
+  if not traced:
+    _check_finite(loss_sums, found)
+  return found
+
+
+def class_grams(
+  losses_fn: LossesFn,
+  params: PyTree,
+  batch: Batch,
+  *,
+  num_classes: int,
+  strategy: str = 'auto',
+  per_example: bool | None = None,
+  layer_fn: LayerFn | None = None,
+  head: str | None = None,
+  mesh: Mesh | None = None,
+  max_bytes: int = backend.CLASS_GRADIENT_BYTES,
+) -> ClassGrams:
+  """G_l[c, d] = <g_c, g_d> for every layer l: see `class_gradients` for g_c and the first arguments.
+
+  Class gradients are formed for as many layers at a time as fit into `max_bytes`, and end in their
+  layer's Gram: memory is bounded by max(max_bytes, C times the largest layer) on top of what one
+  ordinary gradient needs. More than one pass repeats the forward pass.
+
+  Args:
+    losses_fn: as in `class_gradients`, and so the next five.
+    params: see there.
+    batch: see there.
+    num_classes: see there.
+    strategy: see there.
+    per_example: see there.
+    layer_fn: name of a parameter, such as 'stage1/conv/kernel', to the name of its layer; None
+      holds the parameter fixed. By default a layer is the module that owns the parameters.
+    head: regular expression for the names of the classifier head's parameters, which are not in
+      `shared`; None: nothing is left out.
+    mesh: devices to spread the examples over; sums over classes are reduced across devices before
+      the Gram. Needs losses that are per-example.
+    max_bytes: that class gradients may take at once.
+
+  Returns:
+    Grams by layer, and over scopes.
+
+  Raises:
+    UserError: as `class_gradients`; a layer_fn or head that names nothing.
+  """
+  layers = Layers.of(params, layer_fn, head)
+  prepared = _prepare(losses_fn, params, batch, num_classes, strategy, per_example, mesh)
+  traced = batches.is_traced(prepared)
+  static = {'layers': layers, 'mesh': mesh, 'max_bytes': max_bytes}
+  found = (_class_grams if traced else _compiled_grams)(**prepared, **static)
+  if not traced:
+    _check_finite(found.losses, found.grams)
+  return found
+
+
+def group_grams(
+  losses_fn: LossesFn, params: PyTree, batch: Batch, *, layers: Layers, max_bytes: int
+) -> tuple[list[Array], Array]:
+  """Grams of gradient *sums* of any groups of images, for per-example losses; traceable.
+
+  Args:
+    losses_fn: see `class_gradients`.
+    params: see there.
+    batch: arrays [R, n, ...] with 'mask' [R, n]: row r holds the images of group r.
+    layers: of params.
+    max_bytes: see `class_grams`.
+
+  Returns:
+    A Gram [R, R] for each layer, and the sums of losses [R].
+  """
+  return _layer_grams(losses_fn, params, batch, len(batch['mask']), True, layers, max_bytes)
+
+
+def _prepare(
+  losses_fn: LossesFn,
+  params: PyTree,
+  batch: Batch,
+  num_classes: int,
+  strategy: str,
+  per_example: bool | None,
+  mesh: Mesh | None,
+) -> dict[str, Any]:
+  """Checks everything, chooses the strategy and brings the batch into its form."""
+  Layers.of(params, None, None)
+  batches.check(batch, num_classes)
+  batch = dict(batch)
+  losses_fn = losses_fn if isinstance(losses_fn, Partial) else Partial(losses_fn)
+  coupling.check_losses(losses_fn, params, _example_batch(batch))
+  stacked = _choose(losses_fn, params, batch, strategy, per_example, mesh)
+  if stacked and not batches.is_stacked(batch):
+    batch = batches.stack(batch, num_classes)
+  if not stacked and batches.is_stacked(batch):
+    batch = batches.flatten(batch)
+  if mesh is not None:
+    batch = batches.pad(batch, mesh.size)
+  return {
+    'losses_fn': losses_fn,
+    'params': params,
+    'batch': batch | {'mask': batches.valid(batch)},
+    'num_classes': num_classes,
+    'stacked': stacked,
+  }
+
+
+def _example_batch(batch: Batch) -> Batch:
+  return batches.flatten(batch) if batches.is_stacked(batch) else batch
+
+
+def _choose(
+  losses_fn: Partial,
+  params: PyTree,
+  batch: Batch,
+  strategy: str,
+  per_example: bool | None,
+  mesh: Mesh | None,
+) -> bool:
+  """Whether to take `stacked`; UserError where what was asked for would be wrong."""
+  if strategy not in STRATEGIES:
+    raise UserError(f'strategy among {", ".join(STRATEGIES)}', repr(strategy), 'mend it')
+  if strategy == 'masked' and mesh is None:
+    return False
+  traced = batches.is_traced([params, batch, losses_fn])
+  flat_traced = not batches.is_stacked(batch) and batches.is_traced(
+    [batch['label'], batch.get('mask', 0)]
+  )
+  if strategy == 'stacked' and flat_traced:
+    raise UserError(
+      "a class-stacked batch [C, n, ...] for strategy='stacked' under jit",
+      'a flat batch whose labels are traced',
+      "stack it on the host (csba_jax.gradients.batches.stack), or pass strategy='masked'",
+    )
+  if flat_traced and mesh is None:
+    return False
+  if per_example is None and not traced:
+    per_example = coupling.is_per_example(losses_fn, params, _example_batch(batch))
+    known = 'losses that change with the rest of the batch (BatchNorm in training? dropout?)'
+  else:
+    known = 'per_example=None under jit' if per_example is None else 'per_example=False'
+  if per_example:
+    return strategy != 'masked' and not flat_traced
+  if strategy == 'stacked' or mesh is not None:
+    what = "strategy='stacked'" if mesh is None else 'a mesh'
+    raise UserError(
+      f'per-example losses for {what}',
+      known,
+      'use the running statistics (train=False) and state per_example=True, '
+      + ("or pass strategy='masked'" if mesh is None else 'or leave the mesh out'),
+    )
+  logging.log_first_n(
+    logging.INFO, "class gradients take strategy 'masked' because of %s", 1, known
+  )
+  return False
+
+
+def _class_gradients(
+  losses_fn: Partial, params: PyTree, batch: Batch, num_classes: int, stacked: bool
+) -> tuple[PyTree, Array]:
+  leaves, tree = jax.tree.flatten(params)
+  everything = range(len(leaves))
+  sums, loss_sums = _class_sums(losses_fn, params, batch, num_classes, stacked, everything)
+  counts = _counts(batch, num_classes)
+  means = [
+    x.astype(accumulator(x.dtype)) / jnp.maximum(counts, 1).reshape(-1, *(1,) * (x.ndim - 1))
+    for x in sums
+  ]
+  means = [m.astype(accumulator(leaf.dtype)) for m, leaf in zip(means, leaves, strict=True)]
+  return jax.tree.unflatten(tree, means), loss_sums
+
+
+def _class_grams(
+  losses_fn: Partial,
+  params: PyTree,
+  batch: Batch,
+  num_classes: int,
+  stacked: bool,
+  layers: Layers,
+  mesh: Mesh | None,
+  max_bytes: int,
+) -> ClassGrams:
+  def local(losses_fn, params, batch):
+    sums, loss_sums = _layer_grams(
+      losses_fn, params, batch, num_classes, stacked, layers, max_bytes, mesh
+    )
+    counts = _counts(batch, num_classes)
+    if mesh is not None:
+      loss_sums, counts = lax.psum((loss_sums, counts), mesh.axis_names)
+    return sums, counts, loss_sums
+
+  if mesh is not None:
+    spread, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
+    by_example = PartitionSpec(None, mesh.axis_names) if stacked else spread
+    local = jax.shard_map(
+      local, mesh=mesh, in_specs=(whole, whole, by_example), out_specs=whole, check_vma=False
+    )
+  return assemble(layers, *local(losses_fn, params, batch))
+
+
+_compiled_gradients = jax.jit(_class_gradients, static_argnames=('num_classes', 'stacked'))
+_compiled_grams = jax.jit(
+  _class_grams, static_argnames=('num_classes', 'stacked', 'layers', 'mesh', 'max_bytes')
+)
+
+
+def _layer_grams(
+  losses_fn: LossesFn,
+  params: PyTree,
+  batch: Batch,
+  rows: int,
+  stacked: bool,
+  layers: Layers,
+  max_bytes: int,
+  mesh: Mesh | None = None,
+) -> tuple[list[Array], Array]:
+  """Gram of each layer's gradient sums, pass by pass, and the sums of losses [rows]."""
+  leaves = jax.tree.leaves(params)
+  grams: list[Array] = []
+  for group in layers.passes(leaves, rows, max_bytes):
+    wanted = [i for layer in group for i in layers.members[layer]]
+    zero = _zero_once_known(grams[-1]) if grams else 0
+    sums, found = _class_sums(losses_fn, params, batch, rows, stacked, wanted, zero)
+    loss_sums = loss_sums if grams else found
+    of_leaf = dict(zip(wanted, sums, strict=True))
+    for layer in group:
+      grams.append(_gram_across(mesh, [of_leaf[i] for i in layers.members[layer]]))
+  return grams, loss_sums
+
+
+def _zero_once_known(gram: Array) -> Array:
+  """0, but only once `gram` is there: what needs it lets the class gradients before it go.
+
+  XLA drops an optimisation barrier before it decides the order; through this it cannot see.
+  """
+  return jnp.isnan(gram).astype(jnp.int32).max() // 2
+
+
+def _gram_across(mesh: Mesh | None, rows: Sequence[Array]) -> Array:
+  """Gram of the sums over all devices of each device's rows.
+
+  Each device sums up and multiplies its share of the columns: half the traffic of an all-reduce,
+  and a part of its work.
+  """
+  if mesh is None:
+    return gram(rows)
+  flat = jnp.concatenate([x.reshape(len(x), -1).astype(accumulator(x.dtype)) for x in rows], axis=1)
+  flat = jnp.pad(flat, ((0, 0), (0, -flat.shape[1] % mesh.size)))
+  share = lax.psum_scatter(flat, mesh.axis_names, scatter_dimension=1, tiled=True)
+  return lax.psum(gram([share]), mesh.axis_names)
+
+
+def _class_sums(
+  losses_fn: LossesFn,
+  params: PyTree,
+  batch: Batch,
+  rows: int,
+  stacked: bool,
+  wanted: Sequence[int],
+  zero: Array | int = 0,
+) -> tuple[list[Array], Array]:
+  """Sums over each row's images of the gradients of the wanted leaves, and of the losses.
+
+  Nothing is allocated before `zero` is known.
+
+  Returns:
+    A list of [rows, *leaf.shape], and [rows].
+  """
+  leaves, tree = jax.tree.flatten(params)
+
+  def losses_of(chosen: list[Array], images: Batch) -> Array:
+    merged = list(leaves)
+    for i, leaf in zip(wanted, chosen, strict=True):
+      merged[i] = leaf
+    return losses_fn(jax.tree.unflatten(tree, merged), images)
+
+  chosen = [leaves[i] for i in wanted]
+  mask = batch['mask'] & (jnp.asarray(zero) == 0)
+  if stacked:
+
+    def of_row(images):
+      def total(chosen):
+        losses = losses_of(chosen, images)
+        kept = jnp.where(images['mask'], losses, 0)
+        return kept.sum(), kept.astype(accumulator(kept.dtype)).sum()
+
+      (_, loss_sum), grads = jax.value_and_grad(total, has_aux=True)(chosen)
+      return grads, loss_sum
+
+    return loops.map_classes(of_row, {**batch, 'mask': mask}, mask.shape[1], zero)
+
+  losses, pullback = jax.vjp(lambda chosen: losses_of(chosen, batch), chosen)
+  member = (batch['label'][None] == jnp.arange(rows)[:, None]) & mask[None]
+  sums = loops.map_classes(
+    lambda of_class: pullback(of_class.astype(losses.dtype))[0], member, losses.shape[0], zero
+  )
+  wide = accumulator(losses.dtype)
+  return sums, jnp.where(member, losses.astype(wide)[None], 0).sum(1)
+
+
+def _counts(batch: Batch, num_classes: int) -> Array:
+  """Images of each class that are not padding, [C] int32."""
+  member = batch['label'].reshape(1, -1) == jnp.arange(num_classes)[:, None]
+  return (member & batch['mask'].reshape(1, -1)).sum(1, dtype=jnp.int32)
+
+
+def _check_finite(losses: Array, found: PyTree) -> None:
+  """Raises UserError where a loss or a gradient of the result is NaN or infinite."""
+  bad = ~np.isfinite(np.asarray(losses))
+  if bad.any():
+    raise UserError(
+      'finite losses',
+      f'NaN or infinity from losses_fn in classes {np.nonzero(bad)[0].tolist()}',
+      'look at the parameters; labels beyond the number of logits give NaN too',
+    )
+  for path, leaf in jax.tree.leaves_with_path(found):
+    if not np.isfinite(np.asarray(leaf)).all():
+      name = jax.tree_util.keystr(path, simple=True, separator='/')
+      raise UserError(
+        'finite class gradients',
+        f'NaN or infinity in {name or "params"}, from finite losses',
+        'look for square roots, norms and logarithms at 0 in the model',
+      )
