@@ -44,3 +44,8 @@ def classes_at_once(classes: int, images: int) -> int:
   if is_cpu():
     return 1
   return max(1, min(classes, _IMAGES_AT_ONCE // images))
+
+
+def images_per_dispatch() -> int:
+  """Images of one call where a pass over data is a loop on the host."""
+  return 32 if is_cpu() else 512

@@ -58,6 +58,10 @@ def default() -> ml_collections.ConfigDict:
   config.train.warmup_fraction = 0.025  # of the run
   config.train.log_every = 50  # steps; also the longest chain of steps in one dispatch
   config.train.eval_every = 1  # epochs between evaluations on the validation part, and checkpoints
+
+  config.diagnostics = ml_collections.ConfigDict()
+  config.diagnostics.every = 0  # steps between measurements of class-gradient conflict; 0 = never
+  config.diagnostics.images = 16  # of each class in the fixed probe that is measured
   return config.lock()
 
 
@@ -98,6 +102,8 @@ _RANGES = {
   'train.warmup_fraction': ('0 <= fraction < 1', lambda v: 0 <= v < 1),
   'train.log_every': ('at least 1 step', lambda v: v >= 1),
   'train.eval_every': ('at least 1 epoch', lambda v: v >= 1),
+  'diagnostics.every': ('0 (never) or at least 1 step', lambda v: v >= 0),
+  'diagnostics.images': ('at least 4 images, one for each fold', lambda v: v >= 4),
 }
 
 

@@ -106,6 +106,20 @@ def permutation(words: tuple, n: int) -> np.ndarray:
   Returns:
     [n] int64.
   """
+  return np.argsort(_raw(words, n), kind='stable').astype(np.int64)
+
+
+def draws(words: tuple, n: int, size: int) -> np.ndarray:
+  """`size` draws from 0..n-1 with replacement, which depend on the words alone.
+
+  Raw outputs as in `permutation`, modulo n: uneven by n / 2**64 at most.
+
+  Returns:
+    [size] int64.
+  """
+  return (_raw(words, size) % np.uint64(n)).astype(np.int64)
+
+
+def _raw(words: tuple, size: int) -> np.ndarray:
   digest = hashlib.sha256(json.dumps(words, default=int).encode()).digest()
-  raw = np.random.Philox(key=int.from_bytes(digest[:16], 'little')).random_raw(n)
-  return np.argsort(raw, kind='stable').astype(np.int64)
+  return np.random.Philox(key=int.from_bytes(digest[:16], 'little')).random_raw(size)

@@ -57,6 +57,48 @@ class TrainingBar:
     self._validation = '-' if macro_f1 is None else f'{macro_f1:.3f}'
 
 
+class WorkBar:
+  """Progress of a pass over images. A context manager; `update` fits where a tick is wanted.
+
+  `check` is called at every update, and may raise.
+  """
+
+  def __init__(self, check=lambda: None, clock=time.monotonic, stream=None):
+    self._check = check
+    self._clock, self._stream = clock, stream or sys.stderr
+    self._started = self._last_line = clock()
+    self._bar = None
+    if self._stream.isatty():
+      self._bar = Progress(
+        TextColumn('{task.completed}/{task.total} images'),
+        BarColumn(),
+        TimeRemainingColumn(),
+        console=Console(file=self._stream),
+      )
+      self._task = self._bar.add_task('')
+
+  def __enter__(self) -> 'WorkBar':
+    if self._bar:
+      self._bar.start()
+    return self
+
+  def __exit__(self, *exc_info) -> None:
+    if self._bar:
+      self._bar.stop()
+
+  def update(self, done: int, total: int) -> None:
+    """Shows how far it is; plain lines come every PLAIN_SECONDS."""
+    self._check()
+    if self._bar:
+      self._bar.update(self._task, completed=done, total=total)
+      return
+    now = self._clock()
+    if now - self._last_line >= PLAIN_SECONDS:
+      self._last_line = now
+      left = (now - self._started) / done * (total - done)
+      print(f'{done}/{total} images  {left:.0f} s left', file=self._stream, flush=True)
+
+
 def say(text: str) -> None:
   """One line for the user on standard error."""
   print(text, file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ import numpy as np
 from csba_jax.checkpoint import Checkpoints
 from csba_jax.errors import UserError
 from csba_jax.events import EventFile
+from csba_jax.gradients.conflict import Conflict
 from csba_jax.progress import say
 from csba_jax.train_state import TrainState
 from csba_jax.workdir import Workdir, writing_to
@@ -107,6 +108,14 @@ class Records:
     if best is None or summary['macro_f1'] >= best:
       self.progress.best_score = summary['macro_f1']
       self.progress.best_step = self.progress.step
+
+  def diagnostics_line(self, epoch: float, conflict: Conflict, seconds: float) -> None:
+    """Writes the summary of the shared scope, and the whole as a snapshot under conflict/."""
+    path = self._folder.file(f'conflict/step{self.progress.step:06d}_probe.npz')
+    with writing_to(path.parent):
+      path.parent.mkdir(exist_ok=True)
+      conflict.save(path)
+    self._write(epoch, conflict.summary(), {'diagnostics_seconds': seconds})
 
   def _write(self, epoch: float, record: dict[str, float], timing: dict[str, float]) -> None:
     step = self.progress.step

@@ -6,6 +6,10 @@ import types
 EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}  # 75 = EX_TEMPFAIL: start me again
 
 
+class Stopped(Exception):
+  """Leaves a loop that nothing was saved of, after a StopRequest."""
+
+
 class StopRequest:
   """`requested` turns True on the first SIGTERM or SIGINT; a second one ends the process at once.
 
@@ -33,6 +37,11 @@ class StopRequest:
   def requested(self) -> bool:
     """Whether a signal has come."""
     return self._signal is not None
+
+  def check(self) -> None:
+    """Raises Stopped if a signal has come: for work that is done as a whole or not at all."""
+    if self.requested:
+      raise Stopped
 
   @property
   def exit_code(self) -> int:

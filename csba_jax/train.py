@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from csba_jax import backend, losses, metrics, optimizers, train_state
+from csba_jax import backend, diagnose, losses, metrics, optimizers, train_state
 from csba_jax import config as config_lib
 from csba_jax.data import augment, pipeline, sampling
 from csba_jax.evaluate import evaluate
@@ -101,12 +101,20 @@ class Plan:
   total: int
   log_every: int
   eval_every: int
+  diagnose_every: int  # 0: never
 
   @classmethod
-  def of(cls, train: ml_collections.ConfigDict, images: int) -> 'Plan':
-    """The plan of config.train for a training set of that many images."""
+  def of(cls, config: ml_collections.ConfigDict, images: int) -> 'Plan':
+    """The plan of a config for a training set of that many images."""
+    train = config.train
     per_epoch = math.ceil(images / train.batch_size)
-    return cls(per_epoch, train.epochs * per_epoch, train.log_every, train.eval_every * per_epoch)
+    return cls(
+      per_epoch,
+      train.epochs * per_epoch,
+      train.log_every,
+      train.eval_every * per_epoch,
+      config.diagnostics.every,
+    )
 
   def segments(self, start: int) -> Iterator[tuple[int, int]]:
     """(from, to) of the stretches between log lines; a line also ends each epoch."""
@@ -116,6 +124,19 @@ class Plan:
       end = epoch_start + min(in_epoch, self.steps_per_epoch)
       yield start, end
       start = end
+
+  def dispatches(self, first: int, last: int, longest: int) -> Iterator[tuple[int, int]]:
+    """(from, to) of the calls of a segment; one ends at each step that is diagnosed."""
+    while first < last:
+      end = min(first + longest, last)
+      if self.diagnose_every:
+        end = min(end, (first // self.diagnose_every + 1) * self.diagnose_every)
+      yield first, end
+      first = end
+
+  def diagnoses_at(self, step: int) -> bool:
+    """Whether the conflict is measured after step number `step`."""
+    return self.diagnose_every > 0 and step % self.diagnose_every == 0
 
   def epoch(self, step: int) -> float:
     """Epochs done after `step` steps."""
@@ -159,7 +180,7 @@ class Job:
   def of(cls, config: ml_collections.ConfigDict, data: pipeline.Data) -> 'Job':
     """The run that a config makes of its data; UserError if it cannot be run."""
     model = registry.build(config.model, len(data.class_names), data.image_shape)
-    plan = Plan.of(config.train, len(data.train))
+    plan = Plan.of(config, len(data.train))
     tx, schedule = optimizers.build(config.train, plan.total)
     step_fn = make_step(config, model, tx, data.class_counts)
     job = cls(config, data, plan, model, tx, schedule, step_fn)
@@ -244,16 +265,18 @@ def run_steps(job: Job, state: TrainState, records: Records, stop: StopRequest) 
   train = job.data.train
   on_device = jax.device_put({'image': train.images, 'label': train.labels})
   steps, longest = compiled_steps(), backend.steps_per_dispatch(job.plan.log_every)
+  probe = diagnose.Probe(job.config, job.data, job.model) if job.plan.diagnose_every else None
   with TrainingBar(job.plan.total, records.progress.step) as bar:
     for first, last in job.plan.segments(records.progress.step):
-      began = time.monotonic()
-      for start in range(first, last, longest):
-        end = min(start + longest, last)
+      began, spent = time.monotonic(), 0.0
+      for start, end in job.plan.dispatches(first, last, longest):
         state, found = steps(state, on_device, job.draw(start, end), step_fn=job.step_fn)
         records.add(end, **jax.device_get(found))
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - began - spent
         rate = job.batch_size * (end - first) / seconds
         bar.update(end, records.progress.losses[-1], rate)
+        if job.plan.diagnoses_at(end):
+          spent += diagnose_step(job, probe, state, records)
         if stop.requested:
           break
       if end == last:
@@ -281,6 +304,16 @@ def validate(job: Job, state: TrainState, records: Records) -> float | None:
   epoch = job.plan.epoch(records.progress.step)
   records.validation_line(epoch, summary, time.monotonic() - began)
   return summary['macro_f1']
+
+
+def diagnose_step(job: Job, probe: diagnose.Probe, state: TrainState, records: Records) -> float:
+  """Measures and records the conflict after a step; the seconds that it took."""
+  began = time.monotonic()
+  conflict = probe.measure(state)
+  seconds = time.monotonic() - began
+  step = records.progress.step
+  records.diagnostics_line(job.plan.epoch(step), conflict, seconds)
+  return time.monotonic() - began
 
 
 def keep_splits(folder: Workdir, data: pipeline.Data) -> None:

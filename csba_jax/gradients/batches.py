@@ -1,4 +1,4 @@
-"""Batches for class gradients: flat [N, ...] or class-stacked [C, n, ...], checked and re-stacked."""
+"""Batches for class gradients, flat [N, ...] or class-stacked [C, n, ...]: checks and changes."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -7,17 +7,17 @@ positive. Undefined entries are left out of every mean.
 
 import dataclasses
 import json
+import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from csba_jax.errors import UserError
 from csba_jax.files import write_atomically
-from csba_jax.longtail import shot_groups
+from csba_jax.gradients.gram import ClassGrams
 from csba_jax.longtail import shot_groups
 
 Array = Any  # NumPy or JAX
@@ -130,3 +130,158 @@ def _norms(gram: Array) -> Array:
   xp = gram.__array_namespace__()
   squares = xp.sum(gram * xp.eye(gram.shape[-1], dtype=gram.dtype), axis=-1)
   return xp.sqrt(xp.where(squares > 0, squares, xp.nan))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Conflict:
+  """Grams of class gradients by scope, how well they are known, and what they belong to.
+
+  S scopes: 'shared' (all layers but the classifier head), 'total', then every layer. C classes in
+  the order of their labels. An unbiased estimate need not be positive semidefinite.
+  """
+
+  scopes: tuple[str, ...]
+  grams: np.ndarray  # [S, C, C] float64
+  errors: np.ndarray  # [S, C, C] standard errors of grams; 0 where exact, NaN where unknown
+  low: np.ndarray  # [S, C, C] lower end of the cosines' 95 % intervals; NaN where there is none
+  high: np.ndarray  # [S, C, C]
+  losses: np.ndarray  # [C] mean loss
+  counts: np.ndarray  # [C] images that were looked at, repetitions included
+  class_names: tuple[str, ...]
+  class_counts: np.ndarray  # [C] training images: the prior
+  about: Mapping[str, Any]  # target, step and the like; JSON
+
+  @classmethod
+  def of(
+    cls,
+    found: ClassGrams,
+    class_names: Sequence[str] | None = None,
+    class_counts: np.ndarray | None = None,
+    about: Mapping[str, Any] | None = None,
+  ) -> 'Conflict':
+    """The conflict of one batch, taken as it is: no error of sampling.
+
+    Args:
+      found: of `class_grams`.
+      class_names: 'class 0', ... by default.
+      class_counts: training images of each class; by default those of the batch.
+      about: what else to keep.
+    """
+    scopes = (*SCOPES, *found.grams)
+    grams = np.stack([found.shared, found.total, *found.grams.values()]).astype(np.float64)
+    cosines = conflict_matrix(grams)
+    counts = np.asarray(found.counts)
+    return cls(
+      scopes=scopes,
+      grams=grams,
+      errors=np.zeros_like(grams),
+      low=cosines,
+      high=cosines,
+      losses=np.asarray(found.losses, np.float64),
+      counts=counts,
+      class_names=tuple(class_names or (f'class {c}' for c in range(len(counts)))),
+      class_counts=counts if class_counts is None else np.asarray(class_counts),
+      about={'target': 'batch', **(about or {})},
+    )
+
+  @property
+  def layers(self) -> tuple[str, ...]:
+    """The scopes that are single layers."""
+    return self.scopes[len(SCOPES) :]
+
+  @property
+  def prior(self) -> np.ndarray:
+    """pi [C], each class's share of the training images."""
+    return self.class_counts / self.class_counts.sum()
+
+  @property
+  def by_frequency(self) -> np.ndarray:
+    """Classes from the largest to the smallest, of equal ones the first first."""
+    return np.argsort(-self.class_counts, kind='stable')
+
+  def at(self, scope: str = 'shared') -> int:
+    """Position of a scope; UserError for one that is not there."""
+    if scope not in self.scopes:
+      raise UserError(f'a scope among {", ".join(self.scopes)}', repr(scope), 'name one of these')
+    return self.scopes.index(scope)
+
+  def take(self, scopes: Sequence[str]) -> 'Conflict':
+    """The same of these scopes alone, in this order, 'shared' and 'total' ahead of them."""
+    scopes = (*SCOPES, *(scope for scope in scopes if scope not in SCOPES))
+    at = [self.at(scope) for scope in scopes]
+    parts = {name: getattr(self, name)[at] for name in ('grams', 'errors', 'low', 'high')}
+    return dataclasses.replace(self, scopes=scopes, **parts)
+
+  def gram(self, scope: str = 'shared') -> np.ndarray:
+    """<g_c, g_d>, [C, C]."""
+    return self.grams[self.at(scope)]
+
+  def cosine(self, scope: str = 'shared') -> np.ndarray:
+    """The conflict matrix, [C, C]; NaN where not resolvable."""
+    return conflict_matrix(self.gram(scope))
+
+  def resolvable(self, scope: str = 'shared') -> np.ndarray:
+    """Entries [C, C] both of whose squared norms exceed two standard errors."""
+    squares = np.diagonal(self.gram(scope))
+    known = squares > 2 * np.diagonal(self.errors[self.at(scope)])
+    known &= ~np.isnan(np.diagonal(self.low[self.at(scope)]))
+    return known[:, None] & known[None]
+
+  def distinguishable(self, scope: str = 'shared') -> np.ndarray:
+    """Resolvable entries [C, C] whose 95 % interval leaves out 0; one in twenty by chance."""
+    at = self.at(scope)
+    return self.resolvable(scope) & ((self.low[at] > 0) | (self.high[at] < 0))
+
+  def summary(self, scope: str = 'shared') -> dict[str, float]:
+    """A few numbers: see `conflict_rate`, `head_tail_conflict`, `interference`.
+
+    Pairs are unordered; `interference` is the mean over the classes of the minority.
+    """
+    cosines, upper = self.cosine(scope), np.triu(np.ones_like(self.gram(scope), bool), 1)
+    known = self.distinguishable(scope) & upper
+    _, minority = majority_minority(self.class_counts)
+    disturbed = interference(self.gram(scope), self.prior)[minority]
+    off = cosines[upper & ~np.isnan(cosines)]
+    return {
+      'conflict_rate': conflict_rate(cosines),
+      'head_tail_conflict': head_tail_conflict(cosines, self.class_counts),
+      'mean_cosine': float(off.mean()) if off.size else float('nan'),
+      'minority_interference': (
+        float(np.nanmean(disturbed)) if not np.isnan(disturbed).all() else float('nan')
+      ),
+      'pairs_in_conflict': int((known & (cosines < 0)).sum()),
+      'pairs_in_agreement': int((known & (cosines > 0)).sum()),
+      'pairs_not_resolvable': int((upper & ~self.resolvable(scope)).sum()),
+    }
+
+  def save(self, path: str | os.PathLike) -> None:
+    """Writes an npz file, whole or not at all; no pickle in it."""
+    names = {'scopes': self.scopes, 'class_names': self.class_names, 'about': dict(self.about)}
+    arrays = {name: getattr(self, name) for name in _ARRAYS}
+    path = Path(path)
+    write_atomically(path, lambda file: np.savez(file, names=json.dumps(names), **arrays))
+
+  @classmethod
+  def load(cls, path: str | os.PathLike) -> 'Conflict':
+    """Reads what `save` wrote; UserError for anything else."""
+    try:
+      with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in _ARRAYS}
+        names = json.loads(str(file['names']))
+      found = cls(
+        **arrays,
+        scopes=tuple(names['scopes']),
+        class_names=tuple(names['class_names']),
+        about=names['about'],
+      )
+      shape = (len(found.scopes), len(found.class_names), len(found.class_names))
+      if not found.grams.shape == found.errors.shape == found.low.shape == shape:
+        raise ValueError(f'grams of shape {found.grams.shape}, names for {shape}')
+      return found
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+      raise UserError(
+        f'a conflict file of csba_jax at {path}', f'{type(error).__name__}: {error}', 'name another'
+      ) from error
+
+
+_ARRAYS = ('grams', 'errors', 'low', 'high', 'losses', 'counts', 'class_counts')

@@ -74,7 +74,7 @@ def class_gradients(
   traced = batches.is_traced(prepared)
   found, loss_sums = (_class_gradients if traced else _compiled_gradients)(**prepared)
   if not traced:
-    _check_finite(loss_sums, found)
+    check_finite(loss_sums, found)
   return found
 
 
@@ -91,7 +91,7 @@ def class_grams(
   mesh: Mesh | None = None,
   max_bytes: int = backend.CLASS_GRADIENT_BYTES,
 ) -> ClassGrams:
-  """G_l[c, d] = <g_c, g_d> for every layer l: see `class_gradients` for g_c and the first arguments.
+  """G_l[c, d] = <g_c, g_d> for every layer l; `class_gradients` has g_c and the first arguments.
 
   Class gradients are formed for as many layers at a time as fit into `max_bytes`, and end in their
   layer's Gram: memory is bounded by max(max_bytes, C times the largest layer) on top of what one
@@ -124,12 +124,17 @@ def class_grams(
   static = {'layers': layers, 'mesh': mesh, 'max_bytes': max_bytes}
   found = (_class_grams if traced else _compiled_grams)(**prepared, **static)
   if not traced:
-    _check_finite(found.losses, found.grams)
+    check_finite(found.losses, found.grams)
   return found
 
 
 def group_grams(
-  losses_fn: LossesFn, params: PyTree, batch: Batch, *, layers: Layers, max_bytes: int
+  losses_fn: LossesFn,
+  params: PyTree,
+  batch: Batch,
+  *,
+  layers: Layers,
+  max_bytes: int = backend.CLASS_GRADIENT_BYTES,
 ) -> tuple[list[Array], Array]:
   """Grams of gradient *sums* of any groups of images, for per-example losses; traceable.
 
@@ -289,11 +294,12 @@ def _layer_grams(
   """Gram of each layer's gradient sums, pass by pass, and the sums of losses [rows]."""
   leaves = jax.tree.leaves(params)
   grams: list[Array] = []
+  loss_sums = None
   for group in layers.passes(leaves, rows, max_bytes):
     wanted = [i for layer in group for i in layers.members[layer]]
     zero = _zero_once_known(grams[-1]) if grams else 0
     sums, found = _class_sums(losses_fn, params, batch, rows, stacked, wanted, zero)
-    loss_sums = loss_sums if grams else found
+    loss_sums = found if loss_sums is None else loss_sums
     of_leaf = dict(zip(wanted, sums, strict=True))
     for layer in group:
       grams.append(_gram_across(mesh, [of_leaf[i] for i in layers.members[layer]]))
@@ -338,30 +344,16 @@ def _class_sums(
   Returns:
     A list of [rows, *leaf.shape], and [rows].
   """
-  leaves, tree = jax.tree.flatten(params)
-
-  def losses_of(chosen: list[Array], images: Batch) -> Array:
-    merged = list(leaves)
-    for i, leaf in zip(wanted, chosen, strict=True):
-      merged[i] = leaf
-    return losses_fn(jax.tree.unflatten(tree, merged), images)
-
-  chosen = [leaves[i] for i in wanted]
   mask = batch['mask'] & (jnp.asarray(zero) == 0)
   if stacked:
-
-    def of_row(images):
-      def total(chosen):
-        losses = losses_of(chosen, images)
-        kept = jnp.where(images['mask'], losses, 0)
-        return kept.sum(), kept.astype(accumulator(kept.dtype)).sum()
-
-      (_, loss_sum), grads = jax.value_and_grad(total, has_aux=True)(chosen)
-      return grads, loss_sum
-
-    return loops.map_classes(of_row, {**batch, 'mask': mask}, mask.shape[1], zero)
-
-  losses, pullback = jax.vjp(lambda chosen: losses_of(chosen, batch), chosen)
+    return loops.map_classes(
+      lambda images: row_gradient(losses_fn, params, images, wanted),
+      {**batch, 'mask': mask},
+      mask.shape[1],
+      zero,
+    )
+  chosen, losses_of = _with_others_fixed(losses_fn, params, batch, wanted)
+  losses, pullback = jax.vjp(losses_of, chosen)
   member = (batch['label'][None] == jnp.arange(rows)[:, None]) & mask[None]
   sums = loops.map_classes(
     lambda of_class: pullback(of_class.astype(losses.dtype))[0], member, losses.shape[0], zero
@@ -370,13 +362,49 @@ def _class_sums(
   return sums, jnp.where(member, losses.astype(wide)[None], 0).sum(1)
 
 
+def row_gradient(
+  losses_fn: LossesFn, params: PyTree, batch: Batch, wanted: Sequence[int]
+) -> tuple[list[Array], Array]:
+  """Gradient of the sum of a batch's losses where 'mask' is True, and that sum.
+
+  Args:
+    losses_fn: see `class_gradients`.
+    params: see there.
+    batch: flat, with 'mask'.
+    wanted: positions of the leaves of params to differentiate by; the others are held fixed.
+  """
+  chosen, losses_of = _with_others_fixed(losses_fn, params, batch, wanted)
+
+  def total(chosen):
+    losses = jnp.where(batch['mask'], losses_of(chosen), 0)
+    return losses.sum(), losses.astype(accumulator(losses.dtype)).sum()
+
+  (_, loss_sum), grads = jax.value_and_grad(total, has_aux=True)(chosen)
+  return grads, loss_sum
+
+
+def _with_others_fixed(
+  losses_fn: LossesFn, params: PyTree, batch: Batch, wanted: Sequence[int]
+) -> tuple[list[Array], Callable[[list[Array]], Array]]:
+  """The wanted leaves, and the losses as a function of them alone."""
+  leaves, tree = jax.tree.flatten(params)
+
+  def losses_of(chosen: list[Array]) -> Array:
+    merged = list(leaves)
+    for i, leaf in zip(wanted, chosen, strict=True):
+      merged[i] = leaf
+    return losses_fn(jax.tree.unflatten(tree, merged), batch)
+
+  return [leaves[i] for i in wanted], losses_of
+
+
 def _counts(batch: Batch, num_classes: int) -> Array:
   """Images of each class that are not padding, [C] int32."""
   member = batch['label'].reshape(1, -1) == jnp.arange(num_classes)[:, None]
   return (member & batch['mask'].reshape(1, -1)).sum(1, dtype=jnp.int32)
 
 
-def _check_finite(losses: Array, found: PyTree) -> None:
+def check_finite(losses: Array, found: PyTree) -> None:
   """Raises UserError where a loss or a gradient of the result is NaN or infinite."""
   bad = ~np.isfinite(np.asarray(losses))
   if bad.any():

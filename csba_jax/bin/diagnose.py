@@ -1,0 +1,52 @@
+"""csba-diagnose --workdir=DIR [--checkpoint=best|latest|init|STEP] [--exact] [--layers=REGEX]"""
+
+from absl import flags
+
+from csba_jax.bin import run
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run made by csba-train.')
+_CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, latest, init or a step.')
+_EXACT = flags.DEFINE_bool('exact', False, 'Every training image: no sampling error.')
+_TARGET = flags.DEFINE_enum(
+  'target', 'train', ['train', 'population'], 'The training set, or new images of the same kind.'
+)
+_IMAGES = flags.DEFINE_integer('images', 64, 'Of each class, without --exact.')
+_FOLDS = flags.DEFINE_integer('folds', 8, 'Of each class, without --exact.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Of the sample, without --exact.', lower_bound=0)
+_LAYERS = flags.DEFINE_string('layers', None, 'Regular expression for the parameters to look at.')
+_DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where the data is now, if it has moved.')
+
+
+def main() -> int:
+  """Measures the class-gradient conflict of a run's net; prints it and writes conflict/."""
+  workdir = run.required(_WORKDIR, 'runs/digits')
+
+  from csba_jax import diagnose, trained
+  from csba_jax.progress import WorkBar, say
+  from csba_jax.report import diagnosis
+  from csba_jax.signals import Stopped, StopRequest
+
+  sampling = diagnose.Sampling(
+    _EXACT.value, _TARGET.value, _IMAGES.value, _FOLDS.value, _SEED.value
+  )
+  with StopRequest() as stop:
+    try:
+      found = trained.take_up(workdir, _CHECKPOINT.value, _DATA_DIR.value)
+      with WorkBar(stop.check) as bar:
+        conflict = diagnose.diagnose_run(found, sampling, _LAYERS.value, bar.update)
+    except Stopped:
+      say('stopped: nothing was written')
+      return stop.exit_code
+    paths = diagnose.save(conflict, found.workdir)
+  print(diagnosis.describe(conflict))
+  print('\n'.join(f'written: {path}' for path in paths))
+  return 0
+
+
+def cli() -> None:
+  """Entry point of the console script."""
+  run.run(main)
+
+
+if __name__ == '__main__':
+  cli()

@@ -1,0 +1,198 @@
+"""The conflict of a run: of a trained net from its workdir, and of a net in training."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jax import Array
+from jax.tree_util import Partial
+
+from csba_jax import losses, plots, trained
+from csba_jax.data import augment, pipeline
+from csba_jax.errors import UserError
+from csba_jax.gradients import estimate, flow
+from csba_jax.gradients.conflict import Conflict
+from csba_jax.gradients.gram import Layers, layer_name, parameter_names
+from csba_jax.gradients.per_class import group_grams
+from csba_jax.train_state import TrainState
+from csba_jax.workdir import writing_to
+
+FOLDS = 4  # of each class in the probe of a run in training
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """Which images a diagnosis looks at; see `estimate.estimated_conflict`."""
+
+  exact: bool = False  # all of them, and nothing below counts
+  target: str = 'train'
+  images: int = 64  # of each class
+  folds: int = 8
+  seed: int = 0
+
+
+def diagnose_run(
+  run: trained.Trained,
+  sampling: Sampling,
+  layers: str | None = None,
+  tick: estimate.Tick = estimate.no_tick,
+) -> Conflict:
+  """The conflict of a run's net over its training part, under the run's own loss.
+
+  Args:
+    run: see `trained.take_up`.
+    sampling: which images.
+    layers: regular expression; parameters whose names it does not find are left out of everything.
+    tick: told (images done, images in all).
+
+  Raises:
+    UserError: `layers` that finds nothing or is no regular expression, and what `estimate` raises.
+  """
+  common = {
+    'num_classes': len(run.data.class_names),
+    'layer_fn': None if layers is None else _choose(layers, run.state.params),
+    'head': run.model.head,
+    'tick': tick,
+    'class_names': run.data.class_names,
+    'class_counts': run.data.class_counts,
+    'about': _about(run.config, int(run.state.step)) | {'layers': layers or ''},
+  }
+  losses_fn = Partial(_losses_of(run.config, run.data, run.model), run.state.batch_stats)
+  data = {'image': run.data.train.images, 'label': run.data.train.labels}
+  if sampling.exact:
+    found = estimate.exact_conflict(losses_fn, run.state.params, data, **common)
+  else:
+    chosen = {k: v for k, v in dataclasses.asdict(sampling).items() if k != 'exact'}
+    found = estimate.estimated_conflict(losses_fn, run.state.params, data, **common, **chosen)
+  return _from_input_to_output(found, run.model, run.data.image_shape)
+
+
+class Probe:
+  """A fixed sample of the training part, and the conflict of a net in training on it.
+
+  Class-stacked by (class, fold) and drawn with replacement, for an unbiased estimate; the whole
+  measurement is one compiled step.
+  """
+
+  def __init__(self, config: ml_collections.ConfigDict, data: pipeline.Data, model: nn.Module):
+    self._config, self._data, self._model = config, data, model
+    train = {'image': data.train.images, 'label': data.train.labels}
+    images, classes = config.diagnostics.images, len(data.class_names)
+    index, self._sizes = estimate.draw_folds(train, classes, 'train', images, FOLDS, config.seed)
+    rows = classes * FOLDS
+    batch = {
+      name: values[index].reshape(rows, -1, *values.shape[1:]) for name, values in train.items()
+    }
+    filled = np.arange(index.shape[2]) < self._sizes[:, :, None]
+    self._batch = jax.device_put(batch | {'mask': filled.reshape(rows, -1)})
+    self._losses = _losses_of(config, data, model)
+
+  def measure(self, state: TrainState) -> Conflict:
+    """The conflict at a state, whose running statistics are taken as they are."""
+    layers = Layers.of(state.params, None, self._model.head)
+    losses_fn = Partial(self._losses, state.batch_stats)
+    sums, loss_sums = jax.device_get(
+      _probe_grams(losses_fn, state.params, self._batch, layers=layers)
+    )
+    counts = self._data.class_counts
+    names = {
+      'class_names': self._data.class_names,
+      'class_counts': counts,
+      'about': _about(self._config, int(state.step)),
+    }
+    about = {'target': 'train', 'folds': FOLDS, 'images': self._config.diagnostics.images}
+    found = estimate.from_folds(layers, sums, loss_sums, self._sizes, counts, about, names)
+    return _from_input_to_output(found, self._model, self._data.image_shape)
+
+
+_probe_grams = jax.jit(group_grams, static_argnames=('layers', 'max_bytes'))
+
+
+def save(conflict: Conflict, workdir: Path) -> list[Path]:
+  """Writes a diagnosis into workdir/conflict: npz, and PNGs of it and of the run's snapshots."""
+  folder = workdir / 'conflict'
+  about = conflict.about
+  marks = [f'step{about["step"]:06d}', about['target'].replace(', ', '_')]
+  if about['layers']:
+    marks.append(re.sub(r'\W+', '-', about['layers']).strip('-'))
+  stem = '_'.join(marks)
+  pictures = {
+    f'{stem}_shared.png': lambda path: plots.heat_map(conflict, path),
+    f'{stem}_layers.png': lambda path: plots.layers(conflict, path),
+    f'{stem}_flow.png': lambda path: plots.gradient_flow(conflict, flow.flow(conflict), path),
+  }
+  snapshots = [Conflict.load(path) for path in sorted(folder.glob('step*_probe.npz'))]
+  if snapshots:
+    steps, flows = flow.over_training(snapshots)
+    pictures['over_training.png'] = lambda path: plots.over_training(steps, flows, snapshots, path)
+  with writing_to(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    conflict.save(folder / f'{stem}.npz')
+    for name, draw in pictures.items():
+      draw(folder / name)
+  return [folder / name for name in (f'{stem}.npz', *pictures)]
+
+
+def _model_losses(
+  batch_stats: Any, params: Any, batch: Any, *, model: nn.Module, loss_fn: losses.LossFn
+) -> Array:
+  """Losses [N] of uint8 images with frozen BatchNorm statistics, without augmentation."""
+  variables = {'params': params, 'batch_stats': batch_stats}
+  logits = model.apply(variables, augment.scale(batch['image']), train=False)
+  return loss_fn(logits, batch['label'])
+
+
+def _losses_of(
+  config: ml_collections.ConfigDict, data: pipeline.Data, model: nn.Module
+) -> Callable[..., Array]:
+  loss_fn = losses.build(config.loss.name, data.class_counts)
+  return functools.partial(_model_losses, model=model, loss_fn=loss_fn)
+
+
+def _from_input_to_output(
+  conflict: Conflict, model: nn.Module, image_shape: tuple[int, int, int]
+) -> Conflict:
+  """Layers in the order in which the model makes them; trees of parameters are sorted by name."""
+  made: list[str] = []
+
+  def init(key):
+    params = model.init(key, jnp.zeros((1, *image_shape)))['params']
+    made.extend(dict.fromkeys(layer_name('/'.join(path)) for path in flatten_dict(params)))
+
+  jax.eval_shape(init, jax.random.key(0))
+  return conflict.take([layer for layer in made if layer in conflict.layers])
+
+
+def _about(config: ml_collections.ConfigDict, step: int) -> dict[str, Any]:
+  return {
+    'step': step,
+    'loss': config.loss.name,
+    'model': config.model.name,
+    'attention': config.model.attention,
+    'layers': '',
+  }
+
+
+def _choose(layers: str, params: Any) -> Callable[[str], str | None]:
+  """A layer_fn for the parameters that a regular expression finds."""
+  try:
+    pattern = re.compile(layers)
+  except re.error as error:
+    raise UserError('--layers, a regular expression', f'{layers!r}: {error}', 'mend it') from error
+  names = parameter_names(params)
+  if not any(pattern.search(name) for name in names):
+    raise UserError(
+      '--layers that finds parameters',
+      f'{layers!r}, which finds none of {", ".join(names[:4])}, ...',
+      'mend the regular expression',
+    )
+  return lambda name: layer_name(name) if pattern.search(name) else None

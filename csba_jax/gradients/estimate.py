@@ -1,0 +1,376 @@
+"""Conflict of a whole data set: exact, or estimated from samples without bias and with intervals.
+
+A cosine of two plain mini-batch gradients is biased toward 0, most for rare classes: the noise adds
+to the norms and not to the inner product. Here every class has K folds of images, the rows of one
+Gram by layer are the sums over (class, fold), and squared norms come from products of *different*
+folds, whose noise is independent. Deleting one fold of one class after the other (jackknife) gives
+the standard errors.
+
+Targets: `train`, the gradient over the training set itself, with images drawn from it with
+replacement; `population`, the expected gradient over new images of the same kind, with disjoint
+folds of the data.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+from jax import Array
+from jax.tree_util import Partial
+
+from csba_jax import backend
+from csba_jax.errors import UserError
+from csba_jax.gradients import coupling
+from csba_jax.gradients.conflict import SCOPES, Conflict, conflict_matrix
+from csba_jax.gradients.gram import LayerFn, Layers, accumulator, gram
+from csba_jax.gradients.per_class import LossesFn, check_finite, row_gradient
+from csba_jax.longtail import draws, permutation
+
+PyTree = Any
+Tick = Callable[[int, int], None]
+TARGETS = ('train', 'population')
+LEVEL = 0.95  # of the intervals
+
+
+def no_tick(done: int, total: int) -> None:
+  """Tells nobody."""
+
+
+def exact_conflict(
+  losses_fn: LossesFn,
+  params: PyTree,
+  data: Mapping[str, np.ndarray],
+  *,
+  num_classes: int,
+  layer_fn: LayerFn | None = None,
+  head: str | None = None,
+  max_bytes: int = backend.CLASS_GRADIENT_BYTES,
+  tick: Tick = no_tick,
+  **names: Any,
+) -> Conflict:
+  """The conflict of a data set, every image of it: target `train` without an error of sampling.
+
+  Args:
+    losses_fn: (params, batch) -> [N] losses that are per-example: frozen statistics, no dropout.
+    params: tree of float arrays.
+    data: arrays [N, ...] on the host, 'label' [N] int among them.
+    num_classes: C.
+    layer_fn: as in `class_grams`.
+    head: as in `class_grams`.
+    max_bytes: that class gradients, C times the parameters, may take; more means more passes over
+      the data, each for some of the layers.
+    tick: told (images done, images in all) after every dispatch.
+    **names: class_names, class_counts and about of the result.
+
+  Returns:
+    The conflict; intervals of length 0.
+
+  Raises:
+    UserError: data without integer labels from 0 to C - 1, or losses that are not finite.
+  """
+  of_class = _classes(data, num_classes)
+  layers = Layers.of(params, layer_fn, head)
+  sums, loss_sums = _group_grams(losses_fn, params, data, of_class, layers, max_bytes, tick)
+  sizes = np.array([[len(images)] for images in of_class])
+  grams = np.stack([sums_in / _outer(sizes) for _, sums_in in _by_scope(layers, sums)])
+  cosines = conflict_matrix(grams)
+  known = np.zeros_like(grams), cosines, cosines
+  return _conflict(layers, grams, known, loss_sums, sizes, names, {'target': 'train, exact'})
+
+
+def estimated_conflict(
+  losses_fn: LossesFn,
+  params: PyTree,
+  data: Mapping[str, np.ndarray],
+  *,
+  num_classes: int,
+  target: str = 'train',
+  images: int = 64,
+  folds: int = 8,
+  seed: int = 0,
+  layer_fn: LayerFn | None = None,
+  head: str | None = None,
+  max_bytes: int = backend.CLASS_GRADIENT_BYTES,
+  tick: Tick = no_tick,
+  **names: Any,
+) -> Conflict:
+  """The conflict of a data set from a sample of it: unbiased Grams with standard errors.
+
+  Args:
+    losses_fn: as in `exact_conflict`, and so the next three.
+    params: see there.
+    data: see there.
+    num_classes: see there.
+    target: 'train': the gradient over `data` itself, images drawn with replacement; 'population':
+      the expected gradient over new images, disjoint folds, at most as many images as there are.
+    images: of each class.
+    folds: K >= 2, of each class; intervals use Student's t with K - 1 degrees of freedom.
+    seed: of the draw.
+    layer_fn: as in `class_grams`.
+    head: as in `class_grams`.
+    max_bytes: that gradients of folds, C K times the parameters, may take at once.
+    tick: told (images done, images in all) after every dispatch.
+    **names: class_names, class_counts and about of the result.
+
+  Returns:
+    The conflict, with errors and 95 % intervals; a class of fewer than two images has none.
+
+  Raises:
+    UserError: as `exact_conflict`; an unknown target, fewer than 2 folds or images than folds.
+  """
+  index, sizes = draw_folds(data, num_classes, target, images, folds, seed)
+  groups = [index[c, k, : sizes[c, k]] for c in range(num_classes) for k in range(folds)]
+  layers = Layers.of(params, layer_fn, head)
+  sums, loss_sums = _group_grams(losses_fn, params, data, groups, layers, max_bytes, tick)
+  about = {'target': target, 'folds': folds, 'images': images, 'seed': seed}
+  counts = np.bincount(data['label'], minlength=num_classes)
+  return from_folds(layers, sums, loss_sums, sizes, counts, about, names)
+
+
+def draw_folds(
+  data: Mapping[str, np.ndarray], num_classes: int, target: str, images: int, folds: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Positions of the images of every fold, and how many they are.
+
+  Returns:
+    [C, K, ceil(images / K)] positions in `data`, of which the first sizes[c, k] count; and sizes
+    [C, K], 0 for the folds that a class has no image for.
+  """
+  if target not in TARGETS:
+    raise UserError(f'target among {", ".join(TARGETS)}', repr(target), 'mend it')
+  if not 2 <= folds <= images:
+    raise UserError(
+      'at least 2 folds, and an image of each class for each',
+      f'{folds} folds, {images} images',
+      'change folds or images',
+    )
+  depth = -(-images // folds)
+  index = np.zeros((num_classes, folds, depth), np.int64)
+  sizes = np.zeros((num_classes, folds), np.int64)
+  for c, of_class in enumerate(_classes(data, num_classes)):
+    if not len(of_class):
+      continue
+    if target == 'train':
+      taken = of_class[draws((seed, 'folds', c), len(of_class), images)]
+    else:
+      taken = of_class[permutation((seed, 'folds', c), len(of_class))[:images]]
+    for k in range(folds):
+      fold = taken[k::folds]
+      index[c, k, : len(fold)], sizes[c, k] = fold, len(fold)
+  return index, sizes
+
+
+def from_folds(
+  layers: Layers,
+  sums: Sequence[np.ndarray],
+  loss_sums: np.ndarray,
+  sizes: np.ndarray,
+  counts: np.ndarray,
+  about: Mapping[str, Any],
+  names: Mapping[str, Any],
+) -> Conflict:
+  """The estimate from Grams of gradient sums over (class, fold).
+
+  Args:
+    layers: L of them.
+    sums: L Grams [C K, C K], rows in the order (class, fold).
+    loss_sums: [C K].
+    sizes: [C, K] images of each fold, 0 for none.
+    counts: [C] images of each class in the data.
+    about: target, images and so on; names['about'] is added to it.
+    names: class_names, class_counts and about of the result.
+  """
+  found = [unbiased(total, sizes, counts) for _, total in _by_scope(layers, sums)]
+  grams, errors, low, high = (np.stack(part) for part in zip(*found, strict=True))
+  return _conflict(layers, grams, (errors, low, high), loss_sums, sizes, names, about)
+
+
+def unbiased(
+  sums: np.ndarray, sizes: np.ndarray, counts: np.ndarray | None = None
+) -> tuple[np.ndarray, ...]:
+  """Unbiased Gram of class gradients, its standard errors and 95 % intervals of the cosines.
+
+  With s_ck the gradient sum of fold k of class c and n_ck its images,
+    G[c, d] = sum_kl <s_ck, s_dl> / (n_c n_d)                  for c != d, block sums,
+    G[c, c] = sum_{k != l} <s_ck, s_cl> / sum_{k != l} n_ck n_cl,   cross-fold products;
+  images of different classes are independent, so that the blocks need no crossing. The variance of
+  an entry is the sum over its classes of (K_c - 1) / K_c sum_k (t_ck - mean_k t_ck)^2, t_ck the
+  entry without fold k of class c; t quantiles have min(K_c, K_d) - 1 degrees of freedom.
+
+  Args:
+    sums: [C K, C K] float.
+    sizes: [C, K] int.
+    counts: [C] images of each class; one with fewer than two gets no interval.
+
+  Returns:
+    (gram, errors, low, high), each [C, C] float64.
+  """
+  classes, folds = sizes.shape
+  products = np.asarray(sums, np.float64).reshape(classes, folds, classes, folds)
+  n = sizes.sum(1)
+  by_fold = products.sum(3)  # [C, K, C]: fold k of class c with all of class d
+  own = np.einsum('ckck->ck', products)  # squared norms
+  to_class = np.einsum('ckc->ck', by_fold)
+
+  diagonal, pairs = (to_class - own).sum(1), (sizes * (n[:, None] - sizes)).sum(1)
+  gram_off = by_fold.sum(1) / _outer(sizes)
+  gram_own = _divide(diagonal, pairs)
+  gram = np.where(np.eye(classes, dtype=bool), gram_own, gram_off)
+
+  # [C, K, ...]: the same without fold k of class c
+  rest = n[:, None] - sizes
+  off = _divide(by_fold.sum(1)[:, None] - by_fold, rest[:, :, None] * n)
+  own_rest = _divide(diagonal[:, None] - 2 * (to_class - own), pairs[:, None] - 2 * sizes * rest)
+  norms = np.sqrt(np.where(gram_own > 0, gram_own, np.nan))
+  cosines = off / (np.sqrt(np.where(own_rest > 0, own_rest, np.nan))[:, :, None] * norms)
+
+  used, itself = sizes > 0, np.eye(classes, dtype=bool)
+  spread, spread_own, spread_cosine = (_jackknife(x, used) for x in (off, own_rest, cosines))
+  errors = np.sqrt(np.where(itself, spread_own[:, None], spread + spread.T))
+  number = used.sum(1) if counts is None else np.where(counts < 2, 0, used.sum(1))
+  freedom = np.minimum(number[:, None], number[None]) - 1
+  t = scipy.stats.t.ppf(0.5 + LEVEL / 2, np.where(freedom > 0, freedom, np.nan))
+  width = t * np.where(itself, 0, np.sqrt(spread_cosine + spread_cosine.T))
+  cosine = conflict_matrix(gram)
+  return gram, errors, np.clip(cosine - width, -1, 1), np.clip(cosine + width, -1, 1)
+
+
+def _jackknife(x: np.ndarray, used: np.ndarray) -> np.ndarray:
+  """(K_c - 1) / K_c sum_k (x_ck - mean_k x_ck)^2 over folds in use.   [C, K, ...] -> [C, ...]"""
+  used = used.reshape(used.shape + (1,) * (x.ndim - 2))
+  number = np.maximum(used.sum(1), 1)
+  mean = np.where(used, x, 0).sum(1) / number
+  squares = np.where(used, (x - mean[:, None]) ** 2, 0).sum(1)
+  return (number - 1) / number * squares
+
+
+def _outer(sizes: np.ndarray) -> np.ndarray:
+  """n_c n_d, 1 in place of 0.   [C, K] -> [C, C]"""
+  n = np.maximum(sizes.sum(1), 1).astype(np.float64)
+  return n[:, None] * n[None]
+
+
+def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  """a / b, and 0 where b is 0: a class without images or without a second fold."""
+  return np.where(b > 0, a / np.maximum(b, 1), 0)
+
+
+def _by_scope(layers: Layers, sums: Sequence[np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+  """(scope, Gram of sums) for shared, total and every layer, in float64, one at a time."""
+  sums = [np.asarray(x, np.float64) for x in sums]
+  body = [x for x, head in zip(sums, layers.in_head, strict=True) if not head]
+  yield SCOPES[0], sum(body, np.zeros_like(sums[0]))
+  yield SCOPES[1], sum(sums)
+  yield from zip(layers.names, sums, strict=True)
+
+
+def _conflict(
+  layers: Layers,
+  grams: np.ndarray,
+  known: tuple[np.ndarray, np.ndarray, np.ndarray],
+  loss_sums: np.ndarray,
+  sizes: np.ndarray,
+  names: Mapping[str, Any],
+  about: Mapping[str, Any],
+) -> Conflict:
+  counts = sizes.sum(1)
+  classes = len(counts)
+  errors, low, high = known
+  return Conflict(
+    scopes=(*SCOPES, *layers.names),
+    grams=grams,
+    errors=errors,
+    low=low,
+    high=high,
+    losses=np.asarray(loss_sums, np.float64).reshape(classes, -1).sum(1) / np.maximum(counts, 1),
+    counts=counts,
+    class_names=tuple(names.get('class_names') or (f'class {c}' for c in range(classes))),
+    class_counts=np.asarray(names.get('class_counts', counts)),
+    about={**about, **names.get('about', {})},
+  )
+
+
+def _classes(data: Mapping[str, np.ndarray], num_classes: int) -> list[np.ndarray]:
+  """Positions of the images of each class."""
+  label = np.asarray(data['label'])
+  wanted = f"data['label'] [N] of integers from 0 to {num_classes - 1}, N >= 1"
+  if label.ndim != 1 or not len(label) or not np.issubdtype(label.dtype, np.integer):
+    raise UserError(wanted, f'{label.dtype} of shape {list(label.shape)}', 'pass class indices')
+  if label.min() < 0 or label.max() >= num_classes:
+    raise UserError(wanted, f'{label.min()} to {label.max()}', 'mend the labels or num_classes')
+  return [np.flatnonzero(label == c) for c in range(num_classes)]
+
+
+def _group_grams(
+  losses_fn: LossesFn,
+  params: PyTree,
+  data: Mapping[str, np.ndarray],
+  groups: Sequence[np.ndarray],
+  layers: Layers,
+  max_bytes: int,
+  tick: Tick,
+) -> tuple[list[np.ndarray], np.ndarray]:
+  """Grams by layer of the gradient sums of any groups of examples, and the sums of losses.
+
+  Dispatch by dispatch, so that groups may be as large as they like and a loop outside may stop.
+  """
+  losses_fn = losses_fn if isinstance(losses_fn, Partial) else Partial(losses_fn)
+  leaves = jax.tree.leaves(params)
+  size = min(backend.images_per_dispatch(), max(map(len, groups)))
+  grams: list[np.ndarray] = []
+  loss_sums = np.zeros(len(groups))
+  passes = layers.passes(leaves, len(groups), max_bytes)
+  done, total = 0, len(passes) * sum(map(len, groups))
+  for passing in passes:
+    wanted = tuple(i for layer in passing for i in layers.members[layer])
+    rows = [
+      jnp.zeros((len(groups), *leaves[i].shape), accumulator(leaves[i].dtype)) for i in wanted
+    ]
+    for row, group in enumerate(groups):
+      for start in range(0, len(group), size):
+        batch = _take(data, group[start : start + size], size)
+        if not grams and not row and not start:
+          coupling.check_losses(losses_fn, params, batch)
+        rows, loss = _add(losses_fn, params, rows, row, batch, wanted=wanted)
+        if not grams:
+          loss_sums[row] += loss
+        done += int(batch['mask'].sum())
+        tick(done, total)
+    of_leaf = dict(zip(wanted, rows, strict=True))
+    of_layer = [[of_leaf[i] for i in layers.members[layer]] for layer in passing]
+    grams += jax.device_get(_grams(of_layer))
+    del rows, of_leaf, of_layer
+  check_finite(loss_sums, dict(zip(layers.names, grams, strict=True)))
+  return grams, loss_sums
+
+
+@jax.jit
+def _grams(layers: list[list[Array]]) -> list[Array]:
+  """The Gram of each layer's rows."""
+  return [gram(rows) for rows in layers]
+
+
+def _take(data: Mapping[str, np.ndarray], index: np.ndarray, size: int) -> dict[str, np.ndarray]:
+  """These examples, filled up to `size` with the first of them, mask False."""
+  filled = np.concatenate([index, np.full(size - len(index), index[0])])
+  batch = {name: np.asarray(values)[filled] for name, values in data.items()}
+  return batch | {'mask': np.arange(size) < len(index)}
+
+
+@functools.partial(jax.jit, static_argnames='wanted', donate_argnames='rows')
+def _add(
+  losses_fn: Partial,
+  params: PyTree,
+  rows: list[Array],
+  row: int,
+  batch: Mapping[str, Array],
+  *,
+  wanted: tuple[int, ...],
+) -> tuple[list[Array], Array]:
+  """`rows` with the gradient of the batch's losses added to one, and their sum."""
+  grads, loss = row_gradient(losses_fn, params, batch, wanted)
+  return [r.at[row].add(g.astype(r.dtype)) for r, g in zip(rows, grads, strict=True)], loss

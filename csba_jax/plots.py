@@ -1,0 +1,210 @@
+"""Pictures of conflict and gradient flow, as PNG files that are there whole or not at all."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from csba_jax.files import write_atomically
+from csba_jax.gradients.conflict import Conflict
+from csba_jax.gradients.flow import Flow
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
+
+DPI = 120
+LARGEST_ANNOTATED = 20  # classes; more numbers than that cannot be read
+_COLORS = 'RdBu'  # red: conflict, blue: agreement
+_UNDEFINED = '0.85'
+
+
+def heat_map(conflict: Conflict, path: Path, scope: str = 'shared') -> None:
+  """The conflict matrix of one scope: classes by frequency, their training images on the axes.
+
+  Numbers in bold are distinguishable from 0; grey is undefined.
+  """
+  classes = len(conflict.class_names)
+  side = max(4.5, 0.62 * min(classes, LARGEST_ANNOTATED) + 2.2)
+  figure = _figure(side + 1.2, side)
+  axes = figure.subplots()
+  image = _matrix(axes, conflict, scope, _limit(conflict.cosine(scope)))
+  order = conflict.by_frequency
+  labels = [f'{conflict.class_names[c]} ({conflict.class_counts[c]})' for c in order]
+  axes.set_xticks(range(classes), labels, rotation=45, ha='right', rotation_mode='anchor')
+  axes.set_yticks(range(classes), labels)
+  if classes <= LARGEST_ANNOTATED:
+    _annotate(axes, conflict, scope)
+  figure.colorbar(image, ax=axes, shrink=0.8, label='cosine of class gradients')
+  known = 'exact' if 'exact' in str(conflict.about['target']) else 'bold: 95 % interval without 0'
+  axes.set_title(
+    f'Conflict matrix, {scope}{_when(conflict)}\ntarget {conflict.about["target"]}, {known}'
+  )
+  _save(figure, path)
+
+
+def layers(conflict: Conflict, path: Path) -> None:
+  """One small conflict matrix for each layer, all in one scale of colours."""
+  names = conflict.layers
+  columns = min(10, math.ceil(math.sqrt(1.6 * len(names))))
+  rows = math.ceil(len(names) / columns)
+  figure = _figure(2.3 * columns + 1, 2.45 * rows + 0.8)
+  grid = figure.subplots(rows, columns, squeeze=False)
+  limit = max(_limit(conflict.cosine(name)) for name in names)
+  for axes in grid.flat:
+    axes.set_axis_off()
+  for axes, name in zip(grid.flat, names, strict=False):
+    axes.set_axis_on()
+    image = _matrix(axes, conflict, name, limit)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    rate = conflict.summary(name)['conflict_rate']
+    title = name if len(name) <= 30 else f'...{name[-27:]}'
+    axes.set_title(f'{title}\n{_percent(rate)} of pairs in conflict', fontsize=6.5)
+  figure.colorbar(image, ax=grid, shrink=0.5, label='cosine of class gradients')
+  figure.suptitle(
+    f'Conflict by layer{_when(conflict)}: classes from {_ends(conflict)}', fontsize=10
+  )
+  _save(figure, path)
+
+
+def gradient_flow(conflict: Conflict, flow: Flow, path: Path) -> None:
+  """Who steers each layer: norms, shares of the batch gradient and cosines with it, by class."""
+  figure = _figure(max(8, 0.24 * len(conflict.layers) + 4), 11)
+  top, middle, bottom, last = figure.subplots(4, 1, sharex=True)
+  at = slice(len(conflict.scopes) - len(conflict.layers), None)
+  x = np.arange(len(conflict.layers))
+  for axes, values, label in (
+    (top, flow.norms, r'$|g_c|$'),
+    (middle, flow.shares, 'share of batch gradient'),
+    (bottom, flow.cosines, 'cosine with batch gradient'),
+  ):
+    for color, c in _class_colors(conflict):
+      axes.plot(x, values[at, c], 'o-', ms=3, lw=1, color=color, label=_label(conflict, c))
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.3)
+  if np.nanmax(flow.norms[at], initial=0) > 0:
+    top.set_yscale('log')
+  for axes in (middle, bottom):
+    axes.axhline(0, color='black', lw=0.8)
+  last.plot(x, flow.norm_ratio[at], 's-', ms=3, lw=1, color='black', label=r'mean $|g_c|$')
+  last.plot(x, flow.pull_ratio[at], '^-', ms=3, lw=1, color='tab:red', label=r'$|\sum_c \pi_c g_c|$')
+  last.axhline(1, color='black', lw=0.8)
+  last.set_yscale('log')
+  last.set_ylabel('majority / minority')
+  last.legend(fontsize=7)
+  last.grid(alpha=0.3)
+  last.set_xticks(x, conflict.layers, rotation=90, fontsize=6)
+  _legend(top, len(conflict.class_names))
+  top.set_title(f'Gradient flow by layer{_when(conflict)}')
+  _save(figure, path)
+
+
+def over_training(
+  steps: np.ndarray, flows: Sequence[Flow], snapshots: Sequence[Conflict], path: Path
+) -> None:
+  """A run's snapshots: conflict rates, norms of the shared scope by class, ratios of norms."""
+  figure = _figure(8, 9)
+  top, middle, bottom = figure.subplots(3, 1, sharex=True)
+  summaries = [snapshot.summary() for snapshot in snapshots]
+  for name, label in (('conflict_rate', 'all pairs'), ('head_tail_conflict', 'majority-minority')):
+    top.plot(steps, [summary[name] for summary in summaries], 'o-', ms=3, label=label)
+  top.set_ylabel('conflict rate, shared')
+  top.set_ylim(-0.02, 1.02)
+  top.legend(fontsize=7)
+  conflict, at = snapshots[-1], snapshots[-1].at('shared')
+  for color, c in _class_colors(conflict):
+    norms = [flow.norms[at, c] for flow in flows]
+    middle.plot(steps, norms, 'o-', ms=3, lw=1, color=color, label=_label(conflict, c))
+  middle.set_ylabel(r'$|g_c|$, shared')
+  middle.set_yscale('log')
+  _legend(middle, len(conflict.class_names))
+  bottom.plot(
+    steps, [f.norm_ratio[at] for f in flows], 's-', ms=3, color='black', label=r'mean $|g_c|$'
+  )
+  bottom.plot(
+    steps, [f.pull_ratio[at] for f in flows], '^-', ms=3, color='tab:red', label=r'$|\sum_c \pi_c g_c|$'
+  )
+  bottom.axhline(1, color='black', lw=0.8)
+  bottom.set_yscale('log')
+  bottom.set_ylabel('majority / minority, shared')
+  bottom.set_xlabel('step')
+  bottom.legend(fontsize=7)
+  for axes in (top, middle, bottom):
+    axes.grid(alpha=0.3)
+  top.set_title(f'Over training: {len(steps)} snapshots of a fixed probe')
+  _save(figure, path)
+
+
+def _figure(width: float, height: float) -> 'Figure':
+  from matplotlib.figure import Figure  # takes a second, and no user of the gradients needs it
+
+  return Figure(figsize=(width, height), layout='constrained')
+
+
+def _save(figure: 'Figure', path: Path) -> None:
+  write_atomically(path, lambda file: figure.savefig(file, format='png', dpi=DPI))
+
+
+def _matrix(axes: 'Axes', conflict: Conflict, scope: str, limit: float) -> object:
+  """Draws cosines in the order of frequency; the diagonal, 1 by definition, is left white."""
+  order = conflict.by_frequency
+  cosines = conflict.cosine(scope)[np.ix_(order, order)]
+  axes.set_facecolor(_UNDEFINED)
+  off = np.where(np.eye(len(order), dtype=bool) & ~np.isnan(cosines), 0, cosines)
+  return axes.imshow(np.ma.masked_invalid(off), cmap=_COLORS, vmin=-limit, vmax=limit)
+
+
+def _annotate(axes: 'Axes', conflict: Conflict, scope: str) -> None:
+  order = conflict.by_frequency
+  cosines = conflict.cosine(scope)[np.ix_(order, order)]
+  known = conflict.distinguishable(scope)[np.ix_(order, order)]
+  limit = _limit(cosines)
+  for i, j in np.ndindex(cosines.shape):
+    if i == j or np.isnan(cosines[i, j]):
+      text, color, weight = ('' if i == j else '?'), '0.4', 'normal'
+    else:
+      text = f'{cosines[i, j]:.2f}'.replace('0.', '.')
+      color = 'white' if abs(cosines[i, j]) > 0.6 * limit else 'black'
+      weight = 'bold' if known[i, j] else 'normal'
+    axes.text(j, i, text, ha='center', va='center', fontsize=8, color=color, weight=weight)
+
+
+def _limit(cosines: np.ndarray) -> float:
+  """End of the scale of colours: the largest cosine off the diagonal, at least 0.1."""
+  off = np.abs(cosines[~np.eye(len(cosines), dtype=bool)])
+  return max(0.1, float(np.nanmax(off))) if off.size and not np.isnan(off).all() else 1.0
+
+
+def _class_colors(conflict: Conflict) -> list[tuple[object, int]]:
+  """(color, class) from the largest class to the smallest, dark to light."""
+  from matplotlib import colormaps
+
+  order = conflict.by_frequency
+  return [(colormaps['viridis'](i / max(1, len(order) - 1)), c) for i, c in enumerate(order)]
+
+
+def _label(conflict: Conflict, c: int) -> str:
+  return f'{conflict.class_names[c]} ({conflict.class_counts[c]})'
+
+
+def _legend(axes: 'Axes', classes: int) -> None:
+  if classes <= LARGEST_ANNOTATED:
+    axes.legend(
+      fontsize=6, ncols=2 if classes > 6 else 1, loc='center left', bbox_to_anchor=(1, 0.5)
+    )
+
+
+def _ends(conflict: Conflict) -> str:
+  order = conflict.by_frequency
+  return f'{_label(conflict, order[0])} to {_label(conflict, order[-1])}'
+
+
+def _when(conflict: Conflict) -> str:
+  return f', step {conflict.about["step"]}' if 'step' in conflict.about else ''
+
+
+def _percent(rate: float) -> str:
+  return 'none' if np.isnan(rate) else f'{100 * rate:.0f} %'

@@ -1,0 +1,116 @@
+"""A run taken up again from its workdir: config, data, model and one of its states."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import ml_collections
+from jax import Array
+
+from csba_jax import config as config_lib
+from csba_jax import optimizers, train_state
+from csba_jax.checkpoint import Checkpoints
+from csba_jax.data import augment, pipeline, sampling
+from csba_jax.errors import UserError
+from csba_jax.models import registry
+from csba_jax.progress import say
+from csba_jax.records import Progress
+from csba_jax.train_state import TrainState
+from csba_jax.workdir import read_config, read_result
+
+PyTree = Any
+STATISTICS_BATCHES = 50  # a momentum of 0.9 forgets the start to 0.5 %
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+  """A run at one of its checkpoints."""
+
+  workdir: Path
+  config: ml_collections.ConfigDict
+  data: pipeline.Data
+  model: nn.Module
+  state: TrainState
+
+
+def take_up(workdir: str, which: str = 'best', data_dir: str | None = None) -> Trained:
+  """Reads a run; writes nothing.
+
+  Args:
+    workdir: folder of a run.
+    which: 'best' (by validation macro-F1; the last one without validation), 'latest', a step, or
+      'init', the untrained net of the run's seed with the statistics of its BatchNorms as
+      STATISTICS_BATCHES training batches leave them.
+    data_dir: takes the place of the run's config.data.dir, if the data has moved.
+
+  Raises:
+    UserError: no run or no such checkpoint there, one that is damaged or of another architecture,
+      or data that has changed.
+  """
+  config = ml_collections.ConfigDict(read_config(workdir))
+  config_lib.check(config)
+  folder = Path(workdir).expanduser()
+  if data_dir is not None:
+    config.data.dir = data_dir
+  data = pipeline.load(config, say)
+  pipeline.check_splits(data.splits, folder / 'splits.npz')
+  model = registry.build(config.model, len(data.class_names), data.image_shape)
+  tx, _ = optimizers.build(config.train, total_steps=1)
+  if which == 'init':
+    state = train_state.create(model, tx, data.image_shape, config.seed)
+    state = state.replace(batch_stats=_estimate_statistics(model, state, data, config))
+    return Trained(folder, config, data, model, state)
+  like = train_state.shapes(model, tx, data.image_shape)
+  with Checkpoints(_checkpoints_of(folder), read_only=True) as checkpoints:
+    step = _find_step(checkpoints, folder, which, like)
+    state, _ = checkpoints.restore(step, like)
+  return Trained(folder, config, data, model, state)
+
+
+def _estimate_statistics(
+  model: nn.Module, state: TrainState, data: pipeline.Data, config: ml_collections.ConfigDict
+) -> PyTree:
+  """Running statistics of a net that stays as it is, over the batches of a run's first steps."""
+  stats = state.batch_stats
+  if not jax.tree.leaves(stats):
+    return stats
+  for step in range(STATISTICS_BATCHES):
+    index = sampling.batch_positions(config.seed, step, len(data.train), config.train.batch_size)
+    stats = _statistics_step(model, state.params, stats, data.train.images[index])
+  return stats
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def _statistics_step(model: nn.Module, params: PyTree, stats: PyTree, images: Array) -> PyTree:
+  variables = {'params': params, 'batch_stats': stats}
+  _, updated = model.apply(variables, augment.scale(images), train=True, mutable=['batch_stats'])
+  return updated['batch_stats']
+
+
+def _checkpoints_of(workdir: Path) -> Path:
+  directory = workdir / 'checkpoints'
+  if not directory.is_dir():
+    raise UserError(f'a run with checkpoints in {workdir}', 'none', 'train it with csba-train')
+  return directory
+
+
+def _find_step(checkpoints: Checkpoints, workdir: Path, which: str, like: TrainState) -> int:
+  steps = checkpoints.steps()
+  if not steps:
+    raise UserError('a saved checkpoint', 'none yet', 'let csba-train save one')
+  if which == 'latest':
+    return steps[-1]
+  if which == 'best' and (workdir / 'result.json').exists():
+    return read_result(workdir)['checkpoint_step']
+  if which == 'best':
+    progress = Progress(**checkpoints.restore(steps[-1], like)[1])
+    return steps[-1] if progress.best_score is None else progress.best_step
+  if not which.isdigit() or int(which) not in steps:
+    known = ', '.join(str(step) for step in steps)
+    raise UserError(
+      f'--checkpoint=best, latest, init or one of {known}', which, 'name one of these'
+    )
+  return int(which)
