@@ -90,7 +90,9 @@ def gradient_flow(conflict: Conflict, flow: Flow, path: Path) -> None:
   for axes in (middle, bottom):
     axes.axhline(0, color='black', lw=0.8)
   last.plot(x, flow.norm_ratio[at], 's-', ms=3, lw=1, color='black', label=r'mean $|g_c|$')
-  last.plot(x, flow.pull_ratio[at], '^-', ms=3, lw=1, color='tab:red', label=r'$|\sum_c \pi_c g_c|$')
+  last.plot(
+    x, flow.pull_ratio[at], '^-', ms=3, lw=1, color='tab:red', label=r'$|\sum_c \pi_c g_c|$'
+  )
   last.axhline(1, color='black', lw=0.8)
   last.set_yscale('log')
   last.set_ylabel('majority / minority')
@@ -125,7 +127,12 @@ def over_training(
     steps, [f.norm_ratio[at] for f in flows], 's-', ms=3, color='black', label=r'mean $|g_c|$'
   )
   bottom.plot(
-    steps, [f.pull_ratio[at] for f in flows], '^-', ms=3, color='tab:red', label=r'$|\sum_c \pi_c g_c|$'
+    steps,
+    [f.pull_ratio[at] for f in flows],
+    '^-',
+    ms=3,
+    color='tab:red',
+    label=r'$|\sum_c \pi_c g_c|$',
   )
   bottom.axhline(1, color='black', lw=0.8)
   bottom.set_yscale('log')

@@ -29,6 +29,10 @@ RANKS = {
   'csba_jax.losses': 1,
   'csba_jax.optimizers': 1,
   'csba_jax.data.sources': 1,
+  'csba_jax.gradients.batches': 1,
+  'csba_jax.gradients.coupling': 1,
+  'csba_jax.gradients.gram': 1,
+  'csba_jax.gradients.loops': 1,
   'csba_jax.models.attention': 1,
   'csba_jax.metrics': 2,
   'csba_jax.workdir': 2,
@@ -37,19 +41,29 @@ RANKS = {
   'csba_jax.data.sampling': 2,
   'csba_jax.data.splits': 2,
   'csba_jax.data.tfds_source': 2,
+  'csba_jax.gradients.conflict': 2,
+  'csba_jax.gradients.per_class': 2,
   'csba_jax.models.multibranch': 2,
   'csba_jax.data.pipeline': 3,
+  'csba_jax.gradients': 3,
+  'csba_jax.gradients.estimate': 3,
+  'csba_jax.gradients.flow': 3,
   'csba_jax.models.registry': 3,
+  'csba_jax.plots': 4,
   'csba_jax.train_state': 4,
   'csba_jax.records': 5,
-  'csba_jax.evaluate': 6,
-  'csba_jax.train': 7,
+  'csba_jax.trained': 6,
+  'csba_jax.diagnose': 7,
+  'csba_jax.evaluate': 7,
   'csba_jax.report.table': 7,
-  'csba_jax.dry_run': 8,
-  'csba_jax.bin.run': 8,
-  'csba_jax.bin.evaluate': 9,
-  'csba_jax.bin.report': 9,
-  'csba_jax.bin.train': 9,
+  'csba_jax.report.diagnosis': 8,
+  'csba_jax.train': 8,
+  'csba_jax.dry_run': 9,
+  'csba_jax.bin.run': 9,
+  'csba_jax.bin.diagnose': 10,
+  'csba_jax.bin.evaluate': 10,
+  'csba_jax.bin.report': 10,
+  'csba_jax.bin.train': 10,
 }
 # what a user waits for, or does not have
 HEAVY = {'tensorflow', 'tensorflow_datasets', 'matplotlib', 'sklearn', 'torch', 'tensorboardX'}
@@ -105,8 +119,9 @@ def test_imports_go_to_a_smaller_rank(name):
 
 def test_packages_are_light():
   packages = {module_name(path) for path in PACKAGE.rglob('__init__.py')}
-  assert packages - {'csba_jax'} <= EMPTY
+  assert packages - {'csba_jax', 'csba_jax.gradients'} <= EMPTY
   assert not list(imports('csba_jax'))
+  assert all(target.startswith('csba_jax.gradients.') for target in imports('csba_jax.gradients'))
 
 
 def loaded(statement):
@@ -122,12 +137,12 @@ def test_importing_the_package_loads_next_to_nothing():
 
 
 def test_training_loads_nothing_heavy_before_it_is_needed():
-  found = loaded('import csba_jax.train, csba_jax.dry_run')
+  found = loaded('import csba_jax.train, csba_jax.dry_run, csba_jax.plots')
   assert 'jax' in found
   assert found & HEAVY == set()
 
 
-@pytest.mark.parametrize('binary', ['train', 'evaluate', 'report'])
+@pytest.mark.parametrize('binary', ['train', 'evaluate', 'diagnose', 'report'])
 def test_a_wrong_flag_is_reported_before_jax_is_loaded(binary):
   assert not loaded(f'import csba_jax.bin.{binary}') & {'jax', *HEAVY}
 

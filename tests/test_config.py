@@ -41,6 +41,8 @@ BAD = {
   'train.warmup_fraction': [-0.1, 1.0, math.nan],
   'train.log_every': [0, -1],
   'train.eval_every': [0, -1],
+  'diagnostics.every': [-1],
+  'diagnostics.images': [3, 0],
 }
 BORDERS = {
   'seed': [0, 2**31 - 1],
@@ -55,6 +57,8 @@ BORDERS = {
   'train.epochs': [1],
   'train.momentum': [0.0, 0],
   'train.weight_decay': [0.0],
+  'diagnostics.every': [0, 1],
+  'diagnostics.images': [4],
   'train.warmup_fraction': [0.0],
 }
 

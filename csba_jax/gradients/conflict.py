@@ -6,6 +6,7 @@ positive. Undefined entries are left out of every mean.
 """
 
 import dataclasses
+import io
 import json
 import os
 import zipfile
@@ -265,7 +266,8 @@ class Conflict:
   def load(cls, path: str | os.PathLike) -> 'Conflict':
     """Reads what `save` wrote; UserError for anything else."""
     try:
-      with np.load(path, allow_pickle=False) as file:
+      content = io.BytesIO(Path(path).read_bytes())
+      with np.load(content, allow_pickle=False) as file:
         arrays = {name: file[name] for name in _ARRAYS}
         names = json.loads(str(file['names']))
       found = cls(
@@ -278,10 +280,12 @@ class Conflict:
       if not found.grams.shape == found.errors.shape == found.low.shape == shape:
         raise ValueError(f'grams of shape {found.grams.shape}, names for {shape}')
       return found
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (*_DAMAGE, zipfile.BadZipFile) as error:
       raise UserError(
         f'a conflict file of csba_jax at {path}', f'{type(error).__name__}: {error}', 'name another'
       ) from error
 
 
+# what NumPy and JSON raise for files that are something else
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError)
 _ARRAYS = ('grams', 'errors', 'low', 'high', 'losses', 'counts', 'class_counts')

@@ -22,6 +22,7 @@ _CALLS = {
   'custom_jvp_call': 'call_jaxpr',
   'custom_vjp_call': 'call_jaxpr',
 }
+_ORIGIN = core.DebugInfo('one equation', __name__, None, None)
 
 
 def map_classes(
@@ -121,7 +122,7 @@ def _evaluate_equation(eqn: core.JaxprEqn, values: list[Array]) -> Sequence[Arra
   inputs = {
     v: x for v, x in zip(eqn.invars, values, strict=True) if not isinstance(v, core.Literal)
   }
-  alone = core.Jaxpr((), list(inputs), eqn.outvars, [eqn], eqn.effects)
+  alone = core.Jaxpr((), list(inputs), eqn.outvars, [eqn], eqn.effects, _ORIGIN)
   return core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))(*inputs.values())
 
 
