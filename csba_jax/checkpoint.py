@@ -114,7 +114,7 @@ class Checkpoints:
     except Exception as error:
       raise UserError(
         f'a whole checkpoint at step {step} in {self._directory}',
-        f'a damaged one ({" ".join(str(error).split())[:200]})',
+        f'one that is damaged or of another architecture ({" ".join(str(error).split())[:200]})',
         f'use another of {self.steps()}',
       ) from error
     return restored.state, restored.meta

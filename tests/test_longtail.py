@@ -125,3 +125,15 @@ def test_permutation_is_one_and_looks_uniform():
     places[np.arange(6), order] += 1
   assert abs(places / 500 - 1).max() < 0.2  # 0.2 is 4.9 standard deviations of a cell
   assert longtail.permutation((0,), 0).tolist() == []
+
+
+def test_draws_are_even_and_depend_on_the_words_alone():
+  found = longtail.draws(('a', 1), 6, 60_000)
+  assert found.dtype == np.int64
+  counts = np.bincount(found, minlength=6)
+  assert len(counts) == 6
+  assert np.abs(counts - 10_000).max() < 500  # five standard deviations
+  np.testing.assert_array_equal(longtail.draws(('a', 1), 6, 100), found[:100])
+  assert (longtail.draws(('a', 2), 6, 100) != found[:100]).any()
+  pinned = longtail.draws(('pinned', 0), 10, 8).tolist()
+  assert pinned == [7, 0, 5, 8, 1, 1, 7, 9], 'other images are drawn now'

@@ -114,3 +114,27 @@ def test_say_writes_one_line_to_standard_error(capsys):
   captured = capsys.readouterr()
   assert captured.err == '100 % of the data\ntwo\n'
   assert captured.out == ''
+
+
+def test_work_tells_every_ten_seconds_what_is_left(clock):
+  stream = io.StringIO()
+  with progress.WorkBar(clock=clock, stream=stream) as bar:
+    for done, seconds in ((10, 1), (50, 10), (60, 12), (100, 20)):
+      clock.now = 100.0 + seconds
+      bar.update(done, 100)
+  assert stream.getvalue().splitlines() == ['50/100 images  10 s left', '100/100 images  0 s left']
+
+
+def test_work_on_a_terminal_is_a_bar():
+  stream = Terminal()
+  with progress.WorkBar(stream=stream) as bar:
+    bar.update(30, 60)
+  assert '30/60 images' in stream.getvalue()
+
+
+def test_work_can_be_stopped_at_every_update():
+  def check():
+    raise KeyError('stop')
+
+  with progress.WorkBar(check, stream=io.StringIO()) as bar, pytest.raises(KeyError, match='stop'):
+    bar.update(1, 2)

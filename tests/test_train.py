@@ -230,12 +230,24 @@ def test_a_run_of_long_dispatches_ends_like_one_of_single_steps(
 
 @pytest.mark.parametrize('start', range(0, 37))
 def test_segments_end_at_lines_and_epochs_from_any_start(start):
-  plan = train.Plan(steps_per_epoch=12, total=36, log_every=5, eval_every=24)
+  plan = train.Plan(steps_per_epoch=12, total=36, log_every=5, eval_every=24, diagnose_every=0)
   segments = list(plan.segments(start))
   ends = [0, 5, 10, 12, 17, 22, 24, 29, 34, 36]
   assert [end for _, end in segments] == [end for end in ends if end > start]
   assert [first for first, _ in segments[1:]] == [end for _, end in segments[:-1]]
   assert [step for step in range(1, 37) if plan.evaluates_at(step)] == [24, 36]
+
+
+@pytest.mark.parametrize('every', [0, 1, 4, 7, 100])
+def test_a_dispatch_ends_at_each_step_that_is_diagnosed(every):
+  plan = train.Plan(12, 36, log_every=6, eval_every=24, diagnose_every=every)
+  for longest in (1, 3, 6):
+    calls = list(plan.dispatches(6, 18, longest))
+    assert [first for first, _ in calls] == [6, *(end for _, end in calls[:-1])]
+    assert calls[-1][1] == 18
+    assert all(0 < end - first <= longest for first, end in calls)
+    ends = {end for _, end in calls}
+    assert {step for step in range(7, 19) if plan.diagnoses_at(step)} <= ends
 
 
 KILLS_QUICK = ['after-step:17', 'saving:2', 'after-line:7']

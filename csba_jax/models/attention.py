@@ -99,7 +99,8 @@ class LinearHead(nn.Module):
   @nn.compact
   def __call__(self, z: Array, class_gate: Array | None = None) -> Array:
     """With `class_gate` g [N, B, D], every class k gates z for itself by 2 sigmoid(g_b + E_kb)."""
-    z = z.astype(jnp.float32)  # logits in float32 whatever the compute type
+    wide = jnp.promote_types(z.dtype, jnp.float32)  # logits in float32 at least
+    z = z.astype(wide)
     shape = (*z.shape[1:], self.num_classes)
     init = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal', in_axis=(0, 1))
     kernel = self.param('kernel', init, shape)
@@ -109,7 +110,7 @@ class LinearHead(nn.Module):
     embedding = self.param(
       'class_embedding', nn.initializers.zeros, (self.num_classes, *z.shape[1:])
     )
-    gates = 2 * nn.sigmoid(class_gate.astype(jnp.float32)[:, None] + embedding[None])
+    gates = 2 * nn.sigmoid(class_gate.astype(wide)[:, None] + embedding[None])
     return jnp.einsum('nbd,nkbd,bdk->nk', z, gates, kernel) + bias[None]
 
 
