@@ -9,7 +9,6 @@ on logits and gradients. Time to the first step and peak memory come from a proc
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from benchmarks import environment
 from csba_jax import config as config_lib
-from csba_jax import losses, optimizers, train, train_state, workdir
+from csba_jax import losses, optimizers, train, train_state
 from csba_jax.models import multibranch, registry
 from csba_jax.report import table
 
@@ -153,8 +153,7 @@ def probe(side: str, batch_size: int) -> None:
   first = time.perf_counter() - start
   for _ in range(3):
     step()
-  with open('/proc/self/status') as file:  # getrusage would count the parent's memory too
-    (peak,) = (int(line.split()[1]) / 1024 for line in file if line.startswith('VmHWM'))
+  peak = environment.peak_mebibytes()
   print(json.dumps({'first_step_seconds': first, 'peak_mebibytes': peak}))
 
 
@@ -167,19 +166,6 @@ def probe_in_child(side: str, batch_size: int) -> dict[str, float]:
   return json.loads(out.splitlines()[-1])
 
 
-def environment() -> dict[str, object]:
-  """Device and versions."""
-  import torch
-
-  cpu = platform.processor()
-  if os.path.exists('/proc/cpuinfo'):
-    with open('/proc/cpuinfo') as file:
-      names = [line for line in file if line.startswith('model name')]
-    cpu = names[0].split(':')[1].strip()
-  found = {'device': f'{cpu}, {os.cpu_count()} cores', 'torch': torch.__version__}
-  return found | workdir.versions() | {'commit': workdir.commit()}
-
-
 def main(_) -> None:
   """Checks, measures, prints a table, writes the JSON file."""
   batch_sizes = [int(size) for size in _BATCH_SIZES.value]
@@ -187,7 +173,7 @@ def main(_) -> None:
     probe(_PROBE.value, batch_sizes[0])
     return
   record = {'attention': _ATTENTION.value, 'width': _WIDTH.value, 'repeats': _REPEATS.value}
-  record |= {'parameters': check_twins(), 'environment': environment(), 'results': []}
+  record |= {'parameters': check_twins(), 'environment': environment.describe(), 'results': []}
   heads = 'batch side images/s slowest fastest ms/step first-step-s peak-MiB ratio'
   rows = [heads.split()]
   for batch_size in batch_sizes:

@@ -61,6 +61,7 @@ def diagnose_run(
     'num_classes': len(run.data.class_names),
     'layer_fn': None if layers is None else _choose(layers, run.state.params),
     'head': run.model.head,
+    'per_example': True,  # by construction: running statistics, nothing at random
     'tick': tick,
     'class_names': run.data.class_names,
     'class_counts': run.data.class_counts,
@@ -104,13 +105,13 @@ class Probe:
       _probe_grams(losses_fn, state.params, self._batch, layers=layers)
     )
     counts = self._data.class_counts
+    about = {'target': 'train', 'folds': FOLDS, 'images': self._config.diagnostics.images}
     names = {
       'class_names': self._data.class_names,
       'class_counts': counts,
-      'about': _about(self._config, int(state.step)),
+      'about': about | _about(self._config, int(state.step)),
     }
-    about = {'target': 'train', 'folds': FOLDS, 'images': self._config.diagnostics.images}
-    found = estimate.from_folds(layers, sums, loss_sums, self._sizes, counts, about, names)
+    found = estimate.from_folds(layers, sums, loss_sums, self._sizes, counts, names)
     return _from_input_to_output(found, self._model, self._data.image_shape)
 
 

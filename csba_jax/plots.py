@@ -1,6 +1,7 @@
 """Pictures of conflict and gradient flow, as PNG files that are there whole or not at all."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,10 +22,10 @@ _COLORS = 'RdBu'  # red: conflict, blue: agreement
 _UNDEFINED = '0.85'
 
 
-def heat_map(conflict: Conflict, path: Path, scope: str = 'shared') -> None:
+def heat_map(conflict: Conflict, path: str | os.PathLike, scope: str = 'shared') -> None:
   """The conflict matrix of one scope: classes by frequency, their training images on the axes.
 
-  Numbers in bold are distinguishable from 0; grey is undefined.
+  Bold numbers, where there is an error of sampling, are distinguishable from 0; grey is undefined.
   """
   classes = len(conflict.class_names)
   side = max(4.5, 0.62 * min(classes, LARGEST_ANNOTATED) + 2.2)
@@ -38,14 +39,13 @@ def heat_map(conflict: Conflict, path: Path, scope: str = 'shared') -> None:
   if classes <= LARGEST_ANNOTATED:
     _annotate(axes, conflict, scope)
   figure.colorbar(image, ax=axes, shrink=0.8, label='cosine of class gradients')
-  known = 'exact' if 'exact' in str(conflict.about['target']) else 'bold: 95 % interval without 0'
-  axes.set_title(
-    f'Conflict matrix, {scope}{_when(conflict)}\ntarget {conflict.about["target"]}, {known}'
-  )
+  known = ', bold: 95 % interval without 0' if conflict.errors.any() else ''
+  title = f'Conflict matrix, {scope}{_when(conflict)}'
+  axes.set_title(f'{title}\ntarget {conflict.about["target"]}{known}')
   _save(figure, path)
 
 
-def layers(conflict: Conflict, path: Path) -> None:
+def layers(conflict: Conflict, path: str | os.PathLike) -> None:
   """One small conflict matrix for each layer, all in one scale of colours."""
   names = conflict.layers
   columns = min(10, math.ceil(math.sqrt(1.6 * len(names))))
@@ -70,7 +70,7 @@ def layers(conflict: Conflict, path: Path) -> None:
   _save(figure, path)
 
 
-def gradient_flow(conflict: Conflict, flow: Flow, path: Path) -> None:
+def gradient_flow(conflict: Conflict, flow: Flow, path: str | os.PathLike) -> None:
   """Who steers each layer: norms, shares of the batch gradient and cosines with it, by class."""
   figure = _figure(max(8, 0.24 * len(conflict.layers) + 4), 11)
   top, middle, bottom, last = figure.subplots(4, 1, sharex=True)
@@ -105,7 +105,7 @@ def gradient_flow(conflict: Conflict, flow: Flow, path: Path) -> None:
 
 
 def over_training(
-  steps: np.ndarray, flows: Sequence[Flow], snapshots: Sequence[Conflict], path: Path
+  steps: np.ndarray, flows: Sequence[Flow], snapshots: Sequence[Conflict], path: str | os.PathLike
 ) -> None:
   """A run's snapshots: conflict rates, norms of the shared scope by class, ratios of norms."""
   figure = _figure(8, 9)
@@ -151,8 +151,8 @@ def _figure(width: float, height: float) -> 'Figure':
   return Figure(figsize=(width, height), layout='constrained')
 
 
-def _save(figure: 'Figure', path: Path) -> None:
-  write_atomically(path, lambda file: figure.savefig(file, format='png', dpi=DPI))
+def _save(figure: 'Figure', path: str | os.PathLike) -> None:
+  write_atomically(Path(path), lambda file: figure.savefig(file, format='png', dpi=DPI))
 
 
 def _matrix(axes: 'Axes', conflict: Conflict, scope: str, limit: float) -> object:
@@ -167,13 +167,13 @@ def _matrix(axes: 'Axes', conflict: Conflict, scope: str, limit: float) -> objec
 def _annotate(axes: 'Axes', conflict: Conflict, scope: str) -> None:
   order = conflict.by_frequency
   cosines = conflict.cosine(scope)[np.ix_(order, order)]
-  known = conflict.distinguishable(scope)[np.ix_(order, order)]
+  known = conflict.distinguishable(scope)[np.ix_(order, order)] & conflict.errors.any()
   limit = _limit(cosines)
   for i, j in np.ndindex(cosines.shape):
     if i == j or np.isnan(cosines[i, j]):
       text, color, weight = ('' if i == j else '?'), '0.4', 'normal'
     else:
-      text = f'{cosines[i, j]:.2f}'.replace('0.', '.')
+      text = f'{round(cosines[i, j], 2) + 0.0:.2f}'.replace('0.', '.')  # no -.00
       color = 'white' if abs(cosines[i, j]) > 0.6 * limit else 'black'
       weight = 'bold' if known[i, j] else 'normal'
     axes.text(j, i, text, ha='center', va='center', fontsize=8, color=color, weight=weight)

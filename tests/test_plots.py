@@ -47,9 +47,11 @@ def test_heat_map(figures, tmp_path):
   known = conflict.low.copy()
   known[:, 0, 1] = known[:, 1, 0] = -2.0  # this pair's interval holds 0
   high = np.where(known == -2.0, 2.0, conflict.high)
-  plots.heat_map(dataclasses.replace(conflict, low=known, high=high), tmp_path / 'x.png')
+  estimated = dataclasses.replace(conflict, errors=conflict.errors + 1e-6, low=known, high=high)
+  plots.heat_map(estimated, str(tmp_path / 'x.png'))
   assert is_png(tmp_path / 'x.png')
   axes = figures[0].axes[0]
+  assert axes.get_title().endswith('target batch, bold: 95 % interval without 0')
   order = [1, 0, 2]
   assert [t.get_text() for t in axes.get_yticklabels()] == [
     'kind1 (500)',
@@ -67,6 +69,21 @@ def test_heat_map(figures, tmp_path):
   assert float(texts[1, 0].get_text()) == pytest.approx(cosines[0, 1], abs=0.005)
   assert texts[1, 0].get_weight() == 'normal'
   assert texts[2, 0].get_weight() == 'bold'
+
+
+def test_what_has_no_error_of_sampling_is_not_bold(figures, tmp_path):
+  plots.heat_map(make(), tmp_path / 'x.png')
+  assert {text.get_weight() for text in figures[0].axes[0].texts} == {'normal'}
+  assert figures[0].axes[0].get_title().endswith('target batch')
+
+
+def test_a_cosine_that_rounds_to_zero_has_no_sign(figures, tmp_path):
+  conflict = make()
+  grams = conflict.grams.copy()
+  grams[:, 0, 1] = grams[:, 1, 0] = -1e-6
+  plots.heat_map(dataclasses.replace(conflict, grams=grams), tmp_path / 'x.png')
+  texts = {t.get_position(): t.get_text() for t in figures[0].axes[0].texts}
+  assert texts[0, 1] == '.00'
 
 
 def test_undefined_entries_are_grey_and_marked(figures, tmp_path):

@@ -8,7 +8,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run made by csba-tr
 _CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, latest, init or a step.')
 _EXACT = flags.DEFINE_bool('exact', False, 'Every training image: no sampling error.')
 _TARGET = flags.DEFINE_enum(
-  'target', 'train', ['train', 'population'], 'The training set, or new images of the same kind.'
+  'target', 'train', ['train', 'population'], 'The training set, or what it was drawn from.'
 )
 _IMAGES = flags.DEFINE_integer('images', 64, 'Of each class, without --exact.')
 _FOLDS = flags.DEFINE_integer('folds', 8, 'Of each class, without --exact.')

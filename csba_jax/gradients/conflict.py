@@ -126,6 +126,15 @@ def head_tail_conflict(cosines: np.ndarray, class_counts: np.ndarray) -> float:
   return conflict_rate(cosines, majority[:, None] & minority[None])
 
 
+def name_classes(class_names: Sequence[str] | None, classes: int) -> tuple[str, ...]:
+  """The names as strings; 'class 0', 'class 1', ... for None."""
+  if class_names is None:
+    return tuple(f'class {c}' for c in range(classes))
+  if len(class_names) != classes:
+    raise UserError(f'{classes} class names', f'{len(class_names)}', 'name every class once')
+  return tuple(map(str, class_names))
+
+
 def _norms(gram: Array) -> Array:
   """|g_c| from the diagonal, [..., C]; NaN where it is not positive."""
   xp = gram.__array_namespace__()
@@ -137,8 +146,9 @@ def _norms(gram: Array) -> Array:
 class Conflict:
   """Grams of class gradients by scope, how well they are known, and what they belong to.
 
-  S scopes: 'shared' (all layers but the classifier head), 'total', then every layer. C classes in
-  the order of their labels. An unbiased estimate need not be positive semidefinite.
+  S scopes: 'shared' (all layers but the classifier head), 'total', then every layer in the order of
+  the parameter tree (`take` gives another). C classes in the order of their labels. An unbiased
+  estimate need not be positive semidefinite.
   """
 
   scopes: tuple[str, ...]
@@ -180,7 +190,7 @@ class Conflict:
       high=cosines,
       losses=np.asarray(found.losses, np.float64),
       counts=counts,
-      class_names=tuple(class_names or (f'class {c}' for c in range(len(counts)))),
+      class_names=name_classes(class_names, len(counts)),
       class_counts=counts if class_counts is None else np.asarray(class_counts),
       about={'target': 'batch', **(about or {})},
     )

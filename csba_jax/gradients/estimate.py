@@ -18,14 +18,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
+import scipy.special
 from jax import Array
 from jax.tree_util import Partial
 
 from csba_jax import backend
 from csba_jax.errors import UserError
 from csba_jax.gradients import coupling
-from csba_jax.gradients.conflict import SCOPES, Conflict, conflict_matrix
+from csba_jax.gradients.conflict import SCOPES, Conflict, conflict_matrix, name_classes
 from csba_jax.gradients.gram import LayerFn, Layers, accumulator, gram
 from csba_jax.gradients.per_class import LossesFn, check_finite, row_gradient
 from csba_jax.longtail import draws, permutation
@@ -49,8 +49,11 @@ def exact_conflict(
   layer_fn: LayerFn | None = None,
   head: str | None = None,
   max_bytes: int = backend.CLASS_GRADIENT_BYTES,
+  per_example: bool | None = None,
   tick: Tick = no_tick,
-  **names: Any,
+  class_names: Sequence[str] | None = None,
+  class_counts: np.ndarray | None = None,
+  about: Mapping[str, Any] | None = None,
 ) -> Conflict:
   """The conflict of a data set, every image of it: target `train` without an error of sampling.
 
@@ -63,15 +66,20 @@ def exact_conflict(
     head: as in `class_grams`.
     max_bytes: that class gradients, C times the parameters, may take; more means more passes over
       the data, each for some of the layers.
+    per_example: whether the loss of an example is independent of the rest of the batch; None: it is
+      found out once for each losses_fn, at the price of two small compilations.
     tick: told (images done, images in all) after every dispatch.
-    **names: class_names, class_counts and about of the result.
+    class_names: 'class 0', ... by default.
+    class_counts: training images of each class, the prior; by default those of `data`.
+    about: what else to keep in the result.
 
   Returns:
     The conflict; intervals of length 0.
 
   Raises:
-    UserError: data without integer labels from 0 to C - 1, or losses that are not finite.
+    UserError: data without integer labels from 0 to C - 1, losses that are coupled or not finite.
   """
+  losses_fn = _per_example_losses(losses_fn, params, data, num_classes, per_example)
   of_class = _classes(data, num_classes)
   layers = Layers.of(params, layer_fn, head)
   sums, loss_sums = _group_grams(losses_fn, params, data, of_class, layers, max_bytes, tick)
@@ -79,7 +87,8 @@ def exact_conflict(
   grams = np.stack([sums_in / _outer(sizes) for _, sums_in in _by_scope(layers, sums)])
   cosines = conflict_matrix(grams)
   known = np.zeros_like(grams), cosines, cosines
-  return _conflict(layers, grams, known, loss_sums, sizes, names, {'target': 'train, exact'})
+  names = _names(class_names, class_counts, sizes.sum(1), {'target': 'train, exact'}, about)
+  return _conflict(layers, grams, known, loss_sums, sizes, names)
 
 
 def estimated_conflict(
@@ -95,8 +104,11 @@ def estimated_conflict(
   layer_fn: LayerFn | None = None,
   head: str | None = None,
   max_bytes: int = backend.CLASS_GRADIENT_BYTES,
+  per_example: bool | None = None,
   tick: Tick = no_tick,
-  **names: Any,
+  class_names: Sequence[str] | None = None,
+  class_counts: np.ndarray | None = None,
+  about: Mapping[str, Any] | None = None,
 ) -> Conflict:
   """The conflict of a data set from a sample of it: unbiased Grams with standard errors.
 
@@ -107,14 +119,18 @@ def estimated_conflict(
     num_classes: see there.
     target: 'train': the gradient over `data` itself, images drawn with replacement; 'population':
       the expected gradient over new images, disjoint folds, at most as many images as there are.
+      For a net that was fitted to `data`, its own images are not new: pass others.
     images: of each class.
     folds: K >= 2, of each class; intervals use Student's t with K - 1 degrees of freedom.
     seed: of the draw.
     layer_fn: as in `class_grams`.
     head: as in `class_grams`.
     max_bytes: that gradients of folds, C K times the parameters, may take at once.
-    tick: told (images done, images in all) after every dispatch.
-    **names: class_names, class_counts and about of the result.
+    per_example: as in `exact_conflict`, and so the next four.
+    tick: see there.
+    class_names: see there.
+    class_counts: see there.
+    about: see there.
 
   Returns:
     The conflict, with errors and 95 % intervals; a class of fewer than two images has none.
@@ -122,13 +138,15 @@ def estimated_conflict(
   Raises:
     UserError: as `exact_conflict`; an unknown target, fewer than 2 folds or images than folds.
   """
+  losses_fn = _per_example_losses(losses_fn, params, data, num_classes, per_example)
   index, sizes = draw_folds(data, num_classes, target, images, folds, seed)
   groups = [index[c, k, : sizes[c, k]] for c in range(num_classes) for k in range(folds)]
   layers = Layers.of(params, layer_fn, head)
   sums, loss_sums = _group_grams(losses_fn, params, data, groups, layers, max_bytes, tick)
-  about = {'target': target, 'folds': folds, 'images': images, 'seed': seed}
   counts = np.bincount(data['label'], minlength=num_classes)
-  return from_folds(layers, sums, loss_sums, sizes, counts, about, names)
+  drawn = {'target': target, 'folds': folds, 'images': images, 'seed': seed}
+  names = _names(class_names, class_counts, counts, drawn, about)
+  return from_folds(layers, sums, loss_sums, sizes, counts, names)
 
 
 def draw_folds(
@@ -170,7 +188,6 @@ def from_folds(
   loss_sums: np.ndarray,
   sizes: np.ndarray,
   counts: np.ndarray,
-  about: Mapping[str, Any],
   names: Mapping[str, Any],
 ) -> Conflict:
   """The estimate from Grams of gradient sums over (class, fold).
@@ -181,12 +198,11 @@ def from_folds(
     loss_sums: [C K].
     sizes: [C, K] images of each fold, 0 for none.
     counts: [C] images of each class in the data.
-    about: target, images and so on; names['about'] is added to it.
     names: class_names, class_counts and about of the result.
   """
   found = [unbiased(total, sizes, counts) for _, total in _by_scope(layers, sums)]
   grams, errors, low, high = (np.stack(part) for part in zip(*found, strict=True))
-  return _conflict(layers, grams, (errors, low, high), loss_sums, sizes, names, about)
+  return _conflict(layers, grams, (errors, low, high), loss_sums, sizes, names)
 
 
 def unbiased(
@@ -233,7 +249,7 @@ def unbiased(
   errors = np.sqrt(np.where(itself, spread_own[:, None], spread + spread.T))
   number = used.sum(1) if counts is None else np.where(counts < 2, 0, used.sum(1))
   freedom = np.minimum(number[:, None], number[None]) - 1
-  t = scipy.stats.t.ppf(0.5 + LEVEL / 2, np.where(freedom > 0, freedom, np.nan))
+  t = scipy.special.stdtrit(np.where(freedom > 0, freedom, np.nan), 0.5 + LEVEL / 2)
   width = t * np.where(itself, 0, np.sqrt(spread_cosine + spread_cosine.T))
   cosine = conflict_matrix(gram)
   return gram, errors, np.clip(cosine - width, -1, 1), np.clip(cosine + width, -1, 1)
@@ -275,10 +291,8 @@ def _conflict(
   loss_sums: np.ndarray,
   sizes: np.ndarray,
   names: Mapping[str, Any],
-  about: Mapping[str, Any],
 ) -> Conflict:
   counts = sizes.sum(1)
-  classes = len(counts)
   errors, low, high = known
   return Conflict(
     scopes=(*SCOPES, *layers.names),
@@ -286,12 +300,48 @@ def _conflict(
     errors=errors,
     low=low,
     high=high,
-    losses=np.asarray(loss_sums, np.float64).reshape(classes, -1).sum(1) / np.maximum(counts, 1),
+    losses=np.asarray(loss_sums, np.float64).reshape(sizes.shape).sum(1) / np.maximum(counts, 1),
     counts=counts,
-    class_names=tuple(names.get('class_names') or (f'class {c}' for c in range(classes))),
-    class_counts=np.asarray(names.get('class_counts', counts)),
-    about={**about, **names.get('about', {})},
+    **names,
   )
+
+
+def _names(
+  class_names: Sequence[str] | None,
+  class_counts: np.ndarray | None,
+  counts: np.ndarray,
+  drawn: Mapping[str, Any],
+  about: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+  """What a result is called, with the defaults of `exact_conflict`."""
+  return {
+    'class_names': name_classes(class_names, len(counts)),
+    'class_counts': np.asarray(counts if class_counts is None else class_counts),
+    'about': {**drawn, **(about or {})},
+  }
+
+
+def _per_example_losses(
+  losses_fn: LossesFn,
+  params: PyTree,
+  data: Mapping[str, np.ndarray],
+  num_classes: int,
+  per_example: bool | None,
+) -> Partial:
+  """losses_fn as a Partial; UserError unless its losses are per-example, as far as is known."""
+  _classes(data, num_classes)
+  losses_fn = losses_fn if isinstance(losses_fn, Partial) else Partial(losses_fn)
+  few = {name: np.asarray(values)[: backend.images_per_dispatch()] for name, values in data.items()}
+  coupling.check_losses(losses_fn, params, few)
+  if per_example is None:
+    per_example = coupling.is_per_example(losses_fn, params, few)
+  if not per_example:
+    raise UserError(
+      'per-example losses for a conflict over a data set',
+      'losses that change with the rest of the batch (BatchNorm in training? dropout?)',
+      'use the running statistics (train=False)',
+    )
+  return losses_fn
 
 
 def _classes(data: Mapping[str, np.ndarray], num_classes: int) -> list[np.ndarray]:
@@ -306,7 +356,7 @@ def _classes(data: Mapping[str, np.ndarray], num_classes: int) -> list[np.ndarra
 
 
 def _group_grams(
-  losses_fn: LossesFn,
+  losses_fn: Partial,
   params: PyTree,
   data: Mapping[str, np.ndarray],
   groups: Sequence[np.ndarray],
@@ -318,7 +368,6 @@ def _group_grams(
 
   Dispatch by dispatch, so that groups may be as large as they like and a loop outside may stop.
   """
-  losses_fn = losses_fn if isinstance(losses_fn, Partial) else Partial(losses_fn)
   leaves = jax.tree.leaves(params)
   size = min(backend.images_per_dispatch(), max(map(len, groups)))
   grams: list[np.ndarray] = []
@@ -333,8 +382,6 @@ def _group_grams(
     for row, group in enumerate(groups):
       for start in range(0, len(group), size):
         batch = _take(data, group[start : start + size], size)
-        if not grams and not row and not start:
-          coupling.check_losses(losses_fn, params, batch)
         rows, loss = _add(losses_fn, params, rows, row, batch, wanted=wanted)
         if not grams:
           loss_sums[row] += loss

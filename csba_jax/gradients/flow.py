@@ -16,7 +16,7 @@ from csba_jax.gradients.conflict import Conflict, majority_minority
 class Flow:
   """Who steers each scope. NaN where a squared norm is not positive: absent or not resolvable."""
 
-  scopes: tuple[str, ...]  # as in the Conflict: shared, total, layers from input to output
+  scopes: tuple[str, ...]  # as in the Conflict: shared, total, layers
   norms: np.ndarray  # [S, C]   |g_c|
   shares: np.ndarray  # [S, C]   pi_c <g_c, g> / |g|^2: parts of the batch gradient, sum 1
   cosines: np.ndarray  # [S, C]   cosine of g_c with g

@@ -45,8 +45,9 @@ def class_gradients(
   `class_grams` does without.
 
   Args:
-    losses_fn: (params, batch) -> [N] losses, one for each example. To change what it closes over
-      without compiling anew, pass a `jax.tree_util.Partial`.
+    losses_fn: (params, batch) -> [N] losses, one for each example; a pure function: what it closes
+      over is looked at in the first call. What changes goes into a `jax.tree_util.Partial`, whose
+      arrays may have new values without compiling anew.
     params: tree of float arrays.
     batch: dict of arrays [N, ...] with 'label' [N] int and an optional 'mask' [N], unsorted; or
       class-stacked: arrays [C, n, ...], 'label' [C, n], 'mask' [C, n] where classes have fewer
@@ -119,6 +120,8 @@ def class_grams(
     UserError: as `class_gradients`; a layer_fn or head that names nothing.
   """
   layers = Layers.of(params, layer_fn, head)
+  if mesh is not None:  # whatever the types of its axes are elsewhere
+    mesh = Mesh(mesh.devices, mesh.axis_names)
   prepared = _prepare(losses_fn, params, batch, num_classes, strategy, per_example, mesh)
   traced = batches.is_traced(prepared)
   static = {'layers': layers, 'mesh': mesh, 'max_bytes': max_bytes}

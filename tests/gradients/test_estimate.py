@@ -312,6 +312,30 @@ def test_wrong_labels(params, label):
       function(losses_fn, params, data, num_classes=4)
 
 
+def test_the_prior_is_that_of_the_data(params, data):
+  for function in (estimate.exact_conflict, estimate.estimated_conflict):
+    assert call(function, params, data).class_counts.tolist() == COUNTS.tolist()
+    found = call(
+      function, params, data, class_counts=COUNTS[::-1], class_names=np.array(list('abcd'))
+    )
+    assert found.class_counts.tolist() == COUNTS[::-1].tolist()
+    assert found.class_names == ('a', 'b', 'c', 'd')
+    with pytest.raises(UserError, match='4 class names; found 2'):
+      call(function, params, data, class_names=['a', 'b'])
+
+
+def test_coupled_losses_are_refused(params, data):
+  def coupled(params, batch):
+    return losses_fn(params, batch | {'x': batch['x'] - batch['x'].mean(0, keepdims=True)})
+
+  for function in (estimate.exact_conflict, estimate.estimated_conflict):
+    with pytest.raises(UserError, match='per-example losses for a conflict over a data set'):
+      function(coupled, params, data, num_classes=4)
+    with pytest.raises(UserError, match='per-example losses'):
+      function(losses_fn, params, data, num_classes=4, per_example=False)
+    function(losses_fn, params, data, num_classes=4, per_example=True)
+
+
 def test_wrong_losses(params, data):
   with pytest.raises(UserError, match='one loss for each of the 32 examples'):
     estimate.exact_conflict(lambda p, b: losses_fn(p, b).mean(), params, data, num_classes=4)
@@ -320,13 +344,14 @@ def test_wrong_losses(params, data):
     call(estimate.exact_conflict, params, nan)
 
 
+NAMES = {'class_names': tuple('abcd'), 'class_counts': COUNTS, 'about': {'target': 'x'}}
+
+
 def test_from_folds_sums_scopes_over_layers(params):
   layers = Layers.of(params, None, '^head/')
   rng = np.random.default_rng(0)
   parts = [rng.normal(size=(8, 30)) + 3 for _ in layers.names]
   sums = [p @ p.T for p in parts]
-  found = estimate.from_folds(
-    layers, sums, np.ones(8), np.full((4, 2), 2), COUNTS, {'target': 'x'}, {}
-  )
+  found = estimate.from_folds(layers, sums, np.ones(8), np.full((4, 2), 2), COUNTS, NAMES)
   np.testing.assert_allclose(found.gram('total'), found.gram('body') + found.gram('head'))
   np.testing.assert_array_equal(found.gram('shared'), found.gram('body'))
