@@ -61,7 +61,7 @@ def default() -> ml_collections.ConfigDict:
 
   config.diagnostics = ml_collections.ConfigDict()
   config.diagnostics.every = 0  # steps between measurements of class-gradient conflict; 0 = never
-  config.diagnostics.images = 16  # of each class in the fixed probe that is measured
+  config.diagnostics.images = 8  # of each class in the fixed probe that is measured
   return config.lock()
 
 

@@ -74,7 +74,8 @@ def diagnose_run(
   else:
     chosen = {k: v for k, v in dataclasses.asdict(sampling).items() if k != 'exact'}
     found = estimate.estimated_conflict(losses_fn, run.state.params, data, **common, **chosen)
-  return _from_input_to_output(found, run.model, run.data.image_shape)
+  order = _from_input_to_output(run.model, run.data.image_shape)
+  return found.take([layer for layer in order if layer in found.layers])
 
 
 class Probe:
@@ -96,6 +97,7 @@ class Probe:
     filled = np.arange(index.shape[2]) < self._sizes[:, :, None]
     self._batch = jax.device_put(batch | {'mask': filled.reshape(rows, -1)})
     self._losses = _losses_of(config, data, model)
+    self._order = _from_input_to_output(model, data.image_shape)
 
   def measure(self, state: TrainState) -> Conflict:
     """The conflict at a state, whose running statistics are taken as they are."""
@@ -112,7 +114,7 @@ class Probe:
       'about': about | _about(self._config, int(state.step)),
     }
     found = estimate.from_folds(layers, sums, loss_sums, self._sizes, counts, names)
-    return _from_input_to_output(found, self._model, self._data.image_shape)
+    return found.take(self._order)
 
 
 _probe_grams = jax.jit(group_grams, static_argnames=('layers', 'max_bytes'))
@@ -159,10 +161,8 @@ def _losses_of(
   return functools.partial(_model_losses, model=model, loss_fn=loss_fn)
 
 
-def _from_input_to_output(
-  conflict: Conflict, model: nn.Module, image_shape: tuple[int, int, int]
-) -> Conflict:
-  """Layers in the order in which the model makes them; trees of parameters are sorted by name."""
+def _from_input_to_output(model: nn.Module, image_shape: tuple[int, int, int]) -> list[str]:
+  """Names of layers in the order in which the model makes them; trees are sorted by name."""
   made: list[str] = []
 
   def init(key):
@@ -170,7 +170,7 @@ def _from_input_to_output(
     made.extend(dict.fromkeys(layer_name('/'.join(path)) for path in flatten_dict(params)))
 
   jax.eval_shape(init, jax.random.key(0))
-  return conflict.take([layer for layer in made if layer in conflict.layers])
+  return made
 
 
 def _about(config: ml_collections.ConfigDict, step: int) -> dict[str, Any]:

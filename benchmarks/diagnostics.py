@@ -1,0 +1,88 @@
+"""What measuring the conflict every 100 steps adds to the time of training.
+
+  python -m benchmarks.diagnostics --config=configs/cifar10_lt.py [--out=FILE.json]
+
+Training steps and measurements of the run's own probe (compiled step, estimate, snapshot, line) are
+taken in turns in one process; cost = seconds of a measurement / seconds of 100 steps. The first
+measurement, which compiles, is reported beside it.
+"""
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from benchmarks import environment
+from csba_jax import diagnose, train, train_state
+from csba_jax.data import pipeline
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Recipe.')
+_EVERY = flags.DEFINE_integer('every', 100, 'Steps between measurements.', 1)
+_TURNS = flags.DEFINE_integer('turns', 7, 'Measurements, each after --steps steps.', 1)
+_STEPS = flags.DEFINE_integer('steps', 8, 'Timed steps before each measurement.', 1)
+_OUT = flags.DEFINE_string('out', None, 'JSON file for the result.')
+
+
+def main(_) -> None:
+  """Measures, prints a line, writes the JSON file."""
+  config = _CONFIG.value
+  data = pipeline.load(config, print)
+  job = train.Job.of(config, data)
+  state = train_state.create(job.model, job.tx, data.image_shape, config.seed)
+  on_device = jax.device_put({'image': data.train.images, 'label': data.train.labels})
+  steps, probe = train.compiled_steps(), diagnose.Probe(config, data, job.model)
+
+  def step(number: int) -> float:
+    nonlocal state
+    start = time.perf_counter()
+    indices = job.draw(number, number + 1)
+    state, found = steps(state, on_device, indices, step_fn=job.step_fn)
+    jax.device_get(found)
+    return time.perf_counter() - start
+
+  def measure(folder: str) -> float:
+    start = time.perf_counter()
+    conflict = probe.measure(state)
+    conflict.save(Path(folder) / 'snapshot.npz')
+    json.dumps(conflict.summary())
+    return time.perf_counter() - start
+
+  with tempfile.TemporaryDirectory() as folder:
+    step(0)
+    first = measure(folder)
+    step_seconds, seconds = [], []
+    for turn in range(_TURNS.value):
+      step_seconds += [step(turn * _STEPS.value + i + 1) for i in range(_STEPS.value)]
+      seconds.append(measure(folder))
+  cost = statistics.median(seconds) / (_EVERY.value * statistics.median(step_seconds))
+  record = {
+    'attention': config.model.attention,
+    'width': config.model.width,
+    'batch_size': config.train.batch_size,
+    'probe_images_per_class': config.diagnostics.images,
+    'every': _EVERY.value,
+    'step_seconds': step_seconds,
+    'measurement_seconds': seconds,
+    'first_measurement_seconds': first,
+    'cost': cost,
+    'environment': environment.describe(),
+  }
+  print(
+    f'step {statistics.median(step_seconds):.3f} s, measurement {statistics.median(seconds):.3f} s '
+    f'(first {first:.1f} s): {100 * cost:.2f} % more time at every={_EVERY.value}'
+  )
+  print(json.dumps(record['environment']))
+  if _OUT.value:
+    Path(_OUT.value).write_text(json.dumps(record, indent=1))
+
+
+if __name__ == '__main__':
+  app.run(main)
