@@ -109,7 +109,7 @@ def flatten(batch: Batch) -> dict[str, Any]:
 def stack(batch: Batch, num_classes: int) -> dict[str, Any]:
   """Flat to class-stacked.   [N, ...], concrete labels -> [C, n, ...] with a mask
 
-  n is the count of the largest class, rounded up by at most a third, so that a stream of batches
+  n is the count of the largest class, rounded up by less than a half, so that a stream of batches
   needs few compilations; rows are filled up with the batch's first image, mask False.
   """
   label, mask = np.asarray(batch['label']), _mask(batch)
@@ -143,6 +143,5 @@ def pad(batch: Batch, multiple: int) -> dict[str, Any]:
     return dict(batch)
   index = np.concatenate([np.arange(length), np.zeros(missing, np.int64)])
   padded = jax.tree.map(lambda x: jnp.take(x, index, axis=axis), dict(batch))
-  return padded | {
-    'mask': jnp.take(valid(batch), index, axis=axis) & (np.arange(length + missing) < length)
-  }
+  kept = (np.arange(length + missing) < length).reshape((1,) * axis + (-1,))
+  return padded | {'mask': jnp.take(valid(batch), index, axis=axis) & kept}

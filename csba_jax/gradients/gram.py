@@ -115,9 +115,16 @@ class Layers:
 
 def parameter_names(params: PyTree) -> list[str]:
   """'stage1/conv/kernel' for each leaf; the '/value' that NNX puts behind it is dropped."""
-  paths = [path for path, _ in jax.tree.leaves_with_path(params)]
-  names = [jax.tree_util.keystr(path, simple=True, separator='/') for path in paths]
-  return [name.removesuffix('/value') for name in names]
+  return [
+    jax.tree_util.keystr(path[:-1] if _is_variable(path) else path, simple=True, separator='/')
+    for path, _ in jax.tree.leaves_with_path(params)
+  ]
+
+
+def _is_variable(path: tuple[Any, ...]) -> bool:
+  """Whether a path ends in the attribute `value` of a variable in an nnx.State."""
+  keys = jax.tree_util.DictKey, jax.tree_util.GetAttrKey
+  return [*map(type, path[-2:])] == [*keys] and path[-1].name == 'value'
 
 
 def layer_name(parameter: str) -> str:

@@ -19,6 +19,7 @@ _CALLS = {
   'pjit': 'jaxpr',
   'closed_call': 'call_jaxpr',
   'checkpoint': 'jaxpr',
+  'remat2': 'jaxpr',
   'custom_jvp_call': 'call_jaxpr',
   'custom_vjp_call': 'call_jaxpr',
 }
@@ -46,8 +47,12 @@ def map_classes(
   """
   classes = len(jax.tree.leaves(xs)[0])
   at_once = backend.classes_at_once(classes, images)
-  if at_once < classes and backend.is_cpu() and _has_groups(fun, xs):
-    return _unroll(fun, xs, -(-classes // backend.LONGEST_UNROLLING))
+  if (backend.is_cpu() or _is_sharded()) and _has_groups(fun, xs):
+    unrolled = -(-classes // backend.LONGEST_UNROLLING)  # at once, in a program not too long
+    if _is_sharded():  # JAX has no rule for vmap of convolutions with groups there
+      at_once, unrolled = 1, 1 if classes <= backend.LONGEST_UNROLLING else classes
+    if backend.is_cpu() and at_once < classes and unrolled < classes:
+      return _unroll(fun, xs, unrolled)
   if at_once == classes > 1:
     return jax.vmap(fun)(xs)
   if at_once == 1:
@@ -77,11 +82,19 @@ def _loop(fun: Callable[[PyTree], PyTree], xs: PyTree, zero: Array | int) -> PyT
 
 def _unroll(fun: Callable[[PyTree], PyTree], xs: PyTree, at_once: int) -> PyTree:
   classes = len(jax.tree.leaves(xs)[0])
+  if at_once == 1:
+    rows = [fun(jax.tree.map(lambda x, i=i: x[i], xs)) for i in range(classes)]
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *rows)
   chunks = [
     jax.vmap(fun)(jax.tree.map(lambda x, i=i: x[i : i + at_once], xs))
     for i in range(0, classes, at_once)
   ]
   return jax.tree.map(lambda *parts: jnp.concatenate(parts), *chunks)
+
+
+def _is_sharded() -> bool:
+  """Whether this is traced for one device of a mesh, inside shard_map."""
+  return bool(jax.sharding.get_abstract_mesh().manual_axes)
 
 
 def _rewritten(fun: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
