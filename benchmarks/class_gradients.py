@@ -16,6 +16,7 @@ package named benchmarks, which hides this one: remove it from site-packages.)
 import functools
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -41,6 +42,7 @@ _IMAGES = flags.DEFINE_integer('images', 16, 'Images of each class, n.', 1)
 _WIDTH = flags.DEFINE_float('width', 1.0, 'Width of the multi-branch net.')
 _REPEATS = flags.DEFINE_integer('repeats', 9, 'Timed calls of each side.', 1)
 _LIMIT = flags.DEFINE_float('limit', 20.0, 'Seconds of a call that is timed once only.')
+_GIBIBYTES = flags.DEFINE_integer('gibibytes', 20, 'Memory that a side may take.', 1)
 _SIDES = flags.DEFINE_list('sides', None, 'Only these, such as jax:stacked,torch:class_slices.')
 _OUT = flags.DEFINE_string('out', None, 'JSON file for the results.')
 _PROBE = flags.DEFINE_string('probe', None, 'Measure one side alone; internal.')
@@ -124,6 +126,8 @@ def sides() -> list[str]:
 
 def probe(side: str) -> None:
   """Prints the seconds of the first and the second call and peak memory of this process."""
+  limit = _GIBIBYTES.value * 2**30
+  resource.setrlimit(resource.RLIMIT_AS, (limit, limit))  # an error in place of a dead machine
   seconds = []
   call = make_call(side)
   before = environment.peak_mebibytes()
