@@ -2,11 +2,19 @@
 
 import jax
 
+# Classes unrolled in one program where a loop would be slow, at most: compile time grows with it.
+LONGEST_UNROLLING = 16
+# Images of several classes that an accelerator works on together; not yet measured on one.
+_IMAGES_AT_ONCE = 1024
+# Bytes of class gradients that may exist at once, unless a single layer needs more.
+CLASS_GRADIENT_BYTES = 4 * 2**30
+
 
 def steps_per_dispatch(longest: int) -> int:
   """How many training steps one compiled call does: `longest` on GPU and TPU, 1 on CPU.
 
-  Convolutions inside a scan are about 40 times slower on the CPU backend.
+  Convolutions inside a scan are about 40 times slower on the CPU backend, unless they are rewritten
+  as in csba_jax.gradients.loops.
   """
   return 1 if is_cpu() else longest
 
@@ -20,14 +28,6 @@ def compiler_options() -> dict[str, str]:
   if not is_cpu():
     return {}
   return {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE'}
-
-
-# Classes unrolled in one program where a loop would be slow, at most: compile time grows with it.
-LONGEST_UNROLLING = 16
-# Images of several classes that an accelerator works on together; not yet measured on one.
-_IMAGES_AT_ONCE = 1024
-# Bytes of class gradients that may exist at once, unless a single layer needs more.
-CLASS_GRADIENT_BYTES = 4 * 2**30
 
 
 def is_cpu() -> bool:

@@ -16,13 +16,14 @@ from flax.traverse_util import flatten_dict
 from jax import Array
 from jax.tree_util import Partial
 
-from csba_jax import losses, plots, trained
+from csba_jax import backend, losses, plots, trained
 from csba_jax.data import augment, pipeline
 from csba_jax.errors import UserError
 from csba_jax.gradients import estimate, flow
 from csba_jax.gradients.conflict import Conflict
 from csba_jax.gradients.gram import Layers, layer_name, parameter_names
 from csba_jax.gradients.per_class import group_grams
+from csba_jax.progress import say
 from csba_jax.train_state import TrainState
 from csba_jax.workdir import writing_to
 
@@ -69,6 +70,7 @@ def diagnose_run(
   }
   losses_fn = Partial(_losses_of(run.config, run.data, run.model), run.state.batch_stats)
   data = {'image': run.data.train.images, 'label': run.data.train.labels}
+  say(_describe_work(run, sampling, common['layer_fn']))
   if sampling.exact:
     found = estimate.exact_conflict(losses_fn, run.state.params, data, **common)
   else:
@@ -181,6 +183,22 @@ def _about(config: ml_collections.ConfigDict, step: int) -> dict[str, Any]:
     'attention': config.model.attention,
     'layers': '',
   }
+
+
+def _describe_work(
+  run: trained.Trained, sampling: Sampling, layer_fn: Callable[[str], str | None] | None
+) -> str:
+  """One line: the gradients that are held at once, and how many images have to be gone through."""
+  rows = len(run.data.class_names) * (1 if sampling.exact else sampling.folds)
+  leaves, limit = jax.tree.leaves(run.state.params), backend.CLASS_GRADIENT_BYTES
+  layers = Layers.of(run.state.params, layer_fn, run.model.head)
+  sizes, passes = layers.class_gradient_bytes(leaves, rows), layers.passes(leaves, rows, limit)
+  largest = max(sum(sizes[layer] for layer in group) for group in passes)
+  images = 'every training image' if sampling.exact else f'{sampling.images} images of each class'
+  return (
+    f'{rows} gradients of {images}, {largest / 2**20:.0f} MiB at a time in {len(passes)} pass'
+    + ('es' if len(passes) > 1 else '')
+  )
 
 
 def _choose(layers: str, params: Any) -> Callable[[str], str | None]:

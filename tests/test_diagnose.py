@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -283,6 +284,9 @@ def test_the_binary_prints_and_writes(workdir, tmp_path):
   assert found.about['images'] == 8
   assert f'{found.cosine()[0, 1]:.3f}' in out
   assert 'of 45 pairs in the shared scope' in out
+  assert re.search(
+    r'^20 gradients of 8 images of each class, \d+ MiB at a time in 1 pass$', err, re.M
+  )
 
 
 def test_ctrl_c_leaves_whole_files_only(workdir, tmp_path):

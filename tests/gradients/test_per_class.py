@@ -66,16 +66,14 @@ def variants(fast, slow):
   return [*fast, *(pytest.param(*v, marks=pytest.mark.slow) for v in slow)]
 
 
-EVERY = [(name, 'float64') for name in ('blocks_cbam', 'blocks_csba_class', *OTHERS)]
-WIDE = [(name, 'float64') for name in SPREAD]
-LOW = [
-  (name, dtype) for name in SPREAD if name != 'resnet_blocks' for dtype in ('float32', 'bfloat16')
-]
-REST = [
-  *((name, 'float64') for name in (*BLOCKS, *NETS)),
-  *((name, dtype) for name in (*BLOCKS, *OTHERS, *NETS) for dtype in ('float32', 'bfloat16')),
-]
-REST = [pair for pair in REST if pair not in EVERY + LOW]
+def pairs(names, *dtypes):
+  return [(name, dtype) for name in names for dtype in dtypes]
+
+
+WIDE = pairs(SPREAD, 'float64')
+FAST = WIDE + pairs(['self_attention', 'equinox_cnn', 'cond'], 'float64')
+FAST += pairs(['mlp_layer_norm', 'nnx_cnn', 'batch_norm_in_training'], 'float32', 'bfloat16')
+EVERY = pairs((*BLOCKS, *NETS, *OTHERS), 'float64', 'float32', 'bfloat16')
 
 
 def cast(tree, dtype):
@@ -216,7 +214,7 @@ def test_the_zoo_is_whole(zoo):
 
 @pytest.mark.parametrize(
   ('name', 'dtype', 'strategy'),
-  variants(with_strategies(EVERY + LOW), with_strategies(REST)),
+  variants(with_strategies(FAST), with_strategies([pair for pair in EVERY if pair not in FAST])),
 )
 def test_grams_are_those_of_a_loop_of_gradients(zoo, name, dtype, strategy):
   def check(model, params, batch, losses, rows, counts, tolerance):
@@ -238,7 +236,7 @@ def test_grams_are_those_of_a_loop_of_gradients(zoo, name, dtype, strategy):
   ('name', 'dtype', 'strategy'),
   variants(
     with_strategies(WIDE),
-    with_strategies([pair for pair in EVERY + LOW + REST if pair not in WIDE]),
+    with_strategies(pairs([name for name in (*BLOCKS, *OTHERS) if name not in SPREAD], 'float64')),
   ),
 )
 def test_gradients_are_those_of_a_loop(zoo, name, dtype, strategy):
