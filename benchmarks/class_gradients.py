@@ -32,6 +32,7 @@ import optax
 from absl import app, flags
 
 from benchmarks import environment
+from csba_jax import backend
 from csba_jax.gradients import class_grams
 from csba_jax.models import multibranch
 from csba_jax.report import table
@@ -81,8 +82,8 @@ def our_call(name: str, variables: dict, model: object) -> Callable[[], np.ndarr
   params = variables['params']
   if name == 'ordinary':
     flat = {k: jnp.asarray(v).reshape(-1, *v.shape[2:]) for k, v in batch.items()}
-    gradient = jax.jit(jax.grad(lambda params: losses_fn(params, flat).mean()))
-    return lambda: jax.block_until_ready(gradient(params)) and np.zeros((1, 1))
+    gradient = backend.jit(jax.grad(lambda params: losses_fn(params, flat).mean()))
+    return lambda: jax.block_until_ready(gradient()(params)) and np.zeros((1, 1))
   call = functools.partial(class_grams, losses_fn, num_classes=_CLASSES.value, head='^head/')
   options = {'strategy': name, 'per_example': True}
   return lambda: np.asarray(jax.block_until_ready(call(params, batch, **options)).total)

@@ -1,5 +1,9 @@
 """What differs between CPU and accelerators, in one place."""
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 
 # Classes unrolled in one program where a loop would be slow, at most: compile time grows with it.
@@ -20,7 +24,7 @@ def steps_per_dispatch(longest: int) -> int:
 
 
 def compiler_options() -> dict[str, str]:
-  """XLA options of the training step.
+  """XLA options of the programs that take gradients.
 
   On CPU, reductions go to XLA's YNN library, which spreads the sums of batch normalisation over the
   cores; matrix products do not. benchmarks/README.md has the times.
@@ -28,6 +32,15 @@ def compiler_options() -> dict[str, str]:
   if not is_cpu():
     return {}
   return {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE'}
+
+
+def jit(function: Callable[..., Any], **options: Any) -> Callable[[], jax.stages.Wrapped]:
+  """A function that gives `jax.jit(function, **options)` with these compiler options.
+
+  Made at the first call, because asking for the backend starts it; not for use inside other jitted
+  functions, whose options hold there.
+  """
+  return functools.cache(lambda: jax.jit(function, **options, compiler_options=compiler_options()))
 
 
 def is_cpu() -> bool:

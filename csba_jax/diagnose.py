@@ -106,7 +106,7 @@ class Probe:
     layers = Layers.of(state.params, None, self._model.head)
     losses_fn = Partial(self._losses, state.batch_stats)
     sums, loss_sums = jax.device_get(
-      _probe_grams(losses_fn, state.params, self._batch, layers=layers)
+      _probe_grams()(losses_fn, state.params, self._batch, layers=layers)
     )
     counts = self._data.class_counts
     about = {'target': 'train', 'folds': FOLDS, 'images': self._config.diagnostics.images}
@@ -119,7 +119,7 @@ class Probe:
     return found.take(self._order)
 
 
-_probe_grams = jax.jit(group_grams, static_argnames=('layers', 'max_bytes'))
+_probe_grams = backend.jit(group_grams, static_argnames=('layers', 'max_bytes'))
 
 
 def save(conflict: Conflict, workdir: Path) -> list[Path]:

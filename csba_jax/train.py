@@ -82,15 +82,8 @@ def train_steps(
   return jax.lax.scan(one, state, indices)
 
 
-@functools.cache  # made on first use: asking for the backend starts it
-def compiled_steps():
-  """`train_steps`, compiled for the backend; its state is donated."""
-  return jax.jit(
-    train_steps,
-    static_argnames='step_fn',
-    donate_argnames='state',
-    compiler_options=backend.compiler_options(),
-  )
+# () -> `train_steps`, compiled for the backend; its state is donated
+compiled_steps = backend.jit(train_steps, static_argnames='step_fn', donate_argnames='state')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,11 @@ def is_traced(tree: Any) -> bool:
   return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
+def is_tracing(tree: Any) -> bool:
+  """Whether a value of the tree is traced, or everything is, inside a function that is compiled."""
+  return is_traced([tree, jnp.zeros(())])
+
+
 def is_stacked(batch: Batch) -> bool:
   """Whether the batch is class-stacked."""
   return jnp.ndim(batch['label']) == 2

@@ -11,7 +11,6 @@ replacement; `population`, the expected gradient over new images of the same kin
 folds of the data.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -382,7 +381,7 @@ def _group_grams(
     for row, group in enumerate(groups):
       for start in range(0, len(group), size):
         batch = _take(data, group[start : start + size], size)
-        rows, loss = _add(losses_fn, params, rows, row, batch, wanted=wanted)
+        rows, loss = _compiled_add()(losses_fn, params, rows, row, batch, wanted=wanted)
         if not grams:
           loss_sums[row] += loss
         done += int(batch['mask'].sum())
@@ -408,7 +407,6 @@ def _take(data: Mapping[str, np.ndarray], index: np.ndarray, size: int) -> dict[
   return batch | {'mask': np.arange(size) < len(index)}
 
 
-@functools.partial(jax.jit, static_argnames='wanted', donate_argnames='rows')
 def _add(
   losses_fn: Partial,
   params: PyTree,
@@ -421,3 +419,6 @@ def _add(
   """`rows` with the gradient of the batch's losses added to one, and their sum."""
   grads, loss = row_gradient(losses_fn, params, batch, wanted)
   return [r.at[row].add(g.astype(r.dtype)) for r, g in zip(rows, grads, strict=True)], loss
+
+
+_compiled_add = backend.jit(_add, static_argnames='wanted', donate_argnames='rows')

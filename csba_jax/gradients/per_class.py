@@ -72,8 +72,8 @@ def class_gradients(
     Array([5., 2.], dtype=float32)
   """
   prepared = _prepare(losses_fn, params, batch, num_classes, strategy, per_example, None)
-  traced = batches.is_traced(prepared)
-  found, loss_sums = (_class_gradients if traced else _compiled_gradients)(**prepared)
+  traced = batches.is_tracing(prepared)
+  found, loss_sums = (_class_gradients if traced else _compiled_gradients())(**prepared)
   if not traced:
     check_finite(loss_sums, found)
   return found
@@ -123,9 +123,9 @@ def class_grams(
   if mesh is not None:  # whatever the types of its axes are elsewhere
     mesh = Mesh(mesh.devices, mesh.axis_names)
   prepared = _prepare(losses_fn, params, batch, num_classes, strategy, per_example, mesh)
-  traced = batches.is_traced(prepared)
+  traced = batches.is_tracing(prepared)
   static = {'layers': layers, 'mesh': mesh, 'max_bytes': max_bytes}
-  found = (_class_grams if traced else _compiled_grams)(**prepared, **static)
+  found = (_class_grams if traced else _compiled_grams())(**prepared, **static)
   if not traced:
     check_finite(found.losses, found.grams)
   return found
@@ -202,7 +202,7 @@ def _choose(
     raise UserError(f'strategy among {", ".join(STRATEGIES)}', repr(strategy), 'mend it')
   if strategy == 'masked' and mesh is None:
     return False
-  traced = batches.is_traced([params, batch, losses_fn])
+  traced = batches.is_tracing([params, batch, losses_fn])
   flat_traced = not batches.is_stacked(batch) and batches.is_traced(
     [batch['label'], batch.get('mask', 0)]
   )
@@ -278,8 +278,8 @@ def _class_grams(
   return assemble(layers, *local(losses_fn, params, batch))
 
 
-_compiled_gradients = jax.jit(_class_gradients, static_argnames=('num_classes', 'stacked'))
-_compiled_grams = jax.jit(
+_compiled_gradients = backend.jit(_class_gradients, static_argnames=('num_classes', 'stacked'))
+_compiled_grams = backend.jit(
   _class_grams, static_argnames=('num_classes', 'stacked', 'layers', 'mesh', 'max_bytes')
 )
 
