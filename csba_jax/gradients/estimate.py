@@ -11,7 +11,7 @@ replacement; `population`, the expected gradient over new images of the same kin
 folds of the data.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -83,7 +83,7 @@ def exact_conflict(
   layers = Layers.of(params, layer_fn, head)
   sums, loss_sums = _group_grams(losses_fn, params, data, of_class, layers, max_bytes, tick)
   sizes = np.array([[len(images)] for images in of_class])
-  grams = np.stack([sums_in / _outer(sizes) for _, sums_in in _by_scope(layers, sums)])
+  grams = _by_scope(layers, sums) / _outer(sizes)
   cosines = conflict_matrix(grams)
   known = np.zeros_like(grams), cosines, cosines
   names = _names(class_names, class_counts, sizes.sum(1), {'target': 'train, exact'}, about)
@@ -199,9 +199,8 @@ def from_folds(
     counts: [C] images of each class in the data.
     names: class_names, class_counts and about of the result.
   """
-  found = [unbiased(total, sizes, counts) for _, total in _by_scope(layers, sums)]
-  grams, errors, low, high = (np.stack(part) for part in zip(*found, strict=True))
-  return _conflict(layers, grams, (errors, low, high), loss_sums, sizes, names)
+  grams, *known = unbiased(_by_scope(layers, sums), sizes, counts)
+  return _conflict(layers, grams, known, loss_sums, sizes, names)
 
 
 def unbiased(
@@ -217,49 +216,50 @@ def unbiased(
   entry without fold k of class c; t quantiles have min(K_c, K_d) - 1 degrees of freedom.
 
   Args:
-    sums: [C K, C K] float.
+    sums: [..., C K, C K] float.
     sizes: [C, K] int.
     counts: [C] images of each class; one with fewer than two gets no interval.
 
   Returns:
-    (gram, errors, low, high), each [C, C] float64.
+    (gram, errors, low, high), each [..., C, C] float64.
   """
   classes, folds = sizes.shape
-  products = np.asarray(sums, np.float64).reshape(classes, folds, classes, folds)
-  n = sizes.sum(1)
-  by_fold = products.sum(3)  # [C, K, C]: fold k of class c with all of class d
-  own = np.einsum('ckck->ck', products)  # squared norms
-  to_class = np.einsum('ckc->ck', by_fold)
+  products = np.asarray(sums, np.float64).reshape(*sums.shape[:-2], *2 * (classes, folds))
+  n, itself, used = sizes.sum(1), np.eye(classes, dtype=bool), sizes > 0
+  by_fold = products.sum(-1)  # [..., C, K, C]: fold k of class c with all of class d
+  blocks = by_fold.sum(-2)  # [..., C, C]
+  own = np.einsum('...ckck->...ck', products)  # squared norms
+  to_others = np.einsum('...ckc->...ck', by_fold) - own  # fold k with the class's other folds
 
-  diagonal, pairs = (to_class - own).sum(1), (sizes * (n[:, None] - sizes)).sum(1)
-  gram_off = by_fold.sum(1) / _outer(sizes)
+  diagonal, pairs = to_others.sum(-1), (sizes * (n[:, None] - sizes)).sum(1)
   gram_own = _divide(diagonal, pairs)
-  gram = np.where(np.eye(classes, dtype=bool), gram_own, gram_off)
+  gram = np.where(itself, gram_own[..., None], blocks / _outer(sizes))
 
-  # [C, K, ...]: the same without fold k of class c
+  # [..., C, K, ...]: the same without fold k of class c
   rest = n[:, None] - sizes
-  off = _divide(by_fold.sum(1)[:, None] - by_fold, rest[:, :, None] * n)
-  own_rest = _divide(diagonal[:, None] - 2 * (to_class - own), pairs[:, None] - 2 * sizes * rest)
+  off = _divide(blocks[..., None, :] - by_fold, rest[:, :, None] * n)
+  own_rest = _divide(diagonal[..., None] - 2 * to_others, pairs[:, None] - 2 * sizes * rest)
   norms = np.sqrt(np.where(gram_own > 0, gram_own, np.nan))
-  cosines = off / (np.sqrt(np.where(own_rest > 0, own_rest, np.nan))[:, :, None] * norms)
+  norms_rest = np.sqrt(np.where(own_rest > 0, own_rest, np.nan))
+  cosines = off / (norms_rest[..., None] * norms[..., None, None, :])
 
-  used, itself = sizes > 0, np.eye(classes, dtype=bool)
-  spread, spread_own, spread_cosine = (_jackknife(x, used) for x in (off, own_rest, cosines))
-  errors = np.sqrt(np.where(itself, spread_own[:, None], spread + spread.T))
+  spread_own = _jackknife(own_rest[..., None], used)
+  spread, spread_cosine = (_jackknife(x, used) for x in (off, cosines))
+  errors = np.sqrt(np.where(itself, spread_own, spread + spread.swapaxes(-1, -2)))
   number = used.sum(1) if counts is None else np.where(counts < 2, 0, used.sum(1))
   freedom = np.minimum(number[:, None], number[None]) - 1
   t = scipy.special.stdtrit(np.where(freedom > 0, freedom, np.nan), 0.5 + LEVEL / 2)
-  width = t * np.where(itself, 0, np.sqrt(spread_cosine + spread_cosine.T))
+  width = t * np.where(itself, 0, np.sqrt(spread_cosine + spread_cosine.swapaxes(-1, -2)))
   cosine = conflict_matrix(gram)
   return gram, errors, np.clip(cosine - width, -1, 1), np.clip(cosine + width, -1, 1)
 
 
 def _jackknife(x: np.ndarray, used: np.ndarray) -> np.ndarray:
-  """(K_c - 1) / K_c sum_k (x_ck - mean_k x_ck)^2 over folds in use.   [C, K, ...] -> [C, ...]"""
-  used = used.reshape(used.shape + (1,) * (x.ndim - 2))
+  """(K_c - 1) / K_c sum_k (x_ck - mean_k x_ck)^2, folds in use.  [..., C, K, D] -> [..., C, D]"""
+  used = used[:, :, None]
   number = np.maximum(used.sum(1), 1)
-  mean = np.where(used, x, 0).sum(1) / number
-  squares = np.where(used, (x - mean[:, None]) ** 2, 0).sum(1)
+  mean = np.where(used, x, 0).sum(-2) / number
+  squares = np.where(used, (x - mean[..., None, :]) ** 2, 0).sum(-2)
   return (number - 1) / number * squares
 
 
@@ -274,19 +274,17 @@ def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   return np.where(b > 0, a / np.maximum(b, 1), 0)
 
 
-def _by_scope(layers: Layers, sums: Sequence[np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-  """(scope, Gram of sums) for shared, total and every layer, in float64, one at a time."""
-  sums = [np.asarray(x, np.float64) for x in sums]
-  body = [x for x, head in zip(sums, layers.in_head, strict=True) if not head]
-  yield SCOPES[0], sum(body, np.zeros_like(sums[0]))
-  yield SCOPES[1], sum(sums)
-  yield from zip(layers.names, sums, strict=True)
+def _by_scope(layers: Layers, sums: Sequence[np.ndarray]) -> np.ndarray:
+  """Grams of sums of shared, total and every layer, [L + 2, R, R] float64."""
+  of_layer = np.stack(sums).astype(np.float64)
+  body = ~np.array(layers.in_head)
+  return np.concatenate([of_layer[body].sum(0)[None], of_layer.sum(0)[None], of_layer])
 
 
 def _conflict(
   layers: Layers,
   grams: np.ndarray,
-  known: tuple[np.ndarray, np.ndarray, np.ndarray],
+  known: Sequence[np.ndarray],
   loss_sums: np.ndarray,
   sizes: np.ndarray,
   names: Mapping[str, Any],
