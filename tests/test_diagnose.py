@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -293,7 +292,8 @@ def test_ctrl_c_leaves_whole_files_only(workdir, tmp_path):
   shutil.copytree(workdir, tmp_path / 'run')
   before = sorted(path.name for path in (tmp_path / 'run/conflict').iterdir())
   process = start(f'--workdir={tmp_path}/run', '--images=200000')
-  time.sleep(6)
+  while 'MiB at a time' not in process.stderr.readline():  # from here on it works on images
+    assert process.poll() is None
   process.send_signal(signal.SIGINT)
   out, err = process.communicate(timeout=120)
   assert process.returncode == 130, err

@@ -94,7 +94,7 @@ def test_the_best_checkpoint_is_tested(driver, finished):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    ({'which': '7'}, '--checkpoint=best, latest or one of .*; found 7'),
+    ({'which': '7'}, '--checkpoint=best, latest, init or one of .*; found 7'),
     ({'which': 'worst'}, 'found worst'),
   ],
 )
