@@ -5,9 +5,7 @@ from absl import flags
 from csba_jax.bin import run
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run made by csba-train.')
-_CHECKPOINT = flags.DEFINE_string(
-  'checkpoint', 'best', 'best, latest, init or a step.'
-)
+_CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, latest, init or a step.')
 _SPLIT = flags.DEFINE_enum('split', 'test', ['test', 'val'], 'Part of the data to evaluate on.')
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where the data is now, if it has moved.')
 
