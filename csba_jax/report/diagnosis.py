@@ -19,14 +19,14 @@ def describe(conflict: Conflict) -> str:
 
 
 def _matrix(conflict: Conflict) -> str:
-  order = conflict.by_frequency
-  cosines, known = conflict.cosine(), conflict.distinguishable()
+  order, sampled = conflict.by_frequency, conflict.errors.any()
+  cosines, known = conflict.cosine(), conflict.distinguishable() & sampled
   rows = [['conflict matrix', *(conflict.class_names[c][:8] for c in order)]]
   for c in order:
     cells = [_cell(cosines[c, d]) + ('*' if known[c, d] and c != d else ' ') for d in order]
     rows.append([f'{conflict.class_names[c]} ({conflict.class_counts[c]})', *cells])
-  mark = '* 95 % interval without 0 (one in twenty by chance); -: not resolvable'
-  return f'{table.align(rows)}\n{mark}'
+  stars = '* 95 % interval without 0 (one in twenty by chance); ' if sampled else ''
+  return f'{table.align(rows)}\n{stars}-: not resolvable'
 
 
 def _classes(conflict: Conflict, flow: flow_lib.Flow) -> str:

@@ -40,8 +40,17 @@ def test_the_matrix_is_ordered_by_frequency(conflict):
   cosines = conflict.cosine()
   for row, c in zip(rows[1:4], (1, 0, 2), strict=True):
     assert row[:2] == [f'kind{c}', f'({COUNTS[c]})']
-    expected = [f'{cosines[c, d]:.3f}' + '*' * (c != d) for d in (1, 0, 2)]  # exact: all known
-    assert row[2:] == expected
+    assert row[2:] == [f'{cosines[c, d]:.3f}' for d in (1, 0, 2)]
+
+
+def test_stars_mark_what_a_sample_distinguishes_from_0(conflict):
+  low = np.where(np.eye(3, dtype=bool)[::-1], -2.0, conflict.low)
+  sampled = dataclasses.replace(conflict, errors=conflict.errors + 1e-6, low=low, high=low + 0.5)
+  rows = block(diagnosis.describe(sampled), 'conflict matrix')
+  marks = np.array([[cell.endswith('*') for cell in row[2:]] for row in rows[1:4]])
+  known = sampled.distinguishable()[np.ix_([1, 0, 2], [1, 0, 2])] & ~np.eye(3, dtype=bool)
+  np.testing.assert_array_equal(marks, known)
+  assert 0 < marks.sum() < 6
 
 
 def test_classes_and_layers(conflict):
