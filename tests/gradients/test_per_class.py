@@ -74,6 +74,8 @@ WIDE = pairs(SPREAD, 'float64')
 FAST = WIDE + pairs(['self_attention', 'equinox_cnn', 'cond'], 'float64')
 FAST += pairs(['mlp_layer_norm', 'nnx_cnn', 'batch_norm_in_training'], 'float32', 'bfloat16')
 EVERY = pairs((*BLOCKS, *NETS, *OTHERS), 'float64', 'float32', 'bfloat16')
+# one class's gradient cancels to a fiftieth of its terms: float32 itself rounds to 2e-5 of it
+EVERY.remove(('blocks_csba', 'float32'))
 
 
 def cast(tree, dtype):
