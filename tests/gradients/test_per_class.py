@@ -74,8 +74,9 @@ WIDE = pairs(SPREAD, 'float64')
 FAST = WIDE + pairs(['self_attention', 'equinox_cnn', 'cond'], 'float64')
 FAST += pairs(['mlp_layer_norm', 'nnx_cnn', 'batch_norm_in_training'], 'float32', 'bfloat16')
 EVERY = pairs((*BLOCKS, *NETS, *OTHERS), 'float64', 'float32', 'bfloat16')
-# one class's gradient cancels to a fiftieth of its terms: float32 itself rounds to 2e-5 of it
-EVERY.remove(('blocks_csba', 'float32'))
+# Where the loop itself is 2e-5 off in float32 (a gradient of one image that cancels; `stacked` is
+# within 1e-6 of float64): its float64 gradients at the same parameters are the reference.
+INEXACT_LOOPS = [('blocks_csba', 'float32')]
 
 
 def cast(tree, dtype):
@@ -193,6 +194,14 @@ def with_strategies(pairs):
   ]
 
 
+def reference(zoo, name, dtype, batch):
+  """`loop` in the type of the computation, in float64 where that is too coarse."""
+  wide = 'float64' if (name, dtype) in INEXACT_LOOPS else dtype
+  with jax.enable_x64(wide == 'float64'):
+    model = zoo.MODELS[name](jnp.dtype(wide))
+    return loop(model.losses_fn, cast(cast(model.params, dtype), wide), cast(batch, wide))
+
+
 def examine(zoo, name, dtype, strategy, check):
   """check(model, params, batch, losses, rows, counts, tolerance) in each case."""
   with jax.enable_x64(dtype == 'float64'):
@@ -200,7 +209,7 @@ def examine(zoo, name, dtype, strategy, check):
     params = cast(model.params, dtype)
     for label, mask in CASES.values():
       flat = flat_batch(model.inputs, label, mask, dtype)
-      losses, rows = loop(model.losses_fn, params, flat)
+      losses, rows = reference(zoo, name, dtype, flat)
       counts = np.bincount(label[mask], minlength=C)
       for c in np.nonzero(counts == 0)[0]:
         assert all((leaf[c] == 0).all() for leaf in rows)
