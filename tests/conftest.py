@@ -1,5 +1,6 @@
 """Strict defaults for every test: CPU, 8 host devices, rank promotion raises."""
 
+import gc
 import importlib.util
 import os
 
@@ -39,6 +40,23 @@ def cache_dir(tmp_path_factory):
   """Decoded images go to a folder of this test session, never to the user's cache."""
   os.environ['CSBA_CACHE_DIR'] = str(tmp_path_factory.mktemp('cache'))
   return os.environ['CSBA_CACHE_DIR']
+
+
+@pytest.fixture(autouse=True)
+def few_memory_maps():
+  """Lets compiled programs go before they use up the memory maps Linux grants a process.
+
+  Every program compiled for CPUs takes several; at vm.max_map_count (65,530) LLVM dies.
+  """
+  yield
+  try:
+    with open('/proc/self/maps') as file:
+      maps = sum(1 for _ in file)
+  except OSError:  # not Linux
+    return
+  if maps > 20_000:
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope='session')
