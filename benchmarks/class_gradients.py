@@ -34,7 +34,7 @@ from absl import app, flags
 from benchmarks import environment
 from csba_jax import backend
 from csba_jax.gradients import class_grams
-from csba_jax.models import multibranch
+from csba_jax.models import multibranch, resnet
 from csba_jax.report import table
 
 _NET = flags.DEFINE_enum('net', 'multibranch', ['multibranch', 'resnet32'], 'Which net.')
@@ -54,7 +54,7 @@ AGREEMENT = 1e-2  # of Grams across frameworks: a ReLU near 0 falls either way i
 
 def build() -> tuple[dict, object]:
   """Variables and Flax model."""
-  from benchmarks import resnet, torch_class_gradients
+  from benchmarks import torch_class_gradients
 
   if _NET.value == 'resnet32':
     model = resnet.ResNet(_CLASSES.value)
@@ -93,12 +93,12 @@ def peer_call(name: str, variables: dict, model: object) -> Callable[[], np.ndar
   """The same in PyTorch, channels last."""
   import torch
 
-  from benchmarks import resnet, torch_class_gradients, torch_multibranch
+  from benchmarks import torch_class_gradients, torch_multibranch, torch_resnet
 
   torch.set_num_threads(os.cpu_count())
-  twin = resnet.TorchNet if _NET.value == 'resnet32' else torch_multibranch.Net
+  twin = torch_resnet.Net if _NET.value == 'resnet32' else torch_multibranch.Net
   net = twin(model)
-  net.load_state_dict(resnet.state_from_flax(variables), strict=False)
+  net.load_state_dict(torch_resnet.state_from_flax(variables), strict=False)
   net = net.eval().to(memory_format=torch.channels_last)
   images, labels = images_and_labels()
   x, y = torch.from_numpy(images).permute(0, 1, 4, 2, 3), torch.from_numpy(labels.astype(np.int64))

@@ -21,7 +21,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from benchmarks import environment
-from csba_jax import diagnose, train, train_state
+from csba_jax import diagnose, train
 from csba_jax.data import pipeline
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Recipe.')
@@ -36,7 +36,7 @@ def main(_) -> None:
   config = _CONFIG.value
   data = pipeline.load(config, print)
   job = train.Job.of(config, data)
-  state = train_state.create(job.model, job.tx, data.image_shape, config.seed)
+  state, _ = job.begin()
   on_device = jax.device_put({'image': data.train.images, 'label': data.train.labels})
   steps, probe = train.compiled_steps(), diagnose.Probe(config, data, job.model)
 

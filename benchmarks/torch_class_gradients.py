@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from flax import linen
 from torch import Tensor, nn
 
-from benchmarks import resnet, torch_multibranch
-from csba_jax.models import multibranch
+from benchmarks import torch_multibranch, torch_resnet
+from csba_jax.models import multibranch, resnet
 
 # It is about the stem, whose images need no gradient.
 warnings.filterwarnings('ignore', 'Full backward hook is firing')
@@ -272,10 +272,10 @@ def build_nets(num_classes: int) -> dict[str, tuple[dict, linen.Module, nn.Modul
   found = {}
   for name, model, twin in (
     ('multibranch', branches, torch_multibranch.Net(branches)),
-    ('resnet32', residual, resnet.TorchNet(residual)),
+    ('resnet32', residual, torch_resnet.Net(residual)),
   ):
     variables = variables_of(model)
-    twin.load_state_dict(resnet.state_from_flax(variables), strict=False)
+    twin.load_state_dict(torch_resnet.state_from_flax(variables), strict=False)
     found[name] = variables, model, twin.eval().to(memory_format=torch.channels_last)
   return found
 

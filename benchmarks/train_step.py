@@ -61,12 +61,12 @@ def build_model(dtype: str = 'float32') -> multibranch.MultiBranch:
 def jax_step(batch_size: int):
   """A function that does one step here and waits for it."""
   config, model = recipe(), build_model()
-  tx, _ = optimizers.build(config.train, total_steps=10_000)
+  tx, _ = optimizers.build(config, total_steps=10_000)
   state = train_state.create(model, tx, (SIZE, SIZE, CHANNELS), 0)
-  step_fn = train.make_step(config, model, tx, np.ones(CLASSES))
+  step_fn = train.make_step(config, model, tx, np.ones(CLASSES), 10_000)
   images, labels = images_and_labels(batch_size)
   data = jax.device_put({'image': images, 'label': labels})
-  indices = np.arange(batch_size, dtype=np.int32)[None]
+  indices = {'own': np.arange(batch_size, dtype=np.int32)[None]}
 
   def step():
     nonlocal state

@@ -39,23 +39,60 @@ def default() -> ml_collections.ConfigDict:
   config.augment = ml_collections.ConfigDict()
   config.augment.crop_padding = 0  # pixels of zero padding for random crops
   config.augment.flip = False  # random horizontal flips
+  config.augment.policy = 'none'  # none | autoaugment (CIFAR-10's) | randaugment
+  config.augment.randaugment_ops = 2  # operations on each image, one after the other
+  config.augment.randaugment_magnitude = 14  # of each, on the paper's scale 0..30
+  config.augment.cutout = 0  # side of the square in pixels; 0 = off
 
   config.model = ml_collections.ConfigDict()
-  config.model.name = 'multibranch'
+  config.model.name = 'multibranch'  # multibranch | resnet32 | resnet32_branches | vit
   config.model.attention = 'csba'  # csba | csba_class | se | cbam | none | none_wide
+  config.model.head = 'linear'  # linear | cosine (for ldam) | scaled (for lws)
   config.model.width = 1.0  # multiplies every number of channels
   config.model.dtype = 'float32'  # of the computation: float32 | bfloat16; parameters: float32
 
   config.loss = ml_collections.ConfigDict()
-  config.loss.name = 'cross_entropy'  # cross_entropy | balanced_softmax
+  config.loss.name = 'cross_entropy'  # a row of csba_jax.losses.LOSSES
+  config.loss.tau = 1.0  # logit_adjustment: weight of the log prior
+  config.loss.smoothing = 0.1  # label_smoothing; label_aware_smoothing: of the largest class
+  config.loss.smoothing_tail = 0.0  # label_aware_smoothing: of the smallest class
+  config.loss.gamma = 2.0  # focal, dual_focal
+  config.loss.max_margin = 0.5  # ldam: of the smallest class
+  config.loss.scale = 30.0  # ldam: of the cosines
+  config.loss.weights = 'none'  # of classes: none | inverse | effective
+  config.loss.beta = 0.9999  # effective
+  config.loss.weights_start = 0.0  # share of the run after which they count (deferred: 0.8)
+  config.loss.post_hoc_tau = 0.0  # of the log prior, taken off the logits when evaluated
+
+  config.sampler = ml_collections.ConfigDict()
+  config.sampler.name = 'instance'  # instance | class | square_root | progressive | reversed
+  config.sampler.start = 0.0  # share of the run after which it samples; before it instance
+
+  config.mixing = ml_collections.ConfigDict()
+  config.mixing.name = 'none'  # none | mixup | remix | cutmix | cmo
+  config.mixing.alpha = 1.0  # of the Beta distribution of the shares
+  config.mixing.kappa = 3.0  # remix: ratio of class sizes from which the label goes one way
+  config.mixing.tau = 0.5  # remix: share of the larger class below which it does
+  config.mixing.probability = 1.0  # that a batch is mixed
+  config.mixing.start = 0.0  # share of the run before which nothing is mixed
+  config.mixing.stop = 1.0  # share of the run after which nothing is mixed
+
+  config.stage = ml_collections.ConfigDict()
+  config.stage.method = 'none'  # none | crt | lws | label_aware | tau_norm
+  config.stage.source = ''  # workdir of the first stage
+  config.stage.checkpoint = 'best'  # of the first stage: best | latest | STEP
+  config.stage.tau = -1.0  # tau_norm; -1: the best of 0, 0.1, ... 2 on the validation part
 
   config.train = ml_collections.ConfigDict()
   config.train.batch_size = 128  # images
   config.train.epochs = 10  # an epoch is ceil(images / batch_size) full batches
-  config.train.learning_rate = 0.1  # peak, after warm-up; then cosine to 0
-  config.train.momentum = 0.9  # Nesterov
+  config.train.optimizer = 'sgd'  # sgd | adamw
+  config.train.schedule = 'cosine'  # cosine (to 0) | steps (/ 100 at 80 % and 90 % of the run)
+  config.train.learning_rate = 0.1  # peak, after a linear warm-up
+  config.train.momentum = 0.9  # Nesterov's; adamw: b1
   config.train.weight_decay = 2e-4  # not on norms and biases
   config.train.warmup_fraction = 0.025  # of the run
+  config.train.ema_decay = 0.0  # of the averages that are evaluated, a step; 0 = no averages
   config.train.log_every = 50  # steps; also the longest chain of steps in one dispatch
   config.train.eval_every = 1  # epochs between evaluations on the validation part, and checkpoints
 
@@ -92,14 +129,39 @@ _RANGES = {
   'data.val_fraction': ('0 <= fraction < 1', lambda v: 0 <= v < 1),
   'data.test_fraction': ('0 < fraction < 1', lambda v: 0 < v < 1),
   'augment.crop_padding': ('0 to 64 pixels', lambda v: 0 <= v <= 64),
+  'augment.randaugment_ops': ('1 to 8 operations', lambda v: 1 <= v <= 8),
+  'augment.randaugment_magnitude': ('0 to 30', lambda v: 0 <= v <= 30),
+  'augment.cutout': ('0 (off) to 256 pixels', lambda v: 0 <= v <= 256),
   'model.width': ('0 < width <= 64', lambda v: 0 < v <= 64),
   'model.dtype': ('float32 or bfloat16', ('float32', 'bfloat16').__contains__),
+  'loss.tau': ('a finite number >= 0', lambda v: 0 <= v < math.inf),
+  'loss.smoothing': ('0 <= smoothing < 1', lambda v: 0 <= v < 1),
+  'loss.smoothing_tail': ('0 <= smoothing < 1', lambda v: 0 <= v < 1),
+  'loss.gamma': ('a finite number >= 0', lambda v: 0 <= v < math.inf),
+  'loss.max_margin': ('a finite number >= 0', lambda v: 0 <= v < math.inf),
+  'loss.scale': ('a finite number > 0', lambda v: 0 < v < math.inf),
+  'loss.beta': ('0 <= beta < 1', lambda v: 0 <= v < 1),
+  'loss.weights_start': ('0 <= share of the run < 1', lambda v: 0 <= v < 1),
+  'loss.post_hoc_tau': ('a finite number >= 0', lambda v: 0 <= v < math.inf),
+  'sampler.start': ('0 <= share of the run < 1', lambda v: 0 <= v < 1),
+  'mixing.alpha': ('a finite number > 0', lambda v: 0 < v < math.inf),
+  'mixing.kappa': ('a finite number >= 1', lambda v: 1 <= v < math.inf),
+  'mixing.tau': ('0 <= tau <= 1', lambda v: 0 <= v <= 1),
+  'mixing.probability': ('0 <= probability <= 1', lambda v: 0 <= v <= 1),
+  'mixing.start': ('0 <= share of the run < 1', lambda v: 0 <= v < 1),
+  'mixing.stop': ('0 < share of the run <= 1', lambda v: 0 < v <= 1),
+  'stage.checkpoint': ('best, latest or a step', lambda v: v in ('best', 'latest') or v.isdigit()),
+  'stage.tau': (
+    '-1 (chosen on the validation part) or >= 0',
+    lambda v: v == -1 or 0 <= v < math.inf,
+  ),
   'train.batch_size': ('at least 2 images', lambda v: v >= 2),
   'train.epochs': ('at least 1', lambda v: v >= 1),
   'train.learning_rate': ('a finite number > 0', lambda v: 0 < v < math.inf),
   'train.momentum': ('0 <= momentum < 1', lambda v: 0 <= v < 1),
   'train.weight_decay': ('a finite number >= 0', lambda v: 0 <= v < math.inf),
   'train.warmup_fraction': ('0 <= fraction < 1', lambda v: 0 <= v < 1),
+  'train.ema_decay': ('0 (off) <= decay < 1', lambda v: 0 <= v < 1),
   'train.log_every': ('at least 1 step', lambda v: v >= 1),
   'train.eval_every': ('at least 1 epoch', lambda v: v >= 1),
   'diagnostics.every': ('0 (never) or at least 1 step', lambda v: v >= 0),
@@ -122,6 +184,18 @@ def check(config: ml_collections.ConfigDict) -> None:
   for field, (wanted, test) in _RANGES.items():
     if not test(found[field]):
       raise UserError(f'{field}: {wanted}', repr(found[field]), f'set --config.{field}=...')
+  start, stop = found['mixing.start'], found['mixing.stop']
+  if start >= stop:
+    raise UserError(
+      'mixing.start < mixing.stop', f'start {start}, stop {stop}', 'set --config.mixing.stop=...'
+    )
+  side, cutout = found['data.image_size'], found['augment.cutout']
+  if cutout > side:
+    raise UserError(
+      f'augment.cutout of at most data.image_size = {side} pixels',
+      f'{cutout}',
+      'set --config.augment.cutout=...',
+    )
 
 
 def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

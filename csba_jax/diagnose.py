@@ -23,6 +23,7 @@ from csba_jax.gradients import estimate, flow
 from csba_jax.gradients.conflict import Conflict
 from csba_jax.gradients.gram import Layers, layer_name, parameter_names
 from csba_jax.gradients.per_class import group_grams
+from csba_jax.plan import Plan
 from csba_jax.progress import say
 from csba_jax.train_state import TrainState
 from csba_jax.workdir import writing_to
@@ -68,7 +69,9 @@ def diagnose_run(
     'class_counts': run.data.class_counts,
     'about': _about(run.config, int(run.state.step)) | {'layers': layers or ''},
   }
-  losses_fn = Partial(_losses_of(run.config, run.data, run.model), run.state.batch_stats)
+  losses_fn = Partial(
+    _losses_of(run.config, run.data, run.model), run.state.batch_stats, run.state.step
+  )
   data = {'image': run.data.train.images, 'label': run.data.train.labels}
   say(_describe_work(run, sampling, common['layer_fn']))
   if sampling.exact:
@@ -104,7 +107,7 @@ class Probe:
   def measure(self, state: TrainState) -> Conflict:
     """The conflict at a state, whose running statistics are taken as they are."""
     layers = Layers.of(state.params, None, self._model.head)
-    losses_fn = Partial(self._losses, state.batch_stats)
+    losses_fn = Partial(self._losses, state.batch_stats, state.step)
     sums, loss_sums = jax.device_get(
       _probe_grams()(losses_fn, state.params, self._batch, layers=layers)
     )
@@ -148,19 +151,27 @@ def save(conflict: Conflict, workdir: Path) -> list[Path]:
 
 
 def _model_losses(
-  batch_stats: Any, params: Any, batch: Any, *, model: nn.Module, loss_fn: losses.LossFn
+  batch_stats: Any,
+  step: Array,
+  params: Any,
+  batch: Any,
+  *,
+  model: nn.Module,
+  loss_fn: losses.LossFn,
+  plan: Plan,
 ) -> Array:
-  """Losses [N] of uint8 images with frozen BatchNorm statistics, without augmentation."""
+  """Losses [N] of uint8 images with frozen BatchNorm statistics, neither augmented nor mixed."""
   variables = {'params': params, 'batch_stats': batch_stats}
   logits = model.apply(variables, augment.scale(batch['image']), train=False)
-  return loss_fn(logits, batch['label'])
+  return loss_fn(logits, batch['label'], plan.progress(step))
 
 
 def _losses_of(
   config: ml_collections.ConfigDict, data: pipeline.Data, model: nn.Module
 ) -> Callable[..., Array]:
-  loss_fn = losses.build(config.loss.name, data.class_counts)
-  return functools.partial(_model_losses, model=model, loss_fn=loss_fn)
+  loss_fn = losses.build(config.loss, data.class_counts)
+  plan = Plan.of(config, len(data.train))
+  return functools.partial(_model_losses, model=model, loss_fn=loss_fn, plan=plan)
 
 
 def _from_input_to_output(model: nn.Module, image_shape: tuple[int, int, int]) -> list[str]:

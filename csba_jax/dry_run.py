@@ -8,11 +8,13 @@ import ml_collections
 import numpy as np
 
 from csba_jax import optimizers, train, train_state
-from csba_jax.data import pipeline
+from csba_jax.data import mixing, pipeline
 from csba_jax.errors import UserError
 from csba_jax.models import registry
 from csba_jax.report import table
 from csba_jax.train_state import TrainState
+
+STEPS = 1000  # of a run; they set schedules, not the cost of a step
 
 
 def describe(config: ml_collections.ConfigDict) -> str:
@@ -20,15 +22,17 @@ def describe(config: ml_collections.ConfigDict) -> str:
   num_classes = config.data.num_classes or _count_classes(config)
   image_shape = (config.data.image_size, config.data.image_size, config.data.channels)
   model = registry.build(config.model, num_classes, image_shape)
-  tx, _ = optimizers.build(config.train, total_steps=1000)
-  state = train_state.shapes(model, tx, image_shape)
-  step_fn = train.make_step(config, model, tx, np.ones(num_classes))
+  tx, _ = optimizers.build(config, STEPS)
+  state = train_state.shapes(model, tx, image_shape, config.train.ema_decay > 0)
+  step_fn = train.make_step(config, model, tx, np.ones(num_classes), STEPS)
   batch_size = config.train.batch_size
   data = {
     'image': jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.uint8),
     'label': jax.ShapeDtypeStruct((batch_size,), jnp.int32),
   }
-  indices = jax.ShapeDtypeStruct((1, batch_size), jnp.int32)
+  indices = {'own': jax.ShapeDtypeStruct((1, batch_size), jnp.int32)}
+  if mixing.kind_of(config.mixing.name).partner:
+    indices['partner'] = indices['own']
   compiled = train.compiled_steps().lower(state, data, indices, step_fn=step_fn).compile()
   return '\n'.join(
     [

@@ -1,13 +1,15 @@
 """Evaluation: every example once, sums on the device, ratios on the host."""
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax import Array
 
-from csba_jax import metrics, trained
+from csba_jax import losses, metrics, trained
 from csba_jax.data import augment, pipeline
 from csba_jax.errors import UserError
 from csba_jax.metrics import Confusion
@@ -16,25 +18,40 @@ from csba_jax.train_state import TrainState
 
 @functools.partial(jax.jit, static_argnames='model')
 def eval_step(
-  model: nn.Module, state: TrainState, images: Array, labels: Array, mask: Array
+  model: nn.Module,
+  state: TrainState,
+  shift: Array,
+  images: Array,
+  labels: Array,
+  mask: Array,
 ) -> Confusion:
-  """Sums over a batch with running BatchNorm statistics; images uint8, padding has mask False."""
-  variables = {'params': state.params, 'batch_stats': state.batch_stats}
-  logits = model.apply(variables, augment.scale(images), train=False)
-  return Confusion.from_logits(logits, labels, mask)
+  """Sums over a batch with running BatchNorm statistics; images uint8, padding has mask False.
+
+  `shift` [C] is added to the logits, see `losses.post_hoc_shift`.
+  """
+  logits = model.apply(state.variables(), augment.scale(images), train=False)
+  return Confusion.from_logits(logits + shift[None], labels, mask)
 
 
 def evaluate(
-  model: nn.Module, state: TrainState, part: pipeline.Part, batch_size: int
+  model: nn.Module,
+  state: TrainState,
+  part: pipeline.Part,
+  batch_size: int,
+  shift: np.ndarray,
 ) -> Confusion:
-  """Sums over a whole, not empty part of the data, on the host."""
+  """Sums over a whole, not empty part of the data, on the host; `shift` [C]: see `eval_step`."""
   batches = pipeline.eval_batches(part, batch_size)
-  sums = [eval_step(model, state, *batch).to_host() for batch in batches]
+  sums = [eval_step(model, state, shift, *batch).to_host() for batch in batches]
   return functools.reduce(Confusion.merge, sums)
 
 
 def evaluate_run(
-  workdir: str, which: str = 'best', split: str = 'test', data_dir: str | None = None
+  workdir: str,
+  which: str = 'best',
+  split: str = 'test',
+  data_dir: str | None = None,
+  post_hoc_tau: float | None = None,
 ) -> dict[str, Any]:
   """The metrics of a checkpoint of a run, as in result.json; writes nothing.
 
@@ -43,17 +60,23 @@ def evaluate_run(
     which: see `trained.take_up`.
     split: 'test' or 'val'.
     data_dir: see `trained.take_up`.
+    post_hoc_tau: takes the place of the run's loss.post_hoc_tau; choose it on 'val'.
 
   Raises:
-    UserError: as `trained.take_up`, or a part without images.
+    UserError: as `trained.take_up`, a part without images, or a tau that is no finite number >= 0.
   """
+  if post_hoc_tau is not None and not 0 <= post_hoc_tau < math.inf:
+    raise UserError('a finite tau >= 0', str(post_hoc_tau), 'set --post_hoc_tau=1')
   run = trained.take_up(workdir, which, data_dir)
   part = run.data.val if split == 'val' else run.data.test
   if not len(part):
     raise UserError(f'a {split} part with images', 'none in this run', 'use --split=test')
-  sums = evaluate(run.model, run.state, part, run.config.train.batch_size)
+  tau = run.config.loss.post_hoc_tau if post_hoc_tau is None else post_hoc_tau
+  shift = losses.post_hoc_shift(tau, run.data.class_counts)
+  sums = evaluate(run.model, run.state, part, run.config.train.batch_size, shift)
   return metrics.summarise(sums, run.data.class_counts) | {
     'checkpoint_step': int(run.state.step),
+    'post_hoc_tau': tau,
     'class_names': list(run.data.class_names),
     'class_counts': run.data.class_counts.tolist(),
   }

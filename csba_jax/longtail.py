@@ -1,4 +1,4 @@
-"""Images of each class: profiles, counts, priors, shot groups; and reproducible permutations."""
+"""Images of each class: profiles, counts, priors, weights, shot groups; reproducible draws."""
 
 import hashlib
 import json
@@ -93,6 +93,71 @@ def shot_groups(counts: np.ndarray) -> dict[str, np.ndarray]:
   }
 
 
+def prior(counts: np.ndarray) -> np.ndarray:
+  """pi_c = n_c / sum_d n_d, the share of each class.   [C] -> [C] float64
+
+  Raises:
+    UserError: a class without images, whose logarithm and weight do not exist.
+  """
+  counts = np.asarray(counts, np.float64)
+  if not (counts > 0).all():
+    empty = ', '.join(str(c) for c in np.flatnonzero(~(counts > 0)))
+    raise UserError(
+      'at least 1 training image in every class',
+      f'none of class {empty}',
+      'leave the class out, or give it images',
+    )
+  return counts / counts.sum()
+
+
+def inverse_frequency(counts: np.ndarray, beta: float) -> np.ndarray:
+  """1 / n_c."""
+  del beta  # of effective_number
+  return 1 / counts
+
+
+def effective_number(counts: np.ndarray, beta: float) -> np.ndarray:
+  """1 / E_c with the effective number of images E_c = (1 - beta^n_c) / (1 - beta).
+
+  Cui et al. 2019. beta = 0 weighs all classes alike, beta -> 1 by inverse frequency.
+  """
+  if beta == 0:
+    return np.ones(len(counts))
+  return (1 - beta) / -np.expm1(counts * np.log(beta))
+
+
+def no_weights(counts: np.ndarray, beta: float) -> np.ndarray:
+  """1."""
+  del beta
+  return np.ones(len(counts))
+
+
+# (counts [C] float64, beta) -> weights [C] up to a factor
+WEIGHTS = {'none': no_weights, 'inverse': inverse_frequency, 'effective': effective_number}
+
+
+def class_weights(name: str, counts: np.ndarray, beta: float = 0.9999) -> np.ndarray:
+  """Weight of each class, scaled so that they sum to C (Cui et al. 2019).   [C] -> [C] float64
+
+  Args:
+    name: a row of WEIGHTS.
+    counts: [C], training images of each class, all at least 1.
+    beta: of 'effective', 0 <= beta < 1.
+
+  Raises:
+    UserError: unknown name, a class without images, beta out of range.
+  """
+  if name not in WEIGHTS:
+    raise UserError(
+      f'loss.weights among {", ".join(WEIGHTS)}', repr(name), 'set --config.loss.weights'
+    )
+  if not 0 <= beta < 1:
+    raise UserError('0 <= beta < 1', f'beta {beta}', 'set --config.loss.beta=0.9999')
+  prior(counts)
+  weights = WEIGHTS[name](np.asarray(counts, np.float64), beta)
+  return weights * (len(weights) / weights.sum())
+
+
 def permutation(words: tuple, n: int) -> np.ndarray:
   """A permutation of 0..n-1 that depends on the words alone, on every machine and NumPy version.
 
@@ -118,6 +183,15 @@ def draws(words: tuple, n: int, size: int) -> np.ndarray:
     [size] int64.
   """
   return (_raw(words, size) % np.uint64(n)).astype(np.int64)
+
+
+def uniforms(words: tuple, size: int) -> np.ndarray:
+  """`size` numbers in [0, 1), multiples of 2**-53, which depend on the words alone.
+
+  Returns:
+    [size] float64.
+  """
+  return (_raw(words, size) >> np.uint64(11)) * 2.0**-53
 
 
 def _raw(words: tuple, size: int) -> np.ndarray:

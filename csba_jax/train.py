@@ -2,9 +2,8 @@
 
 import dataclasses
 import functools
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -14,11 +13,21 @@ import numpy as np
 import optax
 from jax import Array
 
-from csba_jax import backend, diagnose, losses, metrics, optimizers, train_state
+from csba_jax import (
+  backend,
+  diagnose,
+  losses,
+  metrics,
+  optimizers,
+  second_stage,
+  stages,
+  train_state,
+)
 from csba_jax import config as config_lib
-from csba_jax.data import augment, pipeline, sampling
+from csba_jax.data import augment, mixing, pipeline, sampling
 from csba_jax.evaluate import evaluate
 from csba_jax.models import registry
+from csba_jax.plan import Plan
 from csba_jax.progress import TrainingBar, say
 from csba_jax.records import Records
 from csba_jax.signals import StopRequest
@@ -29,44 +38,82 @@ Batch = Mapping[str, Array]
 StepFn = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recipe:
+  """What a step does, all that is static of it."""
+
+  model: nn.Module
+  tx: optax.GradientTransformation
+  loss_fn: losses.LossFn
+  augment_fn: augment.Augment
+  mix_fn: mixing.MixFn
+  stage: stages.Stage
+  ema_decay: float  # 0: no moving averages
+  total_steps: int
+  seed: int
+
+
 def train_step(
-  state: TrainState,
-  batch: Batch,
-  *,
-  model: nn.Module,
-  tx: optax.GradientTransformation,
-  loss_fn: losses.LossFn,
-  augment_fn: augment.Augment,
-  seed: int,
+  state: TrainState, batch: Batch, *, recipe: Recipe
 ) -> tuple[TrainState, dict[str, Array]]:
   """One update on the mean loss of a batch of uint8 images and int labels.
 
-  Returns the new state and, of the old parameters, the loss and the gradient's norm.
+  A second stage keeps the statistics of the norms as they are, and has gradients only for what it
+  trains.
+
+  Returns:
+    The new state and, of the old parameters, the loss and the norm of the gradient.
   """
-  key = jax.random.fold_in(jax.random.key(seed), state.step)  # resumable: nothing else is random
-  images = augment.scale(augment_fn(key, batch['image']))
+  key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)  # nothing else is random
+  progress = state.step / max(1, recipe.total_steps)
+  batch = recipe.mix_fn(jax.random.fold_in(key, _MIX), _augmented(recipe, key, batch), progress)
+  first = recipe.stage is stages.STAGES['none']
+  trained = stages.matches(recipe.stage.trains, state.params)
 
   def objective(params):
+    params = jax.tree.map(lambda x, on: x if on else jax.lax.stop_gradient(x), params, trained)
     variables = {'params': params, 'batch_stats': state.batch_stats}
-    logits, updated = model.apply(variables, images, train=True, mutable=['batch_stats'])
-    return loss_fn(logits, batch['label']).mean(), updated.get('batch_stats', {})
+    logits, updated = recipe.model.apply(
+      variables, batch['image'], train=first, mutable=['batch_stats']
+    )
+    loss = losses.mixed(recipe.loss_fn, logits, batch, progress).mean()
+    return loss, updated.get('batch_stats', state.batch_stats)
 
   (loss, batch_stats), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  updates, opt_state = recipe.tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  new_state = TrainState(state.step + 1, params, batch_stats, opt_state)
-  return new_state, {'loss': loss, 'grad_norm': optax.tree.norm(grads)}
+  state = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
+  if recipe.ema_decay:
+    averages = train_state.move_averages(state.averages, state, recipe.ema_decay)
+    state = state.replace(averages=averages)
+  return state.replace(step=state.step + 1), {'loss': loss, 'grad_norm': optax.tree.norm(grads)}
+
+
+_MIX, _PARTNER = 1 << 16, 1 << 17  # a step's keys beside those that the augmentation splits off
+
+
+def _augmented(recipe: Recipe, key: Array, batch: Batch) -> Batch:
+  """The batch with float images, augmented; partners of a stream of their own likewise."""
+  found = {
+    'image': augment.scale(recipe.augment_fn(key, batch['image'])),
+    'label': batch['label'],
+  }
+  if 'partner_image' in batch:
+    partner = recipe.augment_fn(jax.random.fold_in(key, _PARTNER), batch['partner_image'])
+    found |= {'partner_image': augment.scale(partner), 'partner_label': batch['partner_label']}
+  return found
 
 
 def train_steps(
-  state: TrainState, data: Batch, indices: Array, *, step_fn: StepFn
+  state: TrainState, data: Batch, indices: Mapping[str, Array], *, step_fn: StepFn
 ) -> tuple[TrainState, dict[str, Array]]:
-  """`step_fn` on data[indices[0]], data[indices[1]], ...: all on the device.
+  """`step_fn` on the examples of one batch after the other: all on the device.
 
   Args:
     state: donated where compiled.
     data: 'image' uint8 [N, H, W, ch] and 'label' int32 [N], on the device.
-    indices: [steps, batch] int32 positions in `data`.
+    indices: positions in `data`, [steps, batch] int32: 'own' of the batches, and 'partner' of the
+      images to mix with them where those have a stream of their own.
     step_fn: (state, batch) -> (state, metrics).
 
   Returns:
@@ -74,10 +121,13 @@ def train_steps(
   """
 
   def one(state, index):
-    return step_fn(state, jax.tree.map(lambda x: x[index], dict(data)))
+    batch = {name: values[index['own']] for name, values in data.items()}
+    if 'partner' in index:
+      batch |= {f'partner_{name}': values[index['partner']] for name, values in data.items()}
+    return step_fn(state, batch)
 
-  if indices.shape[0] == 1:
-    state, step_metrics = one(state, indices[0])
+  if indices['own'].shape[0] == 1:
+    state, step_metrics = one(state, {name: rows[0] for name, rows in indices.items()})
     return state, jax.tree.map(lambda x: x[None], step_metrics)
   return jax.lax.scan(one, state, indices)
 
@@ -86,75 +136,31 @@ def train_steps(
 compiled_steps = backend.jit(train_steps, static_argnames='step_fn', donate_argnames='state')
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-  """When things happen, in steps."""
-
-  steps_per_epoch: int
-  total: int
-  log_every: int
-  eval_every: int
-  diagnose_every: int  # 0: never
-
-  @classmethod
-  def of(cls, config: ml_collections.ConfigDict, images: int) -> 'Plan':
-    """The plan of a config for a training set of that many images."""
-    train = config.train
-    per_epoch = math.ceil(images / train.batch_size)
-    return cls(
-      per_epoch,
-      train.epochs * per_epoch,
-      train.log_every,
-      train.eval_every * per_epoch,
-      config.diagnostics.every,
-    )
-
-  def segments(self, start: int) -> Iterator[tuple[int, int]]:
-    """(from, to) of the stretches between log lines; a line also ends each epoch."""
-    while start < self.total:
-      epoch_start = start // self.steps_per_epoch * self.steps_per_epoch
-      in_epoch = (start - epoch_start) // self.log_every * self.log_every + self.log_every
-      end = epoch_start + min(in_epoch, self.steps_per_epoch)
-      yield start, end
-      start = end
-
-  def dispatches(self, first: int, last: int, longest: int) -> Iterator[tuple[int, int]]:
-    """(from, to) of the calls of a segment; one ends at each step that is diagnosed."""
-    while first < last:
-      end = min(first + longest, last)
-      if self.diagnose_every:
-        end = min(end, (first // self.diagnose_every + 1) * self.diagnose_every)
-      yield first, end
-      first = end
-
-  def diagnoses_at(self, step: int) -> bool:
-    """Whether the conflict is measured after step number `step`."""
-    return self.diagnose_every > 0 and step % self.diagnose_every == 0
-
-  def epoch(self, step: int) -> float:
-    """Epochs done after `step` steps."""
-    return step / self.steps_per_epoch
-
-  def evaluates_at(self, step: int) -> bool:
-    """Whether a validation and a checkpoint follow step number `step`."""
-    return step % self.eval_every == 0 or step == self.total
-
-
 def make_step(
   config: ml_collections.ConfigDict,
   model: nn.Module,
   tx: optax.GradientTransformation,
   class_counts: np.ndarray,
+  total_steps: int,
 ) -> StepFn:
-  """`train_step` with everything static bound: (state, batch) -> (state, metrics)."""
-  return functools.partial(
-    train_step,
+  """`train_step` with everything static bound: (state, batch) -> (state, metrics).
+
+  Raises:
+    UserError: unknown names in the config's tables, or parts that do not go together.
+  """
+  losses.check_fits(config.loss.name, config.model.head, config.mixing.name)
+  recipe = Recipe(
     model=model,
     tx=tx,
-    loss_fn=losses.build(config.loss.name, class_counts),
-    augment_fn=augment.build(config.augment.crop_padding, config.augment.flip),
+    loss_fn=losses.build(config.loss, class_counts),
+    augment_fn=augment.build(config.augment),
+    mix_fn=mixing.build(config.mixing, class_counts),
+    stage=stages.find(config.stage, config.model.head),
+    ema_decay=config.train.ema_decay,
+    total_steps=total_steps,
     seed=config.seed,
   )
+  return functools.partial(train_step, recipe=recipe)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -168,31 +174,48 @@ class Job:
   tx: optax.GradientTransformation
   schedule: optax.Schedule  # learning rate by step
   step_fn: StepFn
+  streams: Mapping[str, sampling.Stream]  # where the `indices` of `train_steps` come from
 
   @classmethod
   def of(cls, config: ml_collections.ConfigDict, data: pipeline.Data) -> 'Job':
     """The run that a config makes of its data; UserError if it cannot be run."""
     model = registry.build(config.model, len(data.class_names), data.image_shape)
     plan = Plan.of(config, len(data.train))
-    tx, schedule = optimizers.build(config.train, plan.total)
-    step_fn = make_step(config, model, tx, data.class_counts)
-    job = cls(config, data, plan, model, tx, schedule, step_fn)
-    job.draw(0, 1)  # a batch larger than the data is found out here
-    return job
+    tx, schedule = optimizers.build(config, plan.total)
+    step_fn = make_step(config, model, tx, data.class_counts, plan.total)
+    own = sampling.Stream.of(
+      config.sampler, data.train.labels, config.train.batch_size, plan.total, config.seed
+    )
+    partner = mixing.partners(config.mixing, own)
+    streams = {'own': own} | ({'partner': partner} if partner else {})
+    return cls(config, data, plan, model, tx, schedule, step_fn, streams)
 
   @property
   def batch_size(self) -> int:
     """Images a step."""
     return self.config.train.batch_size
 
-  def draw(self, start: int, end: int) -> np.ndarray:
+  @property
+  def shift(self) -> np.ndarray:
+    """What evaluation adds to the logits, [C]."""
+    return losses.post_hoc_shift(self.config.loss.post_hoc_tau, self.data.class_counts)
+
+  def draw(self, start: int, end: int) -> dict[str, np.ndarray]:
     """Positions of the training images of steps start to end - 1, [end - start, batch_size]."""
-    n = len(self.data.train)
-    batches = (
-      sampling.batch_positions(self.config.seed, step, n, self.batch_size)
-      for step in range(start, end)
-    )
-    return np.stack(list(batches))
+    return {
+      name: np.stack([stream.positions(step) for step in range(start, end)])
+      for name, stream in self.streams.items()
+    }
+
+  def begin(self) -> tuple[TrainState, dict[str, Any]]:
+    """The state before the first step, and what result.json says of where it comes from."""
+    config = self.config
+    averages = config.train.ema_decay > 0
+    state = train_state.create(self.model, self.tx, self.data.image_shape, config.seed, averages)
+    if config.stage.method == 'none':
+      return state, {}
+    state, about = second_stage.start(config, self.data, self.model, state)
+    return state, {'stage': about}
 
 
 def train_and_evaluate(
@@ -221,10 +244,10 @@ def train_and_evaluate(
     data = pipeline.load(config, say)
     say(describe(data))
     job = Job.of(config, data)
+    initial, origin = job.begin()
     folder.begin()  # all is checked: from here on the folder is this run's
     keep_splits(folder, data)
     say('compiling')
-    initial = train_state.create(job.model, job.tx, data.image_shape, config.seed)
 
     with Records(folder) as records:
       state = run_steps(job, records.resume(initial), records, stop)
@@ -232,12 +255,14 @@ def train_and_evaluate(
         say(f'stopped at step {records.progress.step}: saved, start again to go on')
         return None
       say(f'evaluating the test set at step {records.progress.best_step}')
-      sums = evaluate(job.model, records.best(state), data.test, job.batch_size)
+      sums = evaluate(job.model, records.best(state), data.test, job.batch_size, job.shift)
     folder.write_result(
       metrics.summarise(sums, data.class_counts)
+      | origin
       | {
         'checkpoint_step': records.progress.best_step,
         'validation_macro_f1': records.progress.best_score,
+        'post_hoc_tau': config.loss.post_hoc_tau,
         'class_names': list(data.class_names),
         'class_counts': data.class_counts.tolist(),
         'parameters': sum(x.size for x in jax.tree.leaves(state.params)),
@@ -282,6 +307,8 @@ def run_steps(job: Job, state: TrainState, records: Records, stop: StopRequest) 
       if stop.requested:
         records.save(state)
         break
+  if not job.plan.total:  # a stage that trains nothing
+    records.save(state, validate(job, state, records))
   records.wait()
   return state
 
@@ -292,7 +319,7 @@ def validate(job: Job, state: TrainState, records: Records) -> float | None:
     records.progress.best_step = records.progress.step
     return None
   began = time.monotonic()
-  sums = evaluate(job.model, state, job.data.val, job.batch_size)
+  sums = evaluate(job.model, state, job.data.val, job.batch_size, job.shift)
   summary = metrics.summarise(sums, job.data.class_counts)
   epoch = job.plan.epoch(records.progress.step)
   records.validation_line(epoch, summary, time.monotonic() - began)

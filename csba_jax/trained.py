@@ -16,6 +16,7 @@ from csba_jax.checkpoint import Checkpoints
 from csba_jax.data import augment, pipeline, sampling
 from csba_jax.errors import UserError
 from csba_jax.models import registry
+from csba_jax.plan import Plan
 from csba_jax.progress import say
 from csba_jax.records import Progress
 from csba_jax.train_state import TrainState
@@ -58,12 +59,13 @@ def take_up(workdir: str, which: str = 'best', data_dir: str | None = None) -> T
   data = pipeline.load(config, say)
   pipeline.check_splits(data.splits, folder / 'splits.npz')
   model = registry.build(config.model, len(data.class_names), data.image_shape)
-  tx, _ = optimizers.build(config.train, total_steps=1)
+  tx, _ = optimizers.build(config, total_steps=1)
+  averages = config.train.ema_decay > 0
   if which == 'init':
     state = train_state.create(model, tx, data.image_shape, config.seed)
     state = state.replace(batch_stats=_estimate_statistics(model, state, data, config))
     return Trained(folder, config, data, model, state)
-  like = train_state.shapes(model, tx, data.image_shape)
+  like = train_state.shapes(model, tx, data.image_shape, averages)
   with Checkpoints(_checkpoints_of(folder), read_only=True) as checkpoints:
     step = _find_step(checkpoints, folder, which, like)
     state, _ = checkpoints.restore(step, like)
@@ -77,8 +79,12 @@ def _estimate_statistics(
   stats = state.batch_stats
   if not jax.tree.leaves(stats):
     return stats
+  plan = Plan.of(config, len(data.train))
+  stream = sampling.Stream.of(
+    config.sampler, data.train.labels, config.train.batch_size, plan.total, config.seed
+  )
   for step in range(STATISTICS_BATCHES):
-    index = sampling.batch_positions(config.seed, step, len(data.train), config.train.batch_size)
+    index = stream.positions(step)
     stats = _statistics_step(model, state.params, stats, data.train.images[index])
   return stats
 

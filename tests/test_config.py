@@ -10,6 +10,8 @@ import ml_collections
 import pytest
 
 from csba_jax import config as config_lib
+from csba_jax import losses
+from csba_jax.data import mixing
 from csba_jax.errors import UserError
 from csba_jax.models import multibranch
 
@@ -31,14 +33,36 @@ BAD = {
   'data.val_fraction': [-0.1, 1.0, math.nan],
   'data.test_fraction': [0.0, 1.0, -0.2, math.nan],
   'augment.crop_padding': [-1, 65],
+  'augment.randaugment_ops': [0, -1, 9],
+  'augment.randaugment_magnitude': [-1, 31],
+  'augment.cutout': [-1, 257],
   'model.width': [0.0, -1.0, 65.0, math.nan, math.inf],
   'model.dtype': ['float16', 'float64', ''],
+  'loss.tau': [-0.1, math.inf, math.nan],
+  'loss.smoothing': [-0.1, 1.0, math.nan],
+  'loss.smoothing_tail': [-0.1, 1.0, math.nan],
+  'loss.gamma': [-0.5, math.inf, math.nan],
+  'loss.max_margin': [-0.5, math.inf, math.nan],
+  'loss.scale': [0.0, -30.0, math.inf, math.nan],
+  'loss.beta': [-0.1, 1.0, math.nan],
+  'loss.weights_start': [-0.1, 1.0, 160.0, math.nan],
+  'loss.post_hoc_tau': [-0.1, math.inf, math.nan],
+  'sampler.start': [-0.1, 1.0, 160.0, math.nan],
+  'mixing.alpha': [0.0, -1.0, math.inf, math.nan],
+  'mixing.kappa': [0.9, math.inf, math.nan],
+  'mixing.tau': [-0.1, 1.1, math.nan],
+  'mixing.probability': [-0.1, 1.1, math.nan],
+  'mixing.start': [-0.1, 1.0, math.nan],
+  'mixing.stop': [0.0, 1.1, math.nan],
+  'stage.checkpoint': ['', 'init', 'worst', '-1'],
+  'stage.tau': [-0.5, -2.0, math.inf, math.nan],
   'train.batch_size': [1, 0, -4],
   'train.epochs': [0, -1],
   'train.learning_rate': [0.0, -0.1, math.inf, math.nan],
   'train.momentum': [-0.1, 1.0, math.nan],
   'train.weight_decay': [-1e-4, math.inf, math.nan],
   'train.warmup_fraction': [-0.1, 1.0, math.nan],
+  'train.ema_decay': [-0.1, 1.0, math.nan],
   'train.log_every': [0, -1],
   'train.eval_every': [0, -1],
   'diagnostics.every': [-1],
@@ -51,8 +75,16 @@ BORDERS = {
   'data.imbalance_factor': [1.0, 1],
   'data.val_fraction': [0.0, 0.999],
   'augment.crop_padding': [0, 64],
+  'augment.randaugment_ops': [1, 8],
+  'augment.randaugment_magnitude': [0, 30],
+  'augment.cutout': [0, 8],
   'model.width': [1e-3, 64.0],
   'model.dtype': ['bfloat16'],
+  'loss.beta': [0.0, 0.99999],
+  'loss.weights_start': [0.0, 0.99],
+  'mixing.stop': [1.0, 0.01],
+  'stage.tau': [-1.0, 0.0, 2.0],
+  'stage.checkpoint': ['latest', '1200'],
   'train.batch_size': [2],
   'train.epochs': [1],
   'train.momentum': [0.0, 0],
@@ -107,6 +139,13 @@ def test_value_out_of_range_names_field_range_value_and_remedy(field, value):
   assert str(error.value) == (
     f'expected {field}: {wanted}; found {value!r}; to fix it: set --config.{field}=...'
   )
+
+
+def test_mixing_that_stops_before_it_starts():
+  bad = config_lib.default()
+  bad.mixing.update(start=0.5, stop=0.5)
+  with pytest.raises(UserError, match=r'mixing\.start < mixing\.stop; found start 0\.5, stop 0\.5'):
+    config_lib.check(bad)
 
 
 def test_a_factor_in_the_inverse_style_is_explained():
@@ -202,7 +241,7 @@ def test_differences():
   assert config_lib.differences(there, here) == []
   there['train']['epochs'] = 3
   there['model']['attention'] = 'se'
-  del there['loss']
+  there['loss'] = {k: v for k, v in there['loss'].items() if k != 'name'}
   there['old'] = {'field': None}
   assert config_lib.differences(there, here.to_dict()) == [
     "loss.name: 'absent' there, 'cross_entropy' here",
@@ -270,5 +309,7 @@ def attributes_read():
 
 def test_every_field_is_read_somewhere():
   read = attributes_read()
+  for section, table in (('loss', losses.LOSSES), ('mixing', mixing.MIXINGS)):
+    read |= {(section, option) for kind in table.values() for option in kind.options}
   fields = {tuple(field.split('.')) if '.' in field else ('config', field) for field in DEFAULTS}
-  assert not fields - read, 'a field that nothing reads promises what does not happen'
+  assert fields - read == set(), 'a field that nothing reads promises what does not happen'

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from csba_jax import diagnose, losses, train, train_state, trained
+from csba_jax import diagnose, losses, optimizers, train, train_state, trained
+from csba_jax.data import sampling
 from csba_jax.errors import UserError
 from csba_jax.gradients import class_gradients, class_grams
 from csba_jax.gradients import conflict as conflict_lib
@@ -55,11 +56,11 @@ def run(workdir):
 def losses_and_data(run, dtype=jnp.float32):
   """The run's losses by its own config, written anew; and its training images."""
   model = multibranch.build(10, (8, 8, 1), 'csba', 0.1, dtype)
-  loss_fn = losses.build(run.config.loss.name, run.data.class_counts)
+  loss_fn = losses.build(run.config.loss, run.data.class_counts)
 
   def losses_fn(params, batch):
     variables = {'params': params, 'batch_stats': stats}
-    return loss_fn(model.apply(variables, batch['image'], train=False), batch['label'])
+    return loss_fn(model.apply(variables, batch['image'], train=False), batch['label'], 1.0)
 
   stats = jax.tree.map(lambda x: x.astype(dtype), run.state.batch_stats)
   images = jnp.asarray(run.data.train.images, dtype) / 127.5 - 1
@@ -237,14 +238,14 @@ def test_the_untrained_net_has_statistics_of_the_training_images(driver, measure
   hidden = jax.tree.map(np.asarray, initial.params['hidden'])
   mean, n, batch_size = 0.0, len(run.data.train), config.train.batch_size
   for step in range(trained.STATISTICS_BATCHES):
-    index = train.sampling.batch_positions(config.seed, step, n, batch_size)
+    index = sampling.batch_positions(config.seed, step, n, batch_size)
     images = run.data.train.images[index].reshape(batch_size, -1) / 127.5 - 1
     mean = 0.9 * mean + 0.1 * (images @ hidden['kernel'] + hidden['bias']).mean(0)
   np.testing.assert_allclose(run.state.batch_stats['norm']['mean'], mean, rtol=1e-3, atol=1e-4)
 
 
 def _optimizer(run):
-  tx, _ = train.optimizers.build(run.config.train, 1)
+  tx, _ = optimizers.build(run.config, 1)
   return tx, run.data.image_shape
 
 

@@ -137,3 +137,59 @@ def test_draws_are_even_and_depend_on_the_words_alone():
   assert (longtail.draws(('a', 2), 6, 100) != found[:100]).any()
   pinned = longtail.draws(('pinned', 0), 10, 8).tolist()
   assert pinned == [7, 0, 5, 8, 1, 1, 7, 9], 'other images are drawn now'
+
+
+def test_inverse_frequency_weights_by_hand():
+  # 1, 1/3, 1/6 of the rarest class's, sum 3
+  found = longtail.class_weights('inverse', np.array([60, 30, 10]))
+  np.testing.assert_allclose(found, np.array([1 / 6, 1 / 3, 1]) * 2, rtol=1e-12)
+
+
+@pytest.mark.parametrize('beta', [0.5, 0.9, 0.999, 0.9999])
+def test_effective_numbers_are_the_sum_of_powers(beta):
+  counts = np.array([40, 7, 2, 1])
+  effective = [sum(beta**i for i in range(n)) for n in counts]  # = (1 - beta^n) / (1 - beta)
+  found = longtail.class_weights('effective', counts, beta)
+  assert found.sum() == pytest.approx(4)
+  np.testing.assert_allclose(found * effective, found[0] * effective[0], rtol=1e-9)
+
+
+def test_the_ends_of_beta_are_equal_weights_and_inverse_frequency():
+  counts = np.array([500, 20, 3])
+  np.testing.assert_allclose(longtail.class_weights('effective', counts, 0.0), np.ones(3))
+  found = longtail.class_weights('effective', counts, 1 - 1e-12)
+  np.testing.assert_allclose(found, longtail.class_weights('inverse', counts), rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', longtail.WEIGHTS)
+def test_weights_sum_to_the_number_of_classes(name):
+  counts = longtail.profile_counts(5000, 10, 100, 'exp')
+  weights = longtail.class_weights(name, counts)
+  assert weights.sum() == pytest.approx(10)
+  assert (np.diff(weights) >= 0).all()  # rarer classes weigh no less
+
+
+def test_priors_sum_to_one():
+  np.testing.assert_allclose(longtail.prior(np.array([3, 1])), [0.75, 0.25])
+  with pytest.raises(UserError, match='at least 1 training image in every class; found none of cl'):
+    longtail.prior(np.array([3, 0, 1]))
+
+
+@pytest.mark.parametrize('beta', [-0.1, 1.0, 1.5, math.nan])
+def test_a_beta_out_of_range(beta):
+  with pytest.raises(UserError, match=r'0 <= beta < 1; found beta .*set --config\.loss\.beta'):
+    longtail.class_weights('effective', np.array([2, 1]), beta)
+
+
+def test_unknown_weights_list_the_known_ones():
+  with pytest.raises(UserError, match=r"loss\.weights among none, inverse, effective; found 'x'"):
+    longtail.class_weights('x', np.array([2, 1]))
+
+
+def test_uniform_draws_are_uniform_and_depend_on_the_words_alone():
+  draws = longtail.uniforms((1, 'a'), 20_000)
+  assert ((draws >= 0) & (draws < 1)).all()
+  counts = np.histogram(draws, 20, (0, 1))[0]
+  assert ((counts - 1000) ** 2 / 1000).sum() < 50  # chi-square, 19 degrees of freedom
+  np.testing.assert_array_equal(longtail.uniforms((1, 'a'), 7), draws[:7])
+  assert (longtail.uniforms((1, 'b'), 7) != draws[:7]).all()

@@ -10,6 +10,7 @@ import pytest
 
 from csba_jax import config as config_lib
 from csba_jax import optimizers
+from csba_jax.errors import UserError
 from csba_jax.models import multibranch
 
 
@@ -26,14 +27,14 @@ def schedule_reference(step, peak, warmup_fraction, total):
   [(0.025, 1000), (0.0, 50), (0.5, 7), (0.1, 30), (0.0, 1), (0.025, 1)],
 )
 def test_schedule_equals_its_formula_at_every_step(warmup_fraction, total):
-  schedule = optimizers.schedule(0.3, warmup_fraction, total)
+  schedule = optimizers.cosine(0.3, warmup_fraction, total)
   steps = np.arange(total + 3)
   expected = [schedule_reference(int(step), 0.3, warmup_fraction, total) for step in steps]
   np.testing.assert_allclose(schedule(jnp.asarray(steps)), expected, atol=1e-6)
 
 
 def test_schedule_endpoints():
-  schedule = optimizers.schedule(0.1, 0.1, 100)
+  schedule = optimizers.cosine(0.1, 0.1, 100)
   assert float(schedule(0)) == 0
   assert float(schedule(5)) == pytest.approx(0.05)
   assert float(schedule(10)) == pytest.approx(0.1)
@@ -42,8 +43,8 @@ def test_schedule_endpoints():
 
 
 def test_without_warm_up_the_first_step_has_the_peak():
-  assert float(optimizers.schedule(0.1, 0.0, 10)(0)) == pytest.approx(0.1)
-  assert float(optimizers.schedule(0.1, 0.0, 1)(0)) == pytest.approx(0.1)
+  assert float(optimizers.cosine(0.1, 0.0, 10)(0)) == pytest.approx(0.1)
+  assert float(optimizers.cosine(0.1, 0.0, 1)(0)) == pytest.approx(0.1)
 
 
 @pytest.fixture(scope='module')
@@ -102,7 +103,7 @@ def test_sgd_equals_pytorchs_update_rule(momentum, weight_decay):
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
   params, grads_of_steps = draw(), [draw() for _ in range(6)]
-  schedule = optimizers.schedule(0.5, 0.4, 6)
+  schedule = optimizers.cosine(0.5, 0.4, 6)
   tx = optimizers.sgd(schedule, momentum, weight_decay)
   found, state = {'net': params}, tx.init({'net': params})
   for grads in grads_of_steps:
@@ -114,11 +115,39 @@ def test_sgd_equals_pytorchs_update_rule(momentum, weight_decay):
     np.testing.assert_allclose(found['net'][name], expected[name], atol=2e-6)
 
 
+def steps_reference(step, peak, warmup_fraction, total):
+  warmup = round(warmup_fraction * total)
+  if step < warmup:
+    return peak * step / warmup
+  return peak * 0.01 ** sum(step >= round(share * total) for share in (0.8, 0.9))
+
+
+@pytest.mark.parametrize(('warmup_fraction', 'total'), [(0.025, 200), (0.0, 50), (0.1, 30)])
+def test_steps_fall_at_four_and_nine_tenths(warmup_fraction, total):
+  found = optimizers.steps(0.1, warmup_fraction, total)(jnp.arange(total))
+  expected = [steps_reference(step, 0.1, warmup_fraction, total) for step in range(total)]
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_adamw_decays_apart_from_its_moments():
+  """First step, by hand: the moments of one gradient give a step of its sign."""
+  params = {'net': {'kernel': np.full((1, 1), 2.0, np.float32), 'bias': np.ones(1, np.float32)}}
+  tx = optimizers.adamw(lambda _: 0.1, 0.9, 0.5)
+  grads = jax.tree.map(lambda x: np.full_like(x, -3.0), params)
+  updates, _ = tx.update(grads, tx.init(params), params)
+  np.testing.assert_allclose(updates['net']['kernel'], [[0.1 * (1 - 0.5 * 2)]], atol=1e-6)
+  np.testing.assert_allclose(updates['net']['bias'], [0.1], rtol=1e-5)
+
+
+def configured(**train):
+  config = config_lib.default()
+  config.train.update(train)
+  return config
+
+
 def test_build_reads_the_config():
-  train = config_lib.default().train
-  train.learning_rate, train.momentum, train.weight_decay = 0.2, 0.5, 0.25
-  train.warmup_fraction = 0.5
-  tx, schedule = optimizers.build(train, total_steps=4)
+  config = configured(learning_rate=0.2, momentum=0.5, weight_decay=0.25, warmup_fraction=0.5)
+  tx, schedule = optimizers.build(config, total_steps=4)
   np.testing.assert_allclose(schedule(jnp.arange(5)), [0, 0.1, 0.2, 0.1, 0], atol=1e-7)
   params = {'kernel': np.full((1, 1), 2.0, np.float32)}
   state = tx.init(params)
@@ -126,3 +155,47 @@ def test_build_reads_the_config():
   for expected in (0.0, -0.1 * (1.5 + 0.5 * 2.25)):
     updates, state = tx.update({'kernel': np.ones((1, 1), np.float32)}, state, params)
     np.testing.assert_allclose(updates['kernel'], [[expected]], atol=1e-7)
+
+
+def test_build_takes_every_row_of_its_tables():
+  params = {'kernel': np.ones((1, 1), np.float32)}
+  for optimizer in optimizers.OPTIMIZERS:
+    for schedule in optimizers.SCHEDULES:
+      config = configured(optimizer=optimizer, schedule=schedule, warmup_fraction=0.0)
+      tx, rate = optimizers.build(config, total_steps=10)
+      updates, _ = tx.update(params, tx.init(params), params)
+      assert float(rate(0)) == pytest.approx(0.1)
+      assert float(updates['kernel'][0, 0]) < 0
+
+
+@pytest.mark.parametrize('field', ['optimizer', 'schedule'])
+def test_unknown_names_list_the_known_ones(field):
+  with pytest.raises(
+    UserError, match=rf"train\.{field} among .*; found 'x'; to fix it: set --config"
+  ):
+    optimizers.build(configured(**{field: 'x'}), total_steps=4)
+
+
+@pytest.mark.parametrize(
+  ('method', 'trained'),
+  [
+    ('crt', {'head/kernel', 'head/bias', 'head/scale'}),
+    ('label_aware', {'head/kernel', 'head/bias', 'head/scale'}),
+    ('lws', {'head/scale'}),
+    ('tau_norm', set()),
+  ],
+)
+def test_a_second_stage_moves_only_what_it_trains(method, trained):
+  config = configured(weight_decay=0.5, warmup_fraction=0.0)
+  config.stage.update(method=method, source='there')
+  config.model.head = 'linear' if method == 'tau_norm' else 'scaled'
+  tx, _ = optimizers.build(config, total_steps=4)
+  ones = np.ones((2, 2), np.float32)
+  params = {'stem': {'kernel': ones}, 'head': {'kernel': ones, 'bias': ones, 'scale': ones}}
+  updates, _ = tx.update(params, tx.init(params), params)
+  moved = {
+    '/'.join(key.key for key in path)
+    for path, leaf in jax.tree.leaves_with_path(updates)
+    if np.any(leaf)
+  }
+  assert moved == trained

@@ -19,6 +19,7 @@ from csba_jax.checkpoint import Checkpoints
 from csba_jax.data import augment, pipeline, sampling
 from csba_jax.errors import UserError
 from csba_jax.models import registry
+from csba_jax.plan import Plan
 from csba_jax.signals import StopRequest
 
 
@@ -35,7 +36,7 @@ def final_state(driver, workdir):
   """(step, leaves) of the last checkpoint: parameters, statistics, optimiser state."""
   config = driver.tiny_config()
   model = registry.build(config.model, 10, (8, 8, 1))
-  tx, _ = optimizers.build(config.train, 1)
+  tx, _ = optimizers.build(config, 1)
   like = train_state.shapes(model, tx, (8, 8, 1))
   with Checkpoints(workdir / 'checkpoints', read_only=True) as checkpoints:
     step = checkpoints.steps()[-1]
@@ -123,7 +124,7 @@ def test_evaluation_counts_every_example_once(driver):
   config = driver.tiny_config()
   data = pipeline.load(config, print)
   model = registry.build(config.model, 10, (8, 8, 1))
-  tx, _ = optimizers.build(config.train, 1)
+  tx, _ = optimizers.build(config, 1)
   state = train_state.create(model, tx, (8, 8, 1), 0)
   expected = np.zeros((10, 10), int)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
@@ -131,7 +132,7 @@ def test_evaluation_counts_every_example_once(driver):
   for label, predicted in zip(data.test.labels, np.argmax(logits, -1), strict=True):
     expected[label, predicted] += 1
   for batch_size in (32, 100, 539, 1000):
-    sums = evaluate.evaluate(model, state, data.test, batch_size)
+    sums = evaluate.evaluate(model, state, data.test, batch_size, np.zeros(10))
     np.testing.assert_array_equal(sums.counts, expected)
 
 
@@ -155,8 +156,8 @@ def test_without_validation_the_last_step_is_tested(driver, tmp_path):
 def static_step(driver):
   config = driver.tiny_config()
   model = registry.build(config.model, 10, (8, 8, 1))
-  tx, _ = optimizers.build(config.train, 36)
-  step_fn = train.make_step(config, model, tx, np.arange(10, 0, -1))
+  tx, _ = optimizers.build(config, 36)
+  step_fn = train.make_step(config, model, tx, np.arange(10, 0, -1), 36)
   return config, model, tx, step_fn
 
 
@@ -172,11 +173,11 @@ def test_many_steps_in_one_dispatch_equal_single_ones(driver):
   indices = np.stack([sampling.batch_positions(0, step, 40, 16) for step in range(5)])
   initial = train_state.create(model, tx, (8, 8, 1), 0)
   together, metrics = train.compiled_steps()(
-    jax.tree.map(jnp.copy, initial), data, indices, step_fn=step_fn
+    jax.tree.map(jnp.copy, initial), data, {'own': indices}, step_fn=step_fn
   )
   state, singly = initial, []
   for index in indices:
-    state, one = train.compiled_steps()(state, data, index[None], step_fn=step_fn)
+    state, one = train.compiled_steps()(state, data, {'own': index[None]}, step_fn=step_fn)
     singly.append(one['loss'][0])
   assert int(together.step) == int(state.step) == 5
   np.testing.assert_allclose(metrics['loss'], np.stack(singly), rtol=1e-5)
@@ -230,7 +231,7 @@ def test_a_run_of_long_dispatches_ends_like_one_of_single_steps(
 
 @pytest.mark.parametrize('start', range(0, 37))
 def test_segments_end_at_lines_and_epochs_from_any_start(start):
-  plan = train.Plan(steps_per_epoch=12, total=36, log_every=5, eval_every=24, diagnose_every=0)
+  plan = Plan(steps_per_epoch=12, total=36, log_every=5, eval_every=24, diagnose_every=0)
   segments = list(plan.segments(start))
   ends = [0, 5, 10, 12, 17, 22, 24, 29, 34, 36]
   assert [end for _, end in segments] == [end for end in ends if end > start]
@@ -240,7 +241,7 @@ def test_segments_end_at_lines_and_epochs_from_any_start(start):
 
 @pytest.mark.parametrize('every', [0, 1, 4, 7, 100])
 def test_a_dispatch_ends_at_each_step_that_is_diagnosed(every):
-  plan = train.Plan(12, 36, log_every=6, eval_every=24, diagnose_every=every)
+  plan = Plan(12, 36, log_every=6, eval_every=24, diagnose_every=every)
   for longest in (1, 3, 6):
     calls = list(plan.dispatches(6, 18, longest))
     assert [first for first, _ in calls] == [6, *(end for _, end in calls[:-1])]

@@ -1,4 +1,7 @@
-"""csba-evaluate --workdir=DIR [--checkpoint=best|latest|init|STEP] [--split=test|val]"""
+"""csba-evaluate --workdir=DIR [--checkpoint=best|latest|init|STEP] [--split=test|val]
+
+--post_hoc_tau=T takes T log pi_c off the logits of class c (choose T on --split=val).
+"""
 
 from absl import flags
 
@@ -9,6 +12,8 @@ _CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, latest, init or a
 _SPLIT = flags.DEFINE_enum('split', 'test', ['test', 'val'], 'Part of the data to evaluate on.')
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where the data is now, if it has moved.')
 
+_TAU = flags.DEFINE_float('post_hoc_tau', None, "Logit adjustment; default: the run's config.")
+
 
 def main() -> int:
   """Evaluates a checkpoint of a run and prints every metric; writes nothing."""
@@ -17,7 +22,9 @@ def main() -> int:
   from csba_jax import evaluate
   from csba_jax.report import table
 
-  result = evaluate.evaluate_run(workdir, _CHECKPOINT.value, _SPLIT.value, _DATA_DIR.value)
+  result = evaluate.evaluate_run(
+    workdir, _CHECKPOINT.value, _SPLIT.value, _DATA_DIR.value, _TAU.value
+  )
   print(table.single(result))
   print(f'{_SPLIT.value} part, checkpoint of step {result["checkpoint_step"]} in {workdir}')
   return 0

@@ -4,7 +4,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 from jax import Array
+
+from csba_jax.data import policy
 
 Augment = Callable[[Array, Array], Array]
 
@@ -25,18 +28,45 @@ def random_flip(key: Array, images: Array) -> Array:
   return jnp.where(flip, images[:, :, ::-1], images)
 
 
-def build(crop_padding: int, flip: bool) -> Augment:
-  """Crop, then flip, each where it is switched on."""
+def cutout(key: Array, images: Array, side: int) -> Array:
+  """Greys out a square around a random pixel of each image (DeVries & Taylor 2017).
 
-  def augment(key: Array, images: Array) -> Array:
-    crop_key, flip_key = jax.random.split(key)
-    if crop_padding:
-      images = random_crop(crop_key, images, crop_padding)
+  What would lie outside the image is cut off. The official code fills with 0 after normalisation,
+  which here is grey 128 (0.004 after `scale`), and takes one pixel from an odd side; we do not.
+  """
+  n, h, w, _ = images.shape
+  row_key, column_key = jax.random.split(key)
+
+  def covered(key: Array, size: int) -> Array:
+    first = jax.random.randint(key, (n, 1), 0, size) - side // 2
+    position = jnp.arange(size)[None]
+    return (first <= position) & (position < first + side)
+
+  square = covered(row_key, h)[:, :, None] & covered(column_key, w)[:, None, :]
+  return jnp.where(square[..., None], jnp.uint8(policy.FILL), images)
+
+
+def build(augment: ml_collections.ConfigDict) -> Augment:
+  """Crop, flip, policy, cutout, each where config.augment switches it on.
+
+  Raises:
+    UserError: unknown policy.
+  """
+  padding, flip, side = augment.crop_padding, augment.flip, augment.cutout
+  apply_policy = policy.build(augment)
+
+  def augmented(key: Array, images: Array) -> Array:
+    crop_key, flip_key, policy_key, cutout_key = jax.random.split(key, 4)
+    if padding:
+      images = random_crop(crop_key, images, padding)
     if flip:
       images = random_flip(flip_key, images)
+    images = apply_policy(policy_key, images)
+    if side:
+      images = cutout(cutout_key, images, side)
     return images
 
-  return augment
+  return augmented
 
 
 def scale(images: Array) -> Array:

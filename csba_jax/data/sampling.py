@@ -1,17 +1,123 @@
 """Index streams: which examples a training step sees, a pure function of (seed, step)."""
 
+import dataclasses
 import functools
+from collections.abc import Callable
 
+import ml_collections
 import numpy as np
 
+from csba_jax import longtail
 from csba_jax.errors import UserError
-from csba_jax.longtail import permutation
 
 
-def batch_positions(seed: int, step: int, n: int, batch_size: int) -> np.ndarray:
+def instance(counts: np.ndarray, progress: float) -> np.ndarray:
+  """p_c = n_c / N: every image equally often."""
+  del progress
+  return counts / counts.sum()
+
+
+def class_balanced(counts: np.ndarray, progress: float) -> np.ndarray:
+  """p_c = 1 / C: every class equally often."""
+  del progress
+  return np.full(len(counts), 1 / len(counts))
+
+
+def square_root(counts: np.ndarray, progress: float) -> np.ndarray:
+  """p_c = sqrt(n_c) / sum_d sqrt(n_d)."""
+  del progress
+  return np.sqrt(counts) / np.sqrt(counts).sum()
+
+
+def progressive(counts: np.ndarray, progress: float) -> np.ndarray:
+  """p_c = (1 - t) n_c / N + t / C, from instance- to class-balanced with the progress t.
+
+  Kang et al. 2020, who change t once an epoch; here it changes with every step.
+  """
+  return (1 - progress) * instance(counts, 0) + progress * class_balanced(counts, 0)
+
+
+def reversed_frequency(counts: np.ndarray, progress: float) -> np.ndarray:
+  """p_c = (1 / n_c) / sum_d 1 / n_d: the rarest class most often (BBN, Zhou et al. 2020)."""
+  del progress
+  return (1 / counts) / (1 / counts).sum()
+
+
+# (images of each class [C] float64, progress 0 <= t < 1) -> probability of each class [C];
+# the first four are those of Kang et al. 2020
+SAMPLERS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
+  'instance': instance,
+  'class': class_balanced,
+  'square_root': square_root,
+  'progressive': progressive,
+  'reversed': reversed_frequency,
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stream:
+  """Positions of the training images of every batch, a pure function of (seed, step).
+
+  `instance` goes through permutations of all images, see `batch_positions`. Every other sampler
+  draws with replacement: the class first, then one of its images.
+  """
+
+  name: str  # a row of SAMPLERS
+  start: float  # progress from which it samples; `instance` before (deferred re-sampling)
+  labels: np.ndarray  # [N] of the training part
+  batch_size: int
+  total_steps: int
+  seed: int
+  purpose: str = 'train'  # streams of different purposes are independent
+
+  @classmethod
+  def of(
+    cls,
+    sampler: ml_collections.ConfigDict,
+    labels: np.ndarray,
+    batch_size: int,
+    total_steps: int,
+    seed: int,
+  ) -> 'Stream':
+    """The stream that config.sampler describes.
+
+    Raises:
+      UserError: an unknown name, or a batch that the data cannot fill.
+    """
+    if sampler.name not in SAMPLERS:
+      raise UserError(
+        f'sampler.name among {", ".join(SAMPLERS)}', repr(sampler.name), 'set --config.sampler.name'
+      )
+    _check_batch(batch_size, len(labels))
+    return cls(sampler.name, sampler.start, labels, batch_size, total_steps, seed)
+
+  def positions(self, step: int) -> np.ndarray:
+    """Positions in the training part of the batch of a step, [batch_size] int32."""
+    progress = step / max(1, self.total_steps)
+    if self.name == 'instance' or progress < self.start:
+      return batch_positions(self.seed, step, len(self.labels), self.batch_size, self.purpose)
+    members, counts, first = self._by_class
+    edges = np.cumsum(SAMPLERS[self.name](counts.astype(np.float64), progress))
+    words = (self.seed, self.purpose, self.name, step)
+    uniform, place = longtail.uniforms(words, 2 * self.batch_size).reshape(2, -1)
+    classes = np.searchsorted(edges[:-1], uniform, side='right')  # beyond the last edge: the last
+    within = (place * counts[classes]).astype(np.int64)
+    return members[first[classes] + within].astype(np.int32)
+
+  @functools.cached_property
+  def _by_class(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions class by class [N], images of each class [C], where each class begins [C]."""
+    counts = np.bincount(self.labels)
+    members = np.argsort(self.labels, kind='stable')
+    return members, counts, np.cumsum(counts) - counts
+
+
+def batch_positions(
+  seed: int, step: int, n: int, batch_size: int, purpose: str = 'train'
+) -> np.ndarray:
   """Positions of an instance-balanced batch:  stream[step * B : (step + 1) * B].
 
-  The stream is the concatenation over epochs e = 0, 1, ... of permutation((seed, 'train', e), n),
+  The stream is the concatenation over epochs e = 0, 1, ... of permutation((seed, purpose, e), n),
   so every example comes exactly once an epoch, and a batch may straddle two epochs. To resume is
   to ask for the next step.
 
@@ -20,6 +126,7 @@ def batch_positions(seed: int, step: int, n: int, batch_size: int) -> np.ndarray
     step: of the batch, from 0.
     n: examples in the training part.
     batch_size: B, from 1 to n.
+    purpose: streams of different purposes are independent.
 
   Returns:
     [B] int32, positions in the training part (not indices of the source).
@@ -27,21 +134,25 @@ def batch_positions(seed: int, step: int, n: int, batch_size: int) -> np.ndarray
   Raises:
     UserError: a batch of less than one example, or larger than the data.
   """
+  _check_batch(batch_size, n)
+  epoch, offset = divmod(step * batch_size, n)
+  order = _epoch_order(seed, purpose, epoch, n)[offset : offset + batch_size]
+  missing = batch_size - len(order)
+  if missing:
+    order = np.concatenate([order, _epoch_order(seed, purpose, epoch + 1, n)[:missing]])
+  return order.astype(np.int32)
+
+
+@functools.lru_cache(maxsize=2)  # a straddling batch needs two epochs, nothing needs three
+def _epoch_order(seed: int, purpose: str, epoch: int, n: int) -> np.ndarray:
+  """The permutation of one epoch, [n] int64; callers copy it, because the cache keeps it."""
+  return longtail.permutation((seed, purpose, epoch), n)
+
+
+def _check_batch(batch_size: int, n: int) -> None:
   if not 1 <= batch_size <= n:
     raise UserError(
       f'a batch of 1 to {n} images',
       f'batch_size {batch_size}' + (', a batch larger than the data' if batch_size > n else ''),
       'set train.batch_size to a number in that range',
     )
-  epoch, offset = divmod(step * batch_size, n)
-  order = _epoch_order(seed, epoch, n)[offset : offset + batch_size]
-  missing = batch_size - len(order)
-  if missing:
-    order = np.concatenate([order, _epoch_order(seed, epoch + 1, n)[:missing]])
-  return order.astype(np.int32)
-
-
-@functools.lru_cache(maxsize=2)  # a straddling batch needs two epochs, nothing needs three
-def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
-  """The permutation of one epoch, [n] int64; callers copy it, because the cache keeps it."""
-  return permutation((seed, 'train', epoch), n)

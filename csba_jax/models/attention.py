@@ -3,7 +3,7 @@
 Notation: branch b of a block gives u_b [N, H, W, D]; z_b = mean over H, W of u_b, [N, D].
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -91,27 +91,38 @@ class CBAM(nn.Module):
     return x * nn.sigmoid(norm(maps))
 
 
-class LinearHead(nn.Module):
-  """logit_k = bias_k + sum_b <w_kb, z_b>, the plain classifier.   [N, B, D] -> [N, num_classes]"""
+def aggregate(
+  branches: Sequence[Array],
+  names: Sequence[str],
+  attention: str,
+  train: bool,
+  dtype: Any,
+  project: Callable[[Array], Array] | None = None,
+) -> Array:
+  """attention(project(concat_b u_b)), or project(concat_b attention(u_b)) for CSBA.
 
-  num_classes: int
+  What each `attention` means in every model: `csba` and `csba_class` gate the branches before they
+  are aggregated, `se` and `cbam` what comes out, the others nothing. Called in the `@nn.compact`
+  method of a module, which gets the submodule `attention`.
 
-  @nn.compact
-  def __call__(self, z: Array, class_gate: Array | None = None) -> Array:
-    """With `class_gate` g [N, B, D], every class k gates z for itself by 2 sigmoid(g_b + E_kb)."""
-    wide = jnp.promote_types(z.dtype, jnp.float32)  # logits in float32 at least
-    z = z.astype(wide)
-    shape = (*z.shape[1:], self.num_classes)
-    init = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal', in_axis=(0, 1))
-    kernel = self.param('kernel', init, shape)
-    bias = self.param('bias', nn.initializers.zeros, (self.num_classes,))
-    if class_gate is None:
-      return jnp.einsum('nbd,bdk->nk', z, kernel) + bias[None]
-    embedding = self.param(
-      'class_embedding', nn.initializers.zeros, (self.num_classes, *z.shape[1:])
-    )
-    gates = 2 * nn.sigmoid(class_gate.astype(wide)[:, None] + embedding[None])
-    return jnp.einsum('nbd,nkbd,bdk->nk', z, gates, kernel) + bias[None]
+  Args:
+    branches: u_b [N, H, W, D], B of them.
+    names: of the branches; CSBA's layers are called by them.
+    attention: none | none_wide | se | cbam | csba | csba_class.
+    train: as of the module.
+    dtype: type of the computation.
+    project: [N, H, W, B * D] -> [N, H, W, features]; without it they are concatenated only.
+  """
+  if attention in ('csba', 'csba_class'):
+    branches = BranchAttention(names, dtype, name='attention')(branches)
+  x = jnp.concatenate(branches, axis=-1)
+  if project is not None:
+    x = project(x)
+  if attention == 'se':
+    x = SqueezeExcite(dtype=dtype, name='attention')(x)
+  if attention == 'cbam':
+    x = CBAM(dtype=dtype, name='attention')(x, train)
+  return x
 
 
 class ClassGate(nn.Module):

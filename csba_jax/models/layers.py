@@ -1,5 +1,6 @@
 """Convolution, norm and pooling layers shared by the models. Images are [N, H, W, C] everywhere."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 kernel_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'truncated_normal')
+SMALL = 32  # pixels: what the nets are made for; larger images are halved to it first
 
 
 class BatchNorm(nn.Module):
@@ -92,6 +94,28 @@ class ConvNormRelu(nn.Module):
   def __call__(self, x: Array, train: bool) -> Array:
     x = Conv(self.features, self.kernel_size, self.stride, self.dtype, name='conv')(x)
     return nn.relu(BatchNorm(use_running_average=not train, dtype=self.dtype, name='norm')(x))
+
+
+class Stem(nn.Module):
+  """3x3 convolutions down to a map of at most `largest` x `largest`, itself at most SMALL.
+
+  Above SMALL pixels each halving is a strided convolution; a last halving is a pooling.
+  [N, H, W, ch] -> [N, h, w, features]
+  """
+
+  features: int
+  largest: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    conv = functools.partial(ConvNormRelu, self.features, (3, 3), dtype=self.dtype)
+    halvings = 0
+    while min(x.shape[1:3]) > SMALL:
+      halvings += 1
+      x = conv(stride=2, name=f'down{halvings}')(x, train)
+    x = conv(name='full')(x, train)
+    return max_pool2(x) if min(x.shape[1:3]) > self.largest else x
 
 
 def max_pool2(x: Array) -> Array:

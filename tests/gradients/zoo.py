@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 from jax import lax
 
-from csba_jax.models import attention, layers, multibranch
+from csba_jax.models import heads, layers, multibranch
 
 CLASSES = 4
 IMAGES = 12
@@ -86,8 +86,7 @@ class TwoBlocks(nn.Module):
     x = layers.max_pool2(x)
     x = multibranch.Block(3, self.attention, False, self.dtype, name='last')(x, False)
     z = x.mean((1, 2)).reshape(x.shape[0], 3, -1)
-    gate = attention.ClassGate(dtype=self.dtype)(z) if self.attention == 'csba_class' else None
-    return attention.LinearHead(CLASSES, name='head')(z, gate)
+    return heads.classify(z, CLASSES, 'linear', self.attention, self.dtype)
 
 
 def two_blocks(kind, dtype):

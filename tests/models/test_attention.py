@@ -1,12 +1,12 @@
 """Attention layers against their formulas in plain NumPy, float64."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from csba_jax.models import attention as attn
-from csba_jax.models import multibranch
 
 NAMES = ('branch1x1', 'branch3x3', 'branch5x5')
 
@@ -127,47 +127,6 @@ def test_cbam(train):
   close(found[0] if train else found, gated * sigmoid(normed)[..., None])
 
 
-def test_linear_head():
-  module, z = attn.LinearHead(4), draw(3, 2, 5)
-  variables = random_variables(module, z)
-  params = float64(variables['params'])
-  assert params.keys() == {'kernel', 'bias'}
-  expected = np.zeros((3, 4))
-  for n in range(3):
-    for k in range(4):
-      expected[n, k] = params['bias'][k]
-      for b in range(2):
-        expected[n, k] += params['kernel'][b, :, k] @ z[n, b]
-  close(module.apply(variables, z), expected)
-
-
-def class_logits(params, gate, z):
-  """logit_k = bias_k + sum_b <w_kb, 2 sigmoid(gate_b + E_kb) * z_b>, in loops."""
-  branches, _, classes = params['kernel'].shape
-  logits = np.zeros((len(z), classes))
-  for n in range(len(z)):
-    for k in range(classes):
-      logits[n, k] = params['bias'][k]
-      for b in range(branches):
-        gates = 2 * sigmoid(gate[n, b] + params['class_embedding'][k, b])
-        logits[n, k] += params['kernel'][b, :, k] @ (gates * z[n, b])
-  return logits
-
-
-@pytest.fixture
-def class_head():
-  """(module, variables, z [N, B, D], image's share of the gate [N, B, D])"""
-  module, z, gate = attn.LinearHead(4), draw(3, 2, 5), draw(3, 2, 5, seed=2)
-  return module, random_variables(module, z, gate), z, gate
-
-
-def test_class_conditioned_head(class_head):
-  module, variables, z, gate = class_head
-  params = float64(variables['params'])
-  assert params['class_embedding'].shape == (4, 2, 5)
-  close(module.apply(variables, z, gate), class_logits(params, gate, z))
-
-
 @pytest.mark.parametrize(('reduction', 'hidden'), [(1, 5), (2, 2), (16, 1)])
 def test_class_gate(reduction, hidden):
   module, z = attn.ClassGate(reduction), draw(3, 2, 5)
@@ -181,58 +140,13 @@ def test_class_gate(reduction, hidden):
   close(module.apply(variables, z), expected)
 
 
-@pytest.mark.parametrize(('embedding', 'gate'), [(-50.0, 0.0), (0.0, 1.0), (50.0, 2.0)])
-def test_class_gates_lie_between_zero_and_two(class_head, embedding, gate):
-  module, variables, z, _ = class_head
-  params = variables['params'] | {'class_embedding': np.full((4, 2, 5), embedding, np.float32)}
-  plain = {'kernel': params['kernel'], 'bias': np.zeros(4, np.float32)}
-  found = module.apply({'params': params}, z, np.zeros_like(z)) - params['bias'][None]
-  close(found, gate * module.apply({'params': plain}, z))
-
-
-def test_v_and_e_start_at_zero_and_the_rest_does_not():
-  z = draw(3, 2, 5)
+def test_v_starts_at_zero_and_u_by_its_fan_in():
+  z = draw(3, 2, 64)
   gate = attn.ClassGate().init(jax.random.key(0), z)
   assert not np.asarray(gate['params']['excite']).any()
-  assert np.asarray(gate['params']['squeeze']).all()
   assert not np.asarray(attn.ClassGate().apply(gate, z)).any()
-  params = attn.LinearHead(4).init(jax.random.key(0), z, z)['params']
-  assert not np.asarray(params['class_embedding']).any()
-  assert not np.asarray(params['bias']).any()
-  assert np.asarray(params['kernel']).all()
-
-
-def test_initial_scales_are_those_of_the_fan_in():
-  # truncated normal of variance 1 / fan-in, the fan-in of the head being all branches together
-  z = np.zeros((1, 3, 64), np.float32)
-  kernel = attn.LinearHead(50).init(jax.random.key(0), z)['params']['kernel']
-  assert np.asarray(kernel).std() == pytest.approx((3 * 64) ** -0.5, rel=0.05)
-  squeeze = attn.ClassGate().init(jax.random.key(0), z)['params']['squeeze']
-  assert np.asarray(squeeze).std() == pytest.approx(64**-0.5, rel=0.05)
-
-
-def test_permuting_the_classes_permutes_the_logits(class_head):
-  module, variables, z, gate = class_head
-  order = np.array([2, 0, 3, 1])
-  params = variables['params']
-  permuted = {
-    'kernel': params['kernel'][..., order],
-    'bias': params['bias'][order],
-    'class_embedding': params['class_embedding'][order],
-  }
-  before = np.asarray(module.apply({'params': params}, z, gate))
-  close(module.apply({'params': permuted}, z, gate), before[:, order])
-
-
-def test_the_logit_of_a_class_reaches_only_its_own_row_of_e(class_head):
-  module, variables, z, gate = class_head
-
-  def logit_sums(params):
-    return module.apply({'params': params}, z, gate).sum(0)
-
-  jacobian = jax.jacobian(logit_sums)(variables['params'])['class_embedding']  # [k, row, B, D]
-  reached = np.abs(np.asarray(jacobian)).max((2, 3)) > 0
-  np.testing.assert_array_equal(reached, np.eye(4, dtype=bool))
+  # truncated normal of variance 1 / fan-in
+  assert np.asarray(gate['params']['squeeze']).std() == pytest.approx(64**-0.5, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -250,17 +164,7 @@ def test_images_do_not_see_each_other(module):
   np.testing.assert_allclose(apply(x)[1:2], apply(x[1:2]), rtol=1e-5, atol=1e-6)
 
 
-def test_heads_do_not_mix_images(class_head):
-  module, variables, z, gate = class_head
-  alone = module.apply(variables, z[1:2], gate[1:2])
-  np.testing.assert_allclose(module.apply(variables, z, gate)[1:2], alone, rtol=1e-5, atol=1e-6)
-
-
-def test_half_precision_computes_gates_in_half_and_logits_in_float32(class_head):
-  module, variables, z, gate = class_head
-  half = module.apply(variables, jnp.asarray(z, jnp.bfloat16), jnp.asarray(gate, jnp.bfloat16))
-  assert half.dtype == jnp.float32
-  np.testing.assert_allclose(half, module.apply(variables, z, gate), rtol=0.05, atol=0.05)
+def test_half_precision_computes_in_half():
   x = draw(2, 4, 4, 8)
   for layer, extra in (
     (attn.SqueezeExcite(dtype=jnp.bfloat16), ()),
@@ -272,19 +176,30 @@ def test_half_precision_computes_gates_in_half_and_logits_in_float32(class_head)
     assert found.dtype == jnp.bfloat16
 
 
-def test_csba_class_with_zero_v_and_e_is_csba():
-  models = {
-    name: multibranch.build(5, (8, 8, 1), name, 0.1, jnp.float32) for name in ('csba', 'csba_class')
-  }
-  x = draw(2, 8, 8, 1)
-  variables = random_variables(models['csba'], x)
-  gate = {'squeeze': draw(3, 16, 16, seed=5), 'excite': np.zeros((3, 16, 16), np.float32)}
-  head = variables['params']['head'] | {'class_embedding': np.zeros((5, 3, 16), np.float32)}
-  conditioned = variables | {'params': variables['params'] | {'class_gate': gate, 'head': head}}
-  quick = {'xla_backend_optimization_level': 1}
-  plain, found = (
-    jax.jit(models[name].apply, compiler_options=quick)(values, x)
-    for name, values in (('csba', variables), ('csba_class', conditioned))
-  )
-  assert np.abs(plain).max() > 0.1
-  np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-5 * np.abs(plain).max())
+AGGREGATIONS = ('none', 'none_wide', 'se', 'cbam', 'csba', 'csba_class')
+
+
+@pytest.mark.parametrize('projected', [False, True])
+@pytest.mark.parametrize('attention', AGGREGATIONS)
+def test_aggregation_gates_branches_before_and_images_after(attention, projected):
+  class Aggregate(nn.Module):
+    @nn.compact
+    def __call__(self, branches):
+      project = nn.Dense(8, name='project') if projected else None
+      return attn.aggregate(branches, NAMES, attention, False, jnp.float32, project)
+
+  branches = [draw(2, 4, 5, 6, seed=seed) for seed in range(3)]
+  variables = random_variables(Aggregate(), branches)
+  found = Aggregate().apply(variables, branches)
+  inside = {kind: tree.get('attention', {}) for kind, tree in variables.items()}
+  if attention in ('csba', 'csba_class'):
+    branches = attn.BranchAttention(NAMES).apply(inside, branches)
+  expected = np.concatenate(branches, -1)
+  if projected:
+    expected = nn.Dense(8).apply({'params': variables['params']['project']}, expected)
+  if attention == 'se':
+    expected = attn.SqueezeExcite().apply(inside, expected)
+  if attention == 'cbam':
+    expected = attn.CBAM().apply(inside, expected, False)
+  close(found, expected)
+  assert bool(inside.get('params')) == (not attention.startswith('none'))

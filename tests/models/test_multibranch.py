@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from csba_jax import losses
-from csba_jax.models import multibranch
+from csba_jax.models import capacity, layers, multibranch
 
 CIFAR = (32, 32, 3)
 SMALL = (8, 8, 3)
@@ -74,13 +74,13 @@ def test_table_of_attentions_is_whole():
 @pytest.mark.parametrize('attention', PARAMETERS)
 def test_number_of_parameters(attention):
   model = build(attention, CIFAR, 1.0, 10)
-  assert multibranch.parameter_count(model, CIFAR) == PARAMETERS[attention]
+  assert capacity.parameter_count(model, CIFAR) == PARAMETERS[attention]
 
 
 @pytest.mark.parametrize(('attention', 'paper'), [('none', 1.35e6), ('csba', 1.79e6)])
 def test_default_sizes_are_the_papers(attention, paper):
   model = build(attention, CIFAR, 1.0, 10)
-  assert multibranch.parameter_count(model, CIFAR) == pytest.approx(paper, rel=0.005)
+  assert capacity.parameter_count(model, CIFAR) == pytest.approx(paper, rel=0.005)
 
 
 def parameters_by_hand(csba, stem=32, stages=(64, 128, 160), classes=10):
@@ -109,7 +109,7 @@ def test_class_conditioning_adds_u_v_and_e():
 @pytest.mark.parametrize('num_classes', [2, 10, 100, 1000])
 def test_wide_control_has_the_capacity_of_csba(num_classes, width):
   wide, csba = (
-    multibranch.parameter_count(build(attention, CIFAR, width, num_classes), CIFAR)
+    capacity.parameter_count(build(attention, CIFAR, width, num_classes), CIFAR)
     for attention in ('none_wide', 'csba')
   )
   assert wide == pytest.approx(csba, rel=0.01)
@@ -118,7 +118,7 @@ def test_wide_control_has_the_capacity_of_csba(num_classes, width):
 @pytest.mark.parametrize(('width', 'image_shape'), [(0.1, SMALL), (1.0, (224, 224, 3))])
 def test_wide_control_has_the_capacity_of_csba_elsewhere(width, image_shape):
   wide, csba = (
-    multibranch.parameter_count(build(attention, image_shape, width), image_shape)
+    capacity.parameter_count(build(attention, image_shape, width), image_shape)
     for attention in ('none_wide', 'csba')
   )
   assert wide == pytest.approx(csba, rel=0.01)
@@ -218,7 +218,7 @@ def test_images_need_not_be_square(image_shape):
   [(8, 0, 8), (16, 0, 16), (17, 0, 8), (32, 0, 16), (33, 1, 8), (64, 1, 16), (256, 3, 16)],
 )
 def test_stem_ends_at_a_map_of_at_most_16(size, strided, map_size):
-  stem, image = multibranch.Stem(4), jnp.zeros((1, size, size, 3))
+  stem, image = layers.Stem(4, multibranch.LARGEST_MAP), jnp.zeros((1, size, size, 3))
   init = functools.partial(stem.init_with_output, train=False)
   x, variables = jax.eval_shape(init, jax.random.key(0), image)
   assert x.shape == (1, map_size, map_size, 4)
@@ -237,7 +237,8 @@ def test_images_may_be_gray():
   [(1.0, (32, (64, 128, 160))), (0.5, (16, (32, 64, 80))), (1e-3, (1, (1, 1, 1)))],
 )
 def test_width_scales_every_number_of_channels(width, expected):
-  assert multibranch.scaled(width) == expected
+  model = build('none', width=width)
+  assert (model.stem, model.stages) == expected
 
 
 @pytest.mark.parametrize('size', [8, 32])
@@ -294,7 +295,7 @@ def gradients(attention):
   model = build(attention)
   variables = random_variables(model, SMALL)
   images, labels = batch(16, SMALL)
-  loss_fn = losses.build('balanced_softmax', np.array([50, 20, 7, 3]))
+  loss_fn = functools.partial(losses.balanced_softmax, class_counts=np.array([50, 20, 7, 3]))
 
   def objective(params):
     logits, updated = model.apply(

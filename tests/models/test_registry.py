@@ -8,8 +8,9 @@ import pytest
 
 from csba_jax import config as config_lib
 from csba_jax.errors import UserError
-from csba_jax.models import multibranch, registry
+from csba_jax.models import heads, multibranch, registry
 
+NAMES = list(registry.MODELS)
 EVERY = [(name, a) for name, (_, attentions) in registry.MODELS.items() for a in attentions]
 
 
@@ -22,9 +23,9 @@ def model_config(**fields):
 
 def test_unknown_model_lists_the_known_ones():
   with pytest.raises(UserError) as error:
-    registry.build(model_config(name='resnet32'), 10, (32, 32, 3))
+    registry.build(model_config(name='resnet50'), 10, (32, 32, 3))
   assert str(error.value) == (
-    f"expected model.name among {', '.join(registry.MODELS)}; found 'resnet32'; "
+    f"expected model.name among {', '.join(registry.MODELS)}; found 'resnet50'; "
     'to fix it: set --config.model.name'
   )
 
@@ -36,6 +37,47 @@ def test_unknown_attention_lists_the_models_own():
     'expected model.attention of multibranch among none, none_wide, se, cbam, csba, csba_class; '
     "found 'eca'; to fix it: set --config.model.attention"
   )
+
+
+@pytest.mark.parametrize(
+  ('name', 'attention', 'said'),
+  [
+    (
+      'resnet32',
+      'csba',
+      "expected model.attention of resnet32 among none; found 'csba'; to fix it: CSBA needs "
+      'branches: set --config.model.name to one of multibranch, resnet32_branches, vit, or '
+      '--config.model.attention=none',
+    ),
+    (
+      'vit',
+      'cbam',
+      'expected model.attention of vit among none, none_wide, se, csba, csba_class; '
+      "found 'cbam'; to fix it: set --config.model.name to one of multibranch, "
+      'resnet32_branches, or --config.model.attention=none',
+    ),
+  ],
+)
+def test_attention_of_another_model_names_the_models_that_have_it(name, attention, said):
+  with pytest.raises(UserError) as error:
+    registry.build(model_config(name=name, attention=attention), 10, (32, 32, 3))
+  assert str(error.value) == said
+
+
+def test_unknown_head_lists_the_known_ones():
+  with pytest.raises(UserError) as error:
+    registry.build(model_config(head='mlp'), 10, (32, 32, 3))
+  assert str(error.value) == (
+    "expected model.head among linear, cosine, scaled; found 'mlp'; "
+    'to fix it: set --config.model.head'
+  )
+
+
+@pytest.mark.parametrize('kind', heads.KINDS)
+@pytest.mark.parametrize('name', NAMES)
+def test_config_decides_the_head(name, kind):
+  model = registry.build(model_config(name=name, attention='none', head=kind), 5, (8, 8, 1))
+  assert model.head_kind == kind
 
 
 @pytest.mark.parametrize(('name', 'attention'), EVERY)
@@ -55,12 +97,18 @@ def test_config_decides_width_and_type():
   model = registry.build(
     model_config(attention='csba_class', width=0.25, dtype='bfloat16'), 7, (16, 16, 3)
   )
-  expected = multibranch.MultiBranch(7, 'csba_class', *multibranch.scaled(0.25), jnp.bfloat16)
+  expected = multibranch.MultiBranch(7, 'csba_class', 8, (16, 32, 40), jnp.bfloat16)
   assert model == expected
 
 
-def test_two_builds_of_one_config_are_equal():
+@pytest.mark.parametrize('name', NAMES)
+def test_two_builds_of_one_config_are_equal(name):
   # models are static arguments of compiled functions: unequal ones would compile twice
-  a, b = (registry.build(model_config(), 5, (8, 8, 1)) for _ in range(2))
+  config = model_config(name=name, attention='none')
+  make = registry.MODELS[name][0]
+  a = registry.build(config, 5, (8, 8, 1))
+  getattr(make, 'cache_clear', lambda: None)()
+  b = registry.build(config, 5, (8, 8, 1))
+  assert a is not b
   assert a == b
   assert hash(a) == hash(b)

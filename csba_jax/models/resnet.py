@@ -1,0 +1,185 @@
+"""CIFAR ResNets of 6n + 2 layers (He et al. 2016): plain, and with a last stage of branches.
+
+Layer names read `stage2/block1/conv1/kernel` and `stage3/branch1/block1/conv1/kernel`.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array, lax
+
+from csba_jax.models import attention as attn
+from csba_jax.models import capacity, heads, layers
+
+ATTENTIONS = ('none',)  # of the plain net
+BRANCH_ATTENTIONS = ('none', 'none_wide', 'se', 'cbam', 'csba', 'csba_class')
+BLOCKS, STAGES = 5, (16, 32, 64)  # blocks of each stage, channels at width 1: ResNet-32
+BRANCHES = ('branch1', 'branch2', 'branch3')
+
+
+def shortcut(x: Array, features: int, stride: int) -> Array:
+  """Shortcut of option A: every s-th pixel, zeros around the channels; without parameters.
+
+  [N, H, W, C] -> [N, ceil(H/s), ceil(W/s), features]. Half of the new channels come before the old
+  ones and half after, as in LDAM-DRW's code; fewer features than C cut channels off.
+  """
+  new = features - x.shape[-1]
+  x = x[:, ::stride, ::stride]
+  return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0),) * 3 + ((new // 2, new - new // 2, 0),))
+
+
+class Block(nn.Module):
+  """relu(shortcut(x) + norm(conv(relu(norm(conv(x)))))).   [N, H, W, C] -> [N, H/s, W/s, features]
+
+  Kernels start as elsewhere here, by fan-out; LDAM-DRW's code takes the fan-in.
+  """
+
+  features: int
+  stride: int = 1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    norm = functools.partial(layers.BatchNorm, use_running_average=not train, dtype=self.dtype)
+    u = layers.Conv(self.features, (3, 3), self.stride, self.dtype, name='conv1')(x)
+    u = nn.relu(norm(name='norm1')(u))
+    u = layers.Conv(self.features, (3, 3), dtype=self.dtype, name='conv2')(u)
+    return nn.relu(norm(name='norm2')(u) + shortcut(x, self.features, self.stride))
+
+
+class Stage(nn.Module):
+  """`blocks` blocks of one width, the first with the stride.   [N, H, W, C] -> [N, H/s, W/s, D]"""
+
+  features: int
+  blocks: int
+  stride: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    for j in range(1, self.blocks + 1):
+      stride = self.stride if j == 1 else 1
+      x = Block(self.features, stride, self.dtype, name=f'block{j}')(x, train)
+    return x
+
+
+class BranchStage(nn.Module):
+  """aggregate(attention(stage_b(x) for each b)).   [N, H, W, C] -> [N, H/2, W/2, B * features]"""
+
+  features: int
+  blocks: int
+  attention: str
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    stage = functools.partial(Stage, self.features, self.blocks, 2, self.dtype)
+    branches = [stage(name=name)(x, train) for name in BRANCHES]
+    return attn.aggregate(branches, BRANCHES, self.attention, train, self.dtype)
+
+
+class ResNet(nn.Module):
+  """CIFAR ResNet.   [N, H, W, ch] float in [-1, 1] -> logits [N, num_classes] float32
+
+  3x3 stem -> three stages of strides 1, 2, 2 -> global mean -> classifier (He et al. 2016). Images
+  above 32 pixels are first halved by strided convolutions, which He's net does not have.
+  Parameters are float32; `dtype` is the type of the computation.
+  """
+
+  num_classes: int
+  stages: tuple[int, ...] = STAGES
+  blocks: int = BLOCKS
+  dtype: Any = jnp.float32
+  head_kind: str = 'linear'
+
+  head = heads.HEAD
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool = False) -> Array:
+    x = _shared_stages(x, self.stages, self.blocks, self.dtype, train)
+    z = x.mean((1, 2))[:, None]
+    return heads.classify(z, self.num_classes, self.head_kind, 'none', self.dtype)
+
+
+class BranchedResNet(nn.Module):
+  """ResNet whose last stage is B = 3 stages in parallel.   [N, H, W, ch] -> [N, num_classes]
+
+  Stem and stages but the last are shared; the branches of the last meet in one attention, and z_b
+  is the mean of each over space. The topology of RIDE (Wang et al. 2021) and SADE (Zhang et al.
+  2022); their code for CIFAR gives each branch a second stage of its own too, can make branches
+  narrower, and averages the logits of B classifiers where this one sums them.
+  """
+
+  num_classes: int
+  attention: str = 'csba'
+  stages: tuple[int, ...] = STAGES
+  blocks: int = BLOCKS
+  dtype: Any = jnp.float32
+  head_kind: str = 'linear'
+
+  head = heads.HEAD
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool = False) -> Array:
+    *shared, features = self.stages
+    x = _shared_stages(x, shared, self.blocks, self.dtype, train)
+    name = f'stage{len(self.stages)}'
+    x = BranchStage(features, self.blocks, self.attention, self.dtype, name=name)(x, train)
+    z = x.mean((1, 2)).reshape(x.shape[0], len(BRANCHES), features)
+    return heads.classify(z, self.num_classes, self.head_kind, self.attention, self.dtype)
+
+
+def build(
+  num_classes: int,
+  image_shape: tuple[int, int, int],
+  attention: str,
+  width: float,
+  dtype: Any,
+  head: str = 'linear',
+) -> ResNet:
+  """ResNet-32 at a width; 464,154 parameters at 10 classes, 32x32x3 and width 1.
+
+  Args:
+    num_classes: C >= 2.
+    image_shape: (height, width, channels); it decides the depth of the stem.
+    attention: one of ATTENTIONS.
+    width: multiplies every number of channels.
+    dtype: type of the computation.
+    head: one of heads.KINDS.
+  """
+
+  def make_model(stages, _):
+    return ResNet(num_classes, tuple(stages), BLOCKS, dtype, head)
+
+  return capacity.at_width(make_model, STAGES, attention, width, image_shape, tuned=())
+
+
+@functools.lru_cache  # `none_wide` counts parameters
+def build_branches(
+  num_classes: int,
+  image_shape: tuple[int, int, int],
+  attention: str,
+  width: float,
+  dtype: Any,
+  head: str = 'linear',
+) -> BranchedResNet:
+  """ResNet-32 whose last stage branches, at a width; arguments as in `build`.
+
+  `attention` is one of BRANCH_ATTENTIONS; `none_wide` is as wide as gives it the parameters of
+  `csba`.
+  """
+
+  def make_model(stages, attention):
+    return BranchedResNet(num_classes, attention, tuple(stages), BLOCKS, dtype, head)
+
+  return capacity.at_width(make_model, STAGES, attention, width, image_shape, tuned=(1, 0))
+
+
+def _shared_stages(x: Array, stages: Any, blocks: int, dtype: Any, train: bool) -> Array:
+  """Stem and stages of a net, called in its `@nn.compact` method, which gets them as submodules."""
+  x = layers.Stem(stages[0], layers.SMALL, dtype, name='stem')(x.astype(dtype), train)
+  for i, features in enumerate(stages, 1):
+    x = Stage(features, blocks, 1 if i == 1 else 2, dtype, name=f'stage{i}')(x, train)
+  return x

@@ -1,0 +1,178 @@
+"""A small vision transformer whose attention heads are the branches that CSBA gates.
+
+Layer names read `block1/heads/qkv/kernel` and `block1/heads/attention/head2/squeeze/kernel`.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from csba_jax.models import attention as attn
+from csba_jax.models import capacity, heads
+
+ATTENTIONS = ('none', 'none_wide', 'se', 'csba', 'csba_class')  # CBAM's convolution needs images
+BRANCHES = ('head1', 'head2', 'head3')
+DEPTH = 6
+HEAD_DIM, HIDDEN = 64, 768  # of a head, of the MLP, at width 1: 192 channels, as DeiT-Ti
+GRID = 8  # tokens a side, at most
+
+
+class Tokens(nn.Module):
+  """W patch + position, learned.   [N, H, W, ch] -> [N, T, features]
+
+  A patch is ceil(H / 8) by ceil(W / 8) pixels, so that there are 8 x 8 tokens where 8 divides the
+  size, and fewer elsewhere, of an image with zeros below and to the right.
+  """
+
+  features: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    n, height, width, channels = x.shape
+    ph, pw = -(-height // GRID), -(-width // GRID)
+    x = jnp.pad(x, ((0, 0), (0, -height % ph), (0, -width % pw), (0, 0)))
+    rows, columns = x.shape[1] // ph, x.shape[2] // pw
+    x = x.reshape(n, rows, ph, columns, pw, channels).transpose(0, 1, 3, 2, 4, 5)
+    x = nn.Dense(self.features, dtype=self.dtype, name='patch')(x.reshape(n, rows * columns, -1))
+    init = nn.initializers.normal(0.02)
+    position = self.param('position', init, (rows * columns, self.features))
+    return x + position.astype(self.dtype)[None]
+
+
+class SelfAttention(nn.Module):
+  """project(concat_h u_h), u_h = softmax(q_h k_h^T / sqrt(D_h)) v_h, through an attention on u_h.
+
+  CSBA's s_h = sigmoid(W2_h relu(W1_h z_h)) with z_h = mean over T of u_h; `se` has one gate after
+  the projection.   [N, T, C] -> [N, T, C]
+  """
+
+  head_dim: int
+  attention: str
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    features = len(BRANCHES) * self.head_dim
+    qkv = nn.Dense(3 * features, dtype=self.dtype, name='qkv')(x)
+    q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, len(BRANCHES), self.head_dim), 2, 0)
+    project = nn.Dense(features, dtype=self.dtype, name='project')
+    return _aggregate(attend(q, k, v), self.attention, train, self.dtype, project)
+
+
+class Pool(nn.Module):
+  """Heads of one learned query each, not projected: z_h = softmax(q_h k_h^T / sqrt(D_h)) v_h.
+
+  The attention gates them as in the blocks.   [N, T, C] -> z [N, heads, D_h]
+  """
+
+  head_dim: int
+  attention: str
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    shape = len(BRANCHES), self.head_dim
+    kv = nn.Dense(2 * len(BRANCHES) * self.head_dim, dtype=self.dtype, name='kv')(x)
+    k, v = jnp.moveaxis(kv.reshape(*x.shape[:2], 2, *shape), 2, 0)
+    # of the size of a query by a Dense layer
+    q = self.param('query', nn.initializers.normal(1.0), shape).astype(self.dtype)
+    u = attend(jnp.broadcast_to(q, (len(x), 1, *shape)), k, v)
+    return _aggregate(u, self.attention, train, self.dtype).reshape(-1, *shape)
+
+
+class Block(nn.Module):
+  """x <- x + heads(norm(x)); x <- x + W2 gelu(W1 norm(x)).   [N, T, C] -> [N, T, C]"""
+
+  head_dim: int
+  hidden: int
+  attention: str
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    norm = functools.partial(nn.LayerNorm, dtype=self.dtype)
+    dense = functools.partial(nn.Dense, dtype=self.dtype)
+    heads_of = SelfAttention(self.head_dim, self.attention, self.dtype, name='heads')
+    x = x + heads_of(norm(name='norm1')(x), train)
+    u = nn.gelu(dense(self.hidden, name='mlp1')(norm(name='norm2')(x)))
+    return x + dense(x.shape[-1], name='mlp2')(u)
+
+
+class ViT(nn.Module):
+  """Vision transformer.   [N, H, W, ch] float in [-1, 1] -> logits [N, num_classes] float32
+
+  tokens -> pre-norm blocks -> norm -> attention pooling, z_h [N, heads, D_h] -> classifier
+  (Dosovitskiy et al. 2021). `csba_class` is `csba` whose classifier gates z_h for every class.
+  Theirs pools by a class token; this one has a query for each head, so that heads are branches up
+  to the classifier. No dropout; no BatchNorm, so images of a batch never depend on each other.
+  Parameters are float32; `dtype` is the type of the computation, softmax at least float32.
+  """
+
+  num_classes: int
+  attention: str = 'csba'
+  head_dim: int = HEAD_DIM
+  hidden: int = HIDDEN
+  depth: int = DEPTH
+  dtype: Any = jnp.float32
+  head_kind: str = 'linear'
+
+  head = heads.HEAD
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool = False) -> Array:
+    features = len(BRANCHES) * self.head_dim
+    x = Tokens(features, self.dtype, name='tokens')(x.astype(self.dtype))
+    for i in range(1, self.depth + 1):
+      block = Block(self.head_dim, self.hidden, self.attention, self.dtype, name=f'block{i}')
+      x = block(x, train)
+    x = nn.LayerNorm(dtype=self.dtype, name='norm')(x)
+    z = Pool(self.head_dim, self.attention, self.dtype, name='pool')(x, train)
+    return heads.classify(z, self.num_classes, self.head_kind, self.attention, self.dtype)
+
+
+@functools.lru_cache  # `none_wide` counts parameters
+def build(
+  num_classes: int,
+  image_shape: tuple[int, int, int],
+  attention: str,
+  width: float,
+  dtype: Any,
+  head: str = 'linear',
+) -> ViT:
+  """The net at a width; for `none_wide`, as wide as gives it the parameters of `csba`.
+
+  Args:
+    num_classes: C >= 2.
+    image_shape: (height, width, channels); it decides the size of a patch.
+    attention: one of ATTENTIONS.
+    width: multiplies the channels of a head and of the MLP; depth and number of heads stay.
+    dtype: type of the computation.
+    head: one of heads.KINDS.
+  """
+
+  def make_model(channels, attention):
+    return ViT(num_classes, attention, *channels, dtype=dtype, head_kind=head)
+
+  channels = HEAD_DIM, HIDDEN
+  return capacity.at_width(make_model, channels, attention, width, image_shape, tuned=(1,))
+
+
+def attend(q: Array, k: Array, v: Array) -> Array:
+  """u_h = softmax(q_h k_h^T / sqrt(D)) v_h, softmax at least float32.
+
+  q [N, S, heads, D]; k, v [N, T, heads, D] -> [N, S, heads, D]
+  """
+  wide = jnp.promote_types(q.dtype, jnp.float32)
+  scores = jnp.einsum('nshd,nthd->nhst', q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
+  return jnp.einsum('nhst,nthd->nshd', jax.nn.softmax(scores).astype(v.dtype), v)
+
+
+def _aggregate(u: Array, attention: str, train: bool, dtype: Any, *project: Any) -> Array:
+  """`attention.aggregate` of heads as images one pixel wide.   [N, S, heads, D] -> [N, S, C]"""
+  branches = [u[:, :, h : h + 1] for h in range(len(BRANCHES))]
+  return attn.aggregate(branches, BRANCHES, attention, train, dtype, *project)[:, :, 0]

@@ -1,0 +1,125 @@
+"""Where a second stage begins: the net of a first stage's workdir, its classifier prepared."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import linen as nn
+
+from csba_jax import config as config_lib
+from csba_jax import losses, metrics, stages, trained
+from csba_jax.data import pipeline
+from csba_jax.errors import UserError
+from csba_jax.evaluate import evaluate
+from csba_jax.progress import say
+from csba_jax.train_state import TrainState
+
+PyTree = Any
+TAUS = tuple(round(0.1 * i, 1) for i in range(21))  # as in the code of Kang et al. 2020
+# where the data lies may change from stage to stage, and so may the kind of classifier
+FREE = ('data.dir', 'data.cache_dir', 'model.head')
+
+
+def start(
+  config: ml_collections.ConfigDict, data: pipeline.Data, model: nn.Module, initial: TrainState
+) -> tuple[TrainState, dict[str, Any]]:
+  """The state in which a second stage begins, and what result.json says of it.
+
+  Args:
+    config: of the second stage; config.stage names method and first stage.
+    data: of the second stage.
+    model: of the second stage.
+    initial: its state, freshly initialised; what the stage calls fresh is taken from it.
+
+  Raises:
+    UserError: no first stage there, or one of another model or other data.
+  """
+  source = trained.take_up(config.stage.source, config.stage.checkpoint)
+  _check_same(source, config, data)
+  stage = stages.STAGES[config.stage.method]
+  first = source.state.averaged()
+  params = _take_over(initial.params, first.params, stages.matches(stage.fresh, initial.params))
+  about = {
+    'method': config.stage.method,
+    'source': str(source.workdir),
+    'source_step': int(first.step),
+  }
+  state = initial.replace(params=params, batch_stats=first.batch_stats)
+  if config.stage.method == 'tau_norm':
+    tau = config.stage.tau if config.stage.tau >= 0 else best_tau(config, data, model, state)
+    state = state.replace(params=tau_normalised(params, tau))
+    about['tau'] = tau
+  if state.averages:
+    averages = {'params': state.params, 'batch_stats': state.batch_stats}
+    state = state.replace(averages=jax.tree.map(jnp.copy, averages))
+  return state, about
+
+
+def tau_normalised(params: PyTree, tau: float) -> PyTree:
+  """w_k <- w_k / |w_k|^tau and no bias, for the classifier `head` (Kang et al. 2020).
+
+  w_k is all of class k's row, over branches and channels. tau = 0 changes the bias alone.
+  """
+  kernel = params['head']['kernel']  # [B, D, C]
+  norms = jnp.sqrt((kernel * kernel).sum((0, 1)))
+  head = {'kernel': kernel / jnp.maximum(norms, 1e-12) ** tau}
+  head |= {'bias': jnp.zeros_like(params['head']['bias'])}
+  return {**params, 'head': {**params['head'], **head}}
+
+
+def best_tau(
+  config: ml_collections.ConfigDict, data: pipeline.Data, model: nn.Module, state: TrainState
+) -> float:
+  """The tau of TAUS with the best macro-F1 on the validation part; of equal ones the smallest."""
+  if not len(data.val):
+    raise UserError(
+      'stage.tau >= 0 where there is no validation part to choose it on',
+      str(config.stage.tau),
+      'set --config.stage.tau=1, or data.val_fraction in both stages',
+    )
+  shift = losses.post_hoc_shift(config.loss.post_hoc_tau, data.class_counts)
+  scores = []
+  for tau in TAUS:
+    at_tau = state.replace(params=tau_normalised(state.params, tau), averages={})
+    sums = evaluate(model, at_tau, data.val, config.train.batch_size, shift)
+    scores.append(metrics.summarise(sums, data.class_counts)['macro_f1'])
+  best = TAUS[int(np.argmax(scores))]
+  say(f'tau {best} by validation macro-F1 {max(scores):.4f} (tau 0: {scores[0]:.4f})')
+  return best
+
+
+def _take_over(fresh: PyTree, old: PyTree, is_fresh: PyTree) -> PyTree:
+  """`old` where the name is not fresh; names that only `old` has are dropped."""
+  old = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(old)}
+
+  def choose(path, leaf, new):
+    return leaf if new else old[jax.tree_util.keystr(path)]
+
+  return jax.tree.map_with_path(choose, fresh, is_fresh)
+
+
+def _check_same(
+  source: trained.Trained, config: ml_collections.ConfigDict, data: pipeline.Data
+) -> None:
+  """The first stage has this model and this data, to the image: no test image was trained on."""
+
+  def fixed(whole):
+    flat = config_lib.flatten(whole)
+    return {k: v for k, v in flat.items() if k.split('.')[0] in ('data', 'model') and k not in FREE}
+
+  different = config_lib.differences(fixed(source.config), fixed(config))
+  heads = (source.config.model.head, config.model.head)
+  if 'cosine' in heads and heads[0] != heads[1]:
+    different.append(f'model.head: {heads[0]!r} there, {heads[1]!r} here')
+  if different:
+    raise UserError(
+      f'the model and the data of the first stage {source.workdir}',
+      '; '.join(different),
+      'give the second stage the same ones',
+    )
+  if source.data.splits.sha256 != data.splits.sha256:
+    raise UserError(
+      f'the splits of the first stage {source.workdir}', 'others', 'give both stages the same data'
+    )
