@@ -62,8 +62,8 @@ def tau_normalised(params: PyTree, tau: float) -> PyTree:
 
   w_k is all of class k's row, over branches and channels. tau = 0 changes the bias alone.
   """
-  kernel = params['head']['kernel']  # [B, D, C]
-  norms = jnp.sqrt((kernel * kernel).sum((0, 1)))
+  kernel = params['head']['kernel']  # [..., C]
+  norms = jnp.sqrt((kernel * kernel).sum(tuple(range(kernel.ndim - 1)), keepdims=True))
   head = {'kernel': kernel / jnp.maximum(norms, 1e-12) ** tau}
   head |= {'bias': jnp.zeros_like(params['head']['bias'])}
   return {**params, 'head': {**params['head'], **head}}

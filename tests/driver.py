@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from csba_jax import checkpoint, config, records, train
 from csba_jax import workdir as workdir_lib
 from csba_jax.bin import run
-from csba_jax.models import layers, registry
+from csba_jax.models import heads, layers, registry
 from csba_jax.signals import StopRequest
 
 EPOCHS, STEPS_PER_EPOCH = 3, 12
@@ -28,16 +28,17 @@ class Tiny(nn.Module):
   """A perceptron with a norm: compiles in a second, has every kind of state."""
 
   num_classes: int
-  head = r'^head/'
+  kind: str = 'linear'  # of the classifier
+  head = heads.HEAD
 
   @nn.compact
   def __call__(self, x, train=False):
     x = nn.Dense(16, name='hidden')(x.reshape(x.shape[0], -1))
     x = nn.relu(layers.BatchNorm(use_running_average=not train, name='norm')(x))
-    return nn.Dense(self.num_classes, name='head')(x).astype(jnp.float32)
+    return heads.classify(x[:, None], self.num_classes, self.kind, 'none', jnp.float32)
 
 
-registry.MODELS['tiny'] = (lambda num_classes, *_: Tiny(num_classes), ('none',))
+registry.MODELS['tiny'] = (lambda classes, *more: Tiny(classes, more[-1]), ('none',))
 
 
 def tiny_config(**overrides):

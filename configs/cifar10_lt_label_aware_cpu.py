@@ -1,0 +1,22 @@
+r"""CIFAR-10-LT at 100, small: label-aware smoothing, the second stage of MiSLAS (Zhong et al. 2021).
+
+  csba-train --config=configs/cifar10_lt_label_aware_cpu.py \
+    --config.stage.source=runs/cifar10_lt_cpu --workdir=runs/cifar10_lt_label_aware_cpu
+
+Second stage of a run of cifar10_lt_cpu.py; eps 0.3 for the largest class and 0 for the smallest,
+not tuned.
+Result: not yet run.
+"""
+
+from csba_jax import config
+
+
+def get_config():
+  """The recipe: what differs from cifar10_lt_crt_cpu.py."""
+  c = config.sibling(__file__, 'cifar10_lt_crt_cpu')
+  c.stage.method = 'label_aware'
+  c.model.head = 'scaled'
+  c.loss.name = 'label_aware_smoothing'
+  c.loss.smoothing = 0.3
+  c.loss.smoothing_tail = 0.0
+  return c
