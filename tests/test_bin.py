@@ -45,6 +45,21 @@ BAD_TRAINING = {
   'unknown model': ([DIGITS, '--config.model.name=vgg'], "found 'vgg'"),
   'unknown attention': ([DIGITS, '--config.model.attention=se2'], 'csba_class'),
   'unknown loss': ([DIGITS, '--config.loss.name=hinge'], 'balanced_softmax'),
+  'csba without branches': ([DIGITS, '--config.model.name=resnet32'], 'CSBA needs branches: set'),
+  'deferred past the end': (
+    [DIGITS, '--config.loss.weights_start=160'],
+    '0 <= share of the run < 1',
+  ),
+  'tau out of range': ([DIGITS, '--config.loss.tau=-1'], 'loss.tau: a finite number >= 0'),
+  'beta out of range': ([DIGITS, '--config.loss.beta=1'], 'loss.beta: 0 <= beta < 1'),
+  'labels that do not mix': (
+    [DIGITS, '--config.loss.name=focal', '--config.mixing.name=mixup'],
+    'a loss that takes mixed labels with mixing.name mixup',
+  ),
+  'second stage of nothing': (
+    [DIGITS, '--config.stage.method=crt', '--config.stage.source=/nix'],
+    'no config.json',
+  ),
   'manifest of digits': ([DIGITS, '--config.data.manifest=m.csv'], 'image_folder only'),
   'size not as declared': ([DIGITS, '--config.data.image_size=16'], 'data.image_size=8'),
   'no photos named': ([FOLDER], 'set --config.data.dir'),

@@ -104,6 +104,19 @@ def test_evaluation_of_a_checkpoint_that_is_not_there(finished, arguments, messa
     evaluate.evaluate_run(str(finished), **arguments)
 
 
+def test_post_hoc_adjustment_of_a_finished_run(driver, finished):
+  plain = evaluate.evaluate_run(str(finished), 'best')
+  adjusted = evaluate.evaluate_run(str(finished), 'best', post_hoc_tau=1.0)
+  assert (plain['post_hoc_tau'], adjusted['post_hoc_tau']) == (0.0, 1.0)
+
+  def rare(result):  # predictions of the smaller half of the classes
+    return np.sum(np.asarray(result['confusion_matrix'])[:, 5:])
+
+  assert rare(adjusted) > rare(plain)
+  with pytest.raises(UserError, match=r'a finite tau >= 0; found -1\.0'):
+    evaluate.evaluate_run(str(finished), 'best', post_hoc_tau=-1.0)
+
+
 def test_evaluation_without_checkpoints_or_validation_part(driver, finished, tmp_path):
   with pytest.raises(UserError, match='no config.json'):
     evaluate.evaluate_run(str(tmp_path))

@@ -180,3 +180,13 @@ def test_a_head_of_the_pooling_meets_its_own_weights_of_the_classifier():
   np.testing.assert_array_equal(apply(variables, x), without)
   params['head']['kernel'][1] = of_head2
   assert (np.asarray(apply(variables, x)) != whole).any()
+
+
+def test_places_weigh_as_much_as_patches_at_first():
+  # with positions of 0.02, the usual size, 300 steps on the digits reached 29 % instead of 87 %
+  x = np.random.default_rng(0).uniform(-1, 1, (20, 8, 8, 1)).astype(np.float32)
+  variables = vit.Tokens(96).init(jax.random.key(0), x)
+  position = np.asarray(variables['params']['position'])
+  patches = np.asarray(vit.Tokens(96).apply(variables, x)) - position
+  assert position.std() == pytest.approx(1, rel=0.05)
+  assert 0.3 < patches.std() < 1
