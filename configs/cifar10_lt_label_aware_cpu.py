@@ -1,4 +1,4 @@
-r"""CIFAR-10-LT at 100, small: label-aware smoothing, the second stage of MiSLAS (Zhong et al. 2021).
+r"""CIFAR-10-LT at 100, small: label-aware smoothing of MiSLAS, second stage (Zhong et al. 2021).
 
   csba-train --config=configs/cifar10_lt_label_aware_cpu.py \
     --config.stage.source=runs/cifar10_lt_cpu --workdir=runs/cifar10_lt_label_aware_cpu

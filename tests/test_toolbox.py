@@ -68,12 +68,7 @@ def test_every_row_trains_the_digits_and_can_be_taken_up_in_the_middle(driver, d
   assert np.mean(late) < np.mean(early[:3])  # it learns
   for before, after in zip(first, jax.tree.leaves(state.params), strict=True):
     assert (before != after).any()
-  again, repeated = steps(
-    job_of(driver, data, train__learning_rate=rate, **fields(section, name)),
-    jax.tree.map(jax.numpy.asarray, kept),
-    STEPS // 2,
-    STEPS,
-  )
+  again, repeated = steps(job, jax.tree.map(jax.numpy.asarray, kept), STEPS // 2, STEPS)
   assert repeated == late
   assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), state, again))
 
