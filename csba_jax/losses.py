@@ -48,6 +48,7 @@ def label_aware_smoothing(
 
   eps_y = eps_tail + (eps_head - eps_tail) sin(pi/2 (n_y - n_min) / (n_max - n_min)), the concave
   form of MiSLAS (Zhong et al. 2021): large classes, which are over-confident, are smoothed most.
+  The formula is the paper's; its code spreads eps_y over all C classes, the label's own included.
   """
   n = np.asarray(class_counts, np.float64)
   rank = (n - n.min()) / max(n.max() - n.min(), 1)
