@@ -4,7 +4,8 @@ r"""CIFAR-10-LT, ResNet-32: classifier re-training, cRT (Kang et al. 2020).
     --config.stage.source=runs/cifar10_lt_resnet32 --workdir=runs/cifar10_lt_crt
 
 Second stage of a run of cifar10_lt_resnet32.py: a new classifier on the old features, class-
-balanced batches.
+balanced batches, 10 epochs; the norms keep their statistics, where the official code lets them go
+on.
 Result: not yet run.
 """
 

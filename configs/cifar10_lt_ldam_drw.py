@@ -15,5 +15,5 @@ def get_config():
   c.model.head = 'cosine'
   c.loss.name = 'ldam'
   c.loss.max_margin = 0.5
-  c.loss.scale = 30.0
+  c.model.scale = 30.0
   return c

@@ -48,6 +48,7 @@ def default() -> ml_collections.ConfigDict:
   config.model.name = 'multibranch'  # multibranch | resnet32 | resnet32_branches | vit
   config.model.attention = 'csba'  # csba | csba_class | se | cbam | none | none_wide
   config.model.head = 'linear'  # linear | cosine (for ldam) | scaled (for lws)
+  config.model.scale = 30.0  # of the cosines of a cosine classifier
   config.model.width = 1.0  # multiplies every number of channels
   config.model.dtype = 'float32'  # of the computation: float32 | bfloat16; parameters: float32
 
@@ -58,11 +59,11 @@ def default() -> ml_collections.ConfigDict:
   config.loss.smoothing_tail = 0.0  # label_aware_smoothing: of the smallest class
   config.loss.gamma = 2.0  # focal, dual_focal
   config.loss.max_margin = 0.5  # ldam: of the smallest class
-  config.loss.scale = 30.0  # ldam: of the cosines
   config.loss.weights = 'none'  # of classes: none | inverse | effective
   config.loss.beta = 0.9999  # effective
   config.loss.weights_start = 0.0  # share of the run after which they count (deferred: 0.8)
-  config.loss.post_hoc_tau = 0.0  # of the log prior, taken off the logits when evaluated
+  config.loss.post_hoc_tau = 0.0  # of the log prior, taken off the logits when evaluated, beside
+  # whatever prior the loss has corrected already
 
   config.sampler = ml_collections.ConfigDict()
   config.sampler.name = 'instance'  # instance | class | square_root | progressive | reversed
@@ -132,6 +133,7 @@ _RANGES = {
   'augment.randaugment_ops': ('1 to 8 operations', lambda v: 1 <= v <= 8),
   'augment.randaugment_magnitude': ('0 to 30', lambda v: 0 <= v <= 30),
   'augment.cutout': ('0 (off) to 256 pixels', lambda v: 0 <= v <= 256),
+  'model.scale': ('a finite number > 0', lambda v: 0 < v < math.inf),
   'model.width': ('0 < width <= 64', lambda v: 0 < v <= 64),
   'model.dtype': ('float32 or bfloat16', ('float32', 'bfloat16').__contains__),
   'loss.tau': ('a finite number >= 0', lambda v: 0 <= v < math.inf),
@@ -139,7 +141,6 @@ _RANGES = {
   'loss.smoothing_tail': ('0 <= smoothing < 1', lambda v: 0 <= v < 1),
   'loss.gamma': ('a finite number >= 0', lambda v: 0 <= v < math.inf),
   'loss.max_margin': ('a finite number >= 0', lambda v: 0 <= v < math.inf),
-  'loss.scale': ('a finite number > 0', lambda v: 0 < v < math.inf),
   'loss.beta': ('0 <= beta < 1', lambda v: 0 <= v < 1),
   'loss.weights_start': ('0 <= share of the run < 1', lambda v: 0 <= v < 1),
   'loss.post_hoc_tau': ('a finite number >= 0', lambda v: 0 <= v < math.inf),

@@ -17,13 +17,13 @@ from jax import Array
 from jax.tree_util import Partial
 
 from csba_jax import backend, losses, plots, trained
-from csba_jax.data import augment, pipeline
+from csba_jax.data import augment, pipeline, sampling
 from csba_jax.errors import UserError
 from csba_jax.gradients import estimate, flow
-from csba_jax.gradients.conflict import Conflict
+from csba_jax.gradients.conflict import Conflict, shares
 from csba_jax.gradients.gram import Layers, layer_name, parameter_names
 from csba_jax.gradients.per_class import group_grams
-from csba_jax.plan import Plan
+from csba_jax.plan import Plan, step_at
 from csba_jax.progress import say
 from csba_jax.train_state import TrainState
 from csba_jax.workdir import writing_to
@@ -50,6 +50,10 @@ def diagnose_run(
 ) -> Conflict:
   """The conflict of a run's net over its training part, under the run's own loss.
 
+  The net is the one that is evaluated: moving averages where the run keeps them. Class gradients
+  are of the loss without class weights; what sampler and weights make of a class in the run's
+  objective is its prior. Layers that a second stage holds fixed are measured too.
+
   Args:
     run: see `trained.take_up`.
     sampling: which images.
@@ -67,24 +71,44 @@ def diagnose_run(
     'tick': tick,
     'class_names': run.data.class_names,
     'class_counts': run.data.class_counts,
+    'prior': objective_prior(run.config, run.data, int(run.state.step)),
     'about': _about(run.config, int(run.state.step)) | {'layers': layers or ''},
   }
-  losses_fn = Partial(
-    _losses_of(run.config, run.data, run.model), run.state.batch_stats, run.state.step
-  )
+  state = run.state.averaged()
+  losses_fn = Partial(_losses_of(run.config, run.data, run.model), state.batch_stats)
   data = {'image': run.data.train.images, 'label': run.data.train.labels}
   say(_describe_work(run, sampling, common['layer_fn']))
   if sampling.exact:
-    found = estimate.exact_conflict(losses_fn, run.state.params, data, **common)
+    found = estimate.exact_conflict(losses_fn, state.params, data, **common)
   else:
     chosen = {k: v for k, v in dataclasses.asdict(sampling).items() if k != 'exact'}
-    found = estimate.estimated_conflict(losses_fn, run.state.params, data, **common, **chosen)
+    found = estimate.estimated_conflict(losses_fn, state.params, data, **common, **chosen)
   order = _from_input_to_output(run.model, run.data.image_shape)
   return found.take([layer for layer in order if layer in found.layers])
 
 
+def objective_prior(
+  config: ml_collections.ConfigDict, data: pipeline.Data, step: int
+) -> np.ndarray:
+  """pi_c ~ p_c w_c: what class c weighs in a run's objective at a step.   [C], sum 1
+
+  p_c is how often its sampler draws the class, w_c its weight, each from its start on. Mixing is
+  left out: a mixed image is of no class.
+  """
+  plan = Plan.of(config, len(data.train))
+  stream = sampling.Stream.of(
+    config.sampler, data.train.labels, config.train.batch_size, plan.total, config.seed
+  )
+  weights = np.ones(len(data.class_counts))
+  if step >= step_at(config.loss.weights_start, plan.total):
+    weights = losses.class_weights(config, data.class_counts)
+  return shares(stream.class_probabilities(step) * weights)
+
+
 class Probe:
   """A fixed sample of the training part, and the conflict of a net in training on it.
+
+  Of the parameters that the optimiser moves, also where averages of them are kept.
 
   Class-stacked by (class, fold) and drawn with replacement, for an unbiased estimate; the whole
   measurement is one compiled step.
@@ -107,7 +131,7 @@ class Probe:
   def measure(self, state: TrainState) -> Conflict:
     """The conflict at a state, whose running statistics are taken as they are."""
     layers = Layers.of(state.params, None, self._model.head)
-    losses_fn = Partial(self._losses, state.batch_stats, state.step)
+    losses_fn = Partial(self._losses, state.batch_stats)
     sums, loss_sums = jax.device_get(
       _probe_grams()(losses_fn, state.params, self._batch, layers=layers)
     )
@@ -116,6 +140,7 @@ class Probe:
     names = {
       'class_names': self._data.class_names,
       'class_counts': counts,
+      'prior': objective_prior(self._config, self._data, int(state.step)),
       'about': about | _about(self._config, int(state.step)),
     }
     found = estimate.from_folds(layers, sums, loss_sums, self._sizes, counts, names)
@@ -152,26 +177,23 @@ def save(conflict: Conflict, workdir: Path) -> list[Path]:
 
 def _model_losses(
   batch_stats: Any,
-  step: Array,
   params: Any,
   batch: Any,
   *,
   model: nn.Module,
-  loss_fn: losses.LossFn,
-  plan: Plan,
+  loss_fn: Callable[[Array, Array], Array],
 ) -> Array:
   """Losses [N] of uint8 images with frozen BatchNorm statistics, neither augmented nor mixed."""
   variables = {'params': params, 'batch_stats': batch_stats}
   logits = model.apply(variables, augment.scale(batch['image']), train=False)
-  return loss_fn(logits, batch['label'], plan.progress(step))
+  return loss_fn(logits, batch['label'])
 
 
 def _losses_of(
   config: ml_collections.ConfigDict, data: pipeline.Data, model: nn.Module
 ) -> Callable[..., Array]:
-  loss_fn = losses.build(config.loss, data.class_counts)
-  plan = Plan.of(config, len(data.train))
-  return functools.partial(_model_losses, model=model, loss_fn=loss_fn, plan=plan)
+  loss_fn = losses.unweighted(config, data.class_counts)
+  return functools.partial(_model_losses, model=model, loss_fn=loss_fn)
 
 
 def _from_input_to_output(model: nn.Module, image_shape: tuple[int, int, int]) -> list[str]:

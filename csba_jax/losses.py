@@ -1,7 +1,7 @@
-"""Losses per example: (logits [N, C], labels [N] int, progress) -> [N] nats, in one visible table.
+"""Losses per example: (logits [N, C], labels [N] int, step) -> [N] nats, in one visible table.
 
-Reduction and masks belong to the caller: that is what makes class gradients possible. `progress`
-is the share of the run that is done, 0 <= progress < 1; deferred re-weighting looks at it.
+Reduction and masks belong to the caller: that is what makes class gradients possible. The step of
+the run is there for deferred re-weighting.
 """
 
 import functools
@@ -17,8 +17,9 @@ from jax import Array
 
 from csba_jax import longtail
 from csba_jax.errors import UserError
+from csba_jax.plan import step_at
 
-LossFn = Callable[[Array, Array, Array | float], Array]
+LossFn = Callable[[Array, Array, Array | int], Array]
 
 
 def cross_entropy(logits: Array, labels: Array, *, class_counts: np.ndarray) -> Array:
@@ -86,15 +87,16 @@ def dual_focal(logits: Array, labels: Array, *, class_counts: np.ndarray, gamma:
 def ldam(
   logits: Array, labels: Array, *, class_counts: np.ndarray, max_margin: float, scale: float
 ) -> Array:
-  """Cross-entropy of s (z - m_y e_y),  m_c = max_margin (n_min / n_c)^(1/4).
+  """Cross-entropy of s (cos - m_y e_y),  m_c = max_margin (n_min / n_c)^(1/4).
 
-  Cao et al. 2019. [N, C], [N] -> [N] nats. z are cosines (model.head cosine), s is `scale`.
+  Cao et al. 2019. [N, C], [N] -> [N] nats. The logits are s cos already, of the cosine classifier;
+  `scale` is its s. Margins are cosines, and the training loss is the only place that has them.
   """
   margins = max_margin * (np.min(class_counts) / np.asarray(class_counts, np.float64)) ** 0.25
   margin = jnp.asarray(margins, logits.dtype)[labels]
   hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
   return optax.softmax_cross_entropy_with_integer_labels(
-    scale * (logits - margin[:, None] * hot), labels
+    logits - scale * margin[:, None] * hot, labels
   )
 
 
@@ -123,8 +125,8 @@ class Kind(NamedTuple):
   """A row of LOSSES."""
 
   function: Callable[..., Array]  # (logits, labels, *, class_counts, **options) -> [N]
-  options: tuple[str, ...] = ()  # fields of config.loss that it takes
-  linear: bool = True  # in the label's distribution: then mixed labels mix losses
+  options: tuple[str, ...] = ()  # fields of config.loss, or of config.model, that it takes
+  linear: bool = True  # in the label's distribution: only then are mixed labels mixed losses
   heads: tuple[str, ...] = ('linear', 'scaled')  # model.head that its logits come from
 
 
@@ -140,27 +142,46 @@ LOSSES: Mapping[str, Kind] = {
 }
 
 
-def build(loss: ml_collections.ConfigDict, class_counts: np.ndarray) -> LossFn:
+def build(config: ml_collections.ConfigDict, class_counts: np.ndarray, total_steps: int) -> LossFn:
   """The loss that config.loss describes, bound to the training counts [C].
 
-  With class weights w (sum C) an example's loss is multiplied by w_y / sum_c pi_c w_c from
-  progress `weights_start` on: PyTorch's weighted mean, with the mean weight of the training set
-  in place of the batch's, so that a batch's loss stays a plain mean over examples.
+  An example's loss is multiplied by `class_weights` of its class from the step on that
+  weights_start names (deferred re-weighting, DRW, Cao et al. 2019).
 
   Raises:
-    UserError: unknown names, a class without images, an option out of range.
+    UserError: unknown names, a class without images, an option out of range, parts that do not go
+      together.
   """
-  kind = kind_of(loss.name)
-  options = {name: loss[name] for name in kind.options}
+  check_fits(config)
+  per_example = unweighted(config, class_counts)
+  weights = class_weights(config, class_counts)
+  first = step_at(config.loss.weights_start, total_steps)
+  return functools.partial(_reweighted, per_example, weights, first)
+
+
+def unweighted(
+  config: ml_collections.ConfigDict, class_counts: np.ndarray
+) -> Callable[[Array, Array], Array]:
+  """The loss without class weights: (logits, labels) -> [N]."""
+  kind = kind_of(config.loss.name)
+  options = {
+    name: (config.loss if name in config.loss else config.model)[name] for name in kind.options
+  }
+  longtail.prior(class_counts)
   counts = np.asarray(class_counts, np.float64)
-  prior = longtail.prior(counts)
-  weights = longtail.class_weights(loss.weights, counts, loss.beta)
-  per_example = functools.partial(kind.function, class_counts=counts, **options)
-  if loss.weights == 'none':
-    return functools.partial(_plain, per_example)
-  return functools.partial(
-    _reweighted, per_example, weights / (prior @ weights), loss.weights_start
-  )
+  return functools.partial(kind.function, class_counts=counts, **options)
+
+
+def class_weights(config: ml_collections.ConfigDict, class_counts: np.ndarray) -> np.ndarray:
+  """w_c / sum_d pi_d w_d of the weights w that config.loss names.   [C] float64
+
+  PyTorch's weighted mean, with the mean weight of the training set in place of the batch's, so
+  that a batch's loss stays a plain mean over examples.
+  """
+  if config.loss.weights == 'none':
+    return np.ones(len(class_counts))
+  weights = longtail.class_weights(config.loss.weights, class_counts, config.loss.beta)
+  return weights / (longtail.prior(class_counts) @ weights)
 
 
 def kind_of(name: str) -> Kind:
@@ -170,54 +191,61 @@ def kind_of(name: str) -> Kind:
   return LOSSES[name]
 
 
-def check_fits(loss_name: str, head: str, mixing_name: str) -> None:
-  """Raises UserError for a loss that does not take this classifier's logits or mixed labels."""
-  kind = kind_of(loss_name)
-  if head not in kind.heads:
+def check_fits(config: ml_collections.ConfigDict) -> None:
+  """Raises UserError for parts of a config that do not go with its loss or its weights."""
+  loss, kind = config.loss, kind_of(config.loss.name)
+  if config.model.head not in kind.heads:
     raise UserError(
-      f'model.head {" or ".join(kind.heads)} for loss.name {loss_name}',
-      repr(head),
+      f'model.head {" or ".join(kind.heads)} for loss.name {loss.name}',
+      repr(config.model.head),
       f'set --config.model.head={kind.heads[0]}',
     )
-  if mixing_name != 'none' and not kind.linear:
+  if config.mixing.name != 'none' and not kind.linear:
     linear = ', '.join(name for name, kind in LOSSES.items() if kind.linear)
     raise UserError(
-      f'a loss that takes mixed labels with mixing.name {mixing_name}: {linear}',
-      loss_name,
+      f'a loss that takes mixed labels with mixing.name {config.mixing.name}: {linear}',
+      loss.name,
       'set --config.loss.name to one of these, or --config.mixing.name=none',
     )
-
-
-def _plain(per_example: Callable, logits: Array, labels: Array, progress: Array | float) -> Array:
-  del progress  # nothing is deferred
-  return per_example(logits, labels)
+  if loss.weights_start > 0 and loss.weights == 'none':
+    raise UserError(
+      'class weights to defer with loss.weights_start',
+      f'weights_start {loss.weights_start} and no weights',
+      'set --config.loss.weights=effective, or take weights_start back',
+    )
+  if loss.weights != 'none' and config.sampler.name != 'instance':
+    raise UserError(
+      'loss.weights or a sampler: together they correct the prior twice',
+      f'weights {loss.weights}, sampler {config.sampler.name}',
+      'set --config.loss.weights=none, or --config.sampler.name=instance',
+    )
 
 
 def _reweighted(
   per_example: Callable,
   weights: np.ndarray,
-  start: float,
+  first: int,
   logits: Array,
   labels: Array,
-  progress: Array | float,
+  step: Array | int,
 ) -> Array:
-  """Deferred re-weighting (Cao et al. 2019): weights from `start` on, none before."""
-  weight = jnp.where(progress >= start, jnp.asarray(weights, logits.dtype)[labels], 1)
-  return weight * per_example(logits, labels)
+  """The loss of each example, weighted from step `first` on."""
+  losses = per_example(logits, labels)
+  if (weights == 1).all():
+    return losses
+  return jnp.where(step >= first, jnp.asarray(weights, losses.dtype)[labels], 1) * losses
 
 
-def mixed(
-  loss_fn: LossFn, logits: Array, batch: Mapping[str, Array], progress: Array | float
-) -> Array:
+def mixed(loss_fn: LossFn, logits: Array, batch: Mapping[str, Array], step: Array | int) -> Array:
   """Losses [N] of a batch whose images may be mixed: share loss(label) + (1 - share) loss(partner).
 
   Equal to the loss under the mixed label for the losses that are linear in it.
   """
-  losses = loss_fn(logits, batch['label'], progress)
+  losses = loss_fn(logits, batch['label'], step)
   if 'share' not in batch:
     return losses
   share = batch['share'].astype(losses.dtype)
-  return share * losses + (1 - share) * loss_fn(logits, batch['partner_label'], progress)
+  return share * losses + (1 - share) * loss_fn(logits, batch['partner_label'], step)
 
 
 def post_hoc_shift(tau: float, class_counts: np.ndarray) -> np.ndarray:

@@ -9,6 +9,11 @@ import ml_collections
 from csba_jax import stages
 
 
+def step_at(share: float, total_steps: int) -> int:
+  """First step of which `share` of the run lies behind; one whole number for host and device."""
+  return math.ceil(share * total_steps - 1e-6)
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
   """When a run logs, evaluates and is diagnosed, and when it ends."""
@@ -55,10 +60,6 @@ class Plan:
   def diagnoses_at(self, step: int) -> bool:
     """Whether the conflict is measured after step number `step`."""
     return self.diagnose_every > 0 and step % self.diagnose_every == 0
-
-  def progress(self, step):
-    """Share of the run that is done after `step` steps, for a number or an array of them."""
-    return step / max(1, self.total)
 
   def epoch(self, step: int) -> float:
     """Epochs done after `step` steps."""

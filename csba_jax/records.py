@@ -26,6 +26,7 @@ class Progress:
   losses: list[float] = dataclasses.field(default_factory=list)  # since the last training line
   grad_norms: list[float] = dataclasses.field(default_factory=list)
   metrics_bytes: int = 0  # length of metrics.jsonl
+  origin: dict[str, Any] = dataclasses.field(default_factory=dict)  # of a second stage's net
 
 
 class Records:
@@ -39,6 +40,7 @@ class Records:
     self._checkpoints = Checkpoints(folder.file('checkpoints'), warn=say)
     self._events: EventFile | None = None
     self.progress = Progress()
+    self.resumed = False  # whether there was a checkpoint to go on from
 
   def __enter__(self) -> 'Records':
     return self
@@ -48,12 +50,16 @@ class Records:
       self._events.close()
     self._checkpoints.__exit__(*exc_info)
 
-  def resume(self, initial: TrainState) -> TrainState:
-    """The state of the newest whole checkpoint, or `initial`; later lines are cut off."""
+  def resume(self, initial: TrainState, origin: dict[str, Any]) -> TrainState:
+    """The state of the newest whole checkpoint, or `initial`; later lines are cut off.
+
+    `origin` says where `initial` comes from; a run that goes on keeps what it said at first.
+    """
+    self.progress.origin = origin
     restored = self._checkpoints.restore_latest(initial)
     if restored is not None:
       initial, meta = restored
-      self.progress = Progress(**meta)
+      self.progress, self.resumed = Progress(**meta), True
       say(f'going on from the checkpoint at step {self.progress.step}')
     self._folder.rewind_metrics(self.progress.metrics_bytes)
     with writing_to(self._folder.path):

@@ -15,6 +15,7 @@ from csba_jax.errors import UserError
 from csba_jax.evaluate import evaluate
 from csba_jax.progress import say
 from csba_jax.train_state import TrainState
+from csba_jax.workdir import read_result
 
 PyTree = Any
 TAUS = tuple(round(0.1 * i, 1) for i in range(21))  # as in the code of Kang et al. 2020
@@ -34,13 +35,16 @@ def start(
     initial: its state, freshly initialised; what the stage calls fresh is taken from it.
 
   Raises:
-    UserError: no first stage there, or one of another model or other data.
+    UserError: no first stage there, one that is not finished, or of another model or other data.
   """
-  source = trained.take_up(config.stage.source, config.stage.checkpoint)
-  _check_same(source, config, data)
+  _check_same(config)
+  if config.stage.checkpoint != 'latest' and not config.stage.checkpoint.isdigit():
+    read_result(config.stage.source)  # the best of a run is known when it is finished
+  source = trained.take_up(config.stage.source, config.stage.checkpoint, data=data)
   stage = stages.STAGES[config.stage.method]
   first = source.state.averaged()
-  params = _take_over(initial.params, first.params, stages.matches(stage.fresh, initial.params))
+  old = _without_scale(first.params)
+  params = _take_over(initial.params, old, stages.matches(stage.fresh, initial.params))
   about = {
     'method': config.stage.method,
     'source': str(source.workdir),
@@ -94,6 +98,17 @@ def best_tau(
   return best
 
 
+def _without_scale(params: PyTree) -> PyTree:
+  """The same net with the factors of a `scaled` classifier in its kernel and bias."""
+  head = dict(params['head'])
+  scale = head.pop('scale', None)
+  if scale is None:
+    return params
+  by_class = scale.reshape((1,) * (head['kernel'].ndim - 1) + (-1,))
+  head |= {'kernel': head['kernel'] * by_class, 'bias': head['bias'] * scale}
+  return {**params, 'head': head}
+
+
 def _take_over(fresh: PyTree, old: PyTree, is_fresh: PyTree) -> PyTree:
   """`old` where the name is not fresh; names that only `old` has are dropped."""
   old = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(old)}
@@ -104,26 +119,21 @@ def _take_over(fresh: PyTree, old: PyTree, is_fresh: PyTree) -> PyTree:
   return jax.tree.map_with_path(choose, fresh, is_fresh)
 
 
-def _check_same(
-  source: trained.Trained, config: ml_collections.ConfigDict, data: pipeline.Data
-) -> None:
-  """The first stage has this model and this data, to the image: no test image was trained on."""
+def _check_same(config: ml_collections.ConfigDict) -> None:
+  """The first stage has this model and this data; that it is so to the image, `take_up` checks."""
 
   def fixed(whole):
     flat = config_lib.flatten(whole)
     return {k: v for k, v in flat.items() if k.split('.')[0] in ('data', 'model') and k not in FREE}
 
-  different = config_lib.differences(fixed(source.config), fixed(config))
-  heads = (source.config.model.head, config.model.head)
+  there = trained.config_of(config.stage.source)
+  different = config_lib.differences(fixed(there), fixed(config))
+  heads = (there.model.head, config.model.head)
   if 'cosine' in heads and heads[0] != heads[1]:
     different.append(f'model.head: {heads[0]!r} there, {heads[1]!r} here')
   if different:
     raise UserError(
-      f'the model and the data of the first stage {source.workdir}',
+      f'the model and the data of the first stage {config.stage.source}',
       '; '.join(different),
       'give the second stage the same ones',
-    )
-  if source.data.splits.sha256 != data.splits.sha256:
-    raise UserError(
-      f'the splits of the first stage {source.workdir}', 'others', 'give both stages the same data'
     )

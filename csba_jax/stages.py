@@ -2,7 +2,9 @@
 
 A net trained on the long tail as it is has good features and a biased classifier (Kang et al.
 2020): a second stage keeps the features, with the statistics of their norms, and mends the
-classifier alone. How one starts from the first stage's workdir: `csba_jax.second_stage`.
+classifier alone. (The code of Kang et al. lets the norms go on with the statistics of
+class-balanced batches; MiSLAS's for CIFAR-10 keeps them.) How one starts from the first stage's
+workdir: `csba_jax.second_stage`.
 """
 
 import re
@@ -43,17 +45,11 @@ def find(stage: ml_collections.ConfigDict, head: str) -> Stage:
   """The row of config.stage, for a model with that kind of classifier.
 
   Raises:
-    UserError: an unknown method, one without a first stage or the reverse, an unfit classifier.
+    UserError: an unknown method, or one that this classifier does not fit.
   """
   if stage.method not in STAGES:
     raise UserError(
       f'stage.method among {", ".join(STAGES)}', repr(stage.method), 'set --config.stage.method'
-    )
-  if (stage.method == 'none') != (stage.source == ''):
-    raise UserError(
-      'stage.method and stage.source together: what to do, and the workdir of the first stage',
-      f'method {stage.method!r}, source {stage.source!r}',
-      'set --config.stage.source=WORKDIR, or --config.stage.method=none without a source',
     )
   found = STAGES[stage.method]
   if found.head not in (None, head):
@@ -63,6 +59,16 @@ def find(stage: ml_collections.ConfigDict, head: str) -> Stage:
       f'set --config.model.head={found.head}',
     )
   return found
+
+
+def check_source(stage: ml_collections.ConfigDict) -> None:
+  """Raises UserError for a second stage without a first one, and for the reverse."""
+  if (stage.method == 'none') != (stage.source == ''):
+    raise UserError(
+      'stage.method and stage.source together: what to do, and the workdir of the first stage',
+      f'method {stage.method!r}, source {stage.source!r}',
+      'set --config.stage.source=WORKDIR, or --config.stage.method=none without a source',
+    )
 
 
 def matches(pattern: str | None, params: PyTree) -> PyTree:

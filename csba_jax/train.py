@@ -49,7 +49,6 @@ class Recipe:
   mix_fn: mixing.MixFn
   stage: stages.Stage
   ema_decay: float  # 0: no moving averages
-  total_steps: int
   seed: int
 
 
@@ -65,8 +64,7 @@ def train_step(
     The new state and, of the old parameters, the loss and the norm of the gradient.
   """
   key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)  # nothing else is random
-  progress = state.step / max(1, recipe.total_steps)
-  batch = recipe.mix_fn(jax.random.fold_in(key, _MIX), _augmented(recipe, key, batch), progress)
+  batch = recipe.mix_fn(jax.random.fold_in(key, _MIX), _augmented(recipe, key, batch), state.step)
   first = recipe.stage is stages.STAGES['none']
   trained = stages.matches(recipe.stage.trains, state.params)
 
@@ -76,7 +74,7 @@ def train_step(
     logits, updated = recipe.model.apply(
       variables, batch['image'], train=first, mutable=['batch_stats']
     )
-    loss = losses.mixed(recipe.loss_fn, logits, batch, progress).mean()
+    loss = losses.mixed(recipe.loss_fn, logits, batch, state.step).mean()
     return loss, updated.get('batch_stats', state.batch_stats)
 
   (loss, batch_stats), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
@@ -148,16 +146,14 @@ def make_step(
   Raises:
     UserError: unknown names in the config's tables, or parts that do not go together.
   """
-  losses.check_fits(config.loss.name, config.model.head, config.mixing.name)
   recipe = Recipe(
     model=model,
     tx=tx,
-    loss_fn=losses.build(config.loss, class_counts),
+    loss_fn=losses.build(config, class_counts, total_steps),
     augment_fn=augment.build(config.augment),
-    mix_fn=mixing.build(config.mixing, class_counts),
+    mix_fn=mixing.build(config.mixing, class_counts, total_steps),
     stage=stages.find(config.stage, config.model.head),
     ema_decay=config.train.ema_decay,
-    total_steps=total_steps,
     seed=config.seed,
   )
   return functools.partial(train_step, recipe=recipe)
@@ -179,6 +175,7 @@ class Job:
   @classmethod
   def of(cls, config: ml_collections.ConfigDict, data: pipeline.Data) -> 'Job':
     """The run that a config makes of its data; UserError if it cannot be run."""
+    stages.check_source(config.stage)
     model = registry.build(config.model, len(data.class_names), data.image_shape)
     plan = Plan.of(config, len(data.train))
     tx, schedule = optimizers.build(config, plan.total)
@@ -207,12 +204,15 @@ class Job:
       for name, stream in self.streams.items()
     }
 
-  def begin(self) -> tuple[TrainState, dict[str, Any]]:
-    """The state before the first step, and what result.json says of where it comes from."""
+  def begin(self, resumes: bool = False) -> tuple[TrainState, dict[str, Any]]:
+    """The state before the first step, and what result.json says of where it comes from.
+
+    With `resumes` the state only lends its shape to a checkpoint, and no first stage is needed.
+    """
     config = self.config
     averages = config.train.ema_decay > 0
     state = train_state.create(self.model, self.tx, self.data.image_shape, config.seed, averages)
-    if config.stage.method == 'none':
+    if config.stage.method == 'none' or resumes:
       return state, {}
     state, about = second_stage.start(config, self.data, self.model, state)
     return state, {'stage': about}
@@ -244,13 +244,13 @@ def train_and_evaluate(
     data = pipeline.load(config, say)
     say(describe(data))
     job = Job.of(config, data)
-    initial, origin = job.begin()
+    initial, origin = job.begin(resumes=folder.has_checkpoints())
     folder.begin()  # all is checked: from here on the folder is this run's
     keep_splits(folder, data)
     say('compiling')
 
     with Records(folder) as records:
-      state = run_steps(job, records.resume(initial), records, stop)
+      state = run_steps(job, records.resume(initial, origin), records, stop)
       if stop.requested:
         say(f'stopped at step {records.progress.step}: saved, start again to go on')
         return None
@@ -258,7 +258,7 @@ def train_and_evaluate(
       sums = evaluate(job.model, records.best(state), data.test, job.batch_size, job.shift)
     folder.write_result(
       metrics.summarise(sums, data.class_counts)
-      | origin
+      | records.progress.origin
       | {
         'checkpoint_step': records.progress.best_step,
         'validation_macro_f1': records.progress.best_score,
@@ -307,7 +307,7 @@ def run_steps(job: Job, state: TrainState, records: Records, stop: StopRequest) 
       if stop.requested:
         records.save(state)
         break
-  if not job.plan.total:  # a stage that trains nothing
+  if not job.plan.total and not records.resumed:  # a stage that trains nothing
     records.save(state, validate(job, state, records))
   records.wait()
   return state

@@ -37,7 +37,12 @@ class Trained:
   state: TrainState
 
 
-def take_up(workdir: str, which: str = 'best', data_dir: str | None = None) -> Trained:
+def take_up(
+  workdir: str,
+  which: str = 'best',
+  data_dir: str | None = None,
+  data: pipeline.Data | None = None,
+) -> Trained:
   """Reads a run; writes nothing.
 
   Args:
@@ -46,21 +51,27 @@ def take_up(workdir: str, which: str = 'best', data_dir: str | None = None) -> T
       'init', the untrained net of the run's seed with the statistics of its BatchNorms as
       STATISTICS_BATCHES training batches leave them.
     data_dir: takes the place of the run's config.data.dir, if the data has moved.
+    data: the run's data, where it has been read already.
 
   Raises:
     UserError: no run or no such checkpoint there, one that is damaged or of another architecture,
       or data that has changed.
   """
-  config = ml_collections.ConfigDict(read_config(workdir))
-  config_lib.check(config)
+  config = config_of(workdir)
   folder = Path(workdir).expanduser()
   if data_dir is not None:
     config.data.dir = data_dir
-  data = pipeline.load(config, say)
+  data = data or pipeline.load(config, say)
   pipeline.check_splits(data.splits, folder / 'splits.npz')
   model = registry.build(config.model, len(data.class_names), data.image_shape)
   tx, _ = optimizers.build(config, total_steps=1)
   averages = config.train.ema_decay > 0
+  if which == 'init' and config.stage.method != 'none':
+    raise UserError(
+      'a first stage for --checkpoint=init',
+      f'a second stage in {folder}, which begins with the net of {config.stage.source}',
+      f'name --workdir={config.stage.source}',
+    )
   if which == 'init':
     state = train_state.create(model, tx, data.image_shape, config.seed)
     state = state.replace(batch_stats=_estimate_statistics(model, state, data, config))
@@ -70,6 +81,13 @@ def take_up(workdir: str, which: str = 'best', data_dir: str | None = None) -> T
     step = _find_step(checkpoints, folder, which, like)
     state, _ = checkpoints.restore(step, like)
   return Trained(folder, config, data, model, state)
+
+
+def config_of(workdir: str) -> ml_collections.ConfigDict:
+  """The checked config of a run; UserError if there is none, or not of this version."""
+  config = ml_collections.ConfigDict(read_config(workdir))
+  config_lib.check(config)
+  return config
 
 
 def _estimate_statistics(

@@ -86,6 +86,11 @@ class Workdir:
     with writing_to(self.path):
       write_atomically(self.file(name), fill)
 
+  def has_checkpoints(self) -> bool:
+    """Whether a checkpoint was ever finished here, damaged or not."""
+    folder = self.file('checkpoints')
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
   def result(self) -> dict[str, Any] | None:
     """result.json, or None while the run is not finished."""
     return read_result(self.path) if self.file('result.json').exists() else None

@@ -28,14 +28,14 @@ class Tiny(nn.Module):
   """A perceptron with a norm: compiles in a second, has every kind of state."""
 
   num_classes: int
-  kind: str = 'linear'  # of the classifier
+  classifier: heads.Classifier = heads.LINEAR
   head = heads.HEAD
 
   @nn.compact
   def __call__(self, x, train=False):
     x = nn.Dense(16, name='hidden')(x.reshape(x.shape[0], -1))
     x = nn.relu(layers.BatchNorm(use_running_average=not train, name='norm')(x))
-    return heads.classify(x[:, None], self.num_classes, self.kind, 'none', jnp.float32)
+    return heads.classify(x[:, None], self.num_classes, self.classifier, 'none', jnp.float32)
 
 
 registry.MODELS['tiny'] = (lambda classes, *more: Tiny(classes, more[-1]), ('none',))

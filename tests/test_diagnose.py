@@ -1,5 +1,6 @@
 """The diagnosis of a run: what it predicts happens, training goes on unmoved, files are whole."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from csba_jax import diagnose, losses, optimizers, train, train_state, trained
-from csba_jax.data import sampling
+from csba_jax.data import pipeline, sampling
 from csba_jax.errors import UserError
 from csba_jax.gradients import class_gradients, class_grams
 from csba_jax.gradients import conflict as conflict_lib
@@ -56,11 +57,11 @@ def run(workdir):
 def losses_and_data(run, dtype=jnp.float32):
   """The run's losses by its own config, written anew; and its training images."""
   model = multibranch.build(10, (8, 8, 1), 'csba', 0.1, dtype)
-  loss_fn = losses.build(run.config.loss, run.data.class_counts)
+  loss_fn = losses.unweighted(run.config, run.data.class_counts)
 
   def losses_fn(params, batch):
     variables = {'params': params, 'batch_stats': stats}
-    return loss_fn(model.apply(variables, batch['image'], train=False), batch['label'], 1.0)
+    return loss_fn(model.apply(variables, batch['image'], train=False), batch['label'])
 
   stats = jax.tree.map(lambda x: x.astype(dtype), run.state.batch_stats)
   images = jnp.asarray(run.data.train.images, dtype) / 127.5 - 1
@@ -242,6 +243,38 @@ def test_the_untrained_net_has_statistics_of_the_training_images(driver, measure
     images = run.data.train.images[index].reshape(batch_size, -1) / 127.5 - 1
     mean = 0.9 * mean + 0.1 * (images @ hidden['kernel'] + hidden['bias']).mean(0)
   np.testing.assert_allclose(run.state.batch_stats['norm']['mean'], mean, rtol=1e-3, atol=1e-4)
+
+
+def test_the_prior_is_what_a_class_weighs_in_the_objective(driver):
+  """Weights by inverse frequency and class-balanced sampling are one objective; by hand."""
+  plain = driver.tiny_config()
+  data = pipeline.load(plain, print)
+  counts = data.class_counts
+
+  def prior(step=0, **fields):
+    return diagnose.objective_prior(driver.tiny_config(**fields), data, step)
+
+  np.testing.assert_allclose(prior(), counts / counts.sum())
+  np.testing.assert_allclose(prior(sampler__name='class'), np.full(10, 0.1))
+  np.testing.assert_allclose(prior(loss__weights='inverse'), np.full(10, 0.1))
+  roots = np.sqrt(counts)
+  np.testing.assert_allclose(prior(sampler__name='square_root'), roots / roots.sum())
+  deferred = {'loss__weights': 'inverse', 'loss__weights_start': 0.5}  # of 36 steps
+  np.testing.assert_allclose(prior(17, **deferred), counts / counts.sum())
+  np.testing.assert_allclose(prior(18, **deferred), np.full(10, 0.1))
+
+
+def test_the_net_with_averages_is_diagnosed_as_it_is_evaluated(driver, tmp_path):
+  config = driver.tiny_config(train__ema_decay=0.99, train__epochs=1)
+  with StopRequest() as stop:
+    train.train_and_evaluate(config, str(tmp_path), stop)
+  run = trained.take_up(str(tmp_path), 'latest')
+  found = diagnose.diagnose_run(run, diagnose.Sampling(exact=True))
+  averaged = dataclasses.replace(run, state=run.state.averaged().replace(averages={}))
+  expected = diagnose.diagnose_run(averaged, diagnose.Sampling(exact=True))
+  np.testing.assert_array_equal(found.grams, expected.grams)
+  raw = dataclasses.replace(run, state=run.state.replace(averages={}))
+  assert (diagnose.diagnose_run(raw, diagnose.Sampling(exact=True)).losses != found.losses).any()
 
 
 def _optimizer(run):

@@ -11,17 +11,25 @@ import scipy.optimize
 from csba_jax import config as config_lib
 from csba_jax import losses
 from csba_jax.errors import UserError
+from csba_jax.models import heads
 
 COUNTS = np.array([500, 80, 7, 1])
-FULL = 1.0  # progress at which every schedule has come into force
+STEPS = 1000  # of the run
+
+
+def config_of(name, scale=30.0, **options):
+  """The default config with this loss, the classifier that it takes, and these fields of loss."""
+  config = config_lib.default()
+  config.loss.update(name=name, **options)
+  if name in losses.LOSSES:
+    config.model.update(head=losses.LOSSES[name].heads[0], scale=scale)
+  return config
 
 
 def loss_of(name, counts=COUNTS, **options):
   """(logits, labels) -> losses [N] under config.loss with these fields."""
-  section = config_lib.default().loss
-  section.update(name=name, **options)
-  built = losses.build(section, counts)
-  return lambda logits, labels: built(jnp.asarray(logits), jnp.asarray(labels), FULL)
+  built = losses.build(config_of(name, **options), counts, STEPS)
+  return lambda logits, labels: built(jnp.asarray(logits), jnp.asarray(labels), STEPS - 1)
 
 
 def random_batch(seed, n=40):
@@ -66,7 +74,7 @@ def label_aware(row, label, p):
 
 def ldam(row, label, p):
   margins = [0.4 * (1 / n) ** 0.25 for n in COUNTS]
-  scaled = [5 * (x - margins[c] * (c == label)) for c, x in enumerate(row)]
+  scaled = [x - 5 * margins[c] * (c == label) for c, x in enumerate(row)]
   return math.log(sum(math.exp(x) for x in scaled)) - scaled[label]
 
 
@@ -259,12 +267,11 @@ def test_focal_modulates_by_the_unweighted_probability():
 def test_deferred_weights_come_into_force_at_their_start(name):
   logits, labels = random_batch(7)
   logits, labels = jnp.asarray(logits / 10, jnp.float32), jnp.asarray(labels)
-  section = config_lib.default().loss
-  section.update(name=name, weights='inverse', weights_start=0.8)
-  loss_fn = jax.jit(losses.build(section, COUNTS))
+  config = config_of(name, weights='inverse', weights_start=0.8)
+  loss_fn = jax.jit(losses.build(config, COUNTS, STEPS))
   plain, always = loss_of(name)(logits, labels), loss_of(name, weights='inverse')(logits, labels)
-  for progress, expected in ((0.0, plain), (0.79, plain), (0.8, always), (0.99, always)):
-    np.testing.assert_allclose(loss_fn(logits, labels, progress), expected, rtol=1e-4, atol=1e-5)
+  for step, expected in ((0, plain), (799, plain), (800, always), (999, always)):
+    np.testing.assert_allclose(loss_fn(logits, labels, step), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('name', [name for name, kind in losses.LOSSES.items() if kind.linear])
@@ -272,16 +279,14 @@ def test_a_mixed_batch_has_the_loss_of_the_mixed_target(name):
   """What `linear` means: a loss is sum_c t_c l_c, so mixed targets mix losses."""
   logits, labels = random_batch(8)
   other, share = np.roll(labels, 1), np.random.default_rng(0).uniform(size=len(labels))
-  section = config_lib.default().loss
-  section.update(name=name, **OPTIONS[name])
-  loss_fn = losses.build(section, COUNTS)
+  loss_fn = losses.build(config_of(name, **OPTIONS[name]), COUNTS, STEPS)
   batch = {'label': labels, 'partner_label': other, 'share': share.astype(np.float32)}
-  found = losses.mixed(loss_fn, jnp.asarray(logits, jnp.float32), batch, FULL)
+  found = losses.mixed(loss_fn, jnp.asarray(logits, jnp.float32), batch, 0)
   expected = share * EXPECTED[name](logits, labels)
   expected += (1 - share) * EXPECTED[name](logits, other)
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
   del batch['share']
-  found = losses.mixed(loss_fn, jnp.asarray(logits, jnp.float32), batch, FULL)
+  found = losses.mixed(loss_fn, jnp.asarray(logits, jnp.float32), batch, 0)
   np.testing.assert_allclose(found, EXPECTED[name](logits, labels), rtol=1e-4, atol=1e-5)
 
 
@@ -309,19 +314,47 @@ def test_a_class_without_images_is_named(name):
 
 
 @pytest.mark.parametrize(
-  ('fits', 'message'),
+  ('fields', 'message'),
   [
-    (('ldam', 'linear', 'none'), r"model\.head cosine for loss\.name ldam; found 'linear'"),
-    (('focal', 'cosine', 'none'), r"model\.head linear or scaled for .* focal; found 'cosine'"),
+    ({'loss.name': 'ldam'}, r"model\.head cosine for loss\.name ldam; found 'linear'"),
     (
-      ('focal', 'linear', 'mixup'),
+      {'loss.name': 'focal', 'model.head': 'cosine'},
+      r"model\.head linear or scaled for loss\.name focal; found 'cosine'",
+    ),
+    (
+      {'loss.name': 'focal', 'mixing.name': 'mixup'},
       'takes mixed labels with mixing.name mixup: cross_entropy, .*; found focal; .*name=none',
     ),
-    (('ldam', 'cosine', 'cmo'), 'takes mixed labels with mixing.name cmo: .*; found ldam'),
+    (
+      {'loss.name': 'ldam', 'model.head': 'cosine', 'mixing.name': 'cmo'},
+      'takes mixed labels with mixing.name cmo: .*; found ldam',
+    ),
+    (
+      {'loss.weights_start': 0.8},
+      'class weights to defer with loss.weights_start; found weights_start 0.8 and no weights',
+    ),
+    (
+      {'loss.weights': 'inverse', 'sampler.name': 'class'},
+      'they correct the prior twice; found weights inverse, sampler class',
+    ),
   ],
 )
-def test_what_does_not_go_together(fits, message):
+def test_what_does_not_go_together(fields, message):
+  config = config_lib.default()
+  config.update_from_flattened_dict(fields)
   with pytest.raises(UserError, match=message):
-    losses.check_fits(*fits)
-  losses.check_fits('cross_entropy', 'linear', 'mixup')
-  losses.check_fits('ldam', 'cosine', 'none')
+    losses.build(config, COUNTS, STEPS)
+
+
+def test_a_tau_shifts_the_log_odds_of_every_classifier_by_the_log_prior():
+  """Also of LDAM's: its scale is part of the logits, so that they are log-odds."""
+  z = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2, 6)), jnp.float32)
+  for kind in heads.KINDS:
+    head = heads.LinearHead(4, heads.Classifier(kind))
+    logits = head.apply(head.init(jax.random.key(1), z), z)
+    p, q = (
+      np.asarray(jax.nn.softmax(x))
+      for x in (logits, logits + losses.post_hoc_shift(1.0, COUNTS)[None])
+    )
+    odds = np.log(q[:, 0] / q[:, 3]) - np.log(p[:, 0] / p[:, 3])
+    np.testing.assert_allclose(odds, -np.log(COUNTS[0] / COUNTS[3]), rtol=1e-3)

@@ -153,6 +153,54 @@ def test_a_stage_that_was_stopped_ends_like_one_that_was_not(driver, first, seco
   assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), ours, theirs))
 
 
+def copied(source, target):
+  shutil.copytree(source, target)
+  return target
+
+
+def test_a_stage_goes_on_without_its_source_and_remembers_it(driver, first, second, tmp_path):
+  """Half of it is there: what the first stage is or was meanwhile does not matter."""
+  source = copied(first, tmp_path / 'source')
+  fields = {'stage__method': 'crt', 'stage__source': str(source), **STAGES['crt']}
+  config, stop = driver.tiny_config(train__epochs=2, **fields), SimpleNamespace(requested=True)
+  train.train_and_evaluate(config, str(tmp_path / 'crt'), stop)
+  shutil.rmtree(source)
+  result = run_here(driver, tmp_path / 'crt', train__epochs=2, **fields)
+  expected = json.loads((second['crt'] / 'result.json').read_text())
+  assert result['stage'] == expected['stage'] | {'source': str(source)}
+  assert result['macro_f1'] == expected['macro_f1']
+
+
+def test_a_stage_that_trains_nothing_repeats_no_line(driver, first, second, tmp_path):
+  workdir = copied(second['tau_norm'], tmp_path / 'tau')
+  (workdir / 'result.json').unlink()
+  before = (workdir / 'metrics.jsonl').read_bytes()
+  stage = {'stage__method': 'tau_norm', 'stage__source': str(first)}
+  result = run_here(driver, workdir, train__epochs=2, **stage)
+  assert (workdir / 'metrics.jsonl').read_bytes() == before
+  expected = json.loads((second['tau_norm'] / 'result.json').read_text())
+  assert result['stage'] == expected['stage']
+
+
+@pytest.mark.parametrize('method', ['tau_norm', 'label_aware', 'lws'])
+def test_the_factors_of_a_scaled_first_stage_are_not_lost(driver, second, method):
+  """A further stage on LWS begins with LWS's predictions: its factors go into the kernel."""
+  source = second['lws']
+  fields = {'stage__method': method, 'stage__source': str(source), **STAGES[method]}
+  if method == 'tau_norm':
+    fields['stage__tau'] = 0.0
+  run = trained.take_up(str(source), 'best')
+  job = train.Job.of(driver.tiny_config(**fields), run.data)
+  images = run.data.test.images / np.float32(127.5) - 1
+  old = np.asarray(run.model.apply(run.state.variables(), images))
+  state, _ = job.begin()
+  new = np.asarray(job.model.apply(state.variables(), images))
+  if method == 'tau_norm':  # which leaves out the bias
+    head = run.state.params['head']
+    old = old - np.asarray(head['bias'] * head['scale'])
+  np.testing.assert_allclose(new, old, rtol=1e-4, atol=1e-5)
+
+
 def test_averages_of_the_first_stage_are_what_the_second_builds_on(driver, tmp_path):
   run_here(driver, tmp_path / 'first', train__ema_decay=0.9, train__epochs=1)
   source = trained.take_up(str(tmp_path / 'first'), 'best').state
@@ -184,6 +232,23 @@ def test_a_first_stage_that_does_not_fit(driver, first, tmp_path, overrides, mes
   with pytest.raises(UserError, match=message):
     run_here(driver, tmp_path / 'run', **(stage | overrides))
   assert not (tmp_path / 'run' / 'config.json').exists()
+
+
+def test_a_first_stage_that_is_not_finished(driver, first, tmp_path):
+  source = copied(first, tmp_path / 'source')
+  (source / 'result.json').unlink()
+  stage = {'stage__method': 'crt', 'stage__source': str(source)}
+  with pytest.raises(UserError, match=r'a finished run .*no result\.json'):
+    run_here(driver, tmp_path / 'run', **stage)
+  last = trained.take_up(str(first), 'latest').state.step
+  config = driver.tiny_config(stage__checkpoint=str(int(last)), **stage)
+  _, about = train.Job.of(config, trained.take_up(str(first)).data).begin()
+  assert about['stage']['source_step'] == int(last)
+
+
+def test_a_second_stage_was_never_untrained(second):
+  with pytest.raises(UserError, match='a first stage for --checkpoint=init; found a second stage'):
+    trained.take_up(str(second['crt']), 'init')
 
 
 def test_a_first_stage_that_is_not_there(driver, first, tmp_path):

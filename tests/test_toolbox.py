@@ -110,7 +110,7 @@ def test_a_mixed_step_is_the_gradient_of_the_mixed_loss(driver, data):
     'partner_image': part.images[partner] / np.float32(127.5) - 1,
     'partner_label': part.labels[partner],
   }
-  mixed = mixing.build(job.config.mixing, data.class_counts)(key, batch, 0.0)
+  mixed = mixing.build(job.config.mixing, data.class_counts, 36)(key, batch, 0)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   logits, _ = job.model.apply(variables, mixed['image'], train=True, mutable=['batch_stats'])
   share, log_p = np.asarray(mixed['share'], float), np.asarray(jax.nn.log_softmax(logits), float)
@@ -152,6 +152,8 @@ def test_post_hoc_adjustment_is_part_of_every_evaluation(driver, data):
     ),
     ({'stage__source': 'x'}, "found method 'none', source 'x'"),
     ({'stage__method': 'x', 'stage__source': 'x'}, 'stage.method among none, crt, lws'),
+    ({'sampler__start': 0.8}, 'a sampler to defer with sampler.start'),
+    ({'loss__weights_start': 0.8}, 'class weights to defer with loss.weights_start'),
     (
       {'stage__method': 'lws', 'stage__source': 'x'},
       "model.head scaled for stage.method lws; found 'linear'; .*set --config.model.head=scaled",

@@ -1,4 +1,4 @@
-"""Mixing of images on the device: (key, batch, progress) -> batch, in one visible table.
+"""Mixing of images on the device: (key, batch, step) -> batch, in one visible table.
 
 A mixed image stands for two labels: `label` with the weight `share` and `partner_label` with the
 rest, see `csba_jax.losses.mixed`.
@@ -15,9 +15,10 @@ from jax import Array
 
 from csba_jax.data import sampling
 from csba_jax.errors import UserError
+from csba_jax.plan import step_at
 
 Batch = Mapping[str, Array]
-MixFn = Callable[[Array, Batch, Array | float], Batch]
+MixFn = Callable[[Array, Batch, Array | int], Batch]
 
 
 def mixup(key: Array, batch: Batch, *, class_counts: np.ndarray, alpha: float) -> Batch:
@@ -108,24 +109,25 @@ def partners(mixing: ml_collections.ConfigDict, stream: sampling.Stream) -> samp
   if name is None:
     return None
   return sampling.Stream(
-    name, 0.0, stream.labels, stream.batch_size, stream.total_steps, stream.seed, 'partner'
+    name, 0, stream.labels, stream.batch_size, stream.total_steps, stream.seed, 'partner'
   )
 
 
-def build(mixing: ml_collections.ConfigDict, class_counts: np.ndarray) -> MixFn:
-  """What config.mixing describes: (key, batch, progress) -> batch.
+def build(mixing: ml_collections.ConfigDict, class_counts: np.ndarray, total_steps: int) -> MixFn:
+  """What config.mixing describes: (key, batch, step) -> batch.
 
   The batch holds 'image' [N, H, W, ch] float32 and 'label' [N], and 'partner_image' and
-  'partner_label' where they have a stream of their own. A batch is mixed with the probability
-  config.mixing.probability while start <= progress < stop, and comes back with 'image', 'label',
-  'partner_label' and 'share' [N] in [0, 1]; without mixing it comes back as it is.
+  'partner_label' where they have a stream of their own. From the share `start` of the run to `stop`
+  a batch is mixed with the probability config.mixing.probability. It comes back with 'image',
+  'label', 'partner_label' and 'share' [N] in [0, 1]; without mixing as it is.
   """
   kind = kind_of(mixing.name)
   options = {name: mixing[name] for name in kind.options}
   counts = np.asarray(class_counts, np.float64)
-  probability, start, stop = mixing.probability, mixing.start, mixing.stop
+  probability = mixing.probability
+  first, end = step_at(mixing.start, total_steps), step_at(mixing.stop, total_steps)
 
-  def mix(key: Array, batch: Batch, progress: Array | float) -> Batch:
+  def mix(key: Array, batch: Batch, step: Array | int) -> Batch:
     if kind.function is None:
       return batch
     order_key, use_key, mix_key = jax.random.split(key, 3)
@@ -134,7 +136,7 @@ def build(mixing: ml_collections.ConfigDict, class_counts: np.ndarray) -> MixFn:
       own = {'partner_image': batch['image'][order], 'partner_label': batch['label'][order]}
       batch = {**batch, **own}
     mixed = kind.function(mix_key, batch, class_counts=counts, **options)
-    use = jax.random.bernoulli(use_key, probability) & (progress >= start) & (progress < stop)
+    use = jax.random.bernoulli(use_key, probability) & (step >= first) & (step < end)
     return {
       'image': jnp.where(use, mixed['image'], batch['image']),
       'label': batch['label'],

@@ -9,6 +9,7 @@ import numpy as np
 
 from csba_jax import longtail
 from csba_jax.errors import UserError
+from csba_jax.plan import step_at
 
 
 def instance(counts: np.ndarray, progress: float) -> np.ndarray:
@@ -63,7 +64,7 @@ class Stream:
   """
 
   name: str  # a row of SAMPLERS
-  start: float  # progress from which it samples; `instance` before (deferred re-sampling)
+  first: int  # step from which it samples; `instance` before (deferred re-sampling)
   labels: np.ndarray  # [N] of the training part
   batch_size: int
   total_steps: int
@@ -82,22 +83,34 @@ class Stream:
     """The stream that config.sampler describes.
 
     Raises:
-      UserError: an unknown name, or a batch that the data cannot fill.
+      UserError: an unknown name, a start without a sampler, a batch that the data cannot fill.
     """
     if sampler.name not in SAMPLERS:
       raise UserError(
         f'sampler.name among {", ".join(SAMPLERS)}', repr(sampler.name), 'set --config.sampler.name'
       )
+    if sampler.start > 0 and sampler.name == 'instance':
+      raise UserError(
+        'a sampler to defer with sampler.start',
+        f'start {sampler.start} of instance, which is what comes before',
+        'set --config.sampler.name=class, or take start back',
+      )
     _check_batch(batch_size, len(labels))
-    return cls(sampler.name, sampler.start, labels, batch_size, total_steps, seed)
+    first = step_at(sampler.start, total_steps)
+    return cls(sampler.name, first, labels, batch_size, total_steps, seed)
+
+  def class_probabilities(self, step: int) -> np.ndarray:
+    """How often each class comes in the batch of a step, [C], sum 1."""
+    name = self.name if step >= self.first else 'instance'
+    progress = min(1.0, step / max(1, self.total_steps))
+    return SAMPLERS[name](self._by_class[1].astype(np.float64), progress)
 
   def positions(self, step: int) -> np.ndarray:
     """Positions in the training part of the batch of a step, [batch_size] int32."""
-    progress = step / max(1, self.total_steps)
-    if self.name == 'instance' or progress < self.start:
+    if self.name == 'instance' or step < self.first:
       return batch_positions(self.seed, step, len(self.labels), self.batch_size, self.purpose)
     members, counts, first = self._by_class
-    edges = np.cumsum(SAMPLERS[self.name](counts.astype(np.float64), progress))
+    edges = np.cumsum(self.class_probabilities(step))
     words = (self.seed, self.purpose, self.name, step)
     uniform, place = longtail.uniforms(words, 2 * self.batch_size).reshape(2, -1)
     classes = np.searchsorted(edges[:-1], uniform, side='right')  # beyond the last edge: the last

@@ -126,6 +126,12 @@ def head_tail_conflict(cosines: np.ndarray, class_counts: np.ndarray) -> float:
   return conflict_rate(cosines, majority[:, None] & minority[None])
 
 
+def shares(weights: np.ndarray) -> np.ndarray:
+  """weights / sum(weights).   [C] -> [C] float64"""
+  weights = np.asarray(weights, np.float64)
+  return weights / weights.sum()
+
+
 def name_classes(class_names: Sequence[str] | None, classes: int) -> tuple[str, ...]:
   """The names as strings; 'class 0', 'class 1', ... for None."""
   if class_names is None:
@@ -159,7 +165,8 @@ class Conflict:
   losses: np.ndarray  # [C] mean loss
   counts: np.ndarray  # [C] images that were looked at, repetitions included
   class_names: tuple[str, ...]
-  class_counts: np.ndarray  # [C] training images: the prior
+  class_counts: np.ndarray  # [C] training images
+  prior: np.ndarray  # [C] pi, what each class weighs in the loss that is trained; sums to 1
   about: Mapping[str, Any]  # target, step and the like; JSON
 
   @classmethod
@@ -169,6 +176,7 @@ class Conflict:
     class_names: Sequence[str] | None = None,
     class_counts: np.ndarray | None = None,
     about: Mapping[str, Any] | None = None,
+    prior: np.ndarray | None = None,
   ) -> 'Conflict':
     """The conflict of one batch, taken as it is: no error of sampling.
 
@@ -177,11 +185,14 @@ class Conflict:
       class_names: 'class 0', ... by default.
       class_counts: training images of each class; by default those of the batch.
       about: what else to keep.
+      prior: what each class weighs in the loss that is trained; by default its share of
+        `class_counts`, as in a plain mean over the training set.
     """
     scopes = (*SCOPES, *found.grams)
     grams = np.stack([found.shared, found.total, *found.grams.values()]).astype(np.float64)
     cosines = conflict_matrix(grams)
     counts = np.asarray(found.counts)
+    class_counts = counts if class_counts is None else np.asarray(class_counts)
     return cls(
       scopes=scopes,
       grams=grams,
@@ -191,7 +202,8 @@ class Conflict:
       losses=np.asarray(found.losses, np.float64),
       counts=counts,
       class_names=name_classes(class_names, len(counts)),
-      class_counts=counts if class_counts is None else np.asarray(class_counts),
+      class_counts=class_counts,
+      prior=shares(class_counts if prior is None else prior),
       about={'target': 'batch', **(about or {})},
     )
 
@@ -199,11 +211,6 @@ class Conflict:
   def layers(self) -> tuple[str, ...]:
     """The scopes that are single layers."""
     return self.scopes[len(SCOPES) :]
-
-  @property
-  def prior(self) -> np.ndarray:
-    """pi [C], each class's share of the training images."""
-    return self.class_counts / self.class_counts.sum()
 
   @property
   def by_frequency(self) -> np.ndarray:
@@ -298,4 +305,4 @@ class Conflict:
 
 # what NumPy and JSON raise for files that are something else
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError)
-_ARRAYS = ('grams', 'errors', 'low', 'high', 'losses', 'counts', 'class_counts')
+_ARRAYS = ('grams', 'errors', 'low', 'high', 'losses', 'counts', 'class_counts', 'prior')

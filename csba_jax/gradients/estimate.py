@@ -24,7 +24,7 @@ from jax.tree_util import Partial
 from csba_jax import backend
 from csba_jax.errors import UserError
 from csba_jax.gradients import coupling
-from csba_jax.gradients.conflict import SCOPES, Conflict, conflict_matrix, name_classes
+from csba_jax.gradients.conflict import SCOPES, Conflict, conflict_matrix, name_classes, shares
 from csba_jax.gradients.gram import LayerFn, Layers, accumulator, gram
 from csba_jax.gradients.per_class import LossesFn, check_finite, row_gradient
 from csba_jax.longtail import draws, permutation
@@ -52,6 +52,7 @@ def exact_conflict(
   tick: Tick = no_tick,
   class_names: Sequence[str] | None = None,
   class_counts: np.ndarray | None = None,
+  prior: np.ndarray | None = None,
   about: Mapping[str, Any] | None = None,
 ) -> Conflict:
   """The conflict of a data set, every image of it: target `train` without an error of sampling.
@@ -69,7 +70,8 @@ def exact_conflict(
       found out once for each losses_fn, at the price of two small compilations.
     tick: told (images done, images in all) after every dispatch.
     class_names: 'class 0', ... by default.
-    class_counts: training images of each class, the prior; by default those of `data`.
+    class_counts: training images of each class; by default those of `data`.
+    prior: what each class weighs in the loss that is trained; by default its share of class_counts.
     about: what else to keep in the result.
 
   Returns:
@@ -86,7 +88,7 @@ def exact_conflict(
   grams = _by_scope(layers, sums) / _outer(sizes)
   cosines = conflict_matrix(grams)
   known = np.zeros_like(grams), cosines, cosines
-  names = _names(class_names, class_counts, sizes.sum(1), {'target': 'train, exact'}, about)
+  names = _names(class_names, class_counts, prior, sizes.sum(1), {'target': 'train, exact'}, about)
   return _conflict(layers, grams, known, loss_sums, sizes, names)
 
 
@@ -107,6 +109,7 @@ def estimated_conflict(
   tick: Tick = no_tick,
   class_names: Sequence[str] | None = None,
   class_counts: np.ndarray | None = None,
+  prior: np.ndarray | None = None,
   about: Mapping[str, Any] | None = None,
 ) -> Conflict:
   """The conflict of a data set from a sample of it: unbiased Grams with standard errors.
@@ -125,10 +128,11 @@ def estimated_conflict(
     layer_fn: as in `class_grams`.
     head: as in `class_grams`.
     max_bytes: that gradients of folds, C K times the parameters, may take at once.
-    per_example: as in `exact_conflict`, and so the next four.
+    per_example: as in `exact_conflict`, and so the next five.
     tick: see there.
     class_names: see there.
     class_counts: see there.
+    prior: see there.
     about: see there.
 
   Returns:
@@ -144,7 +148,7 @@ def estimated_conflict(
   sums, loss_sums = _group_grams(losses_fn, params, data, groups, layers, max_bytes, tick)
   counts = np.bincount(data['label'], minlength=num_classes)
   drawn = {'target': target, 'folds': folds, 'images': images, 'seed': seed}
-  names = _names(class_names, class_counts, counts, drawn, about)
+  names = _names(class_names, class_counts, prior, counts, drawn, about)
   return from_folds(layers, sums, loss_sums, sizes, counts, names)
 
 
@@ -197,7 +201,7 @@ def from_folds(
     loss_sums: [C K].
     sizes: [C, K] images of each fold, 0 for none.
     counts: [C] images of each class in the data.
-    names: class_names, class_counts and about of the result.
+    names: class_names, class_counts, prior and about of the result.
   """
   grams, *known = unbiased(_by_scope(layers, sums), sizes, counts)
   return _conflict(layers, grams, known, loss_sums, sizes, names)
@@ -306,14 +310,17 @@ def _conflict(
 def _names(
   class_names: Sequence[str] | None,
   class_counts: np.ndarray | None,
+  prior: np.ndarray | None,
   counts: np.ndarray,
   drawn: Mapping[str, Any],
   about: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
   """What a result is called, with the defaults of `exact_conflict`."""
+  class_counts = np.asarray(counts if class_counts is None else class_counts)
   return {
     'class_names': name_classes(class_names, len(counts)),
-    'class_counts': np.asarray(counts if class_counts is None else class_counts),
+    'class_counts': class_counts,
+    'prior': shares(class_counts if prior is None else prior),
     'about': {**drawn, **(about or {})},
   }
 

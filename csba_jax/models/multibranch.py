@@ -91,7 +91,7 @@ class MultiBranch(nn.Module):
   stem: int = STEM
   stages: tuple[int, ...] = STAGES
   dtype: Any = jnp.float32
-  head_kind: str = 'linear'
+  classifier: heads.Classifier = heads.LINEAR
 
   head = heads.HEAD
 
@@ -104,7 +104,7 @@ class MultiBranch(nn.Module):
       last = i == len(self.stages)
       x = Stage(features, blocks, self.attention, last, self.dtype, name=f'stage{i}')(x, train)
     z = x.mean((1, 2)).reshape(x.shape[0], len(BRANCHES), self.stages[-1])
-    return heads.classify(z, self.num_classes, self.head_kind, self.attention, self.dtype)
+    return heads.classify(z, self.num_classes, self.classifier, self.attention, self.dtype)
 
 
 @functools.lru_cache  # `none_wide` counts parameters
@@ -114,7 +114,7 @@ def build(
   attention: str,
   width: float,
   dtype: Any,
-  head: str = 'linear',
+  classifier: heads.Classifier = heads.LINEAR,
 ) -> MultiBranch:
   """The net at a width; for `none_wide`, as wide as gives it the parameters of `csba`.
 
@@ -124,12 +124,12 @@ def build(
     attention: one of ATTENTIONS.
     width: multiplies every number of channels.
     dtype: type of the computation.
-    head: one of heads.KINDS.
+    classifier: what its classifier is like.
   """
 
   def make_model(channels, attention):
     stem, *stages = channels
-    return MultiBranch(num_classes, attention, stem, tuple(stages), dtype, head)
+    return MultiBranch(num_classes, attention, stem, tuple(stages), dtype, classifier)
 
   # of a stage's channels those of the first weigh least, and those of the stem less
   channels = (STEM, *STAGES)

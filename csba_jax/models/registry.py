@@ -41,7 +41,8 @@ def build(
       f'model.head among {", ".join(heads.KINDS)}', repr(model.head), 'set --config.model.head'
     )
   dtype = jnp.dtype(model.dtype)
-  return make(num_classes, image_shape, model.attention, model.width, dtype, model.head)
+  classifier = heads.Classifier(model.head, model.scale)
+  return make(num_classes, image_shape, model.attention, model.width, dtype, classifier)
 
 
 def _other_than(attention: str) -> str:

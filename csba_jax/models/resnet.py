@@ -92,7 +92,7 @@ class ResNet(nn.Module):
   stages: tuple[int, ...] = STAGES
   blocks: int = BLOCKS
   dtype: Any = jnp.float32
-  head_kind: str = 'linear'
+  classifier: heads.Classifier = heads.LINEAR
 
   head = heads.HEAD
 
@@ -100,7 +100,7 @@ class ResNet(nn.Module):
   def __call__(self, x: Array, train: bool = False) -> Array:
     x = _shared_stages(x, self.stages, self.blocks, self.dtype, train)
     z = x.mean((1, 2))[:, None]
-    return heads.classify(z, self.num_classes, self.head_kind, 'none', self.dtype)
+    return heads.classify(z, self.num_classes, self.classifier, 'none', self.dtype)
 
 
 class BranchedResNet(nn.Module):
@@ -117,7 +117,7 @@ class BranchedResNet(nn.Module):
   stages: tuple[int, ...] = STAGES
   blocks: int = BLOCKS
   dtype: Any = jnp.float32
-  head_kind: str = 'linear'
+  classifier: heads.Classifier = heads.LINEAR
 
   head = heads.HEAD
 
@@ -128,7 +128,7 @@ class BranchedResNet(nn.Module):
     name = f'stage{len(self.stages)}'
     x = BranchStage(features, self.blocks, self.attention, self.dtype, name=name)(x, train)
     z = x.mean((1, 2)).reshape(x.shape[0], len(BRANCHES), features)
-    return heads.classify(z, self.num_classes, self.head_kind, self.attention, self.dtype)
+    return heads.classify(z, self.num_classes, self.classifier, self.attention, self.dtype)
 
 
 def build(
@@ -137,7 +137,7 @@ def build(
   attention: str,
   width: float,
   dtype: Any,
-  head: str = 'linear',
+  classifier: heads.Classifier = heads.LINEAR,
 ) -> ResNet:
   """ResNet-32 at a width; 464,154 parameters at 10 classes, 32x32x3 and width 1.
 
@@ -147,11 +147,11 @@ def build(
     attention: one of ATTENTIONS.
     width: multiplies every number of channels.
     dtype: type of the computation.
-    head: one of heads.KINDS.
+    classifier: what its classifier is like.
   """
 
   def make_model(stages, _):
-    return ResNet(num_classes, tuple(stages), BLOCKS, dtype, head)
+    return ResNet(num_classes, tuple(stages), BLOCKS, dtype, classifier)
 
   return capacity.at_width(make_model, STAGES, attention, width, image_shape, tuned=())
 
@@ -163,7 +163,7 @@ def build_branches(
   attention: str,
   width: float,
   dtype: Any,
-  head: str = 'linear',
+  classifier: heads.Classifier = heads.LINEAR,
 ) -> BranchedResNet:
   """ResNet-32 whose last stage branches, at a width; arguments as in `build`.
 
@@ -172,7 +172,7 @@ def build_branches(
   """
 
   def make_model(stages, attention):
-    return BranchedResNet(num_classes, attention, tuple(stages), BLOCKS, dtype, head)
+    return BranchedResNet(num_classes, attention, tuple(stages), BLOCKS, dtype, classifier)
 
   return capacity.at_width(make_model, STAGES, attention, width, image_shape, tuned=(1, 0))
 

@@ -121,7 +121,7 @@ class ViT(nn.Module):
   hidden: int = HIDDEN
   depth: int = DEPTH
   dtype: Any = jnp.float32
-  head_kind: str = 'linear'
+  classifier: heads.Classifier = heads.LINEAR
 
   head = heads.HEAD
 
@@ -134,7 +134,7 @@ class ViT(nn.Module):
       x = block(x, train)
     x = nn.LayerNorm(dtype=self.dtype, name='norm')(x)
     z = Pool(self.head_dim, self.attention, self.dtype, name='pool')(x, train)
-    return heads.classify(z, self.num_classes, self.head_kind, self.attention, self.dtype)
+    return heads.classify(z, self.num_classes, self.classifier, self.attention, self.dtype)
 
 
 @functools.lru_cache  # `none_wide` counts parameters
@@ -144,7 +144,7 @@ def build(
   attention: str,
   width: float,
   dtype: Any,
-  head: str = 'linear',
+  classifier: heads.Classifier = heads.LINEAR,
 ) -> ViT:
   """The net at a width; for `none_wide`, as wide as gives it the parameters of `csba`.
 
@@ -154,11 +154,11 @@ def build(
     attention: one of ATTENTIONS.
     width: multiplies the channels of a head and of the MLP; depth and number of heads stay.
     dtype: type of the computation.
-    head: one of heads.KINDS.
+    classifier: what its classifier is like.
   """
 
   def make_model(channels, attention):
-    return ViT(num_classes, attention, *channels, dtype=dtype, head_kind=head)
+    return ViT(num_classes, attention, *channels, dtype=dtype, classifier=classifier)
 
   channels = HEAD_DIM, HIDDEN
   return capacity.at_width(make_model, channels, attention, width, image_shape, tuned=(1,))

@@ -15,7 +15,7 @@ from csba_jax.errors import UserError
 N, H, W = 6, 8, 12
 COUNTS = np.array([500, 100, 20, 4])
 MIXED = [name for name in mixing.MIXINGS if name != 'none']
-PROGRESS = 0.5
+STEPS, STEP = 100, 50
 
 
 def section(name, **fields):
@@ -39,16 +39,16 @@ def with_partners(seed=0, **shape):
 
 @functools.cache  # the Beta distribution takes seconds to compile
 def compiled(name, **fields):
-  return jax.jit(mixing.build(section(name, **fields), COUNTS))
+  return jax.jit(mixing.build(section(name, **fields), COUNTS, STEPS))
 
 
 def run(name, key, given, **fields):
-  return jax.tree.map(np.asarray, compiled(name, **fields)(key, given, PROGRESS))
+  return jax.tree.map(np.asarray, compiled(name, **fields)(key, given, STEP))
 
 
 def test_nothing_is_mixed_without_mixing():
   given = batch()
-  found = mixing.build(section('none'), COUNTS)(jax.random.key(0), given, PROGRESS)
+  found = mixing.build(section('none'), COUNTS, STEPS)(jax.random.key(0), given, STEP)
   assert found is given
 
 
@@ -120,9 +120,9 @@ def test_remix_gives_the_label_to_the_rarer_class(lam, monkeypatch):
 def test_shares_have_the_distribution_that_is_asked_for(alpha):
   given = with_partners(n=2, height=64, width=64)
   given = jax.tree.map(jnp.asarray, given)
-  mix = mixing.build(section('mixup', alpha=alpha), COUNTS)
+  mix = mixing.build(section('mixup', alpha=alpha), COUNTS, STEPS)
   keys = jax.random.split(jax.random.key(0), 1500)
-  shares = jax.jit(jax.vmap(lambda key: mix(key, given, PROGRESS)['share'][0]))(keys)
+  shares = jax.jit(jax.vmap(lambda key: mix(key, given, STEP)['share'][0]))(keys)
   # of a Beta distribution, by Kolmogorov and Smirnov
   assert scipy.stats.kstest(np.asarray(shares), scipy.stats.beta(alpha, alpha).cdf).pvalue > 1e-3
 
@@ -132,9 +132,9 @@ def test_the_share_of_cutmix_by_the_expectation_of_its_box():
   size = 16
   given = with_partners(n=2, height=size, width=size)
   given = jax.tree.map(jnp.asarray, given)
-  mix = mixing.build(section('cutmix'), COUNTS)
+  mix = mixing.build(section('cutmix'), COUNTS, STEPS)
   keys = jax.random.split(jax.random.key(0), 4000)
-  shares = np.asarray(jax.jit(jax.vmap(lambda key: mix(key, given, PROGRESS)['share'][0]))(keys))
+  shares = np.asarray(jax.jit(jax.vmap(lambda key: mix(key, given, STEP)['share'][0]))(keys))
   areas = []
   for lam in (np.arange(2000) + 0.5) / 2000:  # Beta(1, 1)
     half = int(size * np.sqrt(1 - lam)) // 2
@@ -147,19 +147,19 @@ def test_the_share_of_cutmix_by_the_expectation_of_its_box():
 @pytest.mark.parametrize('name', MIXED)
 def test_batches_are_mixed_with_the_probability_and_while_it_is_time(name):
   given = jax.tree.map(jnp.asarray, with_partners())
-  mix = mixing.build(section(name, probability=0.3, start=0.2, stop=0.8), COUNTS)
+  mix = mixing.build(section(name, probability=0.3, start=0.2, stop=0.8), COUNTS, STEPS)
   keys = jax.random.split(jax.random.key(0), 600)
 
   @jax.jit
-  def untouched(progress):
-    found = jax.vmap(lambda key: mix(key, given, progress))(keys)
+  def untouched(step):
+    found = jax.vmap(lambda key: mix(key, given, step))(keys)
     same = (found['image'] == given['image'][None]).all((1, 2, 3, 4))
     return same & (found['share'] == 1).all(1)
 
-  for progress in (0.0, 0.19, 0.8, 0.99):
-    assert untouched(progress).all()
-  for progress in (0.2, 0.79):
-    mixed = 1 - float(untouched(progress).mean())
+  for step in (0, 19, 80, 99):
+    assert untouched(step).all()
+  for step in (20, 79):
+    mixed = 1 - float(untouched(step).mean())
     assert 0.2 < mixed < 0.4  # a box of no pixels is not seen
 
 
@@ -175,7 +175,7 @@ def test_partners_of_their_own_stream(name):
   drawn = np.concatenate([found.positions(step) for step in range(100)])
   share = np.bincount(labels[drawn]) / len(drawn)
   assert abs(share - 0.25).max() < 0.04  # every class as often as the others
-  again = sampling.Stream('class', 0.0, labels, 50, 100, 0)
+  again = sampling.Stream('class', 0, labels, 50, 100, 0)
   assert (found.positions(0) != again.positions(0)).any()  # not the stream of a balanced sampler
 
 
@@ -190,4 +190,4 @@ def test_the_same_key_gives_the_same_batch():
 
 def test_an_unknown_mixing_lists_the_known_ones():
   with pytest.raises(UserError, match=r"mixing\.name among none, mixup, .*; found 'puzzle'"):
-    mixing.build(section('puzzle'), COUNTS)
+    mixing.build(section('puzzle'), COUNTS, STEPS)

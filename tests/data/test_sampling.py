@@ -141,7 +141,18 @@ def test_instance_is_the_stream_of_permutations():
   )
 
 
-@pytest.mark.parametrize('name', set(sampling.SAMPLERS) - {'instance'})
+def test_a_start_without_a_sampler():
+  with pytest.raises(UserError, match=r'a sampler to defer with sampler\.start; found start 0\.8'):
+    stream('instance', start=0.8)
+
+
+def test_progress_ends_with_the_run():
+  np.testing.assert_array_equal(
+    stream('progressive').class_probabilities(2 * TOTAL), np.ones(4) / 4
+  )
+
+
+@pytest.mark.parametrize('name', sorted(set(sampling.SAMPLERS) - {'instance'}))
 def test_deferred_sampling_is_instance_balanced_before_its_start(name):
   deferred, always, plain = stream(name, start=0.8), stream(name), stream('instance')
   for step, expected in ((0, plain), (159, plain), (160, always), (199, always)):

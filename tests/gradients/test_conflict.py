@@ -191,7 +191,9 @@ def test_taking_scopes():
 
 def test_summary_against_its_parts():
   counts = np.array([500, 200, 50, 20, 5])
-  found = dataclasses.replace(conflict_of(rows(3)), class_counts=counts)
+  found = dataclasses.replace(
+    conflict_of(rows(3)), class_counts=counts, prior=counts / counts.sum()
+  )
   cosines = found.cosine()
   off = cosines[np.triu_indices(CLASSES, 1)]
   summary = found.summary()

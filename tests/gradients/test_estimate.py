@@ -319,6 +319,9 @@ def test_the_prior_is_that_of_the_data(params, data):
       function, params, data, class_counts=COUNTS[::-1], class_names=np.array(list('abcd'))
     )
     assert found.class_counts.tolist() == COUNTS[::-1].tolist()
+    np.testing.assert_allclose(found.prior, COUNTS[::-1] / COUNTS.sum())
+    weighed = call(function, params, data, prior=np.array([1, 1, 2, 4]))
+    np.testing.assert_allclose(weighed.prior, [0.125, 0.125, 0.25, 0.5])
     assert found.class_names == ('a', 'b', 'c', 'd')
     with pytest.raises(UserError, match='4 class names; found 2'):
       call(function, params, data, class_names=['a', 'b'])
@@ -344,7 +347,12 @@ def test_wrong_losses(params, data):
     call(estimate.exact_conflict, params, nan)
 
 
-NAMES = {'class_names': tuple('abcd'), 'class_counts': COUNTS, 'about': {'target': 'x'}}
+NAMES = {
+  'class_names': tuple('abcd'),
+  'class_counts': COUNTS,
+  'prior': COUNTS / COUNTS.sum(),
+  'about': {'target': 'x'},
+}
 
 
 def test_from_folds_sums_scopes_over_layers(params):

@@ -86,7 +86,7 @@ class TwoBlocks(nn.Module):
     x = layers.max_pool2(x)
     x = multibranch.Block(3, self.attention, False, self.dtype, name='last')(x, False)
     z = x.mean((1, 2)).reshape(x.shape[0], 3, -1)
-    return heads.classify(z, CLASSES, 'linear', self.attention, self.dtype)
+    return heads.classify(z, CLASSES, heads.Classifier(), self.attention, self.dtype)
 
 
 def two_blocks(kind, dtype):

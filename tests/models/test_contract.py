@@ -32,7 +32,8 @@ CLASS_CONDITIONED = [name for name, attentions in TABLE.items() if 'csba_class' 
 
 
 def net(name, attention, dtype=jnp.float32, head='linear'):
-  return NETS[name]('none' if attention == 'none_wide' else attention, dtype, head)
+  classifier = heads.Classifier(head)
+  return NETS[name]('none' if attention == 'none_wide' else attention, dtype, classifier)
 
 
 def flat(tree):

@@ -10,6 +10,7 @@ from csba_jax import optimizers
 from csba_jax.models import heads
 
 N, B, D, K = 3, 2, 5, 4
+SCALE = 7.0  # of the cosines
 CASES = [(kind, gated) for kind in heads.KINDS for gated in (False, True)]
 PARAMETERS = {'linear': {'kernel', 'bias'}, 'cosine': {'kernel'}}
 PARAMETERS['scaled'] = PARAMETERS['linear'] | {'scale'}
@@ -21,7 +22,7 @@ def draw(*shape, seed=1):
 
 def make(kind, gated, dtype=np.float32):
   """(module, params, (z,) or (z, the image's share of the gate)), nothing zero."""
-  module = heads.LinearHead(K, kind)
+  module = heads.LinearHead(K, heads.Classifier(kind, SCALE))
   inputs = (draw(N, B, D), draw(N, B, D, seed=2))[: 1 + gated]
   shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)['params']
   params = {name: draw(*leaf.shape, seed=len(name)) for name, leaf in shapes.items()}
@@ -41,7 +42,8 @@ def reference(kind, params, z, gate=None):
         seen = seen * 2 / (1 + np.exp(-gate[n] - params['class_embedding'][k]))
       logits[n, k] = (w * seen).sum()
       if kind == 'cosine':
-        logits[n, k] /= np.linalg.norm(w) * np.linalg.norm(seen)  # over branches and channels
+        lengths = np.linalg.norm(w) * np.linalg.norm(seen)  # over branches and channels
+        logits[n, k] *= SCALE / lengths
       else:
         logits[n, k] += params['bias'][k]
       if kind == 'scaled':
@@ -78,7 +80,7 @@ def test_gradients_against_finite_differences(kind, gated):
 def test_cosine_sees_directions_only(gated):
   module, params, inputs = make('cosine', gated)
   logits = apply(module, params, *inputs)
-  assert np.abs(logits).max() <= 1
+  assert np.abs(logits).max() <= SCALE
   z, *gate = inputs
   close(
     apply(module, params, z * np.array([1e-8, 1, 1e8], np.float32)[:, None, None], *gate), logits
@@ -87,8 +89,8 @@ def test_cosine_sees_directions_only(gated):
   close(apply(module, params | {'kernel': params['kernel'] * lengths}, *inputs), logits)
   own = np.broadcast_to(params['kernel'][..., 2], z.shape)
   if not gated:
-    close(apply(module, params, own)[:, 2], 1)
-    close(apply(module, params, -own)[:, 2], -1)
+    close(apply(module, params, own)[:, 2], SCALE)
+    close(apply(module, params, -own)[:, 2], -SCALE)
 
 
 @pytest.mark.parametrize('gated', [False, True])
@@ -109,9 +111,12 @@ def test_a_vector_without_direction_has_cosine_and_gradient_zero(gated):
 
 def test_scaled_starts_as_linear_and_its_scale_is_not_decayed():
   _, params, inputs = make('linear', True)
-  initial = heads.LinearHead(K, 'scaled').init(jax.random.key(0), *inputs)['params']
+  initial = heads.LinearHead(K, heads.Classifier('scaled')).init(jax.random.key(0), *inputs)[
+    'params'
+  ]
   np.testing.assert_array_equal(initial['scale'], np.ones(K))
-  found = apply(heads.LinearHead(K, 'scaled'), params | {'scale': initial['scale']}, *inputs)
+  scaled = heads.LinearHead(K, heads.Classifier('scaled'))
+  found = apply(scaled, params | {'scale': initial['scale']}, *inputs)
   np.testing.assert_array_equal(found, apply(heads.LinearHead(K), params, *inputs))
   assert not optimizers.decay_mask(initial)['scale']
 

@@ -77,7 +77,7 @@ def test_unknown_head_lists_the_known_ones():
 @pytest.mark.parametrize('name', NAMES)
 def test_config_decides_the_head(name, kind):
   model = registry.build(model_config(name=name, attention='none', head=kind), 5, (8, 8, 1))
-  assert model.head_kind == kind
+  assert model.classifier == heads.Classifier(kind, 30.0)
 
 
 @pytest.mark.parametrize(('name', 'attention'), EVERY)

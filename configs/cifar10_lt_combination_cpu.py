@@ -1,0 +1,17 @@
+r"""CIFAR-10-LT at 100, small: balanced softmax with tuned weight decay.
+
+  csba-train --config=configs/cifar10_lt_combination_cpu.py \
+    --workdir=runs/cifar10_lt_combination_cpu
+
+The two remedies that did most here, together; the decay is that of cifar10_lt_weight_decay_cpu.py.
+Result: README, one seed, JPEG copy.
+"""
+
+from csba_jax import config
+
+
+def get_config():
+  """The recipe: what differs from cifar10_lt_balanced_softmax_cpu.py."""
+  c = config.sibling(__file__, 'cifar10_lt_balanced_softmax_cpu')
+  c.train.weight_decay = 2e-3
+  return c
