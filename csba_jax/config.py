@@ -54,10 +54,10 @@ def default() -> ml_collections.ConfigDict:
 
   config.loss = ml_collections.ConfigDict()
   config.loss.name = 'cross_entropy'  # a row of csba_jax.losses.LOSSES
-  config.loss.tau = 1.0  # logit_adjustment: weight of the log prior
+  config.loss.tau = 1.0  # logit_adjustment, vector_scaling: weight of the log prior
   config.loss.smoothing = 0.1  # label_smoothing; label_aware_smoothing: of the largest class
   config.loss.smoothing_tail = 0.0  # label_aware_smoothing: of the smallest class
-  config.loss.gamma = 2.0  # focal, dual_focal
+  config.loss.gamma = 2.0  # focal, dual_focal, vector_scaling: exponent
   config.loss.max_margin = 0.5  # ldam: of the smallest class
   config.loss.weights = 'none'  # of classes: none | inverse | effective
   config.loss.beta = 0.9999  # effective

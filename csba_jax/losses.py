@@ -121,6 +121,18 @@ def balanced_softmax(logits: Array, labels: Array, *, class_counts: np.ndarray) 
   return optax.softmax_cross_entropy_with_integer_labels(logits + jnp.log(counts)[None], labels)
 
 
+def vector_scaling(
+  logits: Array, labels: Array, *, class_counts: np.ndarray, gamma: float, tau: float
+) -> Array:
+  """Cross-entropy of (n_c / n_max)^gamma z_c + tau log pi_c  (VS loss, Kini et al. 2021).
+
+  [N, C], [N] -> [N] nats. gamma = 0 is logit adjustment. Predictions use the plain logits.
+  """
+  counts = np.asarray(class_counts, np.float64)
+  factors = jnp.asarray((counts / counts.max()) ** gamma, logits.dtype)
+  return logit_adjustment(logits * factors[None], labels, class_counts=class_counts, tau=tau)
+
+
 class Kind(NamedTuple):
   """A row of LOSSES."""
 
@@ -134,6 +146,7 @@ LOSSES: Mapping[str, Kind] = {
   'cross_entropy': Kind(cross_entropy),
   'balanced_softmax': Kind(balanced_softmax),
   'logit_adjustment': Kind(logit_adjustment, ('tau',)),
+  'vector_scaling': Kind(vector_scaling, ('gamma', 'tau')),
   'label_smoothing': Kind(label_smoothing, ('smoothing',)),
   'label_aware_smoothing': Kind(label_aware_smoothing, ('smoothing', 'smoothing_tail')),
   'focal': Kind(focal, ('gamma',), linear=False),
