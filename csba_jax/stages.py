@@ -10,7 +10,6 @@ workdir: `csba_jax.second_stage`.
 import re
 from typing import Any, NamedTuple
 
-import jax
 import ml_collections
 
 from csba_jax.errors import UserError
@@ -73,6 +72,7 @@ def check_source(stage: ml_collections.ConfigDict) -> None:
 
 def matches(pattern: str | None, params: PyTree) -> PyTree:
   """True for the parameters whose names the expression finds; a tree like `params`."""
+  import jax  # not above: the index streams of the host, which know stages, do without it
 
   def one(path, _):
     name = '/'.join(str(key.key) for key in path)
