@@ -194,16 +194,10 @@ def test_imbalance_factors_up_to_500_are_one_override(factor):
     config_lib.check(config)
 
 
-def test_every_optimizer_and_schedule_trains(driver, data):
-  for optimizer in optimizers.OPTIMIZERS:
-    for schedule in optimizers.SCHEDULES:
-      rate = 0.1 if optimizer == 'sgd' else 0.01
-      job = job_of(
-        driver,
-        data,
-        train__optimizer=optimizer,
-        train__schedule=schedule,
-        train__learning_rate=rate,
-      )
-      _, found = steps(job, job.begin()[0], 0, 8)
-      assert found[-1] < found[0]
+@pytest.mark.parametrize(('optimizer', 'schedule'), [('adamw', 'cosine'), ('sgd', 'steps')])
+def test_other_optimizers_and_schedules_train(driver, data, optimizer, schedule):
+  rate = 0.1 if optimizer == 'sgd' else 0.01
+  fields = {'train__optimizer': optimizer, 'train__schedule': schedule}
+  job = job_of(driver, data, train__learning_rate=rate, **fields)
+  _, found = steps(job, job.begin()[0], 0, 8)
+  assert found[-1] < found[0]
