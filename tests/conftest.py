@@ -5,8 +5,13 @@ import importlib.util
 import os
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = (
-  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+os.environ['XLA_FLAGS'] = ' '.join(
+  [
+    os.environ.get('XLA_FLAGS', ''),
+    '--xla_force_host_platform_device_count=8',
+    # small programs, compiled once: code that is made quickly; not level 0, whose code is wrong
+    '--xla_backend_optimization_level=1',
+  ]
 )
 
 import jax

@@ -88,7 +88,7 @@ def start(workdir, *arguments, **kwargs):
   environment = os.environ | {
     'JAX_PLATFORMS': 'cpu',
     'PYTHONPATH': str(Path(__file__).parents[1]),
-    'XLA_FLAGS': '',
+    'XLA_FLAGS': '--xla_backend_optimization_level=1',  # as conftest.py has it, to the bit
   }
   return subprocess.Popen(
     command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs

@@ -151,7 +151,9 @@ def test_dry_run_of_a_folder_wants_the_number_of_classes():
   code, _, err = call('train', FOLDER, '--dry_run', CSBA_IMAGE_FOLDER='')
   assert code == 1
   assert 'set --config.data.num_classes=N' in err
-  code, out, _ = call('train', FOLDER, '--dry_run', '--config.data.num_classes=3')
+  code, out, _ = call(
+    'train', FOLDER, '--dry_run', '--config.data.num_classes=3', '--config.model.width=0.1'
+  )
   assert code == 0
   assert 'parameters: ' in out
 

@@ -151,6 +151,7 @@ def test_layers_that_find_nothing(run, layers):
     diagnose.diagnose_run(run, diagnose.Sampling(), layers)
 
 
+@pytest.mark.slow
 def test_the_probe_is_an_estimate_of_the_run(run):
   """One compiled step against the pass that goes from image to image on the host."""
   found = diagnose.Probe(run.config, run.data, run.model).measure(run.state)

@@ -264,13 +264,14 @@ def test_a_dispatch_ends_at_each_step_that_is_diagnosed(every):
     assert {step for step in range(7, 19) if plan.diagnoses_at(step)} <= ends
 
 
-KILLS_QUICK = ['after-step:17', 'saving:2', 'after-line:7']
+KILLS_QUICK = ['after-step:17', 'saving:2']
 KILLS_SLOW = [
   'before-config:1',
   'after-config:1',
   'before-step:1',
   'before-line:4',
   'after-line:3',
+  'after-line:7',
   'before-save:1',
   'saving:1',
   'saving:3',

@@ -180,7 +180,10 @@ def test_half_precision_is_near_and_images_do_not_see_each_other(name, attention
   assert (changed[1] != expected[1]).any()
 
 
-@pytest.mark.parametrize(('name', 'attention'), NEW)
+@pytest.mark.parametrize(
+  ('name', 'attention'),
+  [pytest.param(*net, marks=[pytest.mark.slow] * (net[0] == 'resnet32')) for net in NEW],
+)
 def test_strategies_of_class_grams_agree(name, attention):
   model = net(name, attention)
   variables = random_variables(model)

@@ -258,7 +258,7 @@ def test_a_real_forward_pass_is_finite_and_keeps_images_apart(size):
   assert (changed[0] != logits[0]).any()
 
 
-@pytest.mark.parametrize('attention', ['csba_class', 'cbam'])
+@pytest.mark.parametrize('attention', ['csba_class', pytest.param('cbam', marks=pytest.mark.slow)])
 def test_half_precision_keeps_float32_parameters_and_logits(attention):
   full, half = build(attention), build(attention, dtype=jnp.bfloat16)
   half_shapes, logits = shapes(half, SMALL)
@@ -311,7 +311,11 @@ def gradients(attention):
   return flat(grads), flat(stats), flat(variables['batch_stats'])
 
 
-@pytest.mark.parametrize('attention', ['csba_class', 'csba', 'se', 'cbam', 'none'])
+# csba_class has the layers of csba and none
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ('csba', 'none', 'se', 'cbam')]
+
+
+@pytest.mark.parametrize('attention', ['csba_class', *SLOW])
 def test_every_parameter_has_a_finite_gradient_that_is_not_zero(attention):
   grads, _, _ = gradients(attention)
   assert not [name for name, leaf in grads.items() if not np.isfinite(leaf).all()]
