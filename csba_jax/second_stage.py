@@ -38,8 +38,8 @@ def start(
     UserError: no first stage there, one that is not finished, or of another model or other data.
   """
   _check_same(config)
-  if config.stage.checkpoint != 'latest' and not config.stage.checkpoint.isdigit():
-    read_result(config.stage.source)  # the best of a run is known when it is finished
+  if config.stage.checkpoint == 'best':
+    read_result(config.stage.source)  # which it is, a run knows when it is finished
   source = trained.take_up(config.stage.source, config.stage.checkpoint, data=data)
   stage = stages.STAGES[config.stage.method]
   first = source.state.averaged()
