@@ -2,7 +2,7 @@
 
 import importlib.util
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ def default() -> ml_collections.ConfigDict:
   config.data.class_order = 'index'  # which class is the head: index | frequency
   config.data.val_fraction = 0.1  # of the long-tail subset; 0 = no selection, last checkpoint
   config.data.test_fraction = 0.2  # of a source without a test part of its own
+  config.data.folds = 0  # of cross-validation, in place of test_fraction; 0 = none
+  config.data.fold = 0  # which of them is the test part; data.seed draws the folds
   config.data.strict = False  # image_folder: an unreadable file ends the run
   config.data.manifest = ''  # image_folder: CSV file with columns `file` and group_column
   config.data.group_column = ''  # duplicates of one group stay on one side of every split
@@ -50,8 +52,15 @@ def default() -> ml_collections.ConfigDict:
   config.model.head = 'linear'  # linear | cosine (for ldam) | scaled (for lws)
   config.model.scale = 30.0  # of the cosines of a cosine classifier
   config.model.width = 1.0  # multiplies every number of channels
+  config.model.depth = 1  # multiplies the number of blocks
   config.model.dtype = 'float32'  # of the computation: float32 | bfloat16; parameters: float32
 
+  _add_methods(config)
+  _add_training(config)
+  return config.lock()
+
+
+def _add_methods(config: ml_collections.ConfigDict) -> None:
   config.loss = ml_collections.ConfigDict()
   config.loss.name = 'cross_entropy'  # a row of csba_jax.losses.LOSSES
   config.loss.tau = 1.0  # logit_adjustment, vector_scaling: weight of the log prior
@@ -84,6 +93,8 @@ def default() -> ml_collections.ConfigDict:
   config.stage.checkpoint = 'best'  # of the first stage: best | latest | STEP
   config.stage.tau = -1.0  # tau_norm; -1: the best of 0, 0.1, ... 2 on the validation part
 
+
+def _add_training(config: ml_collections.ConfigDict) -> None:
   config.train = ml_collections.ConfigDict()
   config.train.batch_size = 128  # images
   config.train.epochs = 10  # an epoch is ceil(images / batch_size) full batches
@@ -100,7 +111,25 @@ def default() -> ml_collections.ConfigDict:
   config.diagnostics = ml_collections.ConfigDict()
   config.diagnostics.every = 0  # steps between measurements of class-gradient conflict; 0 = never
   config.diagnostics.images = 8  # of each class in the fixed probe that is measured
-  return config.lock()
+  # shares of the run after which it is measured on every training and validation image: '0,0.5,1'
+  config.diagnostics.moments = ''
+  # and when the mean training loss of a log line is at or below a level for the first time: '1,0.3'
+  config.diagnostics.loss_levels = ''
+
+
+def numbers(text: str) -> tuple[float, ...]:
+  """'0,0.1' -> (0.0, 0.1); ValueError for anything but numbers with commas between them."""
+  return tuple(float(word) for word in text.split(',')) if text else ()
+
+
+def _are_numbers(low: float, high: float) -> Callable[[str], bool]:
+  def test(text: str) -> bool:
+    try:
+      return all(low <= number <= high for number in numbers(text))
+    except ValueError:
+      return False
+
+  return test
 
 
 def sibling(file: str, name: str) -> ml_collections.ConfigDict:
@@ -129,12 +158,15 @@ _RANGES = {
   'data.class_order': ('index or frequency', ('index', 'frequency').__contains__),
   'data.val_fraction': ('0 <= fraction < 1', lambda v: 0 <= v < 1),
   'data.test_fraction': ('0 < fraction < 1', lambda v: 0 < v < 1),
+  'data.folds': ('0 (none) or at least 2', lambda v: v == 0 or v >= 2),
+  'data.fold': ('0 or more', lambda v: v >= 0),
   'augment.crop_padding': ('0 to 64 pixels', lambda v: 0 <= v <= 64),
   'augment.randaugment_ops': ('1 to 8 operations', lambda v: 1 <= v <= 8),
   'augment.randaugment_magnitude': ('0 to 30', lambda v: 0 <= v <= 30),
   'augment.cutout': ('0 (off) to 256 pixels', lambda v: 0 <= v <= 256),
   'model.scale': ('a finite number > 0', lambda v: 0 < v < math.inf),
   'model.width': ('0 < width <= 64', lambda v: 0 < v <= 64),
+  'model.depth': ('1 to 16', lambda v: 1 <= v <= 16),
   'model.dtype': ('float32 or bfloat16', ('float32', 'bfloat16').__contains__),
   'loss.tau': ('a finite number >= 0', lambda v: 0 <= v < math.inf),
   'loss.smoothing': ('0 <= smoothing < 1', lambda v: 0 <= v < 1),
@@ -166,6 +198,8 @@ _RANGES = {
   'train.log_every': ('at least 1 step', lambda v: v >= 1),
   'train.eval_every': ('at least 1 epoch', lambda v: v >= 1),
   'diagnostics.every': ('0 (never) or at least 1 step', lambda v: v >= 0),
+  'diagnostics.moments': ("shares of the run from 0 to 1, such as '0,0.1,1'", _are_numbers(0, 1)),
+  'diagnostics.loss_levels': ("losses >= 0, such as '1,0.3'", _are_numbers(0, 1e9)),
   'diagnostics.images': ('at least 4 images, one for each fold', lambda v: v >= 4),
 }
 
@@ -189,6 +223,17 @@ def check(config: ml_collections.ConfigDict) -> None:
   if start >= stop:
     raise UserError(
       'mixing.start < mixing.stop', f'start {start}, stop {stop}', 'set --config.mixing.stop=...'
+    )
+  folds, fold = found['data.folds'], found['data.fold']
+  if fold >= max(folds, 1):
+    raise UserError(
+      f'data.fold below data.folds = {folds}', f'{fold}', 'set --config.data.fold=0 or more folds'
+    )
+  if folds and found['data.source'] == 'tfds' and found['data.test_split']:
+    raise UserError(
+      'data.folds of a source without a test part of its own',
+      f'data.test_split {found["data.test_split"]!r}',
+      "set --config.data.test_split='', or --config.data.folds=0",
     )
   side, cutout = found['data.image_size'], found['augment.cutout']
   if cutout > side:

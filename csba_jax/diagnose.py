@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from flax.traverse_util import flatten_dict
 from jax import Array
 from jax.tree_util import Partial
 
-from csba_jax import backend, losses, plots, trained
+from csba_jax import backend, decoupling, losses, plots, trained
 from csba_jax.data import augment, pipeline, sampling
 from csba_jax.errors import UserError
 from csba_jax.gradients import estimate, flow
 from csba_jax.gradients.conflict import Conflict, shares
 from csba_jax.gradients.gram import Layers, layer_name, parameter_names
 from csba_jax.gradients.per_class import group_grams
+from csba_jax.models import registry
 from csba_jax.plan import Plan, step_at
 from csba_jax.progress import say
 from csba_jax.train_state import TrainState
@@ -63,28 +64,92 @@ def diagnose_run(
   Raises:
     UserError: `layers` that finds nothing or is no regular expression, and what `estimate` raises.
   """
-  common = {
-    'num_classes': len(run.data.class_names),
-    'layer_fn': None if layers is None else _choose(layers, run.state.params),
-    'head': run.model.head,
-    'per_example': True,  # by construction: running statistics, nothing at random
-    'tick': tick,
-    'class_names': run.data.class_names,
-    'class_counts': run.data.class_counts,
-    'prior': objective_prior(run.config, run.data, int(run.state.step)),
-    'about': _about(run.config, int(run.state.step)) | {'layers': layers or ''},
-  }
-  state = run.state.averaged()
-  losses_fn = Partial(_losses_of(run.config, run.data, run.model), state.batch_stats)
-  data = {'image': run.data.train.images, 'label': run.data.train.labels}
-  say(_describe_work(run, sampling, common['layer_fn']))
-  if sampling.exact:
-    found = estimate.exact_conflict(losses_fn, state.params, data, **common)
-  else:
-    chosen = {k: v for k, v in dataclasses.asdict(sampling).items() if k != 'exact'}
-    found = estimate.estimated_conflict(losses_fn, state.params, data, **common, **chosen)
+  layer_fn = None if layers is None else _choose(layers, run.state.params)
+  say(_describe_work(run, sampling, layer_fn))
+  found = _measure(
+    run.config,
+    run.data,
+    run.model,
+    run.state,
+    run.data.train,
+    sampling,
+    layer_fn=layer_fn,
+    tick=tick,
+    about={'layers': layers or ''},
+  )
   order = _from_input_to_output(run.model, run.data.image_shape)
   return found.take([layer for layer in order if layer in found.layers])
+
+
+def moment(
+  config: ml_collections.ConfigDict, data: pipeline.Data, model: nn.Module, state: TrainState
+) -> dict[str, tuple[Conflict, dict[str, Any]]]:
+  """Conflict and decoupling of a net in training over every image of its parts.
+
+  The net as it is evaluated. At step 0 the statistics of its BatchNorms say nothing yet: they are
+  first estimated over training batches, as `trained.take_up` does.
+
+  Returns:
+    {'train': (conflict, `decoupling.measure`), 'val': likewise if the run has a validation part}.
+  """
+  state = state.averaged()
+  if int(state.step) == 0 and config.stage.method == 'none':
+    stats = trained.estimate_statistics(model, state, data, config)
+    state = state.replace(batch_stats=stats)
+  found = {}
+  for name, part in (('train', data.train), ('val', data.val)):
+    if len(part):
+      about = {'target': f'{name}, exact'}
+      conflict = _measure(config, data, model, state, part, Sampling(exact=True), about=about)
+      branches = decoupling.measure(
+        model, state, part, len(data.class_names), config.train.batch_size
+      )
+      found[name] = conflict, branches
+  return found
+
+
+def _measure(
+  config: ml_collections.ConfigDict,
+  data: pipeline.Data,
+  model: nn.Module,
+  state: TrainState,
+  part: pipeline.Part,
+  sampling: Sampling,
+  *,
+  layer_fn: Callable[[str], str | None] | None = None,
+  tick: estimate.Tick = estimate.no_tick,
+  about: Mapping[str, Any],
+) -> Conflict:
+  """The conflict of the net as it is evaluated over a part of its run's data."""
+  state = state.averaged()
+  losses_fn = Partial(_losses_of(config, data, model), state.batch_stats)
+  images = {'image': part.images, 'label': part.labels}
+  common = {
+    'num_classes': len(data.class_names),
+    'layer_fn': layer_fn,
+    'head': model.head,
+    'per_example': True,  # by construction: running statistics, nothing at random
+    'tick': tick,
+    'class_names': data.class_names,
+    'class_counts': data.class_counts,
+    'prior': objective_prior(config, data, int(state.step)),
+    'about': _about(config, int(state.step)) | about,
+  }
+  if sampling.exact:
+    return estimate.exact_conflict(losses_fn, state.params, images, **common)
+  chosen = {k: v for k, v in dataclasses.asdict(sampling).items() if k != 'exact'}
+  return estimate.estimated_conflict(losses_fn, state.params, images, **common, **chosen)
+
+
+def common_layers(
+  config: ml_collections.ConfigDict, num_classes: int, image_shape: tuple[int, int, int]
+) -> list[str]:
+  """Layers that a net has in common with the same net without attention, but for its head."""
+  plain = config.model.copy_and_resolve_references()
+  plain.attention = 'none'
+  model = registry.build(plain, num_classes, image_shape)
+  names = _from_input_to_output(model, image_shape)
+  return [name for name in names if not re.search(model.head, f'{name}/')]
 
 
 def objective_prior(
@@ -192,7 +257,16 @@ def _model_losses(
 def _losses_of(
   config: ml_collections.ConfigDict, data: pipeline.Data, model: nn.Module
 ) -> Callable[..., Array]:
-  loss_fn = losses.unweighted(config, data.class_counts)
+  parts = {'loss': config.loss.to_dict(), 'model': config.model.to_dict()}
+  counts = tuple(data.class_counts.tolist())
+  return _cached_losses(ml_collections.FrozenConfigDict(parts), counts, model)
+
+
+@functools.lru_cache(maxsize=4)  # a function is equal to itself alone: jit would compile anew
+def _cached_losses(
+  config: ml_collections.FrozenConfigDict, class_counts: tuple[int, ...], model: nn.Module
+) -> Callable[..., Array]:
+  loss_fn = losses.unweighted(config, np.array(class_counts))
   return functools.partial(_model_losses, model=model, loss_fn=loss_fn)
 
 

@@ -33,7 +33,8 @@ def describe(config: ml_collections.ConfigDict) -> str:
   indices = {'own': jax.ShapeDtypeStruct((1, batch_size), jnp.int32)}
   if mixing.kind_of(config.mixing.name).partner:
     indices['partner'] = indices['own']
-  compiled = train.compiled_steps().lower(state, data, indices, step_fn=step_fn).compile()
+  key = jax.eval_shape(jax.random.key, 0)
+  compiled = train.compiled_steps().lower(state, data, indices, key, step_fn=step_fn).compile()
   return '\n'.join(
     [
       _parameter_table(state),

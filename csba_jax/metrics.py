@@ -99,6 +99,26 @@ def summarise(confusion: Confusion, train_counts: np.ndarray) -> dict[str, Any]:
   }
 
 
+def macro_f1_at(counts: np.ndarray, shares: np.ndarray) -> float:
+  """Macro-F1 had the classes these shares:  rows of the confusion matrix scaled to sum to them.
+
+  Precision depends on how frequent the classes are, so that on a long-tailed part a net that
+  corrects the prior looks worse than it is where it will be used.
+
+  Args:
+    counts: [C, C] confusion matrix; rows are true classes.
+    shares: [C] of the classes; their sum does not matter.
+
+  Returns:
+    Macro-F1 over the classes that have examples; NaN without any.
+  """
+  counts, shares = np.asarray(counts, np.float64), np.asarray(shares, np.float64)
+  support = counts.sum(1)
+  rows = _ratio(counts * shares[:, None], support[:, None], empty=0.0)
+  f1 = _ratio(2 * np.diag(rows), rows.sum(1) + rows.sum(0), empty=0.0)
+  return _mean(np.where(support > 0, f1, np.nan))
+
+
 def _ratio(numerator, denominator, empty: float) -> np.ndarray:
   """numerator / denominator in float64, `empty` where the denominator is 0."""
   numerator, denominator = np.float64(numerator), np.float64(denominator)

@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import ml_collections
 
 from csba_jax import stages
+from csba_jax.config import numbers
 
 
 def step_at(share: float, total_steps: int) -> int:
@@ -23,6 +24,8 @@ class Plan:
   log_every: int
   eval_every: int
   diagnose_every: int  # 0: never
+  moments: tuple[tuple[str, int], ...] = ()  # share of the run, as it is called, and its step
+  loss_levels: tuple[float, ...] = ()
 
   @classmethod
   def of(cls, config: ml_collections.ConfigDict, images: int) -> 'Plan':
@@ -31,12 +34,15 @@ class Plan:
     per_epoch = math.ceil(images / train.batch_size)
     stage = stages.find(config.stage, config.model.head)
     epochs = 0 if stage.trains is None else train.epochs
+    shares = numbers(config.diagnostics.moments)
     return cls(
       per_epoch,
       epochs * per_epoch,
       train.log_every,
       train.eval_every * per_epoch,
       config.diagnostics.every,
+      tuple((f'{share:g}', step_at(share, epochs * per_epoch)) for share in shares),
+      numbers(config.diagnostics.loss_levels),
     )
 
   def segments(self, start: int) -> Iterator[tuple[int, int]]:
@@ -51,7 +57,7 @@ class Plan:
   def dispatches(self, first: int, last: int, longest: int) -> Iterator[tuple[int, int]]:
     """(from, to) of the calls of a segment; one ends at each step that is diagnosed."""
     while first < last:
-      end = min(first + longest, last)
+      end = min(first + longest, last, *(at for _, at in self.moments if at > first))
       if self.diagnose_every:
         end = min(end, (first // self.diagnose_every + 1) * self.diagnose_every)
       yield first, end
@@ -60,6 +66,15 @@ class Plan:
   def diagnoses_at(self, step: int) -> bool:
     """Whether the conflict is measured after step number `step`."""
     return self.diagnose_every > 0 and step % self.diagnose_every == 0
+
+  def moments_at(self, step: int) -> list[str]:
+    """The moments that step number `step` ends."""
+    return [name for name, at in self.moments if at == step]
+
+  def levels_reached(self, loss: float, known: Sequence[str]) -> list[str]:
+    """The loss levels that a mean training loss reaches and that are not known yet."""
+    names = [f'loss {level:g}' for level in self.loss_levels if loss <= level]
+    return [name for name in names if name not in known]
 
   def epoch(self, step: int) -> float:
     """Epochs done after `step` steps."""

@@ -1,6 +1,7 @@
 """What a run writes while it goes on: metrics.jsonl, events and checkpoints, in step."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -22,10 +23,11 @@ class Progress:
 
   step: int = 0
   best_step: int = 0
-  best_score: float | None = None  # validation macro-F1 at best_step; None before the first
+  best_score: float | None = None  # of the validation part at best_step; None before the first
   losses: list[float] = dataclasses.field(default_factory=list)  # since the last training line
   grad_norms: list[float] = dataclasses.field(default_factory=list)
   metrics_bytes: int = 0  # length of metrics.jsonl
+  levels: list[str] = dataclasses.field(default_factory=list)  # of the loss, reached so far
   origin: dict[str, Any] = dataclasses.field(default_factory=dict)  # of a second stage's net
 
 
@@ -106,13 +108,16 @@ class Records:
     self.progress.losses, self.progress.grad_norms = [], []
     self._write(epoch, record, timing)
 
-  def validation_line(self, epoch: float, summary: dict[str, Any], seconds: float) -> None:
-    """Writes the validation metrics and remembers the best macro-F1, of equal ones the latest."""
+  def validation_line(
+    self, epoch: float, summary: dict[str, Any], score: float, seconds: float
+  ) -> None:
+    """Writes the validation metrics and remembers the best score, of equal ones the latest."""
     names = ('loss', 'accuracy', 'macro_f1', 'balanced_accuracy')
-    self._write(epoch, {f'val_{name}': summary[name] for name in names}, {'val_seconds': seconds})
+    record = {f'val_{name}': summary[name] for name in names} | {'val_score': score}
+    self._write(epoch, record, {'val_seconds': seconds})
     best = self.progress.best_score
-    if best is None or summary['macro_f1'] >= best:
-      self.progress.best_score = summary['macro_f1']
+    if best is None or score >= best:
+      self.progress.best_score = score
       self.progress.best_step = self.progress.step
 
   def diagnostics_line(self, epoch: float, conflict: Conflict, seconds: float) -> None:
@@ -122,6 +127,27 @@ class Records:
       path.parent.mkdir(exist_ok=True)
       conflict.save(path)
     self._write(epoch, conflict.summary(), {'diagnostics_seconds': seconds})
+
+  def moment_line(
+    self,
+    name: str,
+    epoch: float,
+    found: Mapping[str, tuple[Conflict, Mapping[str, Any]]],
+    seconds: float,
+  ) -> None:
+    """Writes summaries of the shared scope, and the whole of each part under conflict/.
+
+    `found` {part: (conflict, decoupling)}; see `moment_file` for the names.
+    """
+    folder, line = self._folder.file('conflict'), {}
+    with writing_to(folder):
+      folder.mkdir(exist_ok=True)
+      for part, (conflict, _) in found.items():
+        conflict.save(folder / f'{moment_file(name, part)}.npz')
+        line |= {f'{part}_{key}': value for key, value in conflict.summary().items()}
+    for part, (_, branches) in found.items():
+      self._folder.write_json(f'conflict/{moment_file(name, part)}.json', branches)
+    self._write(epoch, line, {'diagnostics_seconds': seconds})
 
   def _write(self, epoch: float, record: dict[str, float], timing: dict[str, float]) -> None:
     step = self.progress.step
@@ -148,6 +174,11 @@ class Records:
   def wait(self) -> None:
     """Returns once the last checkpoint is on disk."""
     self._checkpoints.wait()
+
+
+def moment_file(name: str, part: str) -> str:
+  """Name of a moment's files: with .npz the conflict, with .json the rest."""
+  return f'moment_{name.replace(" ", "-")}_{part}'
 
 
 @jax.jit

@@ -3,8 +3,8 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -35,7 +35,7 @@ from csba_jax.train_state import TrainState
 from csba_jax.workdir import Workdir, writing_to
 
 Batch = Mapping[str, Array]
-StepFn = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+StepFn = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,21 +49,20 @@ class Recipe:
   mix_fn: mixing.MixFn
   stage: stages.Stage
   ema_decay: float  # 0: no moving averages
-  seed: int
 
 
 def train_step(
-  state: TrainState, batch: Batch, *, recipe: Recipe
+  state: TrainState, batch: Batch, key: Array, *, recipe: Recipe
 ) -> tuple[TrainState, dict[str, Array]]:
   """One update on the mean loss of a batch of uint8 images and int labels.
 
   A second stage keeps the statistics of the norms as they are, and has gradients only for what it
-  trains.
+  trains. `key` is the run's; with the number of the step it decides all that is random.
 
   Returns:
     The new state and, of the old parameters, the loss and the norm of the gradient.
   """
-  key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)  # nothing else is random
+  key = jax.random.fold_in(key, state.step)
   batch = recipe.mix_fn(jax.random.fold_in(key, _MIX), _augmented(recipe, key, batch), state.step)
   first = recipe.stage is stages.STAGES['none']
   trained = stages.matches(recipe.stage.trains, state.params)
@@ -103,7 +102,7 @@ def _augmented(recipe: Recipe, key: Array, batch: Batch) -> Batch:
 
 
 def train_steps(
-  state: TrainState, data: Batch, indices: Mapping[str, Array], *, step_fn: StepFn
+  state: TrainState, data: Batch, indices: Mapping[str, Array], key: Array, *, step_fn: StepFn
 ) -> tuple[TrainState, dict[str, Array]]:
   """`step_fn` on the examples of one batch after the other: all on the device.
 
@@ -112,7 +111,8 @@ def train_steps(
     data: 'image' uint8 [N, H, W, ch] and 'label' int32 [N], on the device.
     indices: positions in `data`, [steps, batch] int32: 'own' of the batches, and 'partner' of the
       images to mix with them where those have a stream of their own.
-    step_fn: (state, batch) -> (state, metrics).
+    key: of the run.
+    step_fn: (state, batch, key) -> (state, metrics).
 
   Returns:
     The state after all steps, and the metrics of each, leaves [steps].
@@ -122,7 +122,7 @@ def train_steps(
     batch = {name: values[index['own']] for name, values in data.items()}
     if 'partner' in index:
       batch |= {f'partner_{name}': values[index['partner']] for name, values in data.items()}
-    return step_fn(state, batch)
+    return step_fn(state, batch, key)
 
   if indices['own'].shape[0] == 1:
     state, step_metrics = one(state, {name: rows[0] for name, rows in indices.items()})
@@ -141,7 +141,7 @@ def make_step(
   class_counts: np.ndarray,
   total_steps: int,
 ) -> StepFn:
-  """`train_step` with everything static bound: (state, batch) -> (state, metrics).
+  """`train_step` with everything static bound: (state, batch, key) -> (state, metrics).
 
   Raises:
     UserError: unknown names in the config's tables, or parts that do not go together.
@@ -154,9 +154,33 @@ def make_step(
     mix_fn=mixing.build(config.mixing, class_counts, total_steps),
     stage=stages.find(config.stage, config.model.head),
     ema_decay=config.train.ema_decay,
-    seed=config.seed,
   )
   return functools.partial(train_step, recipe=recipe)
+
+
+_NOT_COMPILED = ('seed', 'data', 'diagnostics')  # parts of a config that no compiled step knows
+
+
+class Program(NamedTuple):
+  """What is compiled for a run, and for all runs that differ in seeds and images alone."""
+
+  model: nn.Module
+  tx: optax.GradientTransformation
+  schedule: optax.Schedule  # learning rate by step
+  step_fn: StepFn
+
+
+@functools.lru_cache(maxsize=4)  # functions are equal to themselves alone: jit would compile anew
+def _program(
+  config: ml_collections.FrozenConfigDict,
+  image_shape: tuple[int, int, int],
+  class_counts: tuple[int, ...],
+  total_steps: int,
+) -> Program:
+  model = registry.build(config.model, len(class_counts), image_shape)
+  tx, schedule = optimizers.build(config, total_steps)
+  step_fn = make_step(config, model, tx, np.array(class_counts), total_steps)
+  return Program(model, tx, schedule, step_fn)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -166,26 +190,28 @@ class Job:
   config: ml_collections.ConfigDict
   data: pipeline.Data
   plan: Plan
-  model: nn.Module
-  tx: optax.GradientTransformation
-  schedule: optax.Schedule  # learning rate by step
-  step_fn: StepFn
+  program: Program
+  key: Array  # of all that is random on the device
   streams: Mapping[str, sampling.Stream]  # where the `indices` of `train_steps` come from
 
   @classmethod
   def of(cls, config: ml_collections.ConfigDict, data: pipeline.Data) -> 'Job':
     """The run that a config makes of its data; UserError if it cannot be run."""
     stages.check_source(config.stage)
-    model = registry.build(config.model, len(data.class_names), data.image_shape)
     plan = Plan.of(config, len(data.train))
-    tx, schedule = optimizers.build(config, plan.total)
-    step_fn = make_step(config, model, tx, data.class_counts, plan.total)
+    decisive = {name: config[name] for name in config if name not in _NOT_COMPILED}
+    program = _program(
+      ml_collections.FrozenConfigDict(decisive),
+      data.image_shape,
+      tuple(data.class_counts.tolist()),
+      plan.total,
+    )
     own = sampling.Stream.of(
       config.sampler, data.train.labels, config.train.batch_size, plan.total, config.seed
     )
     partner = mixing.partners(config.mixing, own)
     streams = {'own': own} | ({'partner': partner} if partner else {})
-    return cls(config, data, plan, model, tx, schedule, step_fn, streams)
+    return cls(config, data, plan, program, jax.random.key(config.seed), streams)
 
   @property
   def batch_size(self) -> int:
@@ -211,10 +237,11 @@ class Job:
     """
     config = self.config
     averages = config.train.ema_decay > 0
-    state = train_state.create(self.model, self.tx, self.data.image_shape, config.seed, averages)
+    model, tx, *_ = self.program
+    state = train_state.create(model, tx, self.data.image_shape, config.seed, averages)
     if config.stage.method == 'none' or resumes:
       return state, {}
-    state, about = second_stage.start(config, self.data, self.model, state)
+    state, about = second_stage.start(config, self.data, model, state)
     return state, {'stage': about}
 
 
@@ -255,13 +282,13 @@ def train_and_evaluate(
         say(f'stopped at step {records.progress.step}: saved, start again to go on')
         return None
       say(f'evaluating the test set at step {records.progress.best_step}')
-      sums = evaluate(job.model, records.best(state), data.test, job.batch_size, job.shift)
+      sums = evaluate(job.program.model, records.best(state), data.test, job.batch_size, job.shift)
     folder.write_result(
       metrics.summarise(sums, data.class_counts)
       | records.progress.origin
       | {
         'checkpoint_step': records.progress.best_step,
-        'validation_macro_f1': records.progress.best_score,
+        'validation_macro_f1': records.progress.best_score,  # see `validate`
         'post_hoc_tau': config.loss.post_hoc_tau,
         'class_names': list(data.class_names),
         'class_counts': data.class_counts.tolist(),
@@ -283,23 +310,33 @@ def run_steps(job: Job, state: TrainState, records: Records, stop: StopRequest) 
   train = job.data.train
   on_device = jax.device_put({'image': train.images, 'label': train.labels})
   steps, longest = compiled_steps(), backend.steps_per_dispatch(job.plan.log_every)
-  probe = diagnose.Probe(job.config, job.data, job.model) if job.plan.diagnose_every else None
+  probe = None
+  if job.plan.diagnose_every:
+    probe = diagnose.Probe(job.config, job.data, job.program.model)
+  if not records.resumed:
+    measure_moments(job, state, records, job.plan.moments_at(0))
   with TrainingBar(job.plan.total, records.progress.step) as bar:
     for first, last in job.plan.segments(records.progress.step):
       began, spent = time.monotonic(), 0.0
       for start, end in job.plan.dispatches(first, last, longest):
-        state, found = steps(state, on_device, job.draw(start, end), step_fn=job.step_fn)
+        state, found = steps(
+          state, on_device, job.draw(start, end), job.key, step_fn=job.program.step_fn
+        )
         records.add(end, **jax.device_get(found))
         seconds = time.monotonic() - began - spent
         rate = job.batch_size * (end - first) / seconds
         bar.update(end, records.progress.losses[-1], rate)
         if job.plan.diagnoses_at(end):
           spent += diagnose_step(job, probe, state, records)
+        spent += measure_moments(job, state, records, job.plan.moments_at(end))
         if stop.requested:
           break
       if end == last:
         timing = {'train_seconds': seconds, 'images_per_second': rate}
-        records.training_line(job.plan.epoch(last), float(job.schedule(last - 1)), timing)
+        reached = job.plan.levels_reached(np.mean(records.progress.losses), records.progress.levels)
+        records.progress.levels += reached
+        measure_moments(job, state, records, reached)
+        records.training_line(job.plan.epoch(last), float(job.program.schedule(last - 1)), timing)
         if job.plan.evaluates_at(last):
           score = validate(job, state, records)
           bar.validated(score)
@@ -314,16 +351,21 @@ def run_steps(job: Job, state: TrainState, records: Records, stop: StopRequest) 
 
 
 def validate(job: Job, state: TrainState, records: Records) -> float | None:
-  """Macro-F1 on the validation part, recorded; None without one, and the last step is the best."""
+  """Score of the validation part, recorded; None without one, and the last step is the best.
+
+  Macro-F1 with the class shares that the source had before its tail was cut: what the test part is
+  like. Where every image is kept it is macro-F1 up to the rounding of the split.
+  """
   if not len(job.data.val):
     records.progress.best_step = records.progress.step
     return None
   began = time.monotonic()
-  sums = evaluate(job.model, state, job.data.val, job.batch_size, job.shift)
+  sums = evaluate(job.program.model, state, job.data.val, job.batch_size, job.shift)
   summary = metrics.summarise(sums, job.data.class_counts)
   epoch = job.plan.epoch(records.progress.step)
-  records.validation_line(epoch, summary, time.monotonic() - began)
-  return summary['macro_f1']
+  score = metrics.macro_f1_at(sums.counts, job.data.source_counts)
+  records.validation_line(epoch, summary, score, time.monotonic() - began)
+  return score
 
 
 def diagnose_step(job: Job, probe: diagnose.Probe, state: TrainState, records: Records) -> float:
@@ -333,6 +375,17 @@ def diagnose_step(job: Job, probe: diagnose.Probe, state: TrainState, records: R
   seconds = time.monotonic() - began
   step = records.progress.step
   records.diagnostics_line(job.plan.epoch(step), conflict, seconds)
+  return time.monotonic() - began
+
+
+def measure_moments(job: Job, state: TrainState, records: Records, names: Sequence[str]) -> float:
+  """Conflict and decoupling at a moment of the run, recorded under its names; the seconds."""
+  began = time.monotonic()
+  if names:
+    found = diagnose.moment(job.config, job.data, job.program.model, state)
+    for name in names:
+      epoch = job.plan.epoch(records.progress.step)
+      records.moment_line(name, epoch, found, time.monotonic() - began)
   return time.monotonic() - began
 
 

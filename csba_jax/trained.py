@@ -74,7 +74,7 @@ def take_up(
     )
   if which == 'init':
     state = train_state.create(model, tx, data.image_shape, config.seed)
-    state = state.replace(batch_stats=_estimate_statistics(model, state, data, config))
+    state = state.replace(batch_stats=estimate_statistics(model, state, data, config))
     return Trained(folder, config, data, model, state)
   like = train_state.shapes(model, tx, data.image_shape, averages)
   with Checkpoints(_checkpoints_of(folder), read_only=True) as checkpoints:
@@ -90,7 +90,7 @@ def config_of(workdir: str) -> ml_collections.ConfigDict:
   return config
 
 
-def _estimate_statistics(
+def estimate_statistics(
   model: nn.Module, state: TrainState, data: pipeline.Data, config: ml_collections.ConfigDict
 ) -> PyTree:
   """Running statistics of a net that stays as it is, over the batches of a run's first steps."""

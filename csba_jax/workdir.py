@@ -33,35 +33,19 @@ class Workdir:
   def __init__(self, path: str | os.PathLike, config: Mapping[str, Any]):
     self.path = Path(path).expanduser().absolute()
     self._config = config
-    self._lock = None
+    self._stack = contextlib.ExitStack()  # holds the lock
 
   def __enter__(self) -> 'Workdir':
-    with writing_to(self.path):
-      if self.path.exists() and not self.path.is_dir():
-        raise UserError('a folder as --workdir', f'the file {self.path}', 'name another workdir')
-      self.path.mkdir(parents=True, exist_ok=True)
-      self._lock = open(self.path / '.lock', 'w')
-    try:
+    with contextlib.ExitStack() as stack:
+      stack.enter_context(lock_file(self.path, '.lock'))
       self._claim()
-    except BaseException:
-      self._lock.close()
-      raise
+      self._stack = stack.pop_all()
     return self
 
   def __exit__(self, *exc_info) -> None:
-    self._lock.close()
+    self._stack.close()
 
   def _claim(self) -> None:
-    try:
-      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      if error.errno not in (errno.EAGAIN, errno.EACCES):
-        raise
-      raise UserError(
-        'one process for each workdir',
-        f'another process at work in {self.path}',
-        'wait for it, end it, or name another --workdir',
-      ) from error
     if self.file('config.json').exists():
       different = config_lib.differences(read_config(self.path), self._config)
       if different:
@@ -75,7 +59,7 @@ class Workdir:
     """Writes config.json, which makes the folder this config's for good."""
     if not self.file('config.json').exists():
       record = {'config': dict(self._config), 'versions': versions(), 'commit': commit()}
-      self.write('config.json', lambda file: file.write((_json(record, indent=2) + '\n').encode()))
+      self.write_json('config.json', record)
 
   def file(self, name: str) -> Path:
     """Path of a file in the workdir."""
@@ -96,8 +80,12 @@ class Workdir:
     return read_result(self.path) if self.file('result.json').exists() else None
 
   def write_result(self, result: Mapping[str, Any]) -> None:
-    """result.json; NaN becomes null."""
-    self.write('result.json', lambda file: file.write((_json(result, indent=2) + '\n').encode()))
+    """result.json, which ends the run."""
+    self.write_json('result.json', result)
+
+  def write_json(self, name: str, record: Mapping[str, Any]) -> None:
+    """A JSON file; NaN becomes null."""
+    self.write(name, lambda file: file.write((_json(record, indent=2) + '\n').encode()))
 
   def metrics_length(self) -> int:
     """Bytes in metrics.jsonl; a checkpoint stores it, see `rewind_metrics`."""
@@ -121,6 +109,32 @@ class Workdir:
       file.write((_json(record) + '\n').encode())
       file.flush()
       os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def lock_file(folder: Path, name: str) -> Iterator[None]:
+  """Makes the folder and holds a lock in it, which ends with the process, however that ends.
+
+  Raises:
+    UserError: the folder cannot be made or written, or another process holds the lock.
+  """
+  with writing_to(folder):
+    if folder.exists() and not folder.is_dir():
+      raise UserError('a folder as --workdir', f'the file {folder}', 'name another workdir')
+    folder.mkdir(parents=True, exist_ok=True)
+    file = open(folder / name, 'w')  # noqa: SIM115
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      if error.errno not in (errno.EAGAIN, errno.EACCES):
+        raise
+      raise UserError(
+        'one process for each workdir',
+        f'another process at work in {folder}',
+        'wait for it, end it, or name another --workdir',
+      ) from error
+    yield
 
 
 def read_config(path: str | os.PathLike) -> dict[str, Any]:

@@ -38,7 +38,11 @@ class Tiny(nn.Module):
     return heads.classify(x[:, None], self.num_classes, self.classifier, 'none', jnp.float32)
 
 
-registry.MODELS['tiny'] = (lambda classes, *more: Tiny(classes, more[-1]), ('none',))
+def build_tiny(num_classes, *_, classifier, depth):
+  return Tiny(num_classes, classifier)
+
+
+registry.MODELS['tiny'] = (build_tiny, ('none',))
 
 
 def tiny_config(**overrides):

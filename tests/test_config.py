@@ -16,7 +16,7 @@ from csba_jax.errors import UserError
 from csba_jax.models import multibranch
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / 'configs').glob('*.py'))
+RECIPES = sorted(set((ROOT / 'configs').glob('*.py')) - set((ROOT / 'configs').glob('study_*')))
 DEFAULTS = config_lib.flatten(config_lib.default())
 
 BAD = {
@@ -32,12 +32,15 @@ BAD = {
   'data.class_order': ['random'],
   'data.val_fraction': [-0.1, 1.0, math.nan],
   'data.test_fraction': [0.0, 1.0, -0.2, math.nan],
+  'data.folds': [-1, 1],
+  'data.fold': [-1],
   'augment.crop_padding': [-1, 65],
   'augment.randaugment_ops': [0, -1, 9],
   'augment.randaugment_magnitude': [-1, 31],
   'augment.cutout': [-1, 257],
   'model.scale': [0.0, -30.0, math.inf, math.nan],
   'model.width': [0.0, -1.0, 65.0, math.nan, math.inf],
+  'model.depth': [0, 17],
   'model.dtype': ['float16', 'float64', ''],
   'loss.tau': [-0.1, math.inf, math.nan],
   'loss.smoothing': [-0.1, 1.0, math.nan],
@@ -67,6 +70,8 @@ BAD = {
   'train.eval_every': [0, -1],
   'diagnostics.every': [-1],
   'diagnostics.images': [3, 0],
+  'diagnostics.moments': ['1.1', '-0.1', 'end', '0,,1', 'nan'],
+  'diagnostics.loss_levels': ['-1', 'low', '1;2', 'nan'],
 }
 BORDERS = {
   'seed': [0, 2**31 - 1],

@@ -194,7 +194,7 @@ def test_the_factors_of_a_scaled_first_stage_are_not_lost(driver, second, method
   images = run.data.test.images / np.float32(127.5) - 1
   old = np.asarray(run.model.apply(run.state.variables(), images))
   state, _ = job.begin()
-  new = np.asarray(job.model.apply(state.variables(), images))
+  new = np.asarray(job.program.model.apply(state.variables(), images))
   if method == 'tau_norm':  # which leaves out the bias
     head = run.state.params['head']
     old = old - np.asarray(head['bias'] * head['scale'])

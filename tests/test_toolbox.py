@@ -45,7 +45,9 @@ def steps(job, state, first, last):
   found = []
   for step in range(first, last):
     batch = job.draw(step, step + 1)
-    state, metrics = train.compiled_steps()(state, on_device, batch, step_fn=job.step_fn)
+    state, metrics = train.compiled_steps()(
+      state, on_device, batch, job.key, step_fn=job.program.step_fn
+    )
     found.append(float(metrics['loss'][0]))
   return state, found
 
@@ -112,7 +114,8 @@ def test_a_mixed_step_is_the_gradient_of_the_mixed_loss(driver, data):
   }
   mixed = mixing.build(job.config.mixing, data.class_counts, 36)(key, batch, 0)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
-  logits, _ = job.model.apply(variables, mixed['image'], train=True, mutable=['batch_stats'])
+  model = job.program.model
+  logits, _ = model.apply(variables, mixed['image'], train=True, mutable=['batch_stats'])
   share, log_p = np.asarray(mixed['share'], float), np.asarray(jax.nn.log_softmax(logits), float)
   rows = np.arange(len(own))
   expected = -(share * log_p[rows, part.labels[own]])
@@ -125,12 +128,12 @@ def test_post_hoc_adjustment_is_part_of_every_evaluation(driver, data):
   job = job_of(driver, data, loss__post_hoc_tau=1.5)
   state = job.begin()[0]
   for tau, shift in ((1.5, job.shift), (0.0, np.zeros(10, np.float32))):
-    logits = job.model.apply(state.variables(), data.test.images / np.float32(127.5) - 1)
+    logits = job.program.model.apply(state.variables(), data.test.images / np.float32(127.5) - 1)
     prior = data.class_counts / data.class_counts.sum()
     predicted = np.argmax(np.asarray(logits, float) - tau * np.log(prior), 1)
     expected = np.zeros((10, 10), int)
     np.add.at(expected, (data.test.labels, predicted), 1)
-    sums = train.evaluate(job.model, state, data.test, 100, shift)
+    sums = train.evaluate(job.program.model, state, data.test, 100, shift)
     np.testing.assert_array_equal(sums.counts, expected)
 
 

@@ -171,7 +171,7 @@ def static_step(driver):
   model = registry.build(config.model, 10, (8, 8, 1))
   tx, _ = optimizers.build(config, 36)
   step_fn = train.make_step(config, model, tx, np.arange(10, 0, -1), 36)
-  return config, model, tx, step_fn
+  return model, tx, step_fn
 
 
 def some_data():
@@ -181,16 +181,16 @@ def some_data():
 
 
 def test_many_steps_in_one_dispatch_equal_single_ones(driver):
-  _, model, tx, step_fn = static_step(driver)
+  model, tx, step_fn = static_step(driver)
   data = some_data()
   indices = np.stack([sampling.batch_positions(0, step, 40, 16) for step in range(5)])
-  initial = train_state.create(model, tx, (8, 8, 1), 0)
+  initial, key = train_state.create(model, tx, (8, 8, 1), 0), jax.random.key(0)
   together, metrics = train.compiled_steps()(
-    jax.tree.map(jnp.copy, initial), data, {'own': indices}, step_fn=step_fn
+    jax.tree.map(jnp.copy, initial), data, {'own': indices}, key, step_fn=step_fn
   )
   state, singly = initial, []
   for index in indices:
-    state, one = train.compiled_steps()(state, data, {'own': index[None]}, step_fn=step_fn)
+    state, one = train.compiled_steps()(state, data, {'own': index[None]}, key, step_fn=step_fn)
     singly.append(one['loss'][0])
   assert int(together.step) == int(state.step) == 5
   np.testing.assert_allclose(metrics['loss'], np.stack(singly), rtol=1e-5)
@@ -199,12 +199,12 @@ def test_many_steps_in_one_dispatch_equal_single_ones(driver):
 
 
 def test_one_step_is_the_gradient_of_the_mean_loss(driver):
-  config, model, tx, step_fn = static_step(driver)
+  model, tx, step_fn = static_step(driver)
   state = train_state.create(model, tx, (8, 8, 1), 3)
   batch = some_data()
-  new, metrics = jax.jit(step_fn)(state, batch)
+  new, metrics = jax.jit(step_fn)(state, batch, jax.random.key(5))
 
-  key = jax.random.fold_in(jax.random.key(config.seed), 0)
+  key = jax.random.fold_in(jax.random.key(5), 0)
   images = augment.scale(augment.random_crop(jax.random.split(key)[0], batch['image'], 1))
 
   def mean_loss(params):
@@ -222,9 +222,10 @@ def test_one_step_is_the_gradient_of_the_mean_loss(driver):
   assert int(new.step) == 1
 
 
-def test_training_compiles_once(driver, tmp_path):
+def test_runs_that_differ_in_seeds_alone_compile_once(driver, tmp_path):
   before = train.compiled_steps()._cache_size()
-  run_here(driver, tmp_path, train__epochs=2)
+  for seed in range(2):
+    run_here(driver, tmp_path / str(seed), train__epochs=2, seed=seed, data__seed=seed)
   assert train.compiled_steps()._cache_size() == before + 1
 
 
@@ -379,9 +380,9 @@ def test_nan_loss_stops_with_the_steps_and_keeps_the_last_good_checkpoint(driver
 def test_nan_late_names_the_checkpoint_that_is_kept(driver, tmp_path, monkeypatch):
   honest = train.compiled_steps()
 
-  def poisoned(state, data, indices, *, step_fn):
+  def poisoned(state, data, indices, key, *, step_fn):
     step = int(state.step)
-    state, metrics = honest(state, data, indices, step_fn=step_fn)
+    state, metrics = honest(state, data, indices, key, step_fn=step_fn)
     return state, metrics | ({'loss': jnp.full(1, jnp.nan)} if step == 20 else {})
 
   monkeypatch.setattr(train, 'compiled_steps', lambda: poisoned)
@@ -448,8 +449,8 @@ def test_a_lost_best_checkpoint_does_not_stop_the_run(driver, tmp_path, monkeypa
 def test_parameters_that_overflow_are_never_saved(driver, tmp_path, monkeypatch):
   honest = train.compiled_steps()
 
-  def overflow(state, data, indices, *, step_fn):
-    state, found = honest(state, data, indices, step_fn=step_fn)
+  def overflow(state, data, indices, key, *, step_fn):
+    state, found = honest(state, data, indices, key, step_fn=step_fn)
     bad = jax.tree.map(lambda x: x * jnp.inf, state.params)
     return (state.replace(params=bad) if int(state.step) == 24 else state), found
 
@@ -547,10 +548,12 @@ def test_a_batch_larger_than_the_data_leaves_the_folder_free(driver, tmp_path):
 
 
 def test_step_keys_depend_on_seed_and_step_only(driver):
-  _, model, tx, step_fn = static_step(driver)
+  model, tx, step_fn = static_step(driver)
   state = train_state.create(model, tx, (8, 8, 1), 0)
   step = jax.jit(step_fn)
-  first, again = (step(state, some_data())[1]['loss'] for _ in range(2))
+  key = jax.random.key(0)
+  first, again = (step(state, some_data(), key)[1]['loss'] for _ in range(2))
   np.testing.assert_array_equal(first, again)
-  later = step(state.replace(step=state.step + 1), some_data())[1]['loss']
-  assert float(later) != float(first)  # another crop
+  later = step(state.replace(step=state.step + 1), some_data(), key)[1]['loss']
+  other = step(state, some_data(), jax.random.key(1))[1]['loss']
+  assert len({float(first), float(later), float(other)}) == 3  # other crops

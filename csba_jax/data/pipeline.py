@@ -37,6 +37,7 @@ class Data:
   test: Part
   class_names: tuple[str, ...]
   splits: splits.Splits
+  source_counts: np.ndarray  # [C] images of each class before the tail was cut, test part included
   skipped: tuple[tuple[str, str], ...]  # (name, reason) of images that could not be read
 
   @property
@@ -70,6 +71,8 @@ def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data
     class_order=config.data.class_order,
     val_fraction=config.data.val_fraction,
     test_fraction=config.data.test_fraction,
+    folds=config.data.folds,
+    fold=config.data.fold,
     seed=config.data.seed,
   )
   digest = _digest(images, test_images)
@@ -87,6 +90,7 @@ def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data
     test=part(test_images or images, split.test),
     class_names=images.class_names,
     splits=split,
+    source_counts=np.bincount(images.labels, minlength=len(images.class_names)),
     skipped=images.skipped,
   )
 

@@ -86,11 +86,14 @@ def make_splits(
   val_fraction: float,
   test_fraction: float,
   seed: int,
+  folds: int = 0,
+  fold: int = 0,
 ) -> Splits:
   """Test part, long-tail subset, validation part: in this order, so that each is honest.
 
-  1. test: the separate test set as it is, else test_fraction of all images (so it keeps the classes
-     as frequent as they were, and does not depend on the imbalance factor);
+  1. test: the separate test set as it is, else one of `folds` parts, else test_fraction of all
+     images (so it keeps the classes as frequent as they were, and does not depend on the imbalance
+     factor);
   2. the long-tail subset of the rest;
   3. val: val_fraction of that subset; train: what remains.
   Both carvings are stratified and keep duplicate groups together (`stratified_split`).
@@ -106,17 +109,29 @@ def make_splits(
     val_fraction: in [0, 1); 0 means no validation part.
     test_fraction: in [0, 1), and above 0 if there is no separate test set.
     seed: of every draw.
+    folds: of `cross_validation_folds`, in place of test_fraction; 0 for none.
+    fold: which of them is the test part.
 
   Raises:
-    UserError: a fraction out of range, a class left without training images, no test images, or an
-      imbalance factor that the data cannot give.
+    UserError: a fraction out of range, a class left without training images, no test images, folds
+      beside a separate test set, or more of them than a class has images, or an imbalance factor
+      that the data cannot give.
   """
   labels = np.asarray(labels)
   _check_fraction('data.val_fraction', val_fraction)
   _check_fraction('data.test_fraction', test_fraction)
   rest = np.arange(len(labels))
   if test_labels is not None:
+    if folds:
+      raise UserError(
+        'data.folds of a source without a test part of its own',
+        f'{folds} folds and a separate test set',
+        'set data.folds to 0',
+      )
     test = np.arange(len(test_labels))
+  elif folds:
+    at = cross_validation_folds(labels, folds, seed, groups, class_names)
+    rest, test = np.flatnonzero(at != fold), np.flatnonzero(at == fold)
   else:
     rest, test = stratified_split(labels, test_fraction, seed, groups)
   if not len(test):
@@ -225,6 +240,48 @@ def stratified_split(
   )
   is_held = np.isin(group_of, chosen)
   return np.flatnonzero(~is_held), np.flatnonzero(is_held)
+
+
+def cross_validation_folds(
+  labels: np.ndarray,
+  folds: int,
+  seed: int,
+  groups: np.ndarray | None,
+  class_names: tuple[str, ...],
+) -> np.ndarray:
+  """The fold of every image: stratified, duplicate groups together (scikit-learn's).
+
+  Without groups a class has floor or ceil of n_c / folds images in each.
+
+  Args:
+    labels: [N] int.
+    folds: K >= 2.
+    seed: of the draw: another one is another repetition of the cross-validation.
+    groups: as in `stratified_split`.
+    class_names: C names, for the message.
+
+  Returns:
+    [N] int64, 0 to K - 1.
+
+  Raises:
+    UserError: a class with fewer images than folds.
+  """
+  from sklearn import model_selection  # not above: what needs no folds does without it
+
+  counts = class_counts(labels, len(class_names))
+  smallest = int(counts.argmin())
+  if counts[smallest] < folds:
+    raise UserError(
+      f'an image of every class for each of data.folds = {folds}',
+      f'{counts[smallest]} of {class_names[smallest]}',
+      f'set data.folds to {max(2, counts[smallest])} or fewer',
+    )
+  kind = model_selection.StratifiedKFold if groups is None else model_selection.StratifiedGroupKFold
+  found = np.empty(len(labels), np.int64)
+  parts = kind(folds, shuffle=True, random_state=seed).split(labels, labels, groups)
+  for fold, (_, held) in enumerate(parts):
+    found[held] = fold
+  return found
 
 
 def _choose_groups(

@@ -126,6 +126,29 @@ def head_tail_conflict(cosines: np.ndarray, class_counts: np.ndarray) -> float:
   return conflict_rate(cosines, majority[:, None] & minority[None])
 
 
+def summary(gram: np.ndarray, class_counts: np.ndarray, prior: np.ndarray) -> dict[str, float]:
+  """`conflict_rate`, `head_tail_conflict`, mean cosine and mean `interference` of the minority.
+
+  Means are over what is defined, NaN where nothing is; pairs of classes are unordered.
+
+  Args:
+    gram: [C, C].
+    class_counts: [C] training images, which say who is the minority.
+    prior: pi [C].
+  """
+  cosines = conflict_matrix(gram)
+  off = cosines[np.triu(~np.isnan(cosines), 1)]
+  _, minority = majority_minority(class_counts)
+  disturbed = interference(gram, prior)[minority]
+  known = disturbed[~np.isnan(disturbed)]
+  return {
+    'conflict_rate': conflict_rate(cosines),
+    'head_tail_conflict': head_tail_conflict(cosines, class_counts),
+    'mean_cosine': float(off.mean()) if off.size else float('nan'),
+    'minority_interference': float(known.mean()) if known.size else float('nan'),
+  }
+
+
 def shares(weights: np.ndarray) -> np.ndarray:
   """weights / sum(weights).   [C] -> [C] float64"""
   weights = np.asarray(weights, np.float64)
@@ -251,22 +274,10 @@ class Conflict:
     return self.resolvable(scope) & ((self.low[at] > 0) | (self.high[at] < 0))
 
   def summary(self, scope: str = 'shared') -> dict[str, float]:
-    """A few numbers: see `conflict_rate`, `head_tail_conflict`, `interference`.
-
-    Pairs are unordered; `interference` is the mean over the classes of the minority.
-    """
+    """The numbers of `summary`, and how many pairs of classes are known to agree or not."""
     cosines, upper = self.cosine(scope), np.triu(np.ones_like(self.gram(scope), bool), 1)
     known = self.distinguishable(scope) & upper
-    _, minority = majority_minority(self.class_counts)
-    disturbed = interference(self.gram(scope), self.prior)[minority]
-    off = cosines[upper & ~np.isnan(cosines)]
-    return {
-      'conflict_rate': conflict_rate(cosines),
-      'head_tail_conflict': head_tail_conflict(cosines, self.class_counts),
-      'mean_cosine': float(off.mean()) if off.size else float('nan'),
-      'minority_interference': (
-        float(np.nanmean(disturbed)) if not np.isnan(disturbed).all() else float('nan')
-      ),
+    return summary(self.gram(scope), self.class_counts, self.prior) | {
       'pairs_in_conflict': int((known & (cosines < 0)).sum()),
       'pairs_in_agreement': int((known & (cosines > 0)).sum()),
       'pairs_not_resolvable': int((upper & ~self.resolvable(scope)).sum()),

@@ -47,6 +47,7 @@ class BranchAttention(nn.Module):
       ChannelGate(dtype=self.dtype, name=name)(u.mean((1, 2)))
       for name, u in zip(self.names, branches, strict=True)
     ]
+    self.sow('intermediates', 'gates', jnp.stack(gates, axis=1))  # [N, B, D]
     return [u * s[:, None, None, :] for u, s in zip(branches, gates, strict=True)]
 
 
@@ -92,6 +93,7 @@ class CBAM(nn.Module):
 
 
 def aggregate(
+  module: nn.Module,
   branches: Sequence[Array],
   names: Sequence[str],
   attention: str,
@@ -102,10 +104,11 @@ def aggregate(
   """attention(project(concat_b u_b)), or project(concat_b attention(u_b)) for CSBA.
 
   What each `attention` means in every model: `csba` and `csba_class` gate the branches before they
-  are aggregated, `se` and `cbam` what comes out, the others nothing. Called in the `@nn.compact`
-  method of a module, which gets the submodule `attention`.
+  are aggregated, `se` and `cbam` what comes out, the others nothing. Where `intermediates` are
+  asked for, the module keeps `branches` [N, B, D], the means over space of what is aggregated.
 
   Args:
+    module: in whose `@nn.compact` method it is called; gets the submodule `attention`.
     branches: u_b [N, H, W, D], B of them.
     names: of the branches; CSBA's layers are called by them.
     attention: none | none_wide | se | cbam | csba | csba_class.
@@ -115,6 +118,7 @@ def aggregate(
   """
   if attention in ('csba', 'csba_class'):
     branches = BranchAttention(names, dtype, name='attention')(branches)
+  module.sow('intermediates', 'branches', jnp.stack([u.mean((1, 2)) for u in branches], axis=1))
   x = jnp.concatenate(branches, axis=-1)
   if project is not None:
     x = project(x)

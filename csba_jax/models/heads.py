@@ -53,6 +53,7 @@ class LinearHead(nn.Module):
         'class_embedding', nn.initializers.zeros, (self.num_classes, *z.shape[1:])
       )
       gates = 2 * nn.sigmoid(class_gate.astype(wide)[:, None] + embedding[None])
+      self.sow('intermediates', 'class_gates', gates.mean(-1))  # [N, K, B]
       logits = jnp.einsum('nbd,nkbd,bdk->nk', z, gates, kernel)
     if self.like.kind == 'cosine':
       if class_gate is None:

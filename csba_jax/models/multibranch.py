@@ -58,7 +58,7 @@ class Block(nn.Module):
     project = None
     if self.project:
       project = functools.partial(conv((1, 1), name='project'), train=train)
-    return attn.aggregate(branches, BRANCHES, self.attention, train, self.dtype, project)
+    return attn.aggregate(self, branches, BRANCHES, self.attention, train, self.dtype, project)
 
 
 class Stage(nn.Module):
@@ -92,13 +92,14 @@ class MultiBranch(nn.Module):
   stages: tuple[int, ...] = STAGES
   dtype: Any = jnp.float32
   classifier: heads.Classifier = heads.LINEAR
+  blocks: tuple[int, ...] = BLOCKS  # of each stage
 
   head = heads.HEAD
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
     x = layers.Stem(self.stem, LARGEST_MAP, self.dtype, name='stem')(x.astype(self.dtype), train)
-    for i, (features, blocks) in enumerate(zip(self.stages, BLOCKS, strict=True), 1):
+    for i, (features, blocks) in enumerate(zip(self.stages, self.blocks, strict=True), 1):
       if i > 1:
         x = layers.max_pool2(x)
       last = i == len(self.stages)
@@ -115,6 +116,7 @@ def build(
   width: float,
   dtype: Any,
   classifier: heads.Classifier = heads.LINEAR,
+  depth: int = 1,
 ) -> MultiBranch:
   """The net at a width; for `none_wide`, as wide as gives it the parameters of `csba`.
 
@@ -125,11 +127,13 @@ def build(
     width: multiplies every number of channels.
     dtype: type of the computation.
     classifier: what its classifier is like.
+    depth: multiplies the number of blocks of every stage.
   """
 
   def make_model(channels, attention):
     stem, *stages = channels
-    return MultiBranch(num_classes, attention, stem, tuple(stages), dtype, classifier)
+    blocks = tuple(depth * number for number in BLOCKS)
+    return MultiBranch(num_classes, attention, stem, tuple(stages), dtype, classifier, blocks)
 
   # of a stage's channels those of the first weigh least, and those of the stem less
   channels = (STEM, *STAGES)

@@ -42,7 +42,15 @@ def build(
     )
   dtype = jnp.dtype(model.dtype)
   classifier = heads.Classifier(model.head, model.scale)
-  return make(num_classes, image_shape, model.attention, model.width, dtype, classifier)
+  return make(
+    num_classes,
+    image_shape,
+    model.attention,
+    model.width,
+    dtype,
+    classifier=classifier,
+    depth=model.depth,
+  )
 
 
 def _other_than(attention: str) -> str:

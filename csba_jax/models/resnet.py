@@ -77,7 +77,7 @@ class BranchStage(nn.Module):
   def __call__(self, x: Array, train: bool) -> Array:
     stage = functools.partial(Stage, self.features, self.blocks, 2, self.dtype)
     branches = [stage(name=name)(x, train) for name in BRANCHES]
-    return attn.aggregate(branches, BRANCHES, self.attention, train, self.dtype)
+    return attn.aggregate(self, branches, BRANCHES, self.attention, train, self.dtype)
 
 
 class ResNet(nn.Module):
@@ -138,8 +138,9 @@ def build(
   width: float,
   dtype: Any,
   classifier: heads.Classifier = heads.LINEAR,
+  depth: int = 1,
 ) -> ResNet:
-  """ResNet-32 at a width; 464,154 parameters at 10 classes, 32x32x3 and width 1.
+  """ResNet of 30 depth + 2 layers at a width; ResNet-32 has 464,154 parameters at 10 classes.
 
   Args:
     num_classes: C >= 2.
@@ -148,10 +149,11 @@ def build(
     width: multiplies every number of channels.
     dtype: type of the computation.
     classifier: what its classifier is like.
+    depth: multiplies the number of blocks of every stage.
   """
 
   def make_model(stages, _):
-    return ResNet(num_classes, tuple(stages), BLOCKS, dtype, classifier)
+    return ResNet(num_classes, tuple(stages), depth * BLOCKS, dtype, classifier)
 
   return capacity.at_width(make_model, STAGES, attention, width, image_shape, tuned=())
 
@@ -164,6 +166,7 @@ def build_branches(
   width: float,
   dtype: Any,
   classifier: heads.Classifier = heads.LINEAR,
+  depth: int = 1,
 ) -> BranchedResNet:
   """ResNet-32 whose last stage branches, at a width; arguments as in `build`.
 
@@ -172,7 +175,8 @@ def build_branches(
   """
 
   def make_model(stages, attention):
-    return BranchedResNet(num_classes, attention, tuple(stages), BLOCKS, dtype, classifier)
+    blocks = depth * BLOCKS
+    return BranchedResNet(num_classes, attention, tuple(stages), blocks, dtype, classifier)
 
   return capacity.at_width(make_model, STAGES, attention, width, image_shape, tuned=(1, 0))
 

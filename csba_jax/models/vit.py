@@ -63,7 +63,7 @@ class SelfAttention(nn.Module):
     qkv = nn.Dense(3 * features, dtype=self.dtype, name='qkv')(x)
     q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, len(BRANCHES), self.head_dim), 2, 0)
     project = nn.Dense(features, dtype=self.dtype, name='project')
-    return _aggregate(attend(q, k, v), self.attention, train, self.dtype, project)
+    return _aggregate(self, attend(q, k, v), self.attention, train, self.dtype, project)
 
 
 class Pool(nn.Module):
@@ -84,7 +84,7 @@ class Pool(nn.Module):
     # of the size of a query by a Dense layer
     q = self.param('query', nn.initializers.normal(1.0), shape).astype(self.dtype)
     u = attend(jnp.broadcast_to(q, (len(x), 1, *shape)), k, v)
-    return _aggregate(u, self.attention, train, self.dtype).reshape(-1, *shape)
+    return _aggregate(self, u, self.attention, train, self.dtype).reshape(-1, *shape)
 
 
 class Block(nn.Module):
@@ -145,6 +145,7 @@ def build(
   width: float,
   dtype: Any,
   classifier: heads.Classifier = heads.LINEAR,
+  depth: int = 1,
 ) -> ViT:
   """The net at a width; for `none_wide`, as wide as gives it the parameters of `csba`.
 
@@ -152,13 +153,14 @@ def build(
     num_classes: C >= 2.
     image_shape: (height, width, channels); it decides the size of a patch.
     attention: one of ATTENTIONS.
-    width: multiplies the channels of a head and of the MLP; depth and number of heads stay.
+    width: multiplies the channels of a head and of the MLP; the number of heads stays.
     dtype: type of the computation.
     classifier: what its classifier is like.
+    depth: multiplies the number of blocks.
   """
 
   def make_model(channels, attention):
-    return ViT(num_classes, attention, *channels, dtype=dtype, classifier=classifier)
+    return ViT(num_classes, attention, *channels, depth * DEPTH, dtype, classifier)
 
   channels = HEAD_DIM, HIDDEN
   return capacity.at_width(make_model, channels, attention, width, image_shape, tuned=(1,))
@@ -174,7 +176,9 @@ def attend(q: Array, k: Array, v: Array) -> Array:
   return jnp.einsum('nhst,nthd->nshd', jax.nn.softmax(scores).astype(v.dtype), v)
 
 
-def _aggregate(u: Array, attention: str, train: bool, dtype: Any, *project: Any) -> Array:
+def _aggregate(
+  module: nn.Module, u: Array, attention: str, train: bool, dtype: Any, *project: Any
+) -> Array:
   """`attention.aggregate` of heads as images one pixel wide.   [N, S, heads, D] -> [N, S, C]"""
   branches = [u[:, :, h : h + 1] for h in range(len(BRANCHES))]
-  return attn.aggregate(branches, BRANCHES, attention, train, dtype, *project)[:, :, 0]
+  return attn.aggregate(module, branches, BRANCHES, attention, train, dtype, *project)[:, :, 0]

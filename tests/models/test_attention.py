@@ -186,7 +186,7 @@ def test_aggregation_gates_branches_before_and_images_after(attention, projected
     @nn.compact
     def __call__(self, branches):
       project = nn.Dense(8, name='project') if projected else None
-      return attn.aggregate(branches, NAMES, attention, False, jnp.float32, project)
+      return attn.aggregate(self, branches, NAMES, attention, False, jnp.float32, project)
 
   branches = [draw(2, 4, 5, 6, seed=seed) for seed in range(3)]
   variables = random_variables(Aggregate(), branches)

@@ -1,0 +1,24 @@
+r"""Digits-LT at imbalance factor 20: six kinds of attention, cross-entropy and balanced softmax.
+
+  csba-study --config=configs/study_digits.py --workdir=results/digits --jobs=2
+  csba-report --workdir=results/digits
+
+Protocol: docs/study.md. Each seed has its own test part, long-tail subset, initial weights and
+batches, the same for every variant. Learning rates: configs/study_digits_tuning.py.
+"""
+
+from csba_jax import config, grid
+
+
+def get_config():
+  """The study."""
+  c = grid.default()
+  c.name = 'digits_lt'
+  c.base = config.sibling(__file__, 'digits_lt')
+  c.base.diagnostics.moments = '0,0.1,0.5,1'
+  c.base.diagnostics.loss_levels = '1,0.3'
+  c.variants = ('none', 'none_wide', 'se', 'cbam', 'csba', 'csba_class')
+  c.methods = ('cross_entropy', 'balanced_softmax')
+  c.seeds = 10
+  c.tuned_by = 'results/digits_tuning'
+  return c

@@ -1,0 +1,20 @@
+r"""Learning rates for the study on Digits-LT: validation scores alone, no number of a test part.
+
+  csba-study --config=configs/study_digits_tuning.py --workdir=results/digits_tuning --jobs=2
+
+The same four rates and three seeds for every variant and method; the seeds are none of the study's.
+"""
+
+from csba_jax import config
+
+
+def get_config():
+  """The study."""
+  c = config.sibling(__file__, 'study_digits')
+  c.name = 'digits_lt_tuning'
+  c.learning_rates = (0.02, 0.05, 0.1, 0.2)
+  c.first_seed, c.seeds = 100, 3
+  c.base.diagnostics.moments = c.base.diagnostics.loss_levels = ''
+  c.tuned_by = ''
+  c.test = False
+  return c

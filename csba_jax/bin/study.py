@@ -1,0 +1,49 @@
+"""csba-study --config=configs/study_NAME.py --workdir=DIR [--jobs=2] [--shard=i/n]"""
+
+import shlex
+import sys
+
+from absl import flags
+
+from csba_jax.bin import run
+
+_CONFIG = run.define_config()
+flags.declare_key_flag('config')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the study; the same again goes on.')
+_JOBS = flags.DEFINE_integer('jobs', 1, 'Runs at a time, which share the cores.')
+_SHARD = flags.DEFINE_string('shard', '0/1', 'Part i of n, from 0, for array jobs.')
+_KEEP_RUNS = flags.DEFINE_bool('keep_runs', False, 'Keep the workdirs of finished runs.')
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'List the runs and do none.')
+
+
+def main() -> int:
+  """Does the runs that are missing."""
+  config = run.required(_CONFIG, 'configs/study_digits.py')
+
+  from csba_jax import grid, study
+  from csba_jax.signals import StopRequest
+
+  if _DRY_RUN.value:
+    rates = study.tuned_rates(config.tuned_by) if config.tuned_by else None
+    names = [r.name for r in grid.shard(grid.runs(config, rates), *grid.parse_shard(_SHARD.value))]
+    print('\n'.join([*names, f'{len(names)} runs']))
+    return 0
+  workdir = run.required(_WORKDIR, 'runs/study')
+  command = shlex.join(['csba-study', *sys.argv[1:]])
+  with StopRequest() as stop:
+    ended = study.run_study(
+      config, workdir, stop, _SHARD.value, _JOBS.value, _KEEP_RUNS.value, command
+    )
+  print(f'{ended.done} runs done, {ended.failed} failed, {ended.missing} missing in {workdir}')
+  if stop.requested:
+    return stop.exit_code
+  return 1 if ended.failed else 0
+
+
+def cli() -> None:
+  """Entry point of the console script."""
+  run.run(main)
+
+
+if __name__ == '__main__':
+  cli()

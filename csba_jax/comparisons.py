@@ -1,0 +1,305 @@
+"""Variants against variants on test metrics: the primary family, offsets, noise floor and leak.
+
+The protocol, fixed before any run is looked at (docs/study.md):
+
+- Units (split, repeat, fold, seed) pair two variants within a cell. Over seeds the interval is the
+  bootstrap-t one and the test flips signs; over folds both are Nadeau and Bengio's corrected t.
+- The primary family is csba and csba_class, each against none and none_wide, in every main cell, on
+  the primary outcome; Holm over all of it. se, cbam and none_wide against none are shown beside it.
+- Where there are folds and grouped splits, cells of naive splits are outside all comparisons but
+  the leak.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from csba_jax import results as results_lib
+from csba_jax import stats
+from csba_jax.evidence import REFUTED, SUPPORTED, UNDECIDED, Comparison, Score
+from csba_jax.results import Cell, Results
+from csba_jax.stats import Estimate
+
+TREATMENTS, CONTROLS = ('csba', 'csba_class'), ('none', 'none_wide')
+FAMILY = tuple((treatment, control) for treatment in TREATMENTS for control in CONTROLS)
+SECONDARY = (('se', 'none'), ('cbam', 'none'), ('none_wide', 'none'))
+OFFSETS = ('accuracy', 'head_f1')  # what a gain may not cost
+METRICS = ('macro_f1', 'accuracy', 'balanced_accuracy', 'head_f1', 'tail_f1')
+SIGNIFICANCE = 0.05
+NOISE_SEEDS = 4  # fewer cannot be split into two sets with an interval
+NAN = float('nan')
+WORDS = {
+  'macro_f1': 'macro-F1',
+  'accuracy': 'accuracy',
+  'balanced_accuracy': 'balanced accuracy',
+  'head_f1': 'mean F1 of the majority classes',
+  'tail_f1': 'mean F1 of the minority classes',
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Study:
+  """Results with what their analysis was told beforehand."""
+
+  results: Results
+  resamples: int = 9999  # of every bootstrap and permutation
+
+  @property
+  def config(self) -> Mapping[str, Any]:
+    """The study's own: variants, methods, outcome, margin, ..., base."""
+    return self.results.study['config']
+
+  @property
+  def outcome(self) -> str:
+    """The primary outcome: macro_f1 or f1:CLASS."""
+    return self.config['outcome']
+
+  @property
+  def margin(self) -> float:
+    """The largest loss that would not matter."""
+    return float(self.config['margin'])
+
+  @property
+  def smallest_effect(self) -> float:
+    """The smallest gain that would matter."""
+    return float(self.config['smallest_effect'])
+
+  @functools.cached_property
+  def cells(self) -> tuple[Cell, ...]:
+    """All cells, in the order of their first run."""
+    return tuple(dict.fromkeys(results_lib.cell(record) for record in self.results.done))
+
+  @functools.cached_property
+  def variants(self) -> tuple[str, ...]:
+    """Those of the config in its order, then any other that was run."""
+    run = (record['axes']['variant'] for record in self.results.done)
+    return tuple(dict.fromkeys([*self.config.get('variants', ()), *run]))
+
+  @functools.cached_property
+  def folds(self) -> bool:
+    """Whether units are folds of a cross-validation."""
+    asked = self.config.get('base', {}).get('data', {}).get('folds') or 0
+    return asked > 0 or len({record['axes']['fold'] for record in self.results.done}) > 1
+
+  @property
+  def main_cells(self) -> tuple[Cell, ...]:
+    """The cells that claims are about: of folds, those of grouped splits if there are any."""
+    grouped = tuple(cell for cell in self.cells if dict(cell).get('split') == 'grouped')
+    return (grouped or self.cells) if self.folds else self.cells
+
+  def pairs_of(self, cell: Cell, candidates: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The (treatment, control) that the study has: both planned or run, one of them run here."""
+    there = {variant for variant in self.variants if self.results.runs(cell, variant)}
+    return [
+      pair for pair in candidates if set(pair) <= set(self.variants) and there.intersection(pair)
+    ]
+
+  def estimate(self, values: np.ndarray, ratio: float) -> Estimate:
+    """Interval and test of the mean of values [n], one for each unit, by the study's protocol.
+
+    Args:
+      ratio: n_test / n_train of a fold; not looked at without folds.
+    """
+    if self.folds and len(values) > 1:
+      return stats.corrected_resampled_t(values, ratio)
+    return stats.paired_difference(values, resamples=self.resamples)
+
+  def mean(self, values: np.ndarray, ratio: float) -> Estimate:
+    """Interval of the mean of one variant's values [n]; a test against 0 would say nothing."""
+    return dataclasses.replace(self.estimate(values, ratio), p=NAN)
+
+
+def words_of(outcome: str) -> str:
+  """'macro-F1' for macro_f1, 'F1 of broken' for f1:broken."""
+  return f'F1 of {outcome[3:]}' if outcome.startswith('f1:') else WORDS[outcome]
+
+
+def test_to_train(records: Sequence[results_lib.Record]) -> float:
+  """Mean over runs of test images / training images."""
+  ratios = [
+    np.sum(r['result']['per_class']['support']) / np.sum(r['result']['class_counts'])
+    for r in records
+  ]
+  return float(np.mean(ratios)) if ratios else NAN
+
+
+def scores(study: Study) -> tuple[Score, ...]:
+  """Test metrics of every variant in every cell, means over units."""
+  found = []
+  for cell in study.cells:
+    for variant in study.variants:
+      runs = list(study.results.runs(cell, variant).values())
+      if not runs:
+        continue
+      ratio = test_to_train(runs)
+      names = dict.fromkeys([study.outcome, *METRICS])
+      by_class = np.stack([results_lib.per_class_f1(run) for run in runs])
+      found.append(
+        Score(
+          cell=dict(cell),
+          variant=variant,
+          parameters=int(runs[0]['result']['parameters']),
+          metrics={
+            name: study.mean(np.array([results_lib.outcome(run, name) for run in runs]), ratio)
+            for name in names
+          },
+          per_class_f1=tuple(study.mean(values, ratio) for values in by_class.T),
+          confusion=np.sum([run['result']['confusion_matrix'] for run in runs], axis=0),
+        )
+      )
+  return tuple(found)
+
+
+def compare(
+  study: Study, cell: Cell, pair: tuple[str, str], measure: str, margin: float | None = None
+) -> Comparison:
+  """A test metric of a treatment against a control, paired; no verdict yet.
+
+  Args:
+    margin: of non-inferiority, for an interval of 90 %; None for one of 95 %.
+  """
+  units, missing = results_lib.pairs(study.results, cell, *pair)
+  sides = [[study.results.runs(cell, variant)[unit] for unit in units] for variant in pair]
+  treated, control = (np.array([results_lib.outcome(r, measure) for r in side]) for side in sides)
+  ratio = test_to_train(sides[0] + sides[1])
+  if margin is None:
+    difference = study.estimate(treated - control, ratio)
+  else:
+    difference = stats.non_inferiority(
+      treated - control, margin, ratio if study.folds and units else None, 0, study.resamples
+    )
+  return Comparison(
+    *pair,
+    cell=dict(cell),
+    outcome=words_of(measure),
+    treatment_mean=mean_of(treated, control),
+    control_mean=mean_of(control, treated),
+    difference=difference,
+    missing=missing,
+  )
+
+
+def mean_of(values: np.ndarray, partner: np.ndarray) -> float:
+  """Mean over the units of which both sides are defined; NaN of none."""
+  both = values[~np.isnan(values) & ~np.isnan(partner)]
+  return float(both.mean()) if both.size else NAN
+
+
+def primary(study: Study) -> tuple[Comparison, ...]:
+  """The primary outcome: the family with Holm's p-values and verdicts, then the others."""
+  family, others = (
+    [
+      compare(study, cell, pair, study.outcome)
+      for cell in study.main_cells
+      for pair in study.pairs_of(cell, candidates)
+    ]
+    for candidates in (FAMILY, SECONDARY)
+  )
+  adjusted = stats.holm(np.array([c.difference.p for c in family], np.float64))
+  judged = [
+    dataclasses.replace(
+      comparison,
+      adjusted_p=float(p),
+      verdict=gain_verdict(comparison.difference, float(p), study.smallest_effect),
+    )
+    for comparison, p in zip(family, adjusted, strict=True)
+  ]
+  return (*judged, *others)
+
+
+def gain_verdict(difference: Estimate, adjusted_p: float, smallest_effect: float) -> str:
+  """Supported: p < 0.05 after Holm, and a gain. Not supported: the interval ends below the smallest
+  effect that would matter. Undecided: anything else, also no interval.
+  """
+  if not difference.known:
+    return UNDECIDED
+  if adjusted_p < SIGNIFICANCE and difference.value > 0:
+    return SUPPORTED
+  return REFUTED if difference.high < smallest_effect else UNDECIDED
+
+
+def offsets(study: Study) -> tuple[Comparison, ...]:
+  """Non-inferiority of accuracy and head F1 against none: 90 % intervals and the margin.
+
+  Supported: the interval lies above -margin. Not supported: it lies below. Else undecided.
+  """
+  found = []
+  for cell in study.main_cells:
+    for pair in study.pairs_of(cell, [(treatment, 'none') for treatment in TREATMENTS]):
+      for measure in OFFSETS:
+        comparison = compare(study, cell, pair, measure, study.margin)
+        verdict = UNDECIDED
+        if stats.is_non_inferior(comparison.difference, study.margin):
+          verdict = SUPPORTED
+        elif comparison.difference.known and comparison.difference.high < -study.margin:
+          verdict = REFUTED
+        found.append(dataclasses.replace(comparison, verdict=verdict))
+  return tuple(found)
+
+
+def noise(study: Study, cell: Cell, variant: str, outcome: str, values: np.ndarray) -> Comparison:
+  """A variant against itself, half of its units against the other half; must come out null.
+
+  Args:
+    outcome: what the values [n] are, in words.
+  """
+  return Comparison(
+    treatment=variant,
+    control=variant,
+    cell=dict(cell),
+    outcome=outcome,
+    treatment_mean=NAN,  # of random halves: nothing to learn from
+    control_mean=NAN,
+    difference=stats.noise_floor(values, resamples=study.resamples),
+  )
+
+
+def leak(study: Study) -> tuple[Comparison, ...]:
+  """Naive split against grouped, by variant: what near-duplicates across the split are worth.
+
+  The test images differ, so the runs are not paired: Welch's t interval of the difference of means.
+  It takes folds as independent, which they are not quite, and is somewhat too short for that.
+  """
+  found = []
+  for cell in study.cells:
+    if dict(cell).get('split') != 'grouped':
+      continue
+    naive = tuple((axis, 'naive' if axis == 'split' else value) for axis, value in cell)
+    for variant in study.variants:
+      sides = [study.results.runs(at, variant) for at in (naive, cell)]
+      if not all(sides):
+        continue
+      a, b = (
+        np.array([results_lib.outcome(run, study.outcome) for run in side.values()])
+        for side in sides
+      )
+      found.append(
+        Comparison(
+          treatment=variant,  # naive split
+          control=variant,  # grouped folds
+          cell={axis: value for axis, value in cell if axis != 'split'},
+          outcome=words_of(study.outcome),
+          treatment_mean=mean_of(a, a),
+          control_mean=mean_of(b, b),
+          difference=welch(a, b),
+        )
+      )
+  return tuple(found)
+
+
+def welch(a: np.ndarray, b: np.ndarray) -> Estimate:
+  """mean(a) - mean(b) of two independent samples, Welch's t; `n` counts both."""
+  a, b = a[~np.isnan(a)], b[~np.isnan(b)]
+  n, words = len(a) + len(b), f'{len(a)} against {len(b)} runs, not paired'
+  value = float(a.mean() - b.mean()) if len(a) and len(b) else NAN
+  if min(len(a), len(b)) < 2:
+    return Estimate(value, NAN, NAN, 0.95, n, NAN, f'no interval: {words}')
+  if np.ptp(a) == 0 and np.ptp(b) == 0:
+    return Estimate(value, value, value, 0.95, n, NAN, f'no spread: {words}')
+  test = scipy.stats.ttest_ind(a, b, equal_var=False)
+  low, high = test.confidence_interval(0.95)
+  return Estimate(value, float(low), float(high), 0.95, n, float(test.pvalue), f'Welch t, {words}')

@@ -1,0 +1,104 @@
+"""What a study's findings are made of: comparisons, claims, scores, matrices, flows, links."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from csba_jax.stats import Estimate
+
+SUPPORTED, REFUTED, UNDECIDED = 'supported', 'not supported', 'undecided'
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """A treatment against a control, paired by unit (split, repeat, fold, seed)."""
+
+  treatment: str
+  control: str
+  cell: Mapping[
+    str, Any
+  ]  # what both have in common: method, model, ...; of conflict at, part, scope
+  outcome: str  # 'macro-F1' and the like; of conflict the name of the measure
+  treatment_mean: float
+  control_mean: float
+  difference: Estimate  # treatment - control
+  adjusted_p: float = float('nan')  # Holm over the family; NaN outside it
+  verdict: str = ''  # supported | not supported | undecided; '' where none is given
+  missing: tuple[str, ...] = ()  # 'csba without seed 3': units that one side lacks
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """One link of the argument, with a verdict in plain words written from the numbers."""
+
+  title: str  # 'CSBA helps', 'not by capacity alone', 'CSBA reduces conflict', ...
+  verdict: str  # supported | not supported | undecided
+  sentences: tuple[str, ...]  # each with its numbers and intervals
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Score:
+  """One variant in one cell: test metrics over its units."""
+
+  cell: Mapping[str, Any]
+  variant: str
+  parameters: int
+  metrics: Mapping[str, Estimate]  # by name, the primary outcome first
+  per_class_f1: Sequence[Estimate]  # [C]
+  confusion: np.ndarray  # [C, C] summed over units; rows are true classes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Matrix:
+  """A conflict matrix, the mean over units of the cosines (each mean over the defined ones)."""
+
+  cell: Mapping[str, Any]
+  variant: str
+  at: str  # moment: '0', '0.1', '0.5', '1', 'loss 0.3'
+  part: str  # train | val
+  scope: str  # shared | common
+  cosine: np.ndarray  # [C, C], NaN where never defined
+  units: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Flow:
+  """Gradient flow of one variant at one moment, means over units."""
+
+  cell: Mapping[str, Any]
+  variant: str
+  at: str
+  part: str
+  norms: np.ndarray  # [C]   |g_c| in the scope shared
+  shares: np.ndarray  # [C]   pi_c <g_c, g> / |g|^2
+  scopes: Mapping[str, Mapping[str, float]]  # stage1, branch3x3, ...: mean summaries
+  loss: float  # mean loss over the part
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decoupling:
+  """How alike the branches are, and how the gates differ by class; means over units."""
+
+  cell: Mapping[str, Any]
+  variant: str
+  at: str
+  part: str
+  cka: Mapping[str, float]  # by block: mean over pairs of branches
+  gate_spread: Mapping[str, float]  # by block; {} without gates
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Link:
+  """Conflict reduction against F1 gain, paired by seed within class."""
+
+  treatment: str
+  control: str
+  cell: Mapping[str, Any]
+  measure: str  # what is reduced, in words
+  within: Estimate  # mean over classes of the correlation over units
+  across: Estimate  # correlation over classes of the means over units
+  reduction: np.ndarray  # [S, C]
+  gain: np.ndarray  # [S, C]
+  verdict: str

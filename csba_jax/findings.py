@@ -1,0 +1,238 @@
+"""What the runs of a study say: every number and every verdict of its report, computed once."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from csba_jax import comparisons as comparisons_lib
+from csba_jax import mechanism, verdicts
+from csba_jax import results as results_lib
+from csba_jax.comparisons import NOISE_SEEDS, SIGNIFICANCE, Study
+from csba_jax.errors import UserError
+from csba_jax.evidence import REFUTED as REFUTED
+from csba_jax.evidence import SUPPORTED as SUPPORTED
+from csba_jax.evidence import UNDECIDED as UNDECIDED
+from csba_jax.evidence import Claim as Claim
+from csba_jax.evidence import Comparison as Comparison
+from csba_jax.evidence import Decoupling as Decoupling
+from csba_jax.evidence import Flow as Flow
+from csba_jax.evidence import Link as Link
+from csba_jax.evidence import Matrix as Matrix
+from csba_jax.evidence import Score as Score
+from csba_jax.results import Results
+from csba_jax.stats import Estimate
+
+CAPACITY = 0.01  # how far none_wide's parameters may be from csba's
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Findings:
+  """A study's report before it is written."""
+
+  name: str
+  outcome: str  # primary, in words: 'macro-F1' or 'F1 of Physical-Damage'
+  class_names: tuple[str, ...]
+  class_counts: np.ndarray  # [C] training images, of the first cell
+  variants: tuple[str, ...]
+  cells: tuple[Mapping[str, Any], ...]
+  about: Mapping[str, Any]  # commands, versions, commits, devices, runs, failed, seconds, config
+  notes: tuple[str, ...]  # torn lines, missing runs, fewer than two seeds, ...
+  claims: tuple[Claim, ...]
+  scores: tuple[Score, ...]
+  comparisons: tuple[Comparison, ...]  # the primary outcome; adjusted_p in the family
+  offsets: tuple[Comparison, ...]  # non-inferiority
+  conflict: tuple[Comparison, ...]  # measures of conflict, treatment - control
+  links: tuple[Link, ...]
+  matrices: tuple[Matrix, ...]
+  flows: tuple[Flow, ...]
+  decoupling: tuple[Decoupling, ...]
+  mantel: tuple[tuple[str, Estimate], ...]
+  noise: tuple[Comparison, ...]  # a variant against itself
+  leak: tuple[Comparison, ...]  # naive split against grouped folds
+
+
+def analyse(results: Results, resamples: int = 9999) -> Findings:
+  """Every number and verdict of a study's report, by the protocol of its parts.
+
+  `comparisons` has the primary family, intervals, non-inferiority and the leak, `mechanism` what
+  class gradients did, `verdicts` how numbers become words. Results that are equal up to the order
+  of their lines give equal findings.
+
+  Args:
+    resamples: of every bootstrap and permutation; leave it for what you publish.
+
+  Raises:
+    UserError: no finished run, one without test metrics, runs of different classes, an unknown
+      outcome.
+  """
+  if not results.done:
+    first = results.failed[0] if results.failed else {}
+    raise UserError(
+      'at least one finished run',
+      f'{len(results.failed)} failed ones, the first with: {first.get("error", "no message")}',
+      'mend the cause and run csba-study again: it makes up what failed',
+    )
+  if any('macro_f1' not in record['result'] for record in results.done):
+    raise UserError(
+      'a study whose runs were tested',
+      'one that only tunes (test=False)',
+      'report that it tunes for',
+    )
+  study = Study(results, resamples)
+  _check_classes(results)
+  results_lib.outcome(results.done[0], study.outcome)  # an unknown one ends here
+  measured = mechanism.Measured(study)
+  primary = comparisons_lib.primary(study)
+  offsets = comparisons_lib.offsets(study)
+  conflict = mechanism.conflict(measured)
+  links = mechanism.links(study)
+  matrices = mechanism.matrices(study)
+  noise = _noise(measured)
+  first_cell = [r for r in results.done if results_lib.cell(r) == study.cells[0]]
+  return Findings(
+    name=results.study['name'],
+    outcome=comparisons_lib.words_of(study.outcome),
+    class_names=tuple(results.done[0]['result']['class_names']),
+    class_counts=np.mean([r['result']['class_counts'] for r in first_cell], axis=0),
+    variants=tuple(v for v in study.variants if any(study.results.runs(c, v) for c in study.cells)),
+    cells=tuple(dict(cell) for cell in study.cells),
+    about=_about(results),
+    notes=_notes(study, primary, offsets, conflict, noise),
+    claims=verdicts.claims(study, primary, conflict, links, offsets),
+    scores=comparisons_lib.scores(study),
+    comparisons=primary,
+    offsets=offsets,
+    conflict=conflict,
+    links=links,
+    matrices=matrices,
+    flows=mechanism.flows(study),
+    decoupling=mechanism.decoupling(study),
+    mantel=mechanism.mantel(study, matrices),
+    noise=noise,
+    leak=comparisons_lib.leak(study),
+  )
+
+
+def _check_classes(results: Results) -> None:
+  """All runs tell the same classes apart."""
+  names = dict.fromkeys(tuple(record['result']['class_names']) for record in results.done)
+  if len(names) > 1:
+    raise UserError(
+      'the same classes in every run',
+      ' and '.join(', '.join(n) for n in names),
+      'analyse these studies apart, in a folder each',
+    )
+
+
+def _about(results: Results) -> dict[str, Any]:
+  """Where the numbers come from."""
+  done, study = results.done, results.study
+
+  def several(values):
+    return tuple(dict.fromkeys(str(value) for value in values if value is not None))
+
+  packages = sorted({name for record in done for name in record['versions']})
+  return {
+    'commands': several([study.get('command')]),
+    'versions': {p: ', '.join(several(r['versions'].get(p) for r in done)) for p in packages},
+    'commits': several(record.get('commit') for record in done),
+    'devices': several(record.get('device') for record in done),
+    'runs': len(done),
+    'failed': len(results.failed),
+    'seconds': float(sum(record.get('seconds') or 0 for record in done)),
+    'config': study['config'],
+  }
+
+
+def _noise(measured: mechanism.Measured) -> tuple[Comparison, ...]:
+  """Two sets of seeds of the same variant: none and csba, the primary outcome and conflict."""
+  study, found = measured.study, []
+  measure = mechanism.MEASURES['head_tail_conflict']
+  words = f'{measure} (common parameters, train part) at the end of the run'
+  for cell in study.main_cells:
+    for variant in ('none', 'csba'):
+      runs = list(study.results.runs(cell, variant).values())
+      scores = np.array([results_lib.outcome(run, study.outcome) for run in runs])
+      conflict = mechanism.noise_values(measured, runs)
+      for outcome, values in (
+        (comparisons_lib.words_of(study.outcome), scores),
+        (words, conflict),
+      ):
+        if np.isfinite(values).sum() >= NOISE_SEEDS:
+          found.append(comparisons_lib.noise(study, cell, variant, outcome, values))
+  return tuple(found)
+
+
+def _notes(
+  study: Study,
+  primary: Sequence[Comparison],
+  offsets: Sequence[Comparison],
+  conflict: Sequence[Comparison],
+  noise: Sequence[Comparison],
+) -> tuple[str, ...]:
+  """What a reader of the numbers should know before believing them; none twice."""
+  results = study.results
+  notes = list(results.notes)
+  notes += [f'run {r["run"]} failed: {r.get("error") or "no message"}' for r in results.failed]
+  for variant in study.variants:
+    if not any(results.runs(cell, variant) for cell in study.cells):
+      notes.append(f'{variant} was planned, and has no finished run')
+  for c in (*primary, *offsets, *conflict):
+    words = mechanism.cell_words(study, dict(c.cell))
+    notes += [f'{c.treatment} against {c.control}, {words}: {missing}' for missing in c.missing]
+  for c in primary:
+    if c.difference.n < 2:
+      words = mechanism.cell_words(study, dict(c.cell))
+      pair = f'{c.treatment} against {c.control}, {words}'
+      pairs = verdicts.pairs_words(c.difference.n, 'runs')
+      notes.append(f'{pair}: {pairs}; with fewer than two seeds there is no interval')
+  notes += _power(study, [c for c in primary if (c.treatment, c.control) in comparisons_lib.FAMILY])
+  notes += _capacity(study)
+  if study.folds:
+    notes.append(
+      'folds share training images: the tests of links and of the noise floor take them as '
+      'independent, which makes their p-values somewhat too small'
+    )
+  wrong = [c for c in noise if c.difference.excludes(0)]
+  notes += [
+    f'noise floor: two sets of seeds of {c.treatment} differ in {c.outcome} '
+    f'({mechanism.cell_words(study, dict(c.cell))}); 1 in 20 does by chance'
+    for c in wrong
+  ]
+  return tuple(dict.fromkeys(notes))
+
+
+def _power(study: Study, family: Sequence[Comparison]) -> list[str]:
+  """Whether any result could have been significant: sign flips of n seeds have p >= 2^(1 - n)."""
+  tested = [c for c in family if not math.isnan(c.difference.p)]
+  if study.folds or not tested:
+    return []
+  smallest = len(tested) * 2.0 ** (1 - max(c.difference.n for c in tested))
+  if smallest < SIGNIFICANCE:
+    return []
+  needed = 1 + math.floor(math.log2(len(tested) / SIGNIFICANCE)) + 1
+  return [
+    f'no comparison of the family can be supported: with so few seeds and {len(tested)} tests '
+    f"Holm's adjusted p is at least {min(smallest, 1):.3f}; {needed} seeds would do"
+  ]
+
+
+def _capacity(study: Study) -> list[str]:
+  """The control of equal capacity must have equal capacity."""
+  found = []
+  for cell in study.main_cells:
+    sizes = [
+      {r['result']['parameters'] for r in study.results.runs(cell, variant).values()}
+      for variant in ('csba', 'none_wide')
+    ]
+    if all(len(s) == 1 for s in sizes):
+      csba, wide = (s.pop() for s in sizes)
+      if abs(wide - csba) > CAPACITY * csba:
+        found.append(
+          f'none_wide has {wide} parameters and csba {csba} '
+          f'({mechanism.cell_words(study, dict(cell))}): no control of equal capacity'
+        )
+  return found

@@ -1,0 +1,362 @@
+"""What class gradients did: conflict compared, and whether less of it goes with more F1.
+
+Computed from Grams where they were kept (scopes `common` and `shared`), else from the summaries of
+the record. `common`, the parameters that a variant shares with `none`, is the scope for comparing
+variants. NaN is undefined, and left out of every mean.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from csba_jax import results as results_lib
+from csba_jax import stats
+from csba_jax.comparisons import FAMILY, NAN, SECONDARY, SIGNIFICANCE, TREATMENTS, Study, mean_of
+from csba_jax.comparisons import test_to_train as ratio_of
+from csba_jax.evidence import (
+  REFUTED,
+  SUPPORTED,
+  UNDECIDED,
+  Comparison,
+  Decoupling,
+  Flow,
+  Link,
+  Matrix,
+)
+from csba_jax.gradients import conflict as conflict_lib
+from csba_jax.results import Cell, Record
+from csba_jax.stats import Estimate
+
+MEASURES = {
+  'head_tail_conflict': 'share of head-tail pairs in conflict',
+  'minority_interference': 'interference with the minority',
+  'mean_cosine': 'mean cosine between classes',
+  'conflict_rate': 'share of all pairs in conflict',
+}
+LESS_IS_BETTER = ('head_tail_conflict', 'minority_interference', 'conflict_rate')
+SCOPES, PARTS, END = ('common', 'shared'), ('train', 'val'), '1'
+SMALLEST_REDUCTION = 0.1  # of the control's mean: less would not matter
+SMALLEST_CORRELATION = 0.3  # less would not matter
+LINKS = {  # what is reduced, by class
+  'interference': 'interference with the class (common parameters, training images, end of run)',
+  'cosine': 'mean negative cosine of the class (common parameters, training images, end of run)',
+}
+
+
+def moments(records: Sequence[Record]) -> list[str]:
+  """Moments of these runs: shares of the run in order, then losses from high to low."""
+  found = {entry['at'] for record in records for entry in record.get('conflict') or ()}
+  shares = [at for at in found if not at.startswith('loss ')]
+  levels = [at for at in found if at.startswith('loss ')]
+  return sorted(shares, key=float) + sorted(levels, key=lambda at: -float(at[5:]))
+
+
+def moment_words(at: str) -> str:
+  """'at the end of the run' for '1'."""
+  if at.startswith('loss '):
+    return f'when the training loss came down to {at[5:]}'
+  return {'0': 'at the start', '1': 'at the end of the run'}.get(
+    at, f'after {100 * float(at):g} % of the run'
+  )
+
+
+class Measured:
+  """Conflict of single runs, each Gram looked at once."""
+
+  def __init__(self, study: Study):
+    self.study = study
+    self._values = functools.cache(self._uncached)
+    self._runs = {(record['study'], record['run']): record for record in study.results.done}
+
+  def value(self, record: Record, at: str, part: str, scope: str, measure: str) -> float:
+    """One measure of one run; NaN where it was not taken or is undefined."""
+    return self._values((record['study'], record['run']), at, part, scope).get(measure, NAN)
+
+  def _uncached(self, run: tuple[str, str], at: str, part: str, scope: str) -> dict[str, float]:
+    record = self._runs[run]
+    entry = results_lib.moment(record, at, part)
+    if entry is None:
+      return {}
+    if scope not in (entry.get('grams') or {}):
+      kept = (entry.get('scopes') or {}).get(scope) or {}
+      return {name: NAN if value is None else float(value) for name, value in kept.items()}
+    gram, counts = results_lib.gram(entry, scope), np.array(record['result']['class_counts'])
+    cosines = conflict_lib.conflict_matrix(gram)
+    _, minority = conflict_lib.majority_minority(counts)
+    prior = np.array(entry['prior'], np.float64)
+    return {
+      'head_tail_conflict': conflict_lib.head_tail_conflict(cosines, counts),
+      'minority_interference': _mean(conflict_lib.interference(gram, prior)[minority]),
+      'mean_cosine': _mean(cosines[np.triu_indices(len(cosines), 1)]),
+      'conflict_rate': conflict_lib.conflict_rate(cosines),
+    }
+
+
+def conflict(measured: Measured) -> tuple[Comparison, ...]:
+  """Every measure at every moment that both sides have, treatment - control, paired by unit."""
+  study, found = measured.study, []
+  for cell in study.main_cells:
+    for pair in study.pairs_of(cell, FAMILY + SECONDARY):
+      sides = [list(study.results.runs(cell, variant).values()) for variant in pair]
+      for at in (at for at in moments(sides[0]) if at in moments(sides[1])):
+        for part in PARTS:
+          for scope in SCOPES:
+            for measure in MEASURES:
+              comparison = compare(measured, cell, pair, (at, part, scope, measure))
+              if comparison.difference.n:
+                found.append(comparison)
+  return tuple(found)
+
+
+def compare(
+  measured: Measured, cell: Cell, pair: tuple[str, str], what: tuple[str, str, str, str]
+) -> Comparison:
+  """A measure (at, part, scope, measure) of two variants, with `reduction_verdict`."""
+  study, (at, part, scope, measure) = measured.study, what
+  units, missing = results_lib.pairs(study.results, cell, *pair)
+  sides = [[study.results.runs(cell, variant)[unit] for unit in units] for variant in pair]
+  treated, control = (np.array([measured.value(r, *what) for r in side]) for side in sides)
+  there = [[results_lib.moment(r, at, part) is not None for r in side] for side in sides]
+  for variant, own, other in ((pair[0], *there), (pair[1], *there[::-1])):
+    lacking = [
+      results_lib.unit_words(unit)
+      for unit, here, elsewhere in zip(units, own, other, strict=True)
+      if elsewhere and not here
+    ]
+    if lacking:
+      missing += (f"{variant} without the moment '{at}' ({part}) of {', '.join(lacking)}",)
+  difference = study.estimate(treated - control, ratio_of(sides[0] + sides[1]))
+  control_mean = mean_of(control, treated)
+  return Comparison(
+    *pair,
+    cell={**dict(cell), 'at': at, 'part': part, 'scope': scope},
+    outcome=measure,
+    treatment_mean=mean_of(treated, control),
+    control_mean=control_mean,
+    difference=difference,
+    verdict=reduction_verdict(difference, control_mean) if measure in LESS_IS_BETTER else '',
+    missing=missing,
+  )
+
+
+def reduction_verdict(difference: Estimate, control_mean: float) -> str:
+  """Supported: the 95 % interval of treatment - control lies below 0. Not supported: it leaves out
+  a reduction by a tenth of the control's mean (also where the control has nothing to reduce).
+  Undecided: anything else, also no interval.
+  """
+  if not difference.known:
+    return UNDECIDED
+  if difference.high < 0:
+    return SUPPORTED
+  return REFUTED if difference.low >= -SMALLEST_REDUCTION * control_mean else UNDECIDED
+
+
+def links(study: Study) -> tuple[Link, ...]:
+  """Does a class whose conflict fell gain F1?  csba and csba_class against none, by two measures.
+
+    reduction[s, c] = conflict_c(control) - conflict_c(treatment),  gain[s, c] likewise of F1
+
+  paired by unit s, where conflict_c is the interference with c, or the mean over d != c of
+  max(0, -cos[c, d]). Rank statistics: a class that misses a value in a unit is left out, and a unit
+  that misses all, see `stats.association`, whose permutations take folds as exchangeable.
+  """
+  found = []
+  for cell in study.main_cells:
+    for pair in study.pairs_of(cell, [(treatment, 'none') for treatment in TREATMENTS]):
+      units, _ = results_lib.pairs(study.results, cell, *pair)
+      runs = [[study.results.runs(cell, variant)[unit] for unit in units] for variant in pair]
+      if not units:
+        continue
+      f1 = [np.stack([results_lib.per_class_f1(r) for r in side]) for side in runs]
+      for measure, words in LINKS.items():
+        level = [np.stack([conflict_by_class(r, measure) for r in side]) for side in runs]
+        reduction, gain = level[1] - level[0], f1[0] - f1[1]
+        if np.isnan(reduction).all():
+          continue
+        within = stats.association(reduction, gain, resamples=study.resamples)
+        across = stats.across_classes(reduction, gain, resamples=study.resamples)
+        found.append(
+          Link(*pair, dict(cell), words, within, across, reduction, gain, link_verdict(within))
+        )
+  return tuple(found)
+
+
+def conflict_by_class(record: Record, measure: str) -> np.ndarray:
+  """Interference, or mean negative cosine, of each class at the end, [C]; NaN: not measured."""
+  entry = results_lib.moment(record, END, 'train')
+  if entry is None or 'common' not in (entry.get('grams') or {}):
+    return np.full(len(record['result']['class_counts']), NAN)
+  gram = results_lib.gram(entry, 'common')
+  if measure == 'interference':
+    return conflict_lib.interference(gram, np.array(entry['prior'], np.float64))
+  cosines = conflict_lib.conflict_matrix(gram)
+  np.fill_diagonal(cosines, NAN)
+  return mean_over(np.maximum(-cosines, 0))
+
+
+def link_verdict(within: Estimate) -> str:
+  """Supported: p < 0.05 and a positive correlation. Not supported: p < 0.05 and a negative one, or
+  the 95 % interval ends below 0.3. Undecided: anything else, also no test.
+  """
+  if within.p < SIGNIFICANCE:  # False for NaN
+    return SUPPORTED if within.value > 0 else REFUTED
+  return REFUTED if within.known and within.high < SMALLEST_CORRELATION else UNDECIDED
+
+
+def matrices(study: Study) -> tuple[Matrix, ...]:
+  """Mean cosines of every variant at the start and at the end."""
+  found = []
+  for cell, variant, runs in _by_variant(study):
+    for at in ('0', END):
+      for part in PARTS:
+        for scope in SCOPES:
+          grams = _grams(runs, at, part, scope)
+          if grams:
+            cosines = mean_over(conflict_lib.conflict_matrix(np.stack(grams)), 0)
+            found.append(Matrix(dict(cell), variant, at, part, scope, cosines, len(grams)))
+  return tuple(found)
+
+
+def mantel(study: Study, means: Sequence[Matrix]) -> tuple[tuple[str, Estimate], ...]:
+  """Mantel tests of mean matrices at the end, on training images, in every main cell.
+
+  Do `none` and a treatment have the same classes in conflict (scope common)? Are the classes that
+  `none` confuses (mean of both directions' rates) those in conflict (minus cosine, scope shared)?
+  """
+  at = {(m.variant, m.scope, tuple(m.cell.items())): m.cosine for m in means if _at_end(m)}
+  found = []
+  for cell in study.main_cells:
+    words = cell_words(study, dict(cell))
+    before = at.get(('none', 'common', cell))
+    for variant in TREATMENTS:
+      after = at.get((variant, 'common', cell))
+      if before is not None and after is not None:
+        title = f'conflict matrices of none and {variant}, {words}'
+        found.append((title, stats.mantel(before, after, resamples=study.resamples)))
+    cosine = at.get(('none', 'shared', cell))
+    if cosine is not None:
+      runs = study.results.runs(cell, 'none').values()
+      counts = np.sum([run['result']['confusion_matrix'] for run in runs], axis=0, dtype=np.float64)
+      support = counts.sum(1, keepdims=True)
+      rates = counts / np.where(support > 0, support, np.nan)
+      title = f'conflict against confusion of none, {words}'
+      found.append((title, stats.mantel(-cosine, (rates + rates.T) / 2, resamples=study.resamples)))
+  return tuple(found)
+
+
+def cell_words(study: Study, cell: dict) -> str:
+  """The method, and whatever else tells this cell from the study's others."""
+  varying = [
+    axis
+    for axis, value in cell.items()
+    if axis not in ('method', 'at', 'part', 'scope')
+    and any(dict(other).get(axis) != value for other in study.main_cells)
+  ]
+  named = [f'{axis.replace("_", " ")} {cell[axis]}' for axis in varying]
+  return ', '.join([str(cell.get('method', '')).replace('_', ' '), *named])
+
+
+def flows(study: Study) -> tuple[Flow, ...]:
+  """Who moves the shared layers, see `csba_jax.gradients.flow`; means over units, moment by moment.
+
+  norms = |g_c|, shares = pi_c <g_c, g> / |g|^2 of the scope shared.
+  """
+  found = []
+  for cell, variant, runs in _by_variant(study):
+    for at in moments(runs):
+      for part in PARTS:
+        entries = [results_lib.moment(run, at, part) for run in runs]
+        entries = [entry for entry in entries if entry is not None]
+        both = [_norms_and_shares(e) for e in entries if 'shared' in (e.get('grams') or {})]
+        if both:
+          norms, shares = mean_over(np.array(both), 0)
+          losses = np.array([entry['loss'] for entry in entries], np.float64)
+          scopes = _mean_scopes(entries)
+          found.append(Flow(dict(cell), variant, at, part, norms, shares, scopes, _mean(losses)))
+  return tuple(found)
+
+
+def decoupling(study: Study) -> tuple[Decoupling, ...]:
+  """Likeness of the branches' features and spread of the gates; means over units."""
+  found = []
+  for cell, variant, runs in _by_variant(study):
+    entries = [entry for run in runs for entry in run.get('branches') or ()]
+    for at, part in dict.fromkeys((entry['at'], entry['part']) for entry in entries):
+      here = [entry for entry in entries if (entry['at'], entry['part']) == (at, part)]
+      alike: dict[str, list[float]] = {}
+      spread: dict[str, list[float]] = {}
+      for entry in here:
+        for block, matrix in (entry.get('cka') or {}).items():
+          matrix = np.array(matrix, np.float64)
+          alike.setdefault(block, []).append(_mean(matrix[~np.eye(len(matrix), dtype=bool)]))
+        for block, value in (entry.get('gate_spread') or {}).items():
+          spread.setdefault(block, []).append(NAN if value is None else value)
+      means = [{block: _mean(np.array(v)) for block, v in d.items()} for d in (alike, spread)]
+      found.append(Decoupling(dict(cell), variant, at, part, *means))
+  return tuple(found)
+
+
+def mean_over(values: np.ndarray, axis: int = -1) -> np.ndarray:
+  """Mean of what is defined along an axis; NaN where nothing is."""
+  known = ~np.isnan(values)
+  count = known.sum(axis)
+  return np.where(known, values, 0).sum(axis) / np.where(count > 0, count, np.nan)
+
+
+def _mean(values: np.ndarray) -> float:
+  return float(mean_over(values.ravel()))
+
+
+def _by_variant(study: Study):
+  """(cell, variant, runs) of what there is, in order."""
+  for cell in study.main_cells:
+    for variant in study.variants:
+      runs = list(study.results.runs(cell, variant).values())
+      if runs:
+        yield cell, variant, runs
+
+
+def _grams(runs: Sequence[Record], at: str, part: str, scope: str) -> list[np.ndarray]:
+  entries = (results_lib.moment(run, at, part) for run in runs)
+  return [
+    results_lib.gram(entry, scope)
+    for entry in entries
+    if scope in ((entry or {}).get('grams') or {})
+  ]
+
+
+def _at_end(matrix: Matrix) -> bool:
+  return (matrix.at, matrix.part) == (END, 'train')
+
+
+def _norms_and_shares(entry: Record) -> tuple[np.ndarray, np.ndarray]:
+  """|g_c| and pi_c <g_c, g> / |g|^2, each [C]; NaN where a squared norm is not positive."""
+  gram, prior = results_lib.gram(entry, 'shared'), np.array(entry['prior'], np.float64)
+  squares, with_batch = np.diagonal(gram), gram @ prior
+  batch = prior @ with_batch
+  return (
+    np.sqrt(np.where(squares > 0, squares, np.nan)),
+    prior * with_batch / (batch if batch > 0 else np.nan),
+  )
+
+
+def _mean_scopes(entries: Sequence[Record]) -> dict[str, dict[str, float]]:
+  """{scope: {measure: mean over entries}} of the summaries that the runs kept."""
+  names = dict.fromkeys(
+    (scope, measure)
+    for entry in entries
+    for scope, summary in (entry.get('scopes') or {}).items()
+    for measure in summary
+  )
+  means: dict[str, dict[str, float]] = {}
+  for scope, measure in names:
+    values = [((e.get('scopes') or {}).get(scope) or {}).get(measure) for e in entries]
+    means.setdefault(scope, {})[measure] = _mean(np.array(values, np.float64))
+  return means
+
+
+def noise_values(measured: Measured, runs: Sequence[Record]) -> np.ndarray:
+  """Head-tail conflict of runs in the scope common, at the end, on training images.   [n]"""
+  what = (END, 'train', 'common', 'head_tail_conflict')
+  return np.array([measured.value(run, *what) for run in runs])

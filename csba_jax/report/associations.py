@@ -1,0 +1,121 @@
+"""The sections of a report on what goes with what: conflict, F1, confusion; noise and leaks."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from csba_jax.findings import Comparison, Findings, Link
+from csba_jax.report import figures, tabulate, words
+from csba_jax.report.blocks import Block, Figure, Fold, Section, Table, Text
+
+
+def sections(findings: Findings) -> list[Section | None]:
+  return [_links(findings), _mantel(findings), _noise(findings), _leak(findings)]
+
+
+def _links(findings: Findings) -> Section | None:
+  if not findings.links:
+    return None
+  blocks: list[Block] = []
+  for i, link in enumerate(findings.links):
+    where = words.cell(link.cell, findings.cells)
+    pair = f'{words.clean(link.treatment)} against {words.clean(link.control)}'
+    name = f'{pair}, {where}' if where else pair
+    figure = _link(findings, link, name)
+    blocks.append(figure if i == 0 else Fold(f'{words.clean(link.measure)}: {name}', [figure]))
+  several = len({words.cell(link.cell, findings.cells) for link in findings.links}) > 1
+  head = [
+    *(['condition'] * several),
+    'comparison',
+    'reduction of',
+    'n',
+    'within class',
+    'p',
+    'across classes',
+    'p (across)',
+    'verdict',
+  ]
+  rows = [
+    [
+      *([words.cell(link.cell, findings.cells)] * several),
+      f'{words.clean(link.treatment)} − {words.clean(link.control)}',
+      words.clean(link.measure),
+      str(link.within.n),
+      words.interval(link.within, 2, signed=True),
+      words.probability(link.within.p),
+      words.interval(link.across, 2, signed=True),
+      words.probability(link.across.p),
+      link.verdict or words.NONE,
+    ]
+    for link in findings.links
+  ]
+  estimates = [e for link in findings.links for e in (link.within, link.across)]
+  caption = (
+    'Does less conflict go with more F1? Within class: correlation over units, mean over classes,'
+    ' which the size of a class cannot explain. Across classes: correlation of the means over'
+    f' units. Method: {words.methods(estimates)}.'
+  )
+  table = Table(caption, head, rows, 2 + several)
+  blocks = [blocks[0], table, *tabulate.reasons(estimates), *blocks[1:]]
+  return Section('Conflict reduction and F1 gain', 'links', blocks)
+
+
+def _link(findings: Findings, link: Link, name: str) -> Figure:
+  counts = np.asarray(link.reduction).shape
+  caption = (
+    f'Reduction of {words.clean(link.measure)} against gain of F1, {name}: a point for each unit'
+    f' and class ({counts[0]} units, {counts[1]} classes), colours from the largest class to the'
+    f' smallest. Correlation within class {words.interval(link.within, 2, signed=True)},'
+    f' p {words.probability(link.within.p)}, {100 * link.within.level:g} % interval,'
+    f' {words.sample([link.within.n])}.'
+  )
+  return Figure(caption, lambda: figures.link(findings, link))
+
+
+def _mantel(findings: Findings) -> Section | None:
+  if not findings.mantel:
+    return None
+  rows = [
+    [words.clean(name), str(e.n), words.number(e.value, 2, signed=True), words.probability(e.p)]
+    for name, e in findings.mantel
+  ]
+  estimates = [e for _, e in findings.mantel]
+  caption = (
+    'Mantel tests: correlation of two class-by-class matrices over the pairs of classes; p from'
+    f' permuted classes, no intervals; n counts classes. Method: {words.methods(estimates)}.'
+  )
+  table = Table(caption, ['matrices', 'n', 'correlation', 'p'], rows)
+  return Section('Are the matrices alike?', 'mantel', [table])
+
+
+def _noise(findings: Findings) -> Section | None:
+  text = (
+    'Noise floor: a variant against itself, one half of its seeds against the other. An effect of'
+    ' this size needs no cause.'
+  )
+  return _contrast(findings, findings.noise, 'Noise floor', 'noise', text)
+
+
+def _leak(findings: Findings) -> Section | None:
+  text = (
+    'Leak between training and test images: the naive split against folds that keep images of one'
+    ' group together (treatment: naive, control: grouped). Positive: the naive split flatters.'
+  )
+  title = 'Naive split against grouped folds'
+  return _contrast(findings, findings.leak, title, 'leak', text)
+
+
+def _contrast(
+  findings: Findings, found: Sequence[Comparison], title: str, anchor: str, text: str
+) -> Section | None:
+  if not found:
+    return None
+  estimates = [c.difference for c in found]
+  names = ' and of '.join(dict.fromkeys(map(words.outcome, found)))
+  figure = Figure(
+    f'{text} Difference of {names}; {words.level(estimates)}.',
+    lambda: figures.by_outcome(found, findings.cells, title=title),
+  )
+  table = tabulate.comparison_table(findings, found, f'{title}.', outcome=True)
+  how = Text(f'Intervals and tests: {words.methods(estimates)}.', 'small')
+  return Section(title, anchor, [figure, table, *tabulate.reasons(estimates), how])

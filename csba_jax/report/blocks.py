@@ -1,0 +1,68 @@
+"""What a report is made of, before it is a page or Markdown; all text is plain and unescaped."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+
+class Text(NamedTuple):
+  """A paragraph; `kind` is '', 'note' (something is amiss) or 'small'."""
+
+  text: str
+  kind: str = ''
+
+
+class Items(NamedTuple):
+  """A list; `kind` as of Text."""
+
+  items: Sequence[str]
+  kind: str = ''
+
+
+class Verdict(NamedTuple):
+  """A claim, its verdict, and what speaks for that."""
+
+  title: str
+  verdict: str
+  sentences: Sequence[str]
+
+
+class Table(NamedTuple):
+  """Rows of text; the first `left` columns are words, the others numbers."""
+
+  caption: str
+  head: Sequence[str]
+  rows: Sequence[Sequence[str]]
+  left: int = 1
+
+
+class Figure(NamedTuple):
+  """A picture on the page; in Markdown its numbers, where there are any, take its place."""
+
+  caption: str  # what it shows, n and interval level
+  draw: Callable[[], Sequence[str]]  # SVG elements, side by side where there is room
+  numbers: Sequence[Table] = ()
+  on_page: bool = True  # numbers also on the page, folded away; else the picture shows them
+  key: str = ''  # what the colours of the picture mean
+
+
+class Code(NamedTuple):
+  """Text of a machine, line by line."""
+
+  text: str
+
+
+class Fold(NamedTuple):
+  """What most readers pass over."""
+
+  title: str
+  blocks: Sequence['Block']
+  page_only: bool = False  # too much for Markdown
+
+
+Block = Text | Items | Verdict | Table | Figure | Code | Fold
+
+
+class Section(NamedTuple):
+  title: str
+  anchor: str
+  blocks: Sequence[Block]

@@ -1,0 +1,412 @@
+"""results.jsonl, the record of a study: a line a run, appended whole, merged, never mixed silently.
+
+A line is a JSON object: schema, study, run, status, axes, config_sha256, versions, commit, device,
+seconds, and of a finished run result, conflict and branches; null stands for NaN. A unit is what
+variants are paired by: (split, repeat, fold, seed). A cell is all else but the variant: (axis,
+value), ....
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from csba_jax.errors import UserError
+from csba_jax.gradients.conflict import majority_minority
+from csba_jax.workdir import writing_to
+
+SCHEMA = 1
+UNIT = ('split', 'repeat', 'fold', 'seed')
+CELL = ('model', 'method', 'imbalance_factor', 'width', 'depth', 'learning_rate', 'split')
+FIELDS = ('study', 'run', 'status', 'axes', 'config_sha256', 'versions')  # of every record
+METRICS = ('macro_f1', 'accuracy', 'balanced_accuracy')
+
+Record = Mapping[str, Any]
+Unit = tuple[str, int, int, int]
+Cell = tuple[tuple[str, Any], ...]
+
+_mended: set[Path] = set()  # files that this process has appended to
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Results:
+  """The runs of a study, in an order that does not depend on that of the lines."""
+
+  study: Mapping[str, Any]  # study.json
+  done: tuple[Record, ...]
+  failed: tuple[Record, ...]  # runs that never finished
+  notes: tuple[str, ...]  # what a reader of the numbers should know
+
+  def runs(self, at: Cell, variant: str) -> dict[Unit, Record]:
+    """The finished runs of a variant in a cell, by unit, in the order of units."""
+    return self._index.get((at, variant), {})
+
+  @functools.cached_property
+  def _index(self) -> dict[tuple[Cell, str], dict[Unit, Record]]:
+    index: dict[tuple[Cell, str], dict[Unit, Record]] = {}
+    for record in self.done:
+      index.setdefault((cell(record), record['axes']['variant']), {})[unit(record)] = record
+    return index
+
+
+def append(path: str | os.PathLike, record: Record) -> str | None:
+  """Adds one line, on disk on return, with a single write; NaN becomes null.
+
+  The first call of a process for a file repairs it: returns `repair`'s note, else None.
+  """
+  path = Path(path).absolute()
+  line = (json.dumps(_finite(record), allow_nan=False) + '\n').encode()
+  note = None
+  if path not in _mended:
+    note = repair(path)
+    _mended.add(path)
+  with writing_to(path.parent):
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+      length = os.fstat(handle).st_size
+      written = os.write(handle, line)
+      if written < len(line):  # a full disk: no half line stays
+        os.ftruncate(handle, length)
+        raise OSError(f'no room for {len(line)} bytes in {path.name}')
+      os.fsync(handle)
+    finally:
+      os.close(handle)
+  return note
+
+
+def repair(path: str | os.PathLike) -> str | None:
+  """Makes good what a process that was killed while writing left at the end of a file.
+
+  A last line that is not a JSON object moves to PATH.torn; a whole one gets its line end.
+
+  Returns:
+    What was done, or None for a file that needs nothing or is not there.
+  """
+  path = Path(path)
+  if not path.exists():
+    return None
+  with writing_to(path.parent):
+    content = path.read_bytes()
+    start = _last_line(content)
+    whole = _parse(content[start:]) is not None
+    if start == len(content) or (whole and content.endswith(b'\n')):
+      return None
+    if whole:
+      with open(path, 'ab') as file:
+        file.write(b'\n')
+      return f'{path.name}: the last line had no line end; repaired, nothing is lost'
+    torn = path.with_name(f'{path.name}.torn')
+    with open(torn, 'ab') as file:  # on disk before the line goes from the results
+      file.write(content[start:].rstrip(b'\n') + b'\n')
+      file.flush()
+      os.fsync(file.fileno())
+    os.truncate(path, start)
+  return (
+    f'{path.name}: the last line was torn ({len(content) - start} bytes, kept in {torn.name}); '
+    'repaired, its run counts as not finished'
+  )
+
+
+def load(path: str | os.PathLike) -> tuple[list[dict[str, Any]], str | None]:
+  """The records of one file, in the order of its lines, and a note about a torn last line.
+
+  Reads only. A file that is not there has no records.
+
+  Raises:
+    UserError: a damaged line that is not the last, or a record of another kind.
+  """
+  path = Path(path)
+  try:
+    content = path.read_bytes()
+  except FileNotFoundError:
+    return [], None
+  except OSError as error:
+    raise UserError(
+      f'a readable {path}', error.strerror or str(error), 'mend its permissions'
+    ) from error
+  records, note = [], None
+  last = _last_line(content)
+  start = 0
+  for number, line in enumerate(content.splitlines(keepends=True), 1):
+    record = _parse(line)
+    if record is not None:
+      records.append(_checked(record, f'line {number} of {path}'))
+    elif start == last:
+      note = f'{path.name}: the last line is torn ({len(line)} bytes) and left out'
+    elif line.strip():
+      raise UserError(
+        f'a JSON object on each line of {path}',
+        f'a damaged line {number}',
+        f'take it out (sed -i {number}d FILE) and run the study again: it makes up that run',
+      )
+    start += len(line)
+  return records, note
+
+
+def read(folder: str | os.PathLike, pool: bool = False) -> Results:
+  """The results of a study from study.json and every results*.jsonl in its folder.
+
+  The files of shards and the same in one file (`cat`) are equal. Of several lines of one run the
+  latest counts (files in the order of their names), but a finished one before a failed one.
+
+  Args:
+    folder: the study's --workdir.
+    pool: take runs of different provenance together, with a note for each difference.
+
+  Raises:
+    UserError: no study or no run there; a damaged line before the last; finished runs of different
+      studies, configs or package versions (unless pooled); two runs of the same axes.
+  """
+  folder = Path(folder).expanduser()
+  study, files = study_of(folder), sorted(folder.glob('results*.jsonl'))
+  notes, latest = [], {}
+  for file in files:
+    records, note = load(file)
+    notes += [note] if note else []
+    for record in records:
+      name = (record['study'], record['run'])
+      earlier = latest.get(name)
+      if earlier is None or record['status'] == 'done' or earlier['status'] == 'failed':
+        latest[name] = record
+        if earlier is not None and _differ(earlier, record):
+          notes.append(
+            f'run {record["run"]} finished more than once with different results: '
+            'its latest line counts'
+          )
+  if not latest:
+    raise UserError(
+      f'results of csba-study in {folder}',
+      'no run in ' + ', '.join(f.name for f in files) if files else 'no results*.jsonl',
+      'run csba-study, or mend the path',
+    )
+  ordered = sorted(latest.values(), key=_order)
+  done = tuple(record for record in ordered if record['status'] == 'done')
+  notes += _provenance(done, folder, pool)
+  _check_unique(done)
+  failed = tuple(record for record in ordered if record['status'] == 'failed')
+  return Results(study, done, failed, tuple(dict.fromkeys(notes)))
+
+
+def unit(record: Record) -> Unit:
+  """(split, repeat, fold, seed): what two variants are paired by."""
+  return tuple(record['axes'][axis] for axis in UNIT)
+
+
+def cell(record: Record) -> Cell:
+  """Every axis but the variant and those of `unit` alone, as (axis, value)."""
+  axes = record['axes']
+  others = sorted(axes.keys() - {*CELL, *UNIT, 'variant'})
+  return tuple((axis, axes[axis]) for axis in (*CELL, *others) if axis in axes)
+
+
+def pairs(
+  results: Results, at: Cell, treatment: str, control: str
+) -> tuple[list[Unit], tuple[str, ...]]:
+  """The units that both variants have in a cell, and in words those that only one has.
+
+  A unit in which neither finished is not named: see `Results.failed`.
+
+  Returns:
+    Units in order, and such as 'csba without seed 3' or 'none_wide without any run'.
+  """
+  sides = {variant: results.runs(at, variant) for variant in (treatment, control)}
+  both = [u for u in sides[treatment] if u in sides[control]]
+  missing = []
+  for variant, other in ((treatment, control), (control, treatment)):
+    lacking = [u for u in sides[other] if u not in sides[variant]]
+    if not sides[variant]:
+      missing.append(f'{variant} without any run')
+    elif lacking:
+      missing.append(f'{variant} without {", ".join(map(unit_words, lacking))}')
+  return both, tuple(missing)
+
+
+def unit_words(of: Unit) -> str:
+  """'seed 3', or 'fold 1 of repeat 2' where there are folds or repeats."""
+  _, repeat, fold, seed = of
+  return f'fold {fold} of repeat {repeat} (seed {seed})' if fold or repeat else f'seed {seed}'
+
+
+def outcome(record: Record, name: str) -> float:
+  """A test metric of a finished run; NaN where it is undefined.
+
+  Args:
+    name: macro_f1, accuracy, balanced_accuracy, f1:CLASS, head_f1 or tail_f1: the mean F1 of the
+      classes of `majority_minority` that have one.
+  """
+  result = record['result']
+  if name in METRICS:
+    return float('nan') if result[name] is None else float(result[name])
+  f1 = per_class_f1(record)
+  if name.startswith('f1:') and name[3:] in result['class_names']:
+    return float(f1[result['class_names'].index(name[3:])])
+  if name in ('head_f1', 'tail_f1'):
+    head, tail = majority_minority(np.array(result['class_counts']))
+    values = f1[head if name == 'head_f1' else tail]
+    return float(np.nanmean(values)) if not np.isnan(values).all() else float('nan')
+  raise UserError(
+    f'an outcome among {", ".join(METRICS)}, head_f1, tail_f1 and f1: with a class '
+    f'({", ".join(result["class_names"])})',
+    repr(name),
+    'mend `outcome` in the config of the study',
+  )
+
+
+def per_class_f1(record: Record) -> np.ndarray:
+  """F1 of each class, [C]; NaN of a class without test images."""
+  return np.array(record['result']['per_class']['f1'], np.float64)
+
+
+def moment(record: Record, at: str, part: str) -> Record | None:
+  """The measurement of conflict at a moment ('0', '0.5', 'loss 0.3') on a part, if there is one."""
+  found = [e for e in record.get('conflict') or () if e['at'] == at and e['part'] == part]
+  return found[-1] if found else None
+
+
+def gram(entry: Record, scope: str) -> np.ndarray:
+  """The Gram of a measurement, [C, C] float64, from its upper triangle; NaN for null."""
+  packed = (entry.get('grams') or {}).get(scope)
+  if packed is None:
+    raise UserError(
+      f'a Gram of the scope {scope}',
+      f'{", ".join(entry.get("grams") or ()) or "none"}',
+      'measure it: run the study anew with this scope',
+    )
+  classes = (math.isqrt(8 * len(packed) + 1) - 1) // 2
+  rows, columns = np.triu_indices(classes)
+  if len(packed) != len(rows):
+    raise UserError(
+      'C (C + 1) / 2 numbers in a Gram', f'{len(packed)}', 'take this line out and run that anew'
+    )
+  matrix = np.empty((classes, classes))
+  matrix[rows, columns] = matrix[columns, rows] = np.array(packed, np.float64)
+  return matrix
+
+
+def _last_line(content: bytes) -> int:
+  """Where the last line begins, with or without its line end."""
+  return content.rfind(b'\n', 0, max(len(content) - 1, 0)) + 1
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+  """The JSON object of a line; None for anything else."""
+  try:
+    record = json.loads(line)
+  except ValueError:  # also of bytes that are not UTF-8
+    return None
+  return record if isinstance(record, dict) else None
+
+
+def _checked(record: dict[str, Any], where: str) -> dict[str, Any]:
+  """The record, if it is one of this schema."""
+  axes = record.get('axes')
+  lacking = [field for field in FIELDS if field not in record]
+  lacking += [
+    f'axes.{a}' for a in ('variant', *UNIT) if not isinstance(axes, dict) or a not in axes
+  ]
+  if record.get('status') == 'done' and not record.get('result'):
+    lacking.append('result')
+  found = f'without {", ".join(lacking)}' if lacking else f'status {record["status"]!r}'
+  if record.get('schema') != SCHEMA:
+    found = f'schema {record.get("schema")}'
+  elif not lacking and record['status'] in ('done', 'failed'):
+    return record
+  raise UserError(
+    f'a record of csba-study, schema {SCHEMA}, on {where}', found, 'take the line out, or the file'
+  )
+
+
+def study_of(folder: Path) -> dict[str, Any]:
+  """The content of study.json in a study's folder; UserError without a whole one."""
+  file = folder / 'study.json'
+  try:
+    study = json.loads(file.read_text(encoding='utf-8'))
+    lacking = [
+      key for key in ('outcome', 'margin', 'smallest_effect') if key not in study['config']
+    ]
+    if lacking or 'name' not in study:
+      raise ValueError(f'no {", ".join(lacking) or "name"} in it')
+    return study
+  except (FileNotFoundError, NotADirectoryError) as error:
+    raise UserError(
+      f'the folder of a study (csba-study) at {folder}', 'no study.json there', 'mend the path'
+    ) from error
+  except (OSError, ValueError, TypeError, KeyError) as error:
+    raise UserError(
+      f'a whole {file}', f'a damaged one ({error})', 'bring it back: csba-study writes it'
+    ) from error
+
+
+def _order(record: Record) -> tuple:
+  """Sorts records by cell, variant and unit; axes may be of any type."""
+  numbers = tuple((str(type(v)), v) if isinstance(v, str) else ('', v) for v in unit(record))
+  return repr(cell(record)), record['axes']['variant'], numbers, record['study'], record['run']
+
+
+def _differ(earlier: Record, later: Record) -> bool:
+  """Whether two finished lines of one run say different things; times may differ."""
+  scores = (
+    {k: v for k, v in r.get('result', {}).items() if k != 'timing'} for r in (earlier, later)
+  )
+  first, second = scores
+  return earlier['status'] == later['status'] == 'done' and first != second
+
+
+def _check_unique(done: Sequence[Record]) -> None:
+  seen: dict[tuple, str] = {}
+  for record in done:
+    key = (cell(record), record['axes']['variant'], unit(record))
+    if key in seen:
+      raise UserError(
+        'one run for each variant, cell and unit',
+        f'runs {seen[key]} and {record["run"]} of the same axes',
+        'take one out; what tells them apart belongs into the axes',
+      )
+    seen[key] = record['run']
+
+
+def _provenance(done: Sequence[Record], folder: Path, pool: bool) -> list[str]:
+  """Notes on runs that differ in origin; UserError where the numbers may differ for it."""
+  packages = sorted({name for record in done for name in record['versions']})
+  strict = [_mixed('study', (r['study'] for r in done))]
+  strict += [_mixed('config_sha256', (str(r['config_sha256'])[:12] for r in done))]
+  strict += [_mixed(f'versions.{p}', (r['versions'].get(p) for r in done)) for p in packages]
+  mixed = [words for words in strict if words]
+  if mixed and not pool:
+    raise UserError(
+      f'runs of one study, config and set of package versions in {folder}',
+      '; '.join(mixed),
+      'analyse them apart, in a folder each, or take them together with --pool',
+    )
+  loose = [_mixed(field, (r.get(field) for r in done)) for field in ('commit', 'device')]
+  return [f'pooled: {words}' for words in mixed] + [
+    f'runs of more than one {w}' for w in loose if w
+  ]
+
+
+def _mixed(name: str, values: Iterable[Any]) -> str:
+  """'jax: 0.10.2 in 30 runs, 0.11.0 in 2', the most frequent first; '' where all are the same."""
+  counts = Counter(str(value) for value in values)
+  ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+  words = [f'{value} in {count}{" runs" * (not i)}' for i, (value, count) in enumerate(ordered)]
+  return f'{name}: {", ".join(words)}' if len(words) > 1 else ''
+
+
+def _finite(value: Any) -> Any:
+  """What strict JSON can hold: NumPy as Python, NaN and infinities as null."""
+  if isinstance(value, Mapping):
+    return {str(key): _finite(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(item) for item in value]
+  if isinstance(value, np.ndarray | np.generic):
+    return _finite(value.tolist())
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value

@@ -1,0 +1,341 @@
+"""A study: every run of a grid once, in worker processes, each a line of results.jsonl.
+
+Started again it does what is missing. A run that fails, or takes its process with it, is recorded
+with its error and does not stop the others; the next start tries it again.
+"""
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from csba_jax import config as config_lib
+from csba_jax import grid, results
+from csba_jax.errors import UserError
+from csba_jax.files import write_atomically
+from csba_jax.progress import say
+from csba_jax.signals import StopRequest
+from csba_jax.workdir import commit, lock_file, versions, writing_to
+
+SCHEMA = results.SCHEMA
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """How a study ended: its runs by what has become of them."""
+
+  done: int
+  failed: int
+  missing: int  # not begun, or stopped on the way
+
+
+def run_study(
+  study: ml_collections.ConfigDict,
+  workdir: str,
+  stop: StopRequest,
+  shard: str = '0/1',
+  jobs: int = 1,
+  keep_runs: bool = False,
+  command: str = '',
+) -> Outcome:
+  """Does the runs of a study's shard that have no line yet.
+
+  Args:
+    study: see `grid.default`.
+    workdir: folder of the study; shards on different machines may have one each.
+    stop: asks to save the runs under way and to leave.
+    shard: 'i/n', the i-th of n parts, counted from 0.
+    jobs: worker processes, which share the cores; one where there is an accelerator.
+    keep_runs: keep the workdirs of finished runs, under workdir/runs.
+    command: how it was started, for the report.
+
+  Raises:
+    UserError: a config that cannot be run, a folder of another study, or one that is in use.
+  """
+  grid.check(study)
+  index, number = grid.parse_shard(shard)
+  if jobs < 1:
+    raise UserError('--jobs of at least 1', str(jobs), 'set it to the number of cores, at most')
+  folder = Path(workdir).expanduser().absolute()
+  rates = tuned_rates(study.tuned_by) if study.tuned_by else None
+  runs = grid.shard(grid.runs(study, rates), index, number)
+  name = 'results.jsonl' if number == 1 else f'results-{index:03d}-of-{number:03d}.jsonl'
+  with lock_file(folder, f'.{name}.lock'):
+    _claim(folder, study, command)
+    known = _known(folder, folder / name)
+    missing = [run for run in runs if known.get(run.name) != 'done']
+    say(f'{len(runs)} runs, {len(runs) - len(missing)} of them done; {jobs} at a time')
+    about = {
+      'schema': SCHEMA,
+      'study': study.name,
+      'config_sha256': grid.digest(study),
+      'versions': versions(),
+      'commit': commit(),
+    }
+    write = _Writer(folder / name, about, len(missing))
+    _work_off(missing, _Place(folder, study.test, keep_runs), jobs, stop, write)
+  left = len(missing) - write.done - write.failed
+  return Outcome(len(runs) - len(missing) + write.done, write.failed, left)
+
+
+def tuned_rates(folder: str) -> dict[str, float]:
+  """The learning rate with the best mean validation score of a tuning study, by `grid.rate_key`.
+
+  Of equal ones the smaller.
+
+  Raises:
+    UserError: no such study, or one without learning rates.
+  """
+  found = results.read(folder)
+  scores: dict[str, dict[float, list[float]]] = {}
+  for record in found.done:
+    rate, score = record['axes'].get('learning_rate'), record['result']['validation_macro_f1']
+    if rate is None or score is None:
+      raise UserError(
+        f'a study of learning rates with a validation part in {folder}',
+        f'run {record["run"]} without',
+        'set learning_rates in its config, and base.data.val_fraction',
+      )
+    scores.setdefault(grid.rate_key(record['axes']), {}).setdefault(rate, []).append(score)
+  return {
+    key: max(sorted(by_rate), key=lambda rate: np.mean(by_rate[rate]))
+    for key, by_rate in scores.items()
+  }
+
+
+def _claim(folder: Path, study: ml_collections.ConfigDict, command: str) -> None:
+  """study.json, which makes the folder this study's; its axes may grow, its base may not change."""
+  path = folder / 'study.json'
+  config = json.loads(json.dumps(study.to_dict()))
+  for field in grid.PLACES:  # of this machine alone
+    section, name = field.split('.')
+    config['base'][section][name] = ''
+  if path.exists():
+    before = results.study_of(folder)
+    fixed = ('name', 'base', 'test', 'tuned_by', 'outcome')
+    there, here = ({key: c[key] for key in fixed} for c in (before['config'], config))
+    if different := config_lib.differences(there, here):
+      raise UserError(
+        f'the study that {folder} was started with',
+        '; '.join(different),
+        'name another --workdir, or take back these fields',
+      )
+  record = {'name': study.name, 'config': config, 'command': command}
+  record |= {'versions': versions(), 'commit': commit()}
+  with writing_to(folder):
+    text = json.dumps(record, indent=1) + '\n'
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _known(folder: Path, own: Path) -> dict[str, str]:
+  """Status by run, of every file of results in the folder; a torn last line of `own` is mended."""
+  if note := results.repair(own):
+    say(note)
+  known: dict[str, str] = {}
+  for path in sorted(folder.glob('results*.jsonl')):
+    for record in results.load(path)[0]:
+      if known.get(record['run']) != 'done':
+        known[record['run']] = record['status']
+  return known
+
+
+class _Writer:
+  """Appends the lines of finished runs and says how far the study is."""
+
+  def __init__(self, path: Path, about: dict[str, Any], total: int, clock=time.monotonic):
+    self._path, self._about, self._total = path, about, total
+    self._clock, self._began = clock, clock()
+    self.done = self.failed = 0
+
+  def __call__(self, run: grid.Run, found: dict[str, Any]) -> None:
+    """`found`: status, seconds, device, and what `collect` has or the error."""
+    config = json.loads(json.dumps(run.config.to_dict()))
+    for field in grid.PLACES:
+      section, name = field.split('.')
+      config[section][name] = ''
+    record = self._about | {'run': run.name, 'axes': dict(run.axes), 'config': config} | found
+    if note := results.append(self._path, record):
+      say(note)
+    failed = found['status'] == 'failed'
+    self.failed, self.done = self.failed + failed, self.done + (not failed)
+    past = self.done + self.failed
+    left = (self._clock() - self._began) / past * (self._total - past)
+    how = f'failed: {found["error"]}' if failed else _score(found['result'])
+    say(
+      f'{past}/{self._total}  {run.name}  {how}  {found["seconds"]:.0f} s; '
+      f'{self.failed} failed, {_duration(left)} left'
+    )
+
+
+def _score(result: dict[str, Any]) -> str:
+  name = 'macro_f1' if 'macro_f1' in result else 'validation_macro_f1'
+  value = result[name]
+  return f'{name.replace("_", " ")} ' + ('-' if value is None else f'{value:.3f}')
+
+
+def _duration(seconds: float) -> str:
+  return f'{seconds / 60:.0f} min' if seconds >= 120 else f'{seconds:.0f} s'
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+  """Where workers work, and what they keep."""
+
+  folder: Path
+  test: bool
+  keep_runs: bool
+
+
+@dataclasses.dataclass
+class _Worker:
+  """A process that does one run after the other."""
+
+  process: multiprocessing.Process
+  connection: Connection
+  run: grid.Run | None = None
+  began: float = 0.0
+
+  @classmethod
+  def start(cls, place: _Place, cores: Sequence[int]) -> '_Worker':
+    context = multiprocessing.get_context('spawn')  # JAX does not survive a fork
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, place, cores), daemon=True)
+    process.start()
+    theirs.close()
+    return cls(process, ours)
+
+  def give(self, run: grid.Run) -> None:
+    self.run, self.began = run, time.monotonic()
+    self.connection.send((run.name, run.config.to_dict()))
+
+  def take(self) -> dict[str, Any] | None:
+    """What became of the run: its record, None if it was stopped; a failure if the process died."""
+    try:
+      return self.connection.recv()
+    except (EOFError, OSError):
+      self.process.join()
+      code = self.process.exitcode
+      how = f'signal {signal.Signals(-code).name}' if code < 0 else f'exit code {code}'
+      return _failure(f'its process ended with {how}', time.monotonic() - self.began)
+
+
+def _work_off(
+  runs: Sequence[grid.Run],
+  place: _Place,
+  jobs: int,
+  stop: StopRequest,
+  write: Callable[[grid.Run, dict[str, Any]], None],
+) -> None:
+  """Gives every worker one run after the other, of the shape it knows as long as there are any."""
+  todo = list(runs)
+  cores = _share_cores(jobs)
+  workers = [_Worker.start(place, cores[i]) for i in range(min(jobs, len(todo)))]
+  told = False
+  try:
+    busy = [i for i, worker in enumerate(workers) if _feed(worker, workers, todo)]
+    while busy:
+      ready = wait([workers[i].connection for i in busy], timeout=0.5)
+      if stop.requested and not told:
+        told = True
+        say('stopping: the runs under way are saved, started again they go on')
+        for i in busy:
+          with contextlib.suppress(ProcessLookupError):
+            os.kill(workers[i].process.pid, signal.SIGTERM)
+      for i in [i for i in busy if workers[i].connection in ready]:
+        found = workers[i].take()
+        died = not workers[i].process.is_alive()
+        if found is not None and not (told and died):
+          write(workers[i].run, found)
+        if died and todo and not told:
+          workers[i] = _Worker.start(place, cores[i])
+        if told or not _feed(workers[i], workers, todo):
+          busy.remove(i)
+  finally:
+    for worker in workers:
+      worker.connection.close()
+      worker.process.join(timeout=60)
+      worker.process.kill()
+
+
+def _feed(worker: _Worker, workers: Sequence[_Worker], todo: list[grid.Run]) -> bool:
+  """Gives the next run, if there is one: of the shape that the worker knows, else of a new one."""
+  if not todo:
+    return False
+  known = worker.run and worker.run.shape
+  others = {other.run.shape for other in workers if other.run and other is not worker}
+  run = min(todo, key=lambda run: (run.shape != known, run.shape in others))  # of equals the first
+  todo.remove(run)
+  worker.give(run)
+  return True
+
+
+def _share_cores(jobs: int) -> list[list[int]]:
+  """Cores of each worker: as even as can be; all of them where workers are more than cores."""
+  if not hasattr(os, 'sched_getaffinity'):
+    return [[] for _ in range(jobs)]
+  cores = sorted(os.sched_getaffinity(0))
+  if jobs > len(cores):
+    return [cores for _ in range(jobs)]
+  return [cores[i::jobs] for i in range(jobs)]
+
+
+def _serve(connection: Connection, place: _Place, cores: Sequence[int]) -> None:
+  """The main function of a worker: does what it is sent until the other side hangs up."""
+  if cores:
+    os.sched_setaffinity(0, cores)  # before JAX counts them for its threads
+  with contextlib.suppress(EOFError, BrokenPipeError):
+    while True:
+      name, config = connection.recv()
+      found = do_run(name, ml_collections.ConfigDict(config), place)
+      connection.send(found)
+      if found is None:  # stopped
+        return
+
+
+def do_run(name: str, config: ml_collections.ConfigDict, place: _Place) -> dict[str, Any] | None:
+  """Trains one run in a folder of its own and collects it; None if it was stopped.
+
+  What it says on the way goes to runs/NAME.log, which stays if it fails.
+  """
+  from csba_jax import collect, train  # here, because the first process only waits
+
+  workdir, log = place.folder / 'runs' / name, place.folder / 'runs' / f'{name}.log'
+  began = time.monotonic()
+  try:
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    with StopRequest() as stop, open(log, 'a') as file, contextlib.redirect_stderr(file):
+      try:
+        if train.train_and_evaluate(config, str(workdir), stop) is None:
+          return None
+        found = collect.collect(workdir, place.test)
+      except Exception:
+        traceback.print_exc(file=file)
+        raise
+  except Exception as error:  # whatever it is, the other runs go on
+    words = str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'
+    return _failure(words, time.monotonic() - began)
+  if not place.keep_runs:
+    shutil.rmtree(workdir, ignore_errors=True)
+    log.unlink(missing_ok=True)
+  return found | {
+    'status': 'done',
+    'seconds': round(time.monotonic() - began, 2),
+    'device': collect.hardware(),
+  }
+
+
+def _failure(words: str, seconds: float) -> dict[str, Any]:
+  words = ' '.join(words.split())
+  return {'status': 'failed', 'error': words, 'seconds': round(seconds, 2), 'device': None}

@@ -1,0 +1,163 @@
+"""report.html in a real browser: from disk, offline, in both colour schemes, on a phone."""
+
+import os
+import pathlib
+import re
+
+import pytest
+
+from csba_jax.report import page
+
+pytestmark = pytest.mark.slow
+
+BROWSER = os.environ.get('CSBA_CHROMIUM', '/usr/bin/chromium')
+FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run']
+FLAGS += ['--disable-background-networking', '--disable-component-update', '--disable-sync']
+PHONE, DESK = {'width': 360, 'height': 740}, {'width': 1280, 'height': 900}
+SCHEMES = ('light', 'dark')
+# boxes that are not empty, inside what is visible; elements of closed details are opened first
+SIZES = """() => [...document.querySelectorAll('svg')].map(e => {
+  const box = e.getBoundingClientRect();
+  return [box.width, box.height];
+})"""
+COLORS = """() => [...document.querySelectorAll('body, p, figcaption, td, a, summary, .badge')].map(
+  e => {
+    let paper = e, color = 'rgba(0, 0, 0, 0)';
+    while (paper && color === 'rgba(0, 0, 0, 0)') {
+      color = getComputedStyle(paper).backgroundColor;
+      paper = paper.parentElement;
+    }
+    return [getComputedStyle(e).color, color];
+  })"""
+MARKS = """() => [...document.querySelectorAll('svg text, svg [class^=s]:not(.l)')].map(
+  e => [getComputedStyle(e).fill, getComputedStyle(document.body).backgroundColor])"""
+# text of figures that sticks out of its drawing: left, top, right or bottom
+CLIPPED = """() => [...document.querySelectorAll('svg')].flatMap(svg => {
+  const box = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll('text')].filter(text => {
+    const own = text.getBoundingClientRect();
+    return own.left < box.left - 1 || own.right > box.right + 1 ||
+      own.top < box.top - 1 || own.bottom > box.bottom + 1;
+  }).map(text => text.textContent);
+})"""
+
+# pairs of texts in one drawing that lie on each other
+OVERLAPS = """() => [...document.querySelectorAll('svg')].flatMap(svg => {
+  const texts = [...svg.querySelectorAll('text')].map(
+    text => [text.textContent, text.getBoundingClientRect()]);
+  return texts.flatMap(([a, p], i) => texts.slice(i + 1).filter(([b, q]) =>
+    Math.min(p.right, q.right) - Math.max(p.left, q.left) > 1 &&
+    Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top) > 4).map(([b, q]) => a + ' / ' + b));
+})"""
+
+
+@pytest.fixture(scope='module')
+def browser():
+  if not pathlib.Path(BROWSER).exists():
+    pytest.skip(f'no {BROWSER}: apt-get install chromium fonts-dejavu-core')
+  api = pytest.importorskip('playwright.sync_api', reason='no playwright: pip install playwright')
+  with api.sync_playwright() as playwright:
+    started = playwright.chromium.launch(executable_path=BROWSER, headless=True, args=FLAGS)
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+  """Opens findings as a page; at the end nothing may have gone wrong in it."""
+  wrong, contexts = [], []
+
+  def open_page(findings, size, scheme='light'):
+    path = tmp_path / 'report.html'
+    path.write_text(page.render(findings), encoding='utf-8')
+    context = browser.new_context(offline=True, viewport=size, color_scheme=scheme)
+    contexts.append(context)
+    tab = context.new_page()
+    tab.on('console', lambda m: wrong.append(m.text) if m.type in ('error', 'warning') else None)
+    tab.on('pageerror', lambda error: wrong.append(str(error)))
+    tab.on('requestfailed', lambda request: wrong.append(request.url))
+    tab.on('dialog', lambda dialog: wrong.append(dialog.message))
+    asked = []
+    tab.on('request', lambda request: asked.append(request.url))
+    tab.goto(path.resolve().as_uri(), wait_until='load')
+    assert asked == [path.resolve().as_uri()]  # no other file
+    return tab
+
+  yield open_page
+  for context in contexts:
+    context.close()
+  assert wrong == []
+
+
+def open_details(tab):
+  tab.evaluate("document.querySelectorAll('details').forEach(e => { e.open = true; })")
+
+
+@pytest.mark.parametrize('size', [PHONE, DESK], ids=['phone', 'desk'])
+def test_figures_are_seen_and_nothing_sticks_out(opened, made_up, size):
+  tab = opened(made_up.findings(), size)
+  for scheme in SCHEMES:
+    tab.emulate_media(color_scheme=scheme)
+    for act in (lambda: None, lambda: open_details(tab)):
+      act()
+      width = tab.evaluate('document.documentElement.scrollWidth')
+      assert width <= size['width']
+    sizes = tab.evaluate(SIZES)
+    assert len(sizes) > 40
+    assert min(min(box) for box in sizes) > 0
+    assert tab.evaluate(CLIPPED) == []
+    assert tab.evaluate(OVERLAPS) == []
+
+
+def test_colors_can_be_told_apart(opened, made_up):
+  tab = opened(made_up.findings(), DESK)
+  open_details(tab)
+  papers = set()
+  for scheme in SCHEMES:
+    tab.emulate_media(color_scheme=scheme)
+    pairs = {tuple(pair) for pair in tab.evaluate(COLORS)}
+    assert min(contrast(*pair) for pair in pairs) >= 4.5, scheme
+    marks = {tuple(pair) for pair in tab.evaluate(MARKS)}
+    assert min(contrast(*pair) for pair in marks) >= 3, scheme
+    papers.add(tab.evaluate('getComputedStyle(document.body).backgroundColor'))
+  assert len(papers) == 2
+
+
+def test_hostile_names_run_nothing(opened, made_up):
+  for size in (PHONE, DESK):
+    tab = opened(made_up.hostile(), size)
+    open_details(tab)
+    assert tab.evaluate('document.scripts.length') == 0
+    assert tab.evaluate('document.images.length') == 0
+    assert tab.evaluate('document.documentElement.scrollWidth') <= size['width']
+    assert tab.evaluate(CLIPPED) == []
+
+
+def test_long_names_and_one_seed(opened, made_up):
+  classes = ['a-very-long-name-of-a-class-' * 8, '雪' * 60, 'W' * 40, 'x']
+  for size in (PHONE, DESK):
+    tab = opened(made_up.findings(classes=classes, seeds=1), size)
+    open_details(tab)
+    assert tab.evaluate('document.documentElement.scrollWidth') <= size['width']
+    assert tab.evaluate(CLIPPED) == []
+    assert tab.evaluate(OVERLAPS) == []
+
+
+def test_prints_all_of_it(opened, made_up):
+  tab = opened(made_up.findings(methods=('cross_entropy',)), DESK, 'dark')
+  tab.emulate_media(media='print', color_scheme='dark')
+  assert tab.evaluate('getComputedStyle(document.body).backgroundColor') == 'rgb(255, 255, 255)'
+  assert tab.evaluate("getComputedStyle(document.querySelector('nav')).display") == 'none'
+  assert tab.pdf().startswith(b'%PDF')
+
+
+def contrast(ink, paper):
+  """Ratio of WCAG 2: 1 to 21."""
+  bright, dark = sorted((_luminance(ink), _luminance(paper)), reverse=True)
+  return (bright + 0.05) / (dark + 0.05)
+
+
+def _luminance(color):
+  values = [int(x) / 255 for x in re.findall(r'\d+', color)[:3]]
+  linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in values]
+  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

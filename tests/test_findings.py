@@ -1,0 +1,726 @@
+"""Findings of simulated studies: effects that are there are found, those that are not are not."""
+
+import copy
+import dataclasses
+import json
+import math
+import random
+import runpy
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from csba_jax import comparisons, findings, mechanism, results, stats, verdicts
+from csba_jax.errors import UserError
+from csba_jax.evidence import REFUTED, SUPPORTED, UNDECIDED
+from csba_jax.gradients import conflict as conflict_lib
+from csba_jax.gradients import flow as flow_lib
+from csba_jax.gradients.conflict import Conflict
+from csba_jax.stats import Estimate
+
+simulated = types.SimpleNamespace(**runpy.run_path(Path(__file__).with_name('simulated.py')))
+TWO = ('none', 'csba')
+CELL = {
+  'model': 'multibranch',
+  'method': 'cross_entropy',
+  'imbalance_factor': 33.0,
+  'width': 0.25,
+  'depth': 1,
+  'learning_rate': 0.05,
+  'split': 'grouped',
+}
+
+
+def written(folder, about, records):
+  return results.read(simulated.write(folder, about, records))
+
+
+def analysed(folder, about, records):
+  return findings.analyse(written(folder, about, records), resamples=499)
+
+
+@pytest.fixture(scope='module')
+def full(tmp_path_factory):
+  """Findings of all variants, eight seeds, with an effect on F1 and on conflict."""
+  return analysed(tmp_path_factory.mktemp('full'), *simulated.make())
+
+
+@pytest.fixture(scope='module')
+def null(tmp_path_factory):
+  """Findings of ten seeds without any effect."""
+  made = simulated.make(
+    seeds=10, effect=0, conflict_effect=0, variants=('none', 'none_wide', 'csba')
+  )
+  return analysed(tmp_path_factory.mktemp('null'), *made)
+
+
+@pytest.fixture(scope='module')
+def folded(tmp_path_factory):
+  """Findings of two repeats of a five-fold cross-validation, grouped and naive."""
+  made = simulated.make(seeds=2, folds=5, leak=0.08, variants=('none', 'none_wide', 'csba'))
+  return analysed(tmp_path_factory.mktemp('folded'), *made)
+
+
+def claim(found, words):
+  (one,) = (c for c in found.claims if words in c.title)
+  return one
+
+
+def pick(group, treatment, control, **cell):
+  """The comparisons of a pair whose cell has these entries."""
+  return [
+    c
+    for c in group
+    if (c.treatment, c.control) == (treatment, control) and cell.items() <= c.cell.items()
+  ]
+
+
+def estimate(value=0.0, low=math.nan, high=math.nan, level=0.95, n=8, p=math.nan):
+  return Estimate(value, low, high, level, n, p, '')
+
+
+@pytest.mark.parametrize(
+  ('difference', 'adjusted', 'wanted'),
+  [
+    (estimate(0.05, 0.01, 0.09), 0.04, SUPPORTED),
+    (estimate(0.05, 0.01, 0.09), 0.06, UNDECIDED),
+    (estimate(0.05, 0.01, 0.09), math.nan, UNDECIDED),
+    (estimate(-0.05, -0.09, -0.01), 0.04, REFUTED),
+    (estimate(0.0, -0.005, 0.005), 1.0, REFUTED),
+    (estimate(0.004, 0.002, 0.006), 0.04, SUPPORTED),  # small, but there
+    (estimate(0.0, -0.02, 0.02), 1.0, UNDECIDED),
+    (estimate(0.05), 0.01, UNDECIDED),  # no interval
+  ],
+)
+def test_gain_verdict(difference, adjusted, wanted):
+  assert comparisons.gain_verdict(difference, adjusted, 0.01) == wanted
+
+
+@pytest.mark.parametrize(
+  ('difference', 'control', 'wanted'),
+  [
+    (estimate(-0.2, -0.3, -0.1), 0.5, SUPPORTED),
+    (estimate(0.2, 0.1, 0.3), 0.5, REFUTED),
+    (estimate(0.0, -0.04, 0.1), 0.5, REFUTED),  # not even a tenth of 0.5
+    (estimate(0.0, -0.06, 0.1), 0.5, UNDECIDED),
+    (estimate(0.0, 0.0, 0.0), 0.0, REFUTED),  # nothing to reduce
+    (estimate(-0.2), 0.5, UNDECIDED),
+  ],
+)
+def test_reduction_verdict(difference, control, wanted):
+  assert mechanism.reduction_verdict(difference, control) == wanted
+
+
+@pytest.mark.parametrize(
+  ('within', 'wanted'),
+  [
+    (estimate(0.6, 0.2, 0.9, p=0.01), SUPPORTED),
+    (estimate(-0.6, -0.9, 0.2, p=0.01), REFUTED),
+    (estimate(0.0, -0.2, 0.2, p=0.9), REFUTED),
+    (estimate(0.1, -0.2, 0.4, p=0.3), UNDECIDED),
+    (estimate(0.9), UNDECIDED),
+  ],
+)
+def test_link_verdict(within, wanted):
+  assert mechanism.link_verdict(within) == wanted
+
+
+def test_verdicts_of_several():
+  s, r, u = SUPPORTED, REFUTED, UNDECIDED
+  assert [verdicts.within_cell(v) for v in ([s, s], [s, u], [s, r], [r, u], [r, r], [u], [])] == [
+    s, u, u, r, r, u, u,
+  ]  # fmt: skip
+  assert [verdicts.over_cells(v) for v in ([s, s], [s, u], [s, r], [r, u], [r, r], [])] == [
+    s, u, u, u, r, u,
+  ]  # fmt: skip
+  assert [verdicts.chain(v) for v in ([s, s], [s, u], [s, r], [r, u], [u], [])] == [
+    s, u, r, r, u, u,
+  ]  # fmt: skip
+
+
+def test_an_effect_is_found(full):
+  for words in ('improves macro-F1', 'not by capacity alone', 'reduces gradient', 'offsetting'):
+    assert claim(full, words).verdict == SUPPORTED, words
+  (found,) = pick(full.comparisons, 'csba', 'none')
+  assert found.difference.value == pytest.approx(0.06, abs=0.015)
+  assert found.difference.value == pytest.approx(found.treatment_mean - found.control_mean)
+  assert found.difference.low > 0.03
+  assert (found.cell, found.outcome, found.difference.n) == (CELL, 'macro-F1', 8)
+
+
+def test_sentences_have_the_numbers(full):
+  (found,) = pick(full.comparisons, 'csba', 'none')
+  d = found.difference
+  first, second = claim(full, 'improves macro-F1').sentences
+  assert first == (
+    f'csba against none, cross entropy: macro-F1 {found.treatment_mean:.3f} against '
+    f'{found.control_mean:.3f}, difference {d.value:+.3f} (95 % interval {d.low:+.3f} to '
+    f'{d.high:+.3f}, Holm-adjusted p {found.adjusted_p:.3f}, 8 pairs of seeds): supported.'
+  )
+  assert second.startswith('csba_class against none, cross entropy: macro-F1 ')
+
+
+def test_nothing_is_made_of_nothing(null):
+  assert claim(null, 'improves macro-F1').verdict in (REFUTED, UNDECIDED)
+  assert claim(null, 'capacity').verdict in (REFUTED, UNDECIDED)
+  assert claim(null, 'reduces').verdict != SUPPORTED
+  assert claim(null, 'Overall').verdict != SUPPORTED
+  assert all(c.verdict != SUPPORTED for c in null.comparisons)
+
+
+def test_a_gain_that_is_excluded_is_not_supported(tmp_path):
+  made = simulated.make(seeds=10, effect=-0.05, conflict_effect=-0.2, variants=TWO)
+  found = analysed(tmp_path, *made)
+  assert claim(found, 'improves').verdict == REFUTED
+  assert claim(found, 'offsetting').verdict == REFUTED
+  assert claim(found, 'reduces').verdict == REFUTED
+  assert claim(found, 'Overall').verdict == REFUTED
+  assert claim(found, 'Overall').sentences[0].startswith('Supported in 0 of 5 links, not supported')
+
+
+def test_capacity_is_told_from_attention(tmp_path):
+  made = simulated.make(capacity=0.06, variants=('none', 'none_wide', 'csba'))
+  found = analysed(tmp_path, *made)
+  assert claim(found, 'improves').verdict == SUPPORTED
+  assert claim(found, 'capacity').verdict != SUPPORTED
+
+
+def test_a_gain_at_the_cost_of_the_head_is_an_offset(tmp_path):
+  # the others gain what the head loses
+  found = analysed(tmp_path, *simulated.make(seeds=10, effect=0.15, accuracy=-0.25, variants=TWO))
+  assert claim(found, 'improves').verdict == SUPPORTED
+  assert claim(found, 'offsetting').verdict == REFUTED
+  assert {c.outcome for c in found.offsets} == {'accuracy', 'mean F1 of the majority classes'}
+  assert all(c.difference.level == 0.9 for c in found.offsets)
+
+
+def test_holm_is_over_the_family_and_no_more(tmp_path):
+  made = simulated.make(seeds=6, effect=0.01, methods=('cross_entropy', 'balanced_softmax'))
+  found = analysed(tmp_path, *made)
+  family = [c for c in found.comparisons if c.verdict]
+  pairs = {(c.treatment, c.control, c.cell['method']) for c in family}
+  assert pairs == {
+    (t, c, m)
+    for t in ('csba', 'csba_class')
+    for c in ('none', 'none_wide')
+    for m in ('cross_entropy', 'balanced_softmax')
+  }
+  assert len(family) == 8
+  np.testing.assert_array_equal(
+    [c.adjusted_p for c in family], stats.holm([c.difference.p for c in family])
+  )
+  others = [c for c in found.comparisons if not c.verdict]
+  assert {(c.treatment, c.control) for c in others} == set(comparisons.SECONDARY)
+  assert all(math.isnan(c.adjusted_p) and not math.isnan(c.difference.p) for c in others)
+
+
+def test_too_few_seeds_for_the_family_are_noted(tmp_path, full):
+  found = analysed(tmp_path, *simulated.make(seeds=5, variants=('none', 'none_wide', 'csba')))
+  assert claim(found, 'improves').verdict == UNDECIDED
+  assert (
+    "no comparison of the family can be supported: with so few seeds and 2 tests Holm's adjusted p "
+    'is at least 0.125; 7 seeds would do'
+  ) in found.notes
+  assert not any('can be supported' in note for note in full.notes)
+  # the promise: 2 tests of 7 seeds, and not of 6
+  assert 2 * 2.0**-6 < 0.05 < 2 * 2.0**-5
+
+
+def test_one_seed_has_no_interval_and_says_so(tmp_path):
+  found = analysed(tmp_path, *simulated.make(seeds=1, variants=TWO))
+  (one,) = found.comparisons
+  assert math.isnan(one.difference.low)
+  assert not math.isnan(one.difference.value)
+  assert 'no interval' in claim(found, 'improves').sentences[0]
+  assert '1 pair of seeds' in claim(found, 'improves').sentences[0]
+  assert {c.verdict for c in found.claims} == {UNDECIDED}
+  assert (
+    'csba against none, cross entropy: 1 pair of runs; with fewer than two seeds there is no '
+    'interval'
+  ) in found.notes
+  assert found.noise == ()
+
+
+def test_a_missing_unit_is_named(tmp_path):
+  about, records = simulated.make(seeds=4, variants=TWO)
+  records = [r for r in records if r['run'] != 'csba-cross_entropy-grouped-s2-f0']
+  found = analysed(tmp_path, about, records)
+  (one,) = found.comparisons
+  assert one.missing == ('csba without seed 2',)
+  assert one.difference.n == 3
+  assert 'csba against none, cross entropy: csba without seed 2' in found.notes
+  # what is left is paired with its own partners
+  both = [r for r in records if r['axes']['seed'] != 2]
+  by = {(r['axes']['variant'], r['axes']['seed']): r['result']['macro_f1'] for r in both}
+  wanted = np.mean([by['csba', s] - by['none', s] for s in (0, 1, 3)])
+  assert one.difference.value == pytest.approx(wanted)
+
+
+def test_a_missing_variant_is_named(tmp_path):
+  about, records = simulated.make(seeds=4, variants=('none', 'none_wide', 'csba'))
+  records = [r for r in records if r['axes']['variant'] != 'none_wide']
+  found = analysed(tmp_path, about, records)
+  (one,) = pick(found.comparisons, 'csba', 'none_wide')
+  assert one.missing == ('none_wide without any run',)
+  assert (one.difference.n, one.verdict) == (0, UNDECIDED)
+  assert 'none_wide was planned, and has no finished run' in found.notes
+  assert 'csba against none_wide, cross entropy: none_wide without any run' in found.notes
+  assert claim(found, 'capacity').verdict == UNDECIDED
+  assert found.variants == ('none', 'csba')
+
+
+def test_a_variant_that_was_not_planned_is_no_comparison(tmp_path):
+  found = analysed(tmp_path, *simulated.make(seeds=2, variants=TWO))
+  assert [(c.treatment, c.control) for c in found.comparisons] == [('csba', 'none')]
+  assert claim(found, 'capacity').sentences == (
+    'csba against none_wide: nothing was run or measured that could tell: undecided.',
+  )
+
+
+def test_csba_class_leads_where_csba_is_not_run(tmp_path):
+  found = analysed(tmp_path, *simulated.make(variants=('none', 'csba_class')))
+  assert claim(found, 'csba_class improves').verdict == SUPPORTED
+
+
+def test_csba_class_has_sentences_but_no_vote(tmp_path):
+  about, records = simulated.make(variants=('none', 'csba', 'csba_class'))
+  results_of = {r['axes']['seed']: r['result'] for r in records if r['axes']['variant'] == 'none'}
+  for record in records:
+    if record['axes']['variant'] == 'csba_class':
+      record['result'] = results_of[record['axes']['seed']]
+  found = claim(analysed(tmp_path, about, records), 'improves')
+  assert found.verdict == SUPPORTED
+  assert [s.rsplit(': ', 1)[1] for s in found.sentences] == ['supported.', 'not supported.']
+
+
+def test_cells_are_counted(tmp_path):
+  made = simulated.make(seeds=8, methods=('cross_entropy', 'drw'), variants=TWO)
+  for record in made[1]:
+    if record['axes']['method'] == 'drw' and record['axes']['variant'] == 'csba':
+      record['result'] = copy.deepcopy(
+        next(r['result'] for r in made[1] if r['axes'] == record['axes'] | {'variant': 'none'})
+      )
+  found = claim(analysed(tmp_path, *made), 'improves')
+  assert found.verdict == UNDECIDED
+  assert found.sentences[-1] == (
+    'csba: supported in 1 of 2 cells, not supported in 1, undecided in 0, so undecided over all '
+    'cells.'
+  )
+
+
+def test_the_outcome_of_a_class(tmp_path):
+  about, records = simulated.make(outcome='f1:broken', variants=TWO)
+  found = analysed(tmp_path, about, records)
+  assert found.outcome == 'F1 of broken'
+  assert next(iter(found.scores[0].metrics)) == 'f1:broken'
+  f1 = [r['result']['per_class']['f1'][3] for r in records if r['axes']['variant'] == 'csba']
+  assert found.comparisons[0].treatment_mean == pytest.approx(np.mean(f1))
+
+
+def test_scores(full):
+  assert [score.variant for score in full.scores] == list(simulated.VARIANTS)
+  csba = full.scores[4]
+  assert list(csba.metrics) == list(comparisons.METRICS)
+  assert csba.parameters == 340_634
+  assert csba.confusion.shape == (4, 4)
+  assert csba.confusion.sum() == 8 * 1000
+  assert all(e.known and e.n == 8 and math.isnan(e.p) for e in csba.metrics.values())
+  assert np.mean([e.value for e in csba.per_class_f1]) == pytest.approx(
+    csba.metrics['macro_f1'].value
+  )
+
+
+def test_folds_take_the_corrected_interval(folded):
+  (one,) = pick(folded.comparisons, 'csba', 'none')
+  assert one.difference.method == 'corrected resampled t over 10 folds'
+  assert one.difference.n == 10
+  assert '10 pairs of folds' in claim(folded, 'improves').sentences[0]
+  assert all('corrected' in c.difference.method for c in folded.offsets)
+  assert 'corrected' in folded.scores[0].metrics['accuracy'].method
+  assert any('folds share training images' in note for note in folded.notes)
+
+
+def test_the_ratio_is_of_test_to_training_images(tmp_path):
+  made = simulated.make(seeds=2, folds=3, variants=TWO)
+  study = comparisons.Study(written(tmp_path, *made), 499)
+  comparison = comparisons.compare(study, study.cells[0], ('csba', 'none'), 'macro_f1')
+  by = {
+    (r['axes']['variant'], r['axes']['repeat'], r['axes']['fold']): r['result']['macro_f1']
+    for r in made[1]
+  }
+  differences = [by['csba', r, f] - by['none', r, f] for r in range(2) for f in range(3)]
+  assert comparison.difference == stats.corrected_resampled_t(differences, 200 / 632)
+
+
+def test_naive_splits_are_for_the_leak_alone(folded):
+  everything = (*folded.comparisons, *folded.offsets, *folded.conflict, *folded.noise)
+  assert {c.cell['split'] for c in everything} == {'grouped'}
+  assert {score.cell['split'] for score in folded.scores} == {'grouped', 'naive'}
+  assert {m.cell['split'] for m in folded.matrices} == {'grouped'}
+
+
+def test_a_leak_is_measured(folded, full):
+  assert [c.treatment for c in folded.leak] == ['none', 'none_wide', 'csba']
+  for one in folded.leak:
+    assert one.difference.value == pytest.approx(0.08, abs=0.03)
+    assert one.difference.low > 0
+    assert one.treatment_mean > one.control_mean
+    assert 'split' not in one.cell
+    assert one.difference.method == 'Welch t, 10 against 10 runs, not paired'
+  assert full.leak == ()
+
+
+def test_welch():
+  a, b = np.array([1.0, 2.0, 3.0, np.nan]), np.array([0.0, 1.0])
+  found = comparisons.welch(a, b)
+  # by hand: variances 1 / 3 and 0.5 / 2, 2.88 degrees of freedom (Welch-Satterthwaite)
+  freedom = (1 / 3 + 1 / 4) ** 2 / ((1 / 3) ** 2 / 2 + (1 / 4) ** 2 / 1)
+  half = scipy.stats.t.ppf(0.975, freedom) * math.sqrt(1 / 3 + 1 / 4)
+  assert (found.value, found.n) == (1.5, 5)
+  assert (found.low, found.high) == pytest.approx((1.5 - half, 1.5 + half))
+  assert not comparisons.welch(a[:1], b).known
+  flat = comparisons.welch(np.ones(2), np.zeros(2))
+  assert (flat.low, flat.high) == (1, 1)
+  assert math.isnan(comparisons.welch(np.array([]), b).value)
+
+
+def test_a_conflict_effect_is_recovered(full):
+  end = {'at': '1', 'part': 'train', 'scope': 'common'}
+  by = {c.outcome: c for c in pick(full.conflict, 'csba', 'none', **end)}
+  assert by.keys() == mechanism.MEASURES.keys()
+  assert by['mean_cosine'].difference.value == pytest.approx(0.2, abs=0.06)
+  assert by['mean_cosine'].verdict == ''
+  for measure in mechanism.LESS_IS_BETTER:
+    assert by[measure].verdict == SUPPORTED
+    assert by[measure].difference.high < 0
+  start = pick(full.conflict, 'csba', 'none', **(end | {'at': '0'}))
+  assert all(c.verdict != SUPPORTED for c in start)
+  for other in ('se', 'cbam', 'none_wide'):
+    (found,) = [
+      c for c in pick(full.conflict, other, 'none', **end) if c.outcome == 'head_tail_conflict'
+    ]
+    assert found.verdict != SUPPORTED
+
+
+def test_conflict_has_every_moment_part_and_scope(full):
+  found = {(c.cell['at'], c.cell['part'], c.cell['scope']) for c in full.conflict}
+  assert found == {
+    (at, part, scope)
+    for at in simulated.MOMENTS
+    for part in ('train', 'val')
+    for scope in ('common', 'shared')
+  }
+  pairs = {(c.treatment, c.control) for c in full.conflict}
+  assert pairs == {*comparisons.FAMILY, *comparisons.SECONDARY}
+
+
+def test_a_loss_that_one_side_did_not_reach_is_no_comparison(tmp_path):
+  about, records = simulated.make(seeds=4, variants=TWO)
+  for record in records:
+    gone = {'loss 0.3'} if record['axes']['variant'] == 'csba' else set()
+    gone |= {'loss 1'} if record['axes']['seed'] == 2 else set()
+    record['conflict'] = [e for e in record['conflict'] if e['at'] not in gone]
+  found = analysed(tmp_path, about, records)
+  assert not pick(found.conflict, 'csba', 'none', at='loss 0.3')
+  one = pick(found.conflict, 'csba', 'none', at='loss 1', part='train')[0]
+  assert one.difference.n == 3
+  assert one.missing == ()  # both sides lack it
+  sentences = ' '.join(claim(found, 'reduces').sentences)
+  assert 'when the training loss came down to 1: ' in sentences
+
+
+def test_a_moment_that_one_run_lacks_is_named(tmp_path):
+  about, records = simulated.make(seeds=3, variants=TWO)
+  records[1]['conflict'] = [e for e in records[1]['conflict'] if e['at'] != 'loss 0.3']
+  found = analysed(tmp_path, about, records)
+  lacking = f"csba without the moment 'loss 0.3' (train) of seed {records[1]['axes']['seed']}"
+  assert pick(found.conflict, 'csba', 'none', at='loss 0.3', part='train')[0].missing == (lacking,)
+  assert f'csba against none, cross entropy: {lacking}' in found.notes
+
+
+def test_without_a_matched_loss_the_claim_is_undecided(tmp_path):
+  about, records = simulated.make(variants=TWO)
+  for record in records:
+    record['conflict'] = [e for e in record['conflict'] if not e['at'].startswith('loss')]
+  found = claim(analysed(tmp_path, about, records), 'reduces')
+  assert found.verdict == UNDECIDED
+  assert any('no conflict at matched loss' in sentence for sentence in found.sentences)
+
+
+def test_summaries_serve_where_grams_were_not_kept(tmp_path, full):
+  about, records = simulated.make()
+  for record in records:
+    for entry in record['conflict']:
+      entry['grams'] = {}
+      entry['scopes']['shared']['head_tail_conflict'] = None
+  found = analysed(tmp_path, about, records)
+  end = {'at': '1', 'part': 'train', 'scope': 'common'}
+  for a, b in zip(
+    pick(found.conflict, 'csba', 'none', **end),
+    pick(full.conflict, 'csba', 'none', **end),
+    strict=True,
+  ):
+    assert a.difference.value == pytest.approx(b.difference.value)
+  assert not [
+    c for c in found.conflict if (c.outcome, c.cell['scope']) == ('head_tail_conflict', 'shared')
+  ]
+  assert (found.links, found.matrices, found.mantel) == ((), (), ())
+
+
+def test_without_measurements_there_is_still_a_report(tmp_path):
+  about, records = simulated.make(seeds=2, variants=TWO)
+  for record in records:
+    del record['conflict'], record['branches']
+  found = analysed(tmp_path, about, records)
+  assert (found.conflict, found.links, found.flows, found.decoupling) == ((), (), (), ())
+  assert claim(found, 'Less conflict goes').verdict == UNDECIDED
+  assert len(found.scores) == 2
+
+
+def test_a_link_is_recovered(tmp_path):
+  found = analysed(tmp_path, *simulated.make(seeds=24, link=0.95, variants=TWO))
+  by = {link.measure.split()[0]: link for link in found.links}
+  for link in by.values():
+    assert link.within.value > 0.3
+    assert link.verdict == SUPPORTED
+    assert link.reduction.shape == link.gain.shape == (24, 4)
+  assert claim(found, 'Less conflict goes').verdict == SUPPORTED
+  assert claim(found, 'Overall').verdict == UNDECIDED  # no none_wide
+
+
+def test_no_link_is_made_up(tmp_path):
+  found = analysed(tmp_path, *simulated.make(seeds=24, link=0, variants=TWO))
+  assert all(abs(link.within.value) < 0.3 for link in found.links)
+  assert claim(found, 'Less conflict goes').verdict != SUPPORTED
+
+
+def test_link_points_are_the_differences_of_one_unit(tmp_path):
+  about, records = simulated.make(seeds=3, variants=TWO)
+  found = analysed(tmp_path, about, records)
+  by = {(r['axes']['variant'], r['axes']['seed']): r for r in records}
+  interfering, cosine = found.links
+  for seed in range(3):
+    treated, control = by['csba', seed], by['none', seed]
+    f1 = [np.array(r['result']['per_class']['f1']) for r in (treated, control)]
+    np.testing.assert_allclose(interfering.gain[seed], f1[0] - f1[1])
+    grams = [results.gram(results.moment(r, '1', 'train'), 'common') for r in (treated, control)]
+    own = [conflict_lib.interference(g, simulated.PRIOR) for g in grams]
+    np.testing.assert_allclose(interfering.reduction[seed], own[1] - own[0])
+    negative = []
+    for g in grams:
+      cos = g / np.sqrt(np.outer(np.diag(g), np.diag(g)))
+      negative.append([np.mean([max(0, -cos[c, d]) for d in range(4) if d != c]) for c in range(4)])
+    np.testing.assert_allclose(cosine.reduction[seed], np.subtract(negative[1], negative[0]))
+
+
+def conflicts_of(records, variant, at, scope):
+  """Conflict objects of single runs, to be averaged by hand."""
+  found = []
+  for record in (r for r in records if r['axes']['variant'] == variant):
+    gram = results.gram(results.moment(record, at, 'train'), scope)
+    found.append(
+      Conflict(
+        scopes=('shared',),
+        grams=gram[None],
+        errors=0 * gram[None],
+        low=gram[None],
+        high=gram[None],
+        losses=np.zeros(4),
+        counts=np.ones(4),
+        class_names=simulated.CLASSES,
+        class_counts=simulated.COUNTS,
+        prior=simulated.PRIOR,
+        about={},
+      )
+    )
+  return found
+
+
+def test_matrices_and_flows_are_means_of_runs(tmp_path):
+  about, records = simulated.make(seeds=3, variants=TWO)
+  broken = results.moment(records[0], '1', 'train')
+  broken['grams']['shared'] = [
+    None if i in (3, 6, 8, 9) else v for i, v in enumerate(broken['grams']['shared'])
+  ]
+  found = analysed(tmp_path, about, records)
+  assert records[0]['axes']['variant'] == 'none'
+  alone = conflicts_of(records, 'none', '1', 'shared')
+  (matrix,) = [
+    m
+    for m in found.matrices
+    if (m.variant, m.at, m.part, m.scope) == ('none', '1', 'train', 'shared')
+  ]
+  cosines = np.stack([c.cosine() for c in alone])
+  np.testing.assert_allclose(matrix.cosine, np.nanmean(cosines, 0))
+  assert (matrix.units, matrix.cell) == (3, CELL)
+  (flow,) = [f for f in found.flows if (f.variant, f.at, f.part) == ('none', '1', 'train')]
+  flows = [flow_lib.flow(c) for c in alone]
+  np.testing.assert_allclose(flow.norms, np.nanmean([f.norms[0] for f in flows], 0))
+  np.testing.assert_allclose(flow.shares, np.nanmean([f.shares[0] for f in flows], 0))
+  entries = [results.moment(r, '1', 'train') for r in records if r['axes']['variant'] == 'none']
+  assert flow.loss == pytest.approx(np.mean([e['loss'] for e in entries]))
+  rate = np.mean([e['scopes']['stage2']['conflict_rate'] for e in entries])
+  assert flow.scopes['stage2']['conflict_rate'] == pytest.approx(rate)
+
+
+def test_decoupling(full):
+  by = {(d.variant, d.at): d for d in full.decoupling}
+  assert set(by) == {(v, at) for v in simulated.VARIANTS for at in ('0', '1')}
+  csba, none = by['csba', '1'], by['none', '1']
+  assert csba.cka.keys() == {'stage1/block1', 'stage2/block1', 'stage3/block1'}
+  assert csba.cka['stage1/block1'] == pytest.approx(0.45, abs=0.03)
+  assert none.cka['stage1/block1'] == pytest.approx(0.6, abs=0.03)
+  assert csba.gate_spread['stage1/block1'] == pytest.approx(0.04)
+  assert none.gate_spread == {}
+
+
+def test_mantel(full):
+  titles = [title for title, _ in full.mantel]
+  assert titles == [
+    'conflict matrices of none and csba, cross entropy',
+    'conflict matrices of none and csba_class, cross entropy',
+    'conflict against confusion of none, cross entropy',
+  ]
+  mean = {(m.variant, m.at, m.part, m.scope): m.cosine for m in full.matrices}
+  a, b = (mean[v, '1', 'train', 'common'] for v in TWO)
+  assert full.mantel[0][1] == stats.mantel(a, b, resamples=499)
+  counts = full.scores[0].confusion
+  rates = counts / counts.sum(1, keepdims=True)
+  shared = mean['none', '1', 'train', 'shared']
+  assert full.mantel[2][1] == stats.mantel(-shared, (rates + rates.T) / 2, resamples=499)
+
+
+def test_the_noise_floor_is_null(full):
+  assert [(c.treatment, c.control) for c in full.noise] == [('none', 'none')] * 2 + [
+    ('csba', 'csba')
+  ] * 2
+  assert full.noise[0].outcome == full.noise[2].outcome == 'macro-F1'
+  assert not any(c.difference.excludes(0) for c in full.noise)
+  assert not any('noise floor' in note for note in full.notes)
+
+
+def test_a_noise_floor_that_is_not_null_is_noted(tmp_path):
+  about, records = simulated.make(seeds=12, variants=('none',))
+  for record in records:
+    # a difference that only a broken split of seeds can make
+    record['result']['macro_f1'] = 0.5
+  study = comparisons.Study(written(tmp_path, about, records), 499)
+  values = np.array([0.5] * 12)
+  shuffled = np.random.default_rng(0).permutation(12)
+  values[shuffled[:6]] += 0.1 + 0.001 * np.arange(6)
+  one = comparisons.noise(study, study.cells[0], 'none', 'macro-F1', values)
+  assert one.difference.excludes(0)
+  notes = findings._notes(study, (), (), (), [one])
+  assert notes == (
+    'noise floor: two sets of seeds of none differ in macro-F1 (cross entropy); 1 in 20 does by '
+    'chance',
+  )
+
+
+def test_findings_do_not_depend_on_the_order_of_lines_or_the_time(tmp_path):
+  about, records = simulated.make(seeds=5, variants=('none', 'none_wide', 'csba'))
+  shuffled = random.Random(1).sample(records, len(records))
+  a = analysed(tmp_path / 'a', about, records)
+  b = analysed(tmp_path / 'b', about, shuffled)
+  for field in dataclasses.fields(findings.Findings):
+    assert plain(getattr(a, field.name)) == plain(getattr(b, field.name)), field.name
+
+
+def plain(value):
+  """Findings as text in which NaN equals NaN."""
+  if dataclasses.is_dataclass(value):
+    return plain({f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
+  if isinstance(value, dict):
+    return {k: plain(v) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [plain(v) for v in value]
+  return value.tolist().__repr__() if isinstance(value, np.ndarray) else repr(value)
+
+
+def test_about(tmp_path):
+  about, records = simulated.make(seeds=2, variants=TWO)
+  records[0]['commit'] = 'c' * 40
+  records[3] = {k: v for k, v in records[3].items() if k not in ('result', 'conflict', 'branches')}
+  records[3] |= {'status': 'failed', 'error': 'out of memory'}
+  found = analysed(tmp_path, about, records)
+  assert found.about['commands'] == (about['command'],)
+  assert found.about['versions'] == simulated.VERSIONS
+  assert set(found.about['commits']) == {'a' * 40, 'c' * 40}
+  assert found.about['devices'] == ('simulated CPU',)
+  assert (found.about['runs'], found.about['failed']) == (3, 1)
+  assert found.about['seconds'] == pytest.approx(sum(r['seconds'] for r in records[:3]))
+  assert found.about['config'] == about['config']
+  assert f'run {records[3]["run"]} failed: out of memory' in found.notes
+  assert (found.name, found.class_names) == ('simulated', simulated.CLASSES)
+  assert found.class_counts.tolist() == simulated.COUNTS.tolist()
+  json.dumps(found.about)
+
+
+def test_unequal_capacity_is_noted(tmp_path, full):
+  about, records = simulated.make(seeds=2, variants=('none', 'none_wide', 'csba'))
+  for record in records:
+    if record['axes']['variant'] == 'none_wide':
+      record['result']['parameters'] = 400_000
+  note = 'none_wide has 400000 parameters and csba 340634 (cross entropy): no control of equal'
+  assert any(n.startswith(note) for n in analysed(tmp_path, about, records).notes)
+  assert not any('parameters' in n for n in full.notes)
+
+
+def test_cells_are_told_apart_in_words(tmp_path):
+  about, records = simulated.make(seeds=2, variants=TWO)
+  more = copy.deepcopy(records)
+  for record in more:
+    record['axes'] |= {'depth': 2}
+    record['run'] += '-d2'
+  study = comparisons.Study(written(tmp_path, about, records + more), 499)
+  words = [mechanism.cell_words(study, dict(cell)) for cell in study.cells]
+  assert words == ['cross entropy, depth 1', 'cross entropy, depth 2']
+
+
+def test_only_failures_are_an_error(tmp_path):
+  about, records = simulated.make(seeds=2, variants=('none',))
+  records = [
+    {k: v for k, v in r.items() if k != 'result'} | {'status': 'failed', 'error': 'no data'}
+    for r in records
+  ]
+  with pytest.raises(UserError, match='one finished run; found 2 failed ones.*with: no data'):
+    analysed(tmp_path, about, records)
+
+
+def test_a_tuning_study_is_an_error(tmp_path):
+  about, records = simulated.make(seeds=2, variants=('none',))
+  for record in records:
+    record['result'] = {'validation_macro_f1': 0.5, 'parameters': 3}
+  with pytest.raises(UserError, match='found one that only tunes'):
+    analysed(tmp_path, about, records)
+
+
+def test_other_classes_are_an_error(tmp_path):
+  about, records = simulated.make(seeds=2, variants=('none',))
+  records[0]['result']['class_names'] = list('abcd')
+  with pytest.raises(UserError, match='the same classes in every run; found .*a, b, c, d'):
+    analysed(tmp_path, about, records)
+
+
+def test_an_unknown_outcome_is_an_error(tmp_path):
+  with pytest.raises(UserError, match="found 'f1:rust'"):
+    analysed(tmp_path, *simulated.make(seeds=2, variants=('none',), outcome='f1:rust'))
+
+
+def test_words():
+  assert verdicts.number(-0.0001) == '+0.000'
+  assert verdicts.number(0.5, False) == '0.500'
+  assert verdicts.number(math.nan) == 'unknown'
+  assert [verdicts.p_words(p) for p in (0.0004, 0.0156, math.nan)] == ['< 0.001', '0.016', 'none']
+  assert verdicts.interval_words(estimate(0.1, 0.0, 0.2, level=0.9)) == (
+    '90 % interval +0.000 to +0.200'
+  )
+  assert [mechanism.moment_words(at) for at in ('0', '0.1', '1', 'loss 0.3')] == [
+    'at the start',
+    'after 10 % of the run',
+    'at the end of the run',
+    'when the training loss came down to 0.3',
+  ]

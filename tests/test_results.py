@@ -1,0 +1,369 @@
+"""results.jsonl: lines that survive a kill, shards that merge, runs that are not mixed silently."""
+
+import copy
+import json
+import math
+import os
+import random
+import re
+import runpy
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from csba_jax import results
+from csba_jax.errors import UserError
+
+simulated = types.SimpleNamespace(**runpy.run_path(Path(__file__).with_name('simulated.py')))
+
+
+@pytest.fixture(scope='module')
+def made():
+  """(study.json, records) of two variants and three seeds."""
+  return simulated.make(seeds=3, variants=('none', 'csba'))
+
+
+@pytest.fixture
+def new(made):
+  """Copies of them that a test may change."""
+  return copy.deepcopy(made)
+
+
+def lines_of(path):
+  return path.read_text().splitlines()
+
+
+def key(record):
+  return record['axes']['variant'], record['axes']['seed']
+
+
+def test_what_is_appended_is_read(tmp_path, made):
+  about, records = made
+  (tmp_path / 'study.json').write_text(json.dumps(about))
+  for record in records:
+    assert results.append(tmp_path / 'results.jsonl', record) is None
+  found = results.read(tmp_path)
+  assert sorted(found.done, key=key) == sorted(records, key=key)
+  assert (found.study, found.failed, found.notes) == (about, (), ())
+
+
+def test_a_line_is_strict_json_with_null_for_nan(tmp_path):
+  record = {
+    'a': float('nan'),
+    'b': [math.inf, 1.5, (2,)],
+    'c': {'d': np.float32('nan'), 'e': np.arange(2), 'f': np.bool_(True)},
+    'g': 'é\n',
+  }
+  results.append(tmp_path / 'r.jsonl', record)
+  (line,) = lines_of(tmp_path / 'r.jsonl')
+  wanted = {'a': None, 'b': [None, 1.5, [2]], 'c': {'d': None, 'e': [0, 1], 'f': True}, 'g': 'é\n'}
+  assert json.loads(line, parse_constant=pytest.fail) == wanted
+
+
+def test_an_append_is_one_write_then_a_sync(tmp_path, monkeypatch):
+  calls, write, fsync = [], os.write, os.fsync
+  monkeypatch.setattr(os, 'write', lambda h, b: calls.append(len(b)) or write(h, b))
+  monkeypatch.setattr(os, 'fsync', lambda h: calls.append('sync') or fsync(h))
+  results.append(tmp_path / 'r.jsonl', {'long': 'x' * 1_000_000})
+  assert calls == [(tmp_path / 'r.jsonl').stat().st_size, 'sync']
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
+  path, write = tmp_path / 'r.jsonl', os.write
+  results.append(path, {'a': 1})
+  monkeypatch.setattr(os, 'write', lambda h, b: write(h, b[:5]))
+  with pytest.raises(UserError, match='with room .* no room for 10 bytes in r.jsonl'):
+    results.append(path, {'b': 22})
+  assert path.read_text() == '{"a": 1}\n'
+
+
+def test_a_kill_at_any_byte_of_the_last_line_loses_that_line_at_most(tmp_path, made):
+  about, records = made
+  short = [{k: v for k, v in r.items() if k not in ('conflict', 'branches')} for r in records]
+  short = [
+    r | {'config': {}, 'versions': {}, 'result': {'macro_f1': 0.5, 'class_names': ['a', 'é']}}
+    for r in short
+  ]
+  (tmp_path / 'study.json').write_text(json.dumps(about))
+  lines = [(json.dumps(record, ensure_ascii=False) + '\n').encode() for record in short]
+  before, last = b''.join(lines[:-1]), lines[-1]
+  path, torn = tmp_path / 'results.jsonl', tmp_path / 'results.jsonl.torn'
+  for length in range(len(last) + 1):
+    path.write_bytes(before + last[:length])
+    torn.unlink(missing_ok=True)
+    whole = length >= len(last) - 1  # all but the line end
+    read, note = results.load(path)
+    assert read == short[: len(short) if whole else -1]
+    assert (note is None) == (whole or length == 0)
+    assert path.read_bytes() == before + last[:length], 'reading must not write'
+    mended = results.repair(path)
+    assert path.read_bytes() == before + (last if whole else b'')
+    assert (mended is None) == (length in (0, len(last)))
+    assert torn.exists() == (0 < length < len(last) - 1)
+    if torn.exists():
+      assert torn.read_bytes() == last[:length] + b'\n'
+      assert note == f'results.jsonl: the last line is torn ({length} bytes) and left out'
+      assert 'was torn' in mended
+      assert f'({length} bytes, kept in results.jsonl.torn); repaired' in mended
+    assert results.repair(path) is None
+
+
+def test_the_first_append_repairs(tmp_path):
+  path = tmp_path / 'r.jsonl'
+  path.write_text('{"a": 1}\n{"b": ')
+  assert 'was torn (6 bytes' in results.append(path, {'c': 3})
+  assert lines_of(path) == ['{"a": 1}', '{"c": 3}']
+  assert results.append(path, {'d': 4}) is None
+  assert results.repair(tmp_path / 'none.jsonl') is None
+
+
+def test_torn_lines_are_all_kept(tmp_path):
+  path = tmp_path / 'r.jsonl'
+  for piece in ('{"b": ', 'not json\n'):
+    path.write_text('{"a": 1}\n' + piece)
+    results.repair(path)
+  assert lines_of(tmp_path / 'r.jsonl.torn') == ['{"b": ', 'not json']
+
+
+def test_a_torn_last_line_is_noted_by_read(tmp_path, made):
+  folder = simulated.write(tmp_path, *made)
+  file = folder / 'results.jsonl'
+  file.write_bytes(file.read_bytes()[:-20])
+  found = results.read(folder)
+  assert len(found.done) == len(made[1]) - 1
+  (note,) = found.notes
+  assert note.startswith('results.jsonl: the last line is torn')
+
+
+def test_a_damaged_line_in_the_middle_is_an_error(tmp_path, made):
+  folder = simulated.write(tmp_path, *made)
+  file = folder / 'results.jsonl'
+  lines = lines_of(file)
+  file.write_text('\n'.join([lines[0], lines[1][:-9], *lines[2:]]) + '\n')
+  with pytest.raises(UserError, match='damaged line 2; to fix it: take it out .sed -i 2d'):
+    results.read(folder)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'schema': 2}, 'schema 1, on line 1 of .*; found schema 2'),
+    ({'status': 'begun'}, "found status 'begun'"),
+    ({'versions': ...}, 'found without versions'),
+    ({'result': {}}, 'found without result'),
+    ({'axes': {'variant': 'csba', 'seed': 0}}, 'without axes.split, axes.repeat, axes.fold'),
+    ({'axes': 3}, 'without axes.variant, axes.split'),
+  ],
+)
+def test_a_record_of_another_kind_is_refused(tmp_path, new, change, message):
+  about, records = new
+  for field, value in change.items():
+    records[0][field] = value
+    if value is ...:
+      del records[0][field]
+  with pytest.raises(UserError, match=message):
+    results.read(simulated.write(tmp_path, about, records))
+
+
+def test_shards_and_their_concatenation_are_equal(tmp_path, made):
+  about, records = made
+  whole, shards = simulated.write(tmp_path / 'whole', about, records), tmp_path / 'shards'
+  simulated.write(shards, about, records[:2])
+  (shards / 'results.jsonl').rename(shards / 'results-000-of-002.jsonl')
+  lines = lines_of(whole / 'results.jsonl')
+  (shards / 'results-001-of-002.jsonl').write_text('\n'.join(lines[2:]) + '\n')
+  # duplicates, also across files, change nothing
+  (shards / 'results.jsonl').write_text(lines[3] + '\n')
+  a, b = results.read(whole), results.read(shards)
+  assert a.done == b.done
+  assert b.notes == ()
+
+
+def test_the_order_of_lines_does_not_matter(tmp_path, made):
+  about, records = made
+  shuffled = random.Random(0).sample(records, len(records))
+  assert shuffled != records
+  a = results.read(simulated.write(tmp_path / 'a', about, records))
+  b = results.read(simulated.write(tmp_path / 'b', about, shuffled))
+  assert a.done == b.done
+
+
+def failed(record):
+  kept = {k: v for k, v in record.items() if k not in ('result', 'conflict', 'branches')}
+  return kept | {'status': 'failed', 'error': 'no room'}
+
+
+@pytest.mark.parametrize('later', [False, True])
+def test_finished_wins_over_failed(tmp_path, made, later):
+  about, records = made
+  lines = [*records, failed(records[0])] if later else [failed(records[0]), *records]
+  found = results.read(simulated.write(tmp_path, about, lines))
+  assert len(found.done) == len(records)
+  assert found.failed == ()
+
+
+def test_a_run_that_only_failed_is_kept_apart(tmp_path, made):
+  about, records = made
+  again = failed(records[0]) | {'error': 'the second time'}
+  found = results.read(simulated.write(tmp_path, about, [failed(records[0]), again, *records[1:]]))
+  assert len(found.done) == len(records) - 1
+  assert [record['error'] for record in found.failed] == ['the second time']
+
+
+def test_the_latest_of_two_results_counts_and_is_noted(tmp_path, new):
+  about, records = new
+  other = copy.deepcopy(records[0])
+  other['result']['macro_f1'] = 0.123
+  found = results.read(simulated.write(tmp_path, about, [*records, other]))
+  (same,) = (r for r in found.done if r['run'] == other['run'])
+  assert same['result']['macro_f1'] == 0.123
+  assert found.notes == (
+    f'run {other["run"]} finished more than once with different results: its latest line counts',
+  )
+
+
+def test_two_runs_of_the_same_axes_are_refused(tmp_path, new):
+  about, records = new
+  records.append(records[0] | {'run': 'again'})
+  with pytest.raises(UserError, match=f'runs again and {records[0]["run"]} of the same axes'):
+    results.read(simulated.write(tmp_path, about, records))
+
+
+@pytest.mark.parametrize(
+  ('change', 'words'),
+  [
+    ({'versions': {'jax': '0.11.0'}}, r'versions.jax: 0.10.2 in 5 runs, 0.11.0 in 1'),
+    ({'versions': {'torch': '2'}}, r'versions.torch: None in 5 runs, 2 in 1'),
+    ({'versions': {'csba_jax': '0.6'}}, r'versions.csba_jax: 0.5.0 in 5 runs, 0.6 in 1'),
+    ({'config_sha256': 'f' * 64}, r'config_sha256: [0-9a-f]{12} in 5 runs, f{12} in 1'),
+    ({'study': 'other'}, r'study: simulated in 5 runs, other in 1'),
+  ],
+)
+def test_runs_of_different_origin_are_pooled_only_on_request(tmp_path, new, change, words):
+  about, records = new
+  for field, value in change.items():
+    records[2][field] = records[2][field] | value if isinstance(value, dict) else value
+  folder = simulated.write(tmp_path, about, records)
+  with pytest.raises(UserError, match=f'{words}; to fix it: analyse them apart.*--pool'):
+    results.read(folder)
+  found = results.read(folder, pool=True)
+  assert len(found.done) == 6
+  (note,) = found.notes
+  assert re.fullmatch(f'pooled: {words}', note)
+
+
+def test_failed_runs_may_be_of_another_version(tmp_path, new):
+  about, records = new
+  records[0] = failed(records[0]) | {'versions': {'jax': '0.1'}}
+  assert results.read(simulated.write(tmp_path, about, records)).notes == ()
+
+
+def test_other_commits_and_devices_are_noted(tmp_path, new):
+  about, records = new
+  records[0]['commit'], records[1]['device'] = 'c' * 40, 'another'
+  assert results.read(simulated.write(tmp_path, about, records)).notes == (
+    f'runs of more than one commit: {"a" * 40} in 5 runs, {"c" * 40} in 1',
+    'runs of more than one device: simulated CPU in 5 runs, another in 1',
+  )
+
+
+@pytest.mark.parametrize('lines', [None, ''])
+def test_no_results_are_an_error(tmp_path, made, lines):
+  (tmp_path / 'study.json').write_text(json.dumps(made[0]))
+  if lines is not None:
+    (tmp_path / 'results.jsonl').write_text(lines)
+  found = 'no results.*.jsonl' if lines is None else 'no run in results.jsonl'
+  with pytest.raises(UserError, match=f'results of csba-study in .*; found {found}'):
+    results.read(tmp_path)
+
+
+def test_a_folder_that_is_no_study_is_an_error(tmp_path, made):
+  with pytest.raises(UserError, match='the folder of a study .*; found no study.json there'):
+    results.read(tmp_path / 'nowhere')
+  for text, words in [
+    ('{', 'damaged one .Expecting'),
+    ('{"name": "x", "config": {}}', 'no outcome, margin, smallest_effect in it'),
+    (json.dumps({'config': made[0]['config']}), 'no name in it'),
+    ('[]', 'damaged'),
+  ]:
+    (tmp_path / 'study.json').write_text(text)
+    with pytest.raises(UserError, match=words):
+      results.read(tmp_path)
+
+
+def test_an_unreadable_file_is_an_error(tmp_path, made):
+  (tmp_path / 'study.json').write_text(json.dumps(made[0]))
+  (tmp_path / 'results.jsonl').mkdir()
+  with pytest.raises(UserError, match='a readable .*results.jsonl'):
+    results.read(tmp_path)
+
+
+def test_units_and_cells(made):
+  record = made[1][0]
+  assert results.unit(record) == ('grouped', 0, 0, 0)
+  cell = dict(results.cell(record))
+  assert list(cell) == list(results.CELL)
+  assert 'variant' not in cell
+  other = {'axes': record['axes'] | {'zeta': 1, 'alpha': 2}}
+  assert results.cell(other)[-2:] == (('alpha', 2), ('zeta', 1))
+
+
+def test_pairs_name_what_one_side_lacks(tmp_path, new):
+  about, records = new
+  gone = [r for r in records if key(r) not in {('csba', 1), ('none', 2)}]
+  found = results.read(simulated.write(tmp_path, about, gone))
+  cell = results.cell(records[0])
+  units, missing = results.pairs(found, cell, 'csba', 'none')
+  assert units == [('grouped', 0, 0, 0)]
+  assert missing == ('csba without seed 1', 'none without seed 2')
+  units, missing = results.pairs(found, cell, 'csba', 'none_wide')
+  assert (units, missing) == ([], ('none_wide without any run',))
+
+
+def test_units_come_in_numerical_order(tmp_path):
+  about, records = simulated.make(seeds=11, variants=('none',))
+  found = results.read(simulated.write(tmp_path, about, records[::-1]))
+  assert [record['axes']['seed'] for record in found.done] == list(range(11))
+
+
+def test_folds_are_named():
+  assert results.unit_words(('grouped', 0, 0, 7)) == 'seed 7'
+  assert results.unit_words(('grouped', 1, 3, 8)) == 'fold 3 of repeat 1 (seed 8)'
+
+
+def test_outcomes(new):
+  record = new[1][0]
+  result = record['result']
+  result['per_class']['f1'] = [0.9, 0.7, 0.4, None]
+  assert results.outcome(record, 'accuracy') == result['accuracy']
+  assert results.outcome(record, 'f1:snow') == 0.4
+  assert results.outcome(record, 'head_f1') == pytest.approx(0.8)  # more than 100 images each
+  assert results.outcome(record, 'tail_f1') == 0.4  # of those that have one
+  assert math.isnan(results.outcome(record, 'f1:broken'))
+  result['macro_f1'], result['per_class']['f1'][2] = None, None
+  assert math.isnan(results.outcome(record, 'macro_f1'))
+  assert math.isnan(results.outcome(record, 'tail_f1'))
+  for name in ('f1:rust', 'f2', ''):
+    with pytest.raises(UserError, match='an outcome among .*clean, dusty, snow, broken'):
+      results.outcome(record, name)
+
+
+def test_moments_and_grams(new):
+  record = new[1][0]
+  entry = results.moment(record, 'loss 0.3', 'val')
+  assert (entry['at'], entry['part']) == ('loss 0.3', 'val')
+  assert results.moment(record, '0.7', 'val') is None
+  assert results.moment(failed(record), '1', 'val') is None
+  entry['grams']['common'] = [1, 2, None, 4, 5, 6]
+  wanted = np.array([[1, 2, np.nan], [2, 4, 5], [np.nan, 5, 6]])
+  np.testing.assert_array_equal(results.gram(entry, 'common'), wanted)
+  assert results.gram(entry, 'shared').shape == (4, 4)
+  with pytest.raises(UserError, match='a Gram of the scope stem; found shared, common'):
+    results.gram(entry, 'stem')
+  with pytest.raises(UserError, match='found none'):
+    results.gram({'grams': None}, 'stem')
+  entry['grams']['common'] = [1, 2]
+  with pytest.raises(UserError, match='numbers in a Gram; found 2'):
+    results.gram(entry, 'common')
