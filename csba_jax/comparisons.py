@@ -223,22 +223,24 @@ def gain_verdict(difference: Estimate, adjusted_p: float, smallest_effect: float
 
 
 def offsets(study: Study) -> tuple[Comparison, ...]:
-  """Non-inferiority of accuracy and head F1 against none: 90 % intervals and the margin.
-
-  Supported: the interval lies above -margin. Not supported: it lies below. Else undecided.
-  """
+  """Non-inferiority of accuracy and head F1 against none: 90 % intervals and the margin."""
   found = []
   for cell in study.main_cells:
     for pair in study.pairs_of(cell, [(treatment, 'none') for treatment in TREATMENTS]):
       for measure in OFFSETS:
         comparison = compare(study, cell, pair, measure, study.margin)
-        verdict = UNDECIDED
-        if stats.is_non_inferior(comparison.difference, study.margin):
-          verdict = SUPPORTED
-        elif comparison.difference.known and comparison.difference.high < -study.margin:
-          verdict = REFUTED
+        verdict = offset_verdict(comparison.difference, study.margin)
         found.append(dataclasses.replace(comparison, verdict=verdict))
   return tuple(found)
+
+
+def offset_verdict(difference: Estimate, margin: float) -> str:
+  """Supported: the 90 % interval lies above -margin. Not supported: it lies below. Undecided:
+  anything else, also no interval.
+  """
+  if stats.is_non_inferior(difference, margin):
+    return SUPPORTED
+  return REFUTED if difference.known and difference.high < -margin else UNDECIDED
 
 
 def noise(study: Study, cell: Cell, variant: str, outcome: str, values: np.ndarray) -> Comparison:

@@ -1,11 +1,12 @@
 """The argument, link by link, in plain words written from the numbers.
 
 Rules, the same for every claim. Each comparison has its own verdict (see `gain_verdict`,
-`reduction_verdict`, `link_verdict`, `offsets`). Several of one cell (measures, moments): supported
-if all are; not supported if none is supported and at least one is not supported; else undecided.
-Cells: supported if supported in every cell, not supported if not supported in every cell, else
-undecided. The verdict of a claim is that of csba (of csba_class where csba was not run); sentences
-on csba_class stand beside it and do not enter. What was not run or measured is undecided.
+`offset_verdict`, `reduction_verdict`, `link_verdict`). Several of one cell (measures, moments):
+supported if all are; not supported if none is supported and at least one is not supported; else
+undecided. Cells: supported if supported in every cell, not supported if not supported in every
+cell, else undecided. The verdict of a claim is that of csba (of csba_class where csba was not
+run); sentences on csba_class stand beside it and do not enter. What was not run or measured is
+undecided.
 """
 
 import math
@@ -66,7 +67,8 @@ def claims(
   verdict = chain([claim.verdict for claim in found])
   counts = _counts([claim.verdict for claim in found], 'links')
   sentences = [
-    f'{counts.capitalize()}: the argument is supported if every link is, and not supported if one is not.',
+    f'{counts.capitalize()}: the argument is supported if every link is, and not supported if one '
+    'is not.',
     *(f'{claim.title}: {claim.verdict}.' for claim in found),
     'Links are associations over runs and classes; they do not show that one causes the next.',
   ]

@@ -115,6 +115,20 @@ def test_reduction_verdict(difference, control, wanted):
 
 
 @pytest.mark.parametrize(
+  ('difference', 'wanted'),
+  [
+    (estimate(0.0, -0.019, 0.03, level=0.9), SUPPORTED),
+    (estimate(0.0, -0.021, 0.03, level=0.9), UNDECIDED),
+    (estimate(-0.015, -0.021, -0.01, level=0.9), UNDECIDED),  # worse, perhaps not by much
+    (estimate(-0.05, -0.07, -0.021, level=0.9), REFUTED),
+    (estimate(0.0, level=0.9), UNDECIDED),
+  ],
+)
+def test_offset_verdict(difference, wanted):
+  assert comparisons.offset_verdict(difference, 0.02) == wanted
+
+
+@pytest.mark.parametrize(
   ('within', 'wanted'),
   [
     (estimate(0.6, 0.2, 0.9, p=0.01), SUPPORTED),
@@ -403,6 +417,14 @@ def test_a_conflict_effect_is_recovered(full):
       c for c in pick(full.conflict, other, 'none', **end) if c.outcome == 'head_tail_conflict'
     ]
     assert found.verdict != SUPPORTED
+
+
+def test_the_claim_on_conflict_is_of_the_end_and_the_lowest_matched_loss(full):
+  sentences = claim(full, 'reduces').sentences
+  assert len(sentences) == 2 * 2 * 2  # measures, moments, treatments
+  assert all('(common parameters, train part)' in sentence for sentence in sentences)
+  assert sum('at the end of the run: ' in sentence for sentence in sentences) == 4
+  assert sum('training loss came down to 0.3: ' in sentence for sentence in sentences) == 4
 
 
 def test_conflict_has_every_moment_part_and_scope(full):

@@ -29,7 +29,8 @@ class ImageFolderSource(Source):
     directory: holds one folder a class; classes are numbered in the order of their names.
     image_size: side of the square.
     strict: an unreadable file is an error; else it is left out and named in `ImageArrays.skipped`.
-    manifest: CSV file with duplicate groups; '' means every image is on its own.
+    manifest: CSV file with duplicate groups, beside the class folders or anywhere; '' means every
+      image is on its own.
     group_column: its column of groups; an empty cell, or no row, means on its own.
     file_column: its column of paths, relative to `directory`.
 
@@ -56,7 +57,9 @@ class ImageFolderSource(Source):
     self.image_shape = (image_size, image_size, 3)
     self.groups = None
     if manifest or group_column:
-      self.groups = _manifest_groups(manifest, group_column, file_column, self.names)
+      beside = self._directory / manifest
+      found = beside if manifest and beside.is_file() else manifest
+      self.groups = _manifest_groups(found, group_column, file_column, self.names)
 
   def __len__(self) -> int:
     return len(self._paths)

@@ -90,8 +90,8 @@ def _mantel(findings: Findings) -> Section | None:
 
 def _noise(findings: Findings) -> Section | None:
   text = (
-    'Noise floor: a variant against itself, one half of its seeds against the other. An effect of'
-    ' this size needs no cause.'
+    'A variant against itself, one half of its seeds against the other: an effect of this size'
+    ' needs no cause.'
   )
   return _contrast(findings, findings.noise, 'Noise floor', 'noise', text)
 
@@ -113,9 +113,9 @@ def _contrast(
   estimates = [c.difference for c in found]
   names = ' and of '.join(dict.fromkeys(map(words.outcome, found)))
   figure = Figure(
-    f'{text} Difference of {names}; {words.level(estimates)}.',
+    f'Difference of {names}; {words.level(estimates)}.',
     lambda: figures.by_outcome(found, findings.cells, title=title),
   )
   table = tabulate.comparison_table(findings, found, f'{title}.', outcome=True)
   how = Text(f'Intervals and tests: {words.methods(estimates)}.', 'small')
-  return Section(title, anchor, [figure, table, *tabulate.reasons(estimates), how])
+  return Section(title, anchor, [Text(text), figure, table, *tabulate.reasons(estimates), how])

@@ -1,0 +1,21 @@
+r"""CIFAR-10-LT: a small vision transformer with and without CSBA over its heads.
+
+  csba-study --config=configs/study_cifar10_lt_vit.py --workdir=runs/study_vit --shard=0/8
+
+Result: not yet run.
+"""
+
+from csba_jax import config
+
+
+def get_config():
+  """The study."""
+  c = config.sibling(__file__, 'study_cifar10_lt')
+  c.name = 'cifar10_lt_vit'
+  base = config.sibling(__file__, 'cifar10_lt_vit')
+  base.diagnostics.update(c.base.diagnostics)
+  c.base = base
+  c.variants = ('none', 'none_wide', 'se', 'csba', 'csba_class')
+  c.methods = ('cross_entropy', 'balanced_softmax')
+  c.tuned_by = ''
+  return c
