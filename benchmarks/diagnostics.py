@@ -38,13 +38,13 @@ def main(_) -> None:
   job = train.Job.of(config, data)
   state, _ = job.begin()
   on_device = jax.device_put({'image': data.train.images, 'label': data.train.labels})
-  steps, probe = train.compiled_steps(), diagnose.Probe(config, data, job.model)
+  steps, probe = train.compiled_steps(), diagnose.Probe(config, data, job.program.model)
 
   def step(number: int) -> float:
     nonlocal state
     start = time.perf_counter()
     indices = job.draw(number, number + 1)
-    state, found = steps(state, on_device, indices, step_fn=job.step_fn)
+    state, found = steps(state, on_device, indices, job.key, step_fn=job.program.step_fn)
     jax.device_get(found)
     return time.perf_counter() - start
 

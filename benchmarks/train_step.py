@@ -66,11 +66,11 @@ def jax_step(batch_size: int):
   step_fn = train.make_step(config, model, tx, np.ones(CLASSES), 10_000)
   images, labels = images_and_labels(batch_size)
   data = jax.device_put({'image': images, 'label': labels})
-  indices = {'own': np.arange(batch_size, dtype=np.int32)[None]}
+  indices, key = {'own': np.arange(batch_size, dtype=np.int32)[None]}, jax.random.key(0)
 
   def step():
     nonlocal state
-    state, metrics = train.compiled_steps()(state, data, indices, step_fn=step_fn)
+    state, metrics = train.compiled_steps()(state, data, indices, key, step_fn=step_fn)
     return float(jax.block_until_ready((state, metrics))[1]['loss'][0])
 
   return step
