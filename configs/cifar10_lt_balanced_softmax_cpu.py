@@ -4,7 +4,7 @@ r"""CIFAR-10-LT at 100, small: balanced softmax (Ren et al. 2020).
     --workdir=runs/cifar10_lt_balanced_softmax_cpu
 
 Minutes of two CPU cores; the control: --config.model.attention=none.
-Result: README, one seed, JPEG copy.
+Result: docs/toolbox.md, one seed, JPEG copy.
 """
 
 from csba_jax import config

@@ -4,7 +4,7 @@ r"""CIFAR-10-LT at 100, small: class-balanced sampling.
     --workdir=runs/cifar10_lt_class_balanced_cpu
 
 Every class equally often, from the start.
-Result: README, one seed, JPEG copy.
+Result: docs/toolbox.md, one seed, JPEG copy.
 """
 
 from csba_jax import config

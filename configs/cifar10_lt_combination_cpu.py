@@ -4,7 +4,7 @@ r"""CIFAR-10-LT at 100, small: balanced softmax with tuned weight decay.
     --workdir=runs/cifar10_lt_combination_cpu
 
 The two remedies that did most here, together; the decay is that of cifar10_lt_weight_decay_cpu.py.
-Result: README, one seed, JPEG copy.
+Result: docs/toolbox.md, one seed, JPEG copy.
 """
 
 from csba_jax import config

@@ -3,7 +3,7 @@ r"""CIFAR-10-LT, imbalance factor 100, narrow and short: ten minutes of two CPU 
   csba-train --config=configs/cifar10_lt_cpu.py --workdir=runs/cifar10_lt_cpu
 
 Half the channels of cifar10_lt.py, a tenth of its epochs; schedules are fractions of the run.
-Results: README (one seed, JPEG copy); 4 to 6 minutes a run on two cores of an AMD EPYC.
+Results: docs/toolbox.md (one seed, JPEG copy); 4 to 6 minutes a run on two cores of an AMD EPYC.
 """
 
 from csba_jax import config

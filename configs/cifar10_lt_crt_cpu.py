@@ -4,7 +4,7 @@ r"""CIFAR-10-LT at 100, small: classifier re-training, cRT (Kang et al. 2020).
     --config.stage.source=runs/cifar10_lt_cpu --workdir=runs/cifar10_lt_crt_cpu
 
 Second stage of a run of cifar10_lt_cpu.py: a new classifier, class-balanced batches, 5 epochs.
-Result: README, one seed, JPEG copy.
+Result: docs/toolbox.md, one seed, JPEG copy.
 """
 
 from csba_jax import config

@@ -5,7 +5,7 @@ r"""CIFAR-10-LT at 100, small: label-aware smoothing of MiSLAS, second stage (Zh
 
 Second stage of a run of cifar10_lt_cpu.py; eps 0.3 for the largest class and 0 for the smallest, as
 in their config for CIFAR-10 at IF 100.
-Result: README, one seed, JPEG copy.
+Result: docs/toolbox.md, one seed, JPEG copy.
 """
 
 from csba_jax import config

@@ -6,7 +6,7 @@ r"""CIFAR-10-LT at 100, small: logit adjustment (Menon et al. 2021).
 tau 0.75: balanced accuracy on the validation part (of the last epoch, seed 0, attention none) was
 0.664 at 0.75, 0.653 at 1 (balanced softmax), 0.634 at 1.5 and 0.587 at 2. Macro-F1 there is no
 guide: its precision has the long-tailed prior of the validation part.
-Result: README, one seed, JPEG copy.
+Result: docs/toolbox.md, one seed, JPEG copy.
 """
 
 from csba_jax import config

@@ -4,7 +4,7 @@ r"""CIFAR-10-LT at 100, small: learnable weight scaling, LWS (Kang et al. 2020).
     --config.stage.source=runs/cifar10_lt_cpu --workdir=runs/cifar10_lt_lws_cpu
 
 Second stage of a run of cifar10_lt_cpu.py: one factor for each class.
-Result: README, one seed, JPEG copy.
+Result: docs/toolbox.md, one seed, JPEG copy.
 """
 
 from csba_jax import config

@@ -5,7 +5,7 @@ r"""CIFAR-10-LT at 100, small: tau-normalisation (Kang et al. 2020).
 
 Second stage of a run of cifar10_lt_cpu.py, without training: seconds. tau is the best of 0, 0.1,
 ... 2 on the validation part.
-Result: README, one seed, JPEG copy.
+Result: docs/toolbox.md, one seed, JPEG copy.
 """
 
 from csba_jax import config

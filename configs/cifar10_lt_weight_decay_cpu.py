@@ -5,7 +5,7 @@ r"""CIFAR-10-LT at 100, small: cross-entropy with tuned weight decay (Alshammari
 
 2e-3: validation macro-F1 (best epoch, seed 0, attention none) was 0.592 at 5e-4, 0.580 at 1e-3,
 0.643 at 2e-3, 0.604 at 5e-3 and 0.537 at 1e-2; csba takes the same.
-Result: README, one seed, JPEG copy.
+Result: docs/toolbox.md, one seed, JPEG copy.
 """
 
 from csba_jax import config

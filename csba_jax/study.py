@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
-import numpy as np
 
 from csba_jax import config as config_lib
-from csba_jax import grid, results
+from csba_jax import grid, results, tuning
 from csba_jax.errors import UserError
 from csba_jax.files import write_atomically
 from csba_jax.progress import say
@@ -69,7 +68,7 @@ def run_study(
   if jobs < 1:
     raise UserError('--jobs of at least 1', str(jobs), 'set it to the number of cores, at most')
   folder = Path(workdir).expanduser().absolute()
-  rates = tuned_rates(study.tuned_by) if study.tuned_by else None
+  rates = tuning.chosen_rates(study.tuned_by) if study.tuned_by else None
   runs = grid.shard(grid.runs(study, rates), index, number)
   name = 'results.jsonl' if number == 1 else f'results-{index:03d}-of-{number:03d}.jsonl'
   with lock_file(folder, f'.{name}.lock'):
@@ -88,31 +87,6 @@ def run_study(
     _work_off(missing, _Place(folder, study.test, keep_runs), jobs, stop, write)
   left = len(missing) - write.done - write.failed
   return Outcome(len(runs) - len(missing) + write.done, write.failed, left)
-
-
-def tuned_rates(folder: str) -> dict[str, float]:
-  """The learning rate with the best mean validation score of a tuning study, by `grid.rate_key`.
-
-  Of equal ones the smaller.
-
-  Raises:
-    UserError: no such study, or one without learning rates.
-  """
-  found = results.read(folder)
-  scores: dict[str, dict[float, list[float]]] = {}
-  for record in found.done:
-    rate, score = record['axes'].get('learning_rate'), record['result']['validation_macro_f1']
-    if rate is None or score is None:
-      raise UserError(
-        f'a study of learning rates with a validation part in {folder}',
-        f'run {record["run"]} without',
-        'set learning_rates in its config, and base.data.val_fraction',
-      )
-    scores.setdefault(grid.rate_key(record['axes']), {}).setdefault(rate, []).append(score)
-  return {
-    key: max(sorted(by_rate), key=lambda rate: np.mean(by_rate[rate]))
-    for key, by_rate in scores.items()
-  }
 
 
 def _claim(folder: Path, study: ml_collections.ConfigDict, command: str) -> None:

@@ -20,11 +20,11 @@ def main() -> int:
   """Does the runs that are missing."""
   config = run.required(_CONFIG, 'configs/study_digits.py')
 
-  from csba_jax import grid, study
+  from csba_jax import grid, study, tuning
   from csba_jax.signals import StopRequest
 
   if _DRY_RUN.value:
-    rates = study.tuned_rates(config.tuned_by) if config.tuned_by else None
+    rates = tuning.chosen_rates(config.tuned_by) if config.tuned_by else None
     names = [r.name for r in grid.shard(grid.runs(config, rates), *grid.parse_shard(_SHARD.value))]
     print('\n'.join([*names, f'{len(names)} runs']))
     return 0

@@ -1,0 +1,90 @@
+"""The results section of the README, made from the folders under results/."""
+
+from pathlib import Path
+
+from csba_jax import findings as findings_lib
+from csba_jax import results
+from csba_jax.errors import UserError
+from csba_jax.files import write_atomically
+from csba_jax.findings import Findings
+from csba_jax.report import markdown, words
+from csba_jax.workdir import writing_to
+
+BEGIN, END = '<!-- results: made by csba-report --readme -->', '<!-- end of results -->'
+METRICS = ('accuracy', 'balanced_accuracy')  # beside the primary outcome and macro-F1
+
+
+def update(readme: str, folder: str) -> str:
+  """Puts the section of all studies under a folder between the marks of a README; says what it did.
+
+  Raises:
+    UserError: no studies there, a README without the marks, or one that cannot be written.
+  """
+  path = Path(readme).expanduser()
+  try:
+    before = path.read_text(encoding='utf-8')
+  except OSError as error:
+    raise UserError(f'a README at {path}', error.strerror or str(error), 'mend --readme') from error
+  after = replaced(before, section(Path(folder)), str(path))
+  with writing_to(path.parent):
+    write_atomically(path, lambda file: file.write(after.encode()))
+  return f'{path} {"is as it was" if after == before else "updated"}'
+
+
+def replaced(readme: str, text: str, name: str = 'README.md') -> str:
+  """The README with this text between its marks."""
+  if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(END) < readme.index(BEGIN):
+    raise UserError(f'the lines {BEGIN} and {END} in {name}, once each', 'not so', 'put them back')
+  head, _, rest = readme.partition(BEGIN)
+  return f'{head}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}'
+
+
+def section(folder: Path) -> str:
+  """Every study under a folder, in the order of names, those that only tune left out."""
+  parts = []
+  for path in sorted(folder.glob('*/study.json')):
+    found = results.read(path.parent)
+    if found.study['config'].get('test', True):
+      parts.append(of_study(findings_lib.analyse(found), path.parent.as_posix()))
+  if not parts:
+    raise UserError(f'studies under {folder}', 'none', 'run csba-study with a --workdir there')
+  return '\n'.join(parts)
+
+
+def of_study(findings: Findings, folder: str) -> str:
+  """Verdicts, a table of scores, and where the rest is."""
+  about = findings.about
+  counts = ' '.join(f'{n:.0f}' for n in findings.class_counts)
+  lines = [
+    f'### {markdown.escape(findings.name)}',
+    '',
+    f'{about["runs"]} runs, {about["failed"]} failed; {len(findings.class_names)} classes, images '
+    f'to train in the first condition: {counts}. {markdown.escape("; ".join(about["devices"]))}, JAX '
+    f'{about["versions"].get("jax", "?")}. Whole report: [{folder}/report.md]({folder}/report.md), '
+    f'`report.html` beside it. Made by `{markdown.escape(" and ".join(about["commands"]))}`.',
+    '',
+    '| link of the argument | verdict |',
+    '| --- | --- |',
+    *(f'| {markdown.escape(claim.title)} | **{claim.verdict}** |' for claim in findings.claims),
+    '',
+    *_scores(findings),
+  ]
+  return '\n'.join(lines) + '\n'
+
+
+def _scores(findings: Findings) -> list[str]:
+  """Means over runs with 95 % intervals, a row for each condition and variant."""
+  first = next(iter(findings.scores[0].metrics))
+  names = list(dict.fromkeys([first, 'macro_f1', *METRICS]))
+  names = [name for name in names if name in findings.scores[0].metrics]
+  titles = [words.METRICS.get(name, findings.outcome) for name in names]
+  rows = [
+    f'| condition | variant | parameters | runs | {" | ".join(map(markdown.escape, titles))} |',
+    '| --- ' * (4 + len(names)) + '|',
+  ]
+  for score in findings.scores:
+    metrics = ' | '.join(words.interval(score.metrics[name]) for name in names)
+    cell = markdown.escape(words.cell(score.cell, findings.cells) or 'all')
+    number = score.metrics[first].n
+    rows.append(f'| {cell} | `{score.variant}` | {score.parameters:,} | {number} | {metrics} |')
+  return [*rows, '', 'Means over runs with 95 % intervals in brackets.']
