@@ -17,9 +17,7 @@ class Comparison:
 
   treatment: str
   control: str
-  cell: Mapping[
-    str, Any
-  ]  # what both have in common: method, model, ...; of conflict at, part, scope
+  cell: Mapping[str, Any]  # what both have in common: method, ...; of conflict at, part, scope
   outcome: str  # 'macro-F1' and the like; of conflict the name of the measure
   treatment_mean: float
   control_mean: float

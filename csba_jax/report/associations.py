@@ -10,6 +10,7 @@ from csba_jax.report.blocks import Block, Figure, Fold, Section, Table, Text
 
 
 def sections(findings: Findings) -> list[Section | None]:
+  """Links, Mantel tests, noise floor and leak, in this order; None for what was not computed."""
   return [_links(findings), _mantel(findings), _noise(findings), _leak(findings)]
 
 

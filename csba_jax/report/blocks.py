@@ -63,6 +63,8 @@ Block = Text | Items | Verdict | Table | Figure | Code | Fold
 
 
 class Section(NamedTuple):
+  """A heading and what is below it; `anchor` is where a link to it leads on the page."""
+
   title: str
   anchor: str
   blocks: Sequence[Block]

@@ -13,10 +13,12 @@ _KNOWN = ('runs', 'failed', 'seconds', 'devices', 'commits', 'commands', 'versio
 
 
 def title(findings: Findings) -> str:
+  """The heading of the whole report, with the name of the study."""
   return f'Study {words.clean(findings.name)}'
 
 
 def question(findings: Findings) -> str:
+  """What the study asks, its primary outcome, how variants are paired, what never varies."""
   outcome = words.metric(findings.outcome)
   common = words.constant(findings.cells)
   held = f' The same in all runs: {common}.' if common else ''

@@ -262,6 +262,7 @@ def scale(given: Sequence[np.ndarray]) -> float:
 
 
 def triple(estimate: Estimate) -> tuple[float, float, float]:
+  """A mark with the ends of its interval: (value, low, high), NaN for what is unknown."""
   return estimate.value, estimate.low, estimate.high
 
 

@@ -20,6 +20,7 @@ _MOST_FOLDED = 24  # pairs of matrices in the details
 
 
 def sections(findings: Findings) -> list[Section | None]:
+  """Matrices, moments, flow and decoupling, in this order; None for what was not measured."""
   return [
     _matrices(findings),
     _moments(findings),

@@ -59,8 +59,8 @@ def of_study(findings: Findings, folder: str) -> str:
     f'### {markdown.escape(findings.name)}',
     '',
     f'{about["runs"]} runs, {about["failed"]} failed; {len(findings.class_names)} classes, images '
-    f'to train in the first condition: {counts}. {markdown.escape("; ".join(about["devices"]))}, JAX '
-    f'{about["versions"].get("jax", "?")}. Whole report: [{folder}/report.md]({folder}/report.md), '
+    f'to train in the first condition: {counts}. {markdown.escape("; ".join(about["devices"]))}, '
+    f'JAX {about["versions"].get("jax", "?")}. Whole report: [{folder}/report.md]({folder}/report.md), '
     f'`report.html` beside it. Made by `{markdown.escape(" and ".join(about["commands"]))}`.',
     '',
     '| link of the argument | verdict |',

@@ -66,6 +66,7 @@ def comparison_table(
 
 
 def reasons(estimates: Sequence[Any]) -> list[Text]:
+  """A small paragraph on why some of the estimates have no interval; [] where all have one."""
   text = words.without_interval(estimates)
   return [Text(text, 'small')] if text else []
 
@@ -80,6 +81,7 @@ def setting(findings: Findings, name: str) -> float:
 
 
 def unit_count(score: Score) -> int:
+  """The most units that a metric of this score is a mean over; 0 without metrics."""
   return max((e.n for e in score.metrics.values()), default=0)
 
 

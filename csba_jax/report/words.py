@@ -65,6 +65,7 @@ def interval(estimate: Estimate, digits: int = 3, signed: bool = False) -> str:
 
 
 def probability(p: float) -> str:
+  """Three digits, '< 0.001' below what they can show; a dash for NaN."""
   if not math.isfinite(p):
     return NONE
   return '< 0.001' if p < 0.001 else f'{p:.3f}'
@@ -84,6 +85,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
+  """'90 s', '12.5 min' or '3.0 h'; a dash for what is not finite."""
   if not math.isfinite(seconds):
     return NONE
   if seconds < 120:
@@ -105,6 +107,7 @@ def level(estimates: Iterable[Estimate]) -> str:
 
 
 def sample(counts: Iterable[int]) -> str:
+  """'n = 5 units', or 'n = 3 to 5 units' where the counts differ; 'n = 0' without any."""
   counts = sorted(set(counts))
   if not counts:
     return 'n = 0'
@@ -130,14 +133,17 @@ def methods(estimates: Iterable[Estimate]) -> str:
 
 
 def value(setting: Any) -> str:
+  """A value on one axis of the grid, floats without zeros at the end."""
   return f'{setting:g}' if isinstance(setting, float) else clean(setting)
 
 
 def axis(name: str) -> str:
+  """The name of an axis, with spaces for its underscores."""
   return clean(name).replace('_', ' ')
 
 
 def metric(name: str) -> str:
+  """'macro-F1' for macro_f1, 'F1 of bird' for f1:bird; words that are no key stay as they are."""
   if name.startswith('f1:'):
     return f'F1 of {clean(name[3:])}'
   # 'macro_f1' is a key, 'F1 of wet_glass' are words with a name that is not to be changed
