@@ -258,7 +258,7 @@ def _losses_of(
   config: ml_collections.ConfigDict, data: pipeline.Data, model: nn.Module
 ) -> Callable[..., Array]:
   parts = {'loss': config.loss.to_dict(), 'model': config.model.to_dict()}
-  counts = tuple(data.class_counts.tolist())
+  counts = losses.counts_that_matter(config, data.class_counts)
   return _cached_losses(ml_collections.FrozenConfigDict(parts), counts, model)
 
 

@@ -140,17 +140,18 @@ class Kind(NamedTuple):
   options: tuple[str, ...] = ()  # fields of config.loss, or of config.model, that it takes
   linear: bool = True  # in the label's distribution: only then are mixed labels mixed losses
   heads: tuple[str, ...] = ('linear', 'scaled')  # model.head that its logits come from
+  counts: bool = True  # whether it depends on class_counts
 
 
 LOSSES: Mapping[str, Kind] = {
-  'cross_entropy': Kind(cross_entropy),
+  'cross_entropy': Kind(cross_entropy, counts=False),
   'balanced_softmax': Kind(balanced_softmax),
   'logit_adjustment': Kind(logit_adjustment, ('tau',)),
   'vector_scaling': Kind(vector_scaling, ('gamma', 'tau')),
-  'label_smoothing': Kind(label_smoothing, ('smoothing',)),
+  'label_smoothing': Kind(label_smoothing, ('smoothing',), counts=False),
   'label_aware_smoothing': Kind(label_aware_smoothing, ('smoothing', 'smoothing_tail')),
-  'focal': Kind(focal, ('gamma',), linear=False),
-  'dual_focal': Kind(dual_focal, ('gamma',), linear=False),
+  'focal': Kind(focal, ('gamma',), linear=False, counts=False),
+  'dual_focal': Kind(dual_focal, ('gamma',), linear=False, counts=False),
   'ldam': Kind(ldam, ('max_margin', 'scale'), linear=False, heads=('cosine',)),
 }
 
@@ -183,6 +184,19 @@ def unweighted(
   longtail.prior(class_counts)
   counts = np.asarray(class_counts, np.float64)
   return functools.partial(kind.function, class_counts=counts, **options)
+
+
+def counts_that_matter(
+  config: ml_collections.ConfigDict, class_counts: np.ndarray
+) -> tuple[int, ...]:
+  """The counts [C] as `build` and the mixing of a config know them: ones where they know none.
+
+  So that runs whose classes differ in size by an image or two can share one compiled program.
+  """
+  blind = not kind_of(config.loss.name).counts and config.loss.weights == 'none'
+  if blind and config.mixing.name != 'remix':
+    return (1,) * len(class_counts)
+  return tuple(np.asarray(class_counts).tolist())
 
 
 def class_weights(config: ml_collections.ConfigDict, class_counts: np.ndarray) -> np.ndarray:

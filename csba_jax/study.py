@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -267,6 +268,8 @@ def _share_cores(jobs: int) -> list[list[int]]:
 
 def _serve(connection: Connection, place: _Place, cores: Sequence[int]) -> None:
   """The main function of a worker: does what it is sent until the other side hangs up."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # between runs; in a run it stops the run
+  threading.Thread(target=_end_with_parent, daemon=True).start()
   if cores:
     os.sched_setaffinity(0, cores)  # before JAX counts them for its threads
   with contextlib.suppress(EOFError, BrokenPipeError):
@@ -276,6 +279,12 @@ def _serve(connection: Connection, place: _Place, cores: Sequence[int]) -> None:
       connection.send(found)
       if found is None:  # stopped
         return
+
+
+def _end_with_parent() -> None:
+  """Stops the run under way when the first process is gone, however it went."""
+  multiprocessing.parent_process().join()
+  os.kill(os.getpid(), signal.SIGTERM)
 
 
 def do_run(name: str, config: ml_collections.ConfigDict, place: _Place) -> dict[str, Any] | None:

@@ -203,7 +203,7 @@ class Job:
     program = _program(
       ml_collections.FrozenConfigDict(decisive),
       data.image_shape,
-      tuple(data.class_counts.tolist()),
+      losses.counts_that_matter(config, data.class_counts),
       plan.total,
     )
     own = sampling.Stream.of(

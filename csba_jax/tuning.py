@@ -13,7 +13,8 @@ def scores(found: Results) -> dict[str, dict[float, list[float]]]:
   """
   by_key: dict[str, dict[float, list[float]]] = {}
   for record in found.done:
-    rate, score = record['axes'].get('learning_rate'), record['result']['validation_macro_f1']
+    rate = record['axes'].get('learning_rate')
+    score = record['result'].get('validation_macro_f1')
     if rate is None or score is None:
       raise UserError(
         'a study of learning rates, with a validation part',

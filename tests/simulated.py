@@ -127,6 +127,28 @@ def make(
   return about, records
 
 
+def tuning(scores):
+  """(study.json, records) of a study that only tunes; runs of a rate are seeds 0, 1, ....
+
+  Args:
+    scores: {variant: {learning rate: [validation score, ...]}}.
+  """
+  about, _ = make(seeds=1, variants=tuple(scores), name='tuning')
+  about['config']['test'] = False
+  records = []
+  for variant, by_rate in scores.items():
+    for rate, values in by_rate.items():
+      _, made = make(seeds=len(values), variants=(variant,), name='tuning')
+      for record, score in zip(made, values, strict=True):
+        del record['conflict'], record['branches']
+        record['run'] += f'-lr{rate:g}'
+        record['axes']['learning_rate'] = rate
+        record['config_sha256'] = 'c' * 64
+        record['result'] = {'validation_macro_f1': score, 'parameters': PARAMETERS[variant]}
+        records.append(record)
+  return about, records
+
+
 def _result(recall, variant, own, fewer):
   """Metrics as `csba_jax.metrics.summarise` defines them, of a matrix with this recall."""
   support = np.array([400, 300, 200, 100]) // fewer  # a fold is smaller than what it trains on

@@ -2,8 +2,10 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,8 @@ def call(binary, *arguments, cwd=ROOT, **environment):
 DIGITS = f'--config={ROOT}/configs/digits_lt.py'
 CIFAR = f'--config={ROOT}/configs/cifar10_lt.py'
 FOLDER = f'--config={ROOT}/configs/image_folder.py'
+REPORT_FLAGS = '--workdir=STUDY, --workdirs=RUN,RUN or --readme=README.md'
+simulated = types.SimpleNamespace(**runpy.run_path(ROOT / 'tests/simulated.py'))
 
 BAD_TRAINING = {
   'no config': ([], 'expected --config'),
@@ -118,8 +122,12 @@ def test_absent_tfds_set_names_folder_and_command(tmp_path):
     ('evaluate', [], 'expected --workdir'),
     ('evaluate', ['--workdir=nix'], 'no config.json there'),
     ('evaluate', ['--workdir=nix', '--split=all'], 'should be one of'),
-    ('report', [], 'expected --workdirs'),
-    ('report', ['--workdirs='], 'expected --workdirs'),
+    ('report', [], f'expected {REPORT_FLAGS}; found none; '),
+    ('report', ['--workdirs='], f'expected {REPORT_FLAGS}; found none; '),
+    ('report', ['--workdir=a', '--workdirs=a,b'], 'found --workdir and --workdirs; '),
+    ('report', ['--workdirs=a', '--readme=b'], 'found --workdirs and --readme; '),
+    ('report', ['--workdir=tests'], 'the folder of a study (csba-study) at tests; found no study'),
+    ('report', ['--readme=nix.md'], 'a README in UTF-8 at nix.md; found No such file'),
     ('evaluate', ['--workdir='], 'expected --workdir'),
     ('report', ['--workdirs=nix'], 'no result.json there'),
   ],
@@ -190,6 +198,24 @@ def test_train_evaluate_report(digits_runs):
   assert lines[0].split() == ['F1', 'of', 'class', 'training', 'images', 'none', 'csba']
   assert len([line for line in lines if line[:1].isdigit()]) == 10
   assert lines[-1].startswith('workdirs: ')
+
+
+def test_report_of_a_study_and_in_a_readme(tmp_path):
+  simulated.study(tmp_path / 'results/one', seeds=2, variants=('none',))
+  code, out, err = call('report', '--workdir=results/one', cwd=tmp_path)
+  assert (code, err) == (0, '')
+  assert 'Overall: less conflict makes a better tail: undecided' in out.splitlines()
+  assert (tmp_path / 'results/one/report.html').exists()
+  readme = tmp_path / 'README.md'
+  readme.write_text('no marks')
+  code, out, err = call('report', '--readme=README.md', cwd=tmp_path)
+  assert (code, out, len(err.splitlines())) == (1, '', 1)
+  assert '<!-- results: made by csba-report --readme -->' in err
+  assert readme.read_text() == 'no marks'
+  readme.write_text('<!-- results: made by csba-report --readme --><!-- end of results -->')
+  code, out, err = call('report', '--readme=README.md', '--results=results', cwd=tmp_path)
+  assert (code, out, err) == (0, 'README.md updated\n', '')
+  assert '[results/one/report.md](results/one/report.md)' in readme.read_text()
 
 
 def test_report_refuses_runs_on_other_splits(digits_runs, tmp_path):

@@ -365,3 +365,29 @@ def test_a_tau_shifts_the_log_odds_of_every_classifier_by_the_log_prior():
     )
     odds = np.log(q[:, 0] / q[:, 3]) - np.log(p[:, 0] / p[:, 3])
     np.testing.assert_allclose(odds, -np.log(COUNTS[0] / COUNTS[3]), rtol=1e-3)
+
+
+@pytest.mark.parametrize('name', sorted(losses.LOSSES))
+def test_only_a_loss_that_says_so_depends_on_the_counts(name):
+  rng = np.random.default_rng(0)
+  logits, labels = jnp.asarray(rng.normal(size=(8, 4)), jnp.float32), np.arange(8) % 4
+  found = [losses.unweighted(config_of(name), n)(logits, labels) for n in ([9, 5, 3, 1], [1] * 4)]
+  assert np.array_equal(*found) != losses.LOSSES[name].counts
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'known'),
+  [
+    ('loss.name', 'cross_entropy', False),
+    ('loss.name', 'balanced_softmax', True),
+    ('loss.weights', 'effective', True),
+    ('mixing.name', 'remix', True),
+    ('mixing.name', 'cutmix', False),
+  ],
+)
+def test_counts_that_matter(field, value, known):
+  c = config_lib.default()
+  section, name = field.split('.')
+  c[section][name] = value
+  expected = (9, 5, 3) if known else (1, 1, 1)
+  assert losses.counts_that_matter(c, np.array([9, 5, 3])) == expected

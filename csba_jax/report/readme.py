@@ -22,9 +22,10 @@ def update(readme: str, folder: str) -> str:
   """
   path = Path(readme).expanduser()
   try:
-    before = path.read_text(encoding='utf-8')
-  except OSError as error:
-    raise UserError(f'a README at {path}', error.strerror or str(error), 'mend --readme') from error
+    before = path.read_bytes().decode()  # not read_text: line ends stay as they are
+  except (OSError, UnicodeDecodeError) as error:
+    found = getattr(error, 'strerror', None) or str(error)
+    raise UserError(f'a README in UTF-8 at {path}', found, 'mend --readme') from error
   after = replaced(before, section(Path(folder)), str(path))
   with writing_to(path.parent):
     write_atomically(path, lambda file: file.write(after.encode()))
@@ -60,8 +61,9 @@ def of_study(findings: Findings, folder: str) -> str:
     '',
     f'{about["runs"]} runs, {about["failed"]} failed; {len(findings.class_names)} classes, images '
     f'to train in the first condition: {counts}. {markdown.escape("; ".join(about["devices"]))}, '
-    f'JAX {about["versions"].get("jax", "?")}. Whole report: [{folder}/report.md]({folder}/report.md), '
-    f'`report.html` beside it. Made by `{markdown.escape(" and ".join(about["commands"]))}`.',
+    f'JAX {about["versions"].get("jax", "?")}. Whole report: '
+    f'[{folder}/report.md]({folder}/report.md), `report.html` beside it. '
+    f'Made by `{markdown.escape(" and ".join(about["commands"]))}`.',
     '',
     '| link of the argument | verdict |',
     '| --- | --- |',

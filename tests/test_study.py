@@ -1,0 +1,511 @@
+"""A study: each run once, whatever happens to processes, files and folders."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from csba_jax import collect, grid, results, study
+from csba_jax.errors import UserError
+from csba_jax.signals import StopRequest
+from csba_jax.workdir import lock_file
+
+ROOT = Path(__file__).parents[1]
+RUNS = ['none-s0', 'none-s1', 'csba-s0', 'csba-s1']
+TEXT = '''
+from csba_jax import grid
+
+
+def get_config():
+  c = grid.default()
+  c.name = 'small'
+  c.base.data.imbalance_factor = 20.0
+  c.base.data.test_fraction = 0.3
+  c.base.data.dir = '/of/this/machine'
+  c.base.model.width = 0.05
+  c.base.train.batch_size = 32
+  c.base.train.epochs = 1
+  c.variants = ('none', 'csba')
+  c.seeds = 2
+  return c
+'''
+
+
+def small(**fields):
+  """Two variants of a very narrow net and two seeds, an epoch; fields are written base__seed=1."""
+  names = {}
+  exec(TEXT, names)
+  c = names['get_config']()
+  for name, value in fields.items():
+    *sections, field = name.split('__')
+    target = c
+    for section in sections:
+      target = target[section]
+    target[field] = value
+  return c
+
+
+def start(c, folder, **options):
+  with StopRequest() as stop:
+    return study.run_study(c, str(folder), stop, **options)
+
+
+def lines(folder, name='results.jsonl'):
+  return [json.loads(line) for line in (Path(folder) / name).read_text().splitlines()]
+
+
+def of_run(folder):
+  """Records by run, without what depends on the clock and the machine's moods."""
+  found = {}
+  for path in sorted(Path(folder).glob('results*.jsonl')):
+    for record in lines(folder, path.name):
+      result = {k: v for k, v in record.get('result', {}).items() if k != 'timing'}
+      found[record['run']] = record | {'result': result, 'seconds': None, 'commit': None}
+  return found
+
+
+def in_process(monkeypatch, fails=()):
+  """Runs of no time, by this process; returns the names of those it was asked for."""
+  asked = []
+
+  def work_off(runs, place, jobs, stop, write):
+    for run in runs:
+      asked.append(run.name)
+      if run.name in fails:
+        write(run, study._failure('UserError: too\n  bad', 1.0))
+      else:
+        result = {'macro_f1': run.config.seed / 10, 'splits_sha256': 'x', 'timing': {}}
+        write(run, {'result': result, 'status': 'done', 'seconds': 1.0, 'device': 'none'})
+
+  monkeypatch.setattr(study, '_work_off', work_off)
+  return asked
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """Folder of a study that two worker processes did."""
+  folder = tmp_path_factory.mktemp('study') / 'whole'
+  ended = start(small(), folder, jobs=2, command='csba-study --jobs=2')
+  assert ended == study.Outcome(done=4, failed=0, missing=0)
+  return folder
+
+
+# ---- worker processes
+
+
+def test_a_study_ends_with_a_line_for_each_run(whole):
+  found = lines(whole)
+  assert sorted(record['run'] for record in found) == sorted(RUNS)
+  runs = {run.name: run for run in grid.runs(small())}
+  for record in found:
+    assert record['status'] == 'done'
+    assert record['schema'] == study.SCHEMA
+    assert record['study'] == 'small'
+    assert record['axes'] == runs[record['run']].axes
+    assert record['config_sha256'] == grid.digest(small())
+    assert record['config']['model']['attention'] == record['axes']['variant']
+    assert record['config']['seed'] == record['axes']['seed']
+    assert record['device']
+    assert record['seconds'] > 0
+    assert 0 <= record['result']['macro_f1'] <= 1
+    assert record['conflict'] == record['branches'] == []
+  about = json.loads((whole / 'study.json').read_text())
+  assert about['name'] == 'small'
+  assert about['command'] == 'csba-study --jobs=2'
+  assert about['config']['variants'] == ['none', 'csba']
+  assert len(results.read(whole).done) == 4
+
+
+def test_nothing_is_left_of_finished_runs_and_nothing_tells_of_this_machine(whole, cache_dir):
+  assert list((whole / 'runs').iterdir()) == []
+  for name in ('study.json', 'results.jsonl'):
+    text = (whole / name).read_text()
+    for place in ('/of/this/machine', str(whole), cache_dir, str(ROOT), str(Path.home()) + '/'):
+      assert place not in text
+
+
+def test_each_run_is_the_run_that_training_alone_gives(whole, tmp_path, monkeypatch):
+  """The second run of a worker, which has compiled for the first, against a process of its own."""
+  run = next(run for run in grid.runs(small()) if run.name == 'csba-s1')
+  found = study.do_run(run.name, run.config, study._Place(tmp_path, True, True))
+  expected = of_run(whole)['csba-s1']
+  del found['result']['timing']
+  assert found['result'] == expected['result']
+  assert found['device'].split(', ')[0] == expected['device'].split(', ')[0]
+  workdir, log = tmp_path / 'runs/csba-s1', tmp_path / 'runs/csba-s1.log'
+  assert (workdir / 'result.json').exists()  # kept, as was asked
+  assert 'evaluating the test set' in log.read_text()
+  again = study.do_run(run.name, run.config, study._Place(tmp_path, False, False))
+  assert again['result']['macro_f1'] == expected['result']['macro_f1']
+  assert again['result'].keys() <= set(collect.OF_TUNING)
+  assert list((tmp_path / 'runs').iterdir()) == []
+
+
+def test_a_killed_worker_fails_its_run_and_another_goes_on(tmp_path, monkeypatch, capsys):
+  give, given = study._Worker.give, []
+
+  def give_and_kill(worker, run):
+    give(worker, run)
+    given.append((run.name, worker.process))
+    if len(given) == 1:
+      os.kill(worker.process.pid, signal.SIGKILL)
+
+  monkeypatch.setattr(study._Worker, 'give', give_and_kill)
+  c = small(variants=('cbam',), base__model__name='vit')
+  assert start(c, tmp_path) == study.Outcome(done=0, failed=2, missing=0)
+  (first, one), (second, another) = given
+  assert (first, second) == ('s0', 's1')
+  assert one.pid != another.pid
+  assert not one.is_alive()
+  assert not another.is_alive()
+  killed, failed = lines(tmp_path)
+  assert killed['error'] == 'its process ended with signal SIGKILL'
+  assert killed['status'] == failed['status'] == 'failed'
+  assert killed['device'] is None
+  assert failed['error'].startswith('expected ')  # a UserError needs no name
+  assert "'cbam'" in failed['error']
+  assert '\n' not in failed['error']
+  assert 'Traceback' in (tmp_path / 'runs/s1.log').read_text()
+  err = capsys.readouterr().err
+  assert '2 runs, 0 of them done; 1 at a time' in err
+  assert '1/2  s0  failed: its process ended with signal SIGKILL' in err
+  assert '2 failed, 0 s left' in err
+
+
+# ---- the binary
+
+
+def binary(folder, config_file, *arguments):
+  plain = {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
+  return subprocess.Popen(
+    [sys.executable, '-m', 'csba_jax.bin.study', f'--config={config_file}', f'--workdir={folder}']
+    + list(arguments),
+    env=os.environ | plain,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
+
+
+def finish(process):
+  out, err = process.communicate(timeout=240)
+  return process.returncode, out, err
+
+
+@pytest.fixture
+def config_file(tmp_path):
+  path = tmp_path / 'study_small.py'
+  path.write_text(TEXT)
+  return path
+
+
+def test_dry_run_lists_the_runs_of_a_shard(config_file, tmp_path):
+  code, out, err = finish(binary(tmp_path / 'st', config_file, '--dry_run', '--shard=1/2'))
+  assert code == 0, err
+  assert out.splitlines() == ['csba-s0', 'csba-s1', '2 runs']
+  assert not (tmp_path / 'st').exists()
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'expected'),
+  [
+    (['--jobs=0'], 'expected --jobs of at least 1; found 0'),
+    (['--shard=2/2'], "expected --shard=i/n with 0 <= i < n; found '2/2'"),
+    (['--config.methods=("nix",)'], 'expected methods: some of cross_entropy'),
+    (['--workdir='], 'expected --workdir'),
+    (['--config.tuned_by=/nix'], 'no study.json there'),
+  ],
+)
+def test_bad_input_ends_in_one_line(config_file, tmp_path, arguments, expected):
+  code, out, err = finish(binary(tmp_path / 'st', config_file, *arguments))
+  assert (code, out) == (1, ''), err
+  assert 'Traceback' not in err
+  assert expected in err.splitlines()[-1]
+  assert not (tmp_path / 'st').exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_recorded_and_tried_again(config_file, tmp_path, whole):
+  """A learning rate of 1e18 gives NaN; the other rate is not disturbed."""
+  folder = tmp_path / 'st'
+  arguments = ['--config.variants=("none",)', '--config.learning_rates=(0.1, 1e18)']
+  for number in (1, 2):
+    code, out, err = finish(binary(folder, config_file, *arguments))
+    assert code == 1, err
+    assert out == f'2 runs done, 2 failed, 0 missing in {folder}\n'
+    assert 'Traceback' not in err
+    found = lines(folder)
+    failed = [record for record in found if record['status'] == 'failed']
+    assert [record['run'] for record in failed] == number * ['lr1e+18-s0', 'lr1e+18-s1']
+    assert all('expected a finite loss and gradient' in record['error'] for record in failed)
+    assert len(found) == 2 + 2 * number
+  for seed in (0, 1):
+    log = (folder / f'runs/lr1e+18-s{seed}.log').read_text()
+    assert log.count('Traceback (most recent call last)') == 2
+    done, expected = (of_run(f)[name] for f, name in zip(
+      (folder, whole), (f'lr0.1-s{seed}', f'none-s{seed}'), strict=True
+    ))
+    assert done['result'] == expected['result']
+  assert not (folder / 'runs/lr0.1-s0').exists()
+  assert len(results.read(folder).failed) == 2
+
+
+@pytest.mark.slow
+def test_a_stopped_study_goes_on_and_ends_as_if_undisturbed(config_file, tmp_path):
+  arguments = ['--config.variants=("none",)', '--config.base.train.epochs=40']
+  code, out, err = finish(binary(tmp_path / 'plain', config_file, *arguments))
+  assert code == 0, err
+  assert out.startswith('2 runs done, 0 failed, 0 missing')
+  folder = tmp_path / 'stopped'
+  process = binary(folder, config_file, *arguments)
+  metrics = folder / 'runs/s0/metrics.jsonl'
+  deadline = time.monotonic() + 120
+  while not metrics.exists() or metrics.read_text().count('\n') < 3:
+    assert time.monotonic() < deadline
+    assert process.poll() is None
+    time.sleep(0.05)
+  process.send_signal(signal.SIGTERM)
+  code, out, err = finish(process)
+  assert code == 75, err
+  assert out.startswith('0 runs done, 0 failed, 2 missing')
+  assert 'stopping: the runs under way are saved, started again they go on' in err
+  assert not (folder / 'results.jsonl').exists()
+  assert 'saved, start again to go on' in (folder / 'runs/s0.log').read_text()
+  code, out, err = finish(binary(folder, config_file, *arguments, '--keep_runs'))
+  assert code == 0, err
+  log = (folder / 'runs/s0.log').read_text()
+  assert 'going on from the checkpoint at step' in log
+  assert of_run(folder) == of_run(tmp_path / 'plain')
+
+
+@pytest.mark.slow
+def test_shards_of_workers_equal_the_whole(whole, tmp_path):
+  for index in (0, 1):
+    ended = start(small(), tmp_path, shard=f'{index}/2')
+    assert ended == study.Outcome(done=2, failed=0, missing=0)
+  assert of_run(tmp_path) == of_run(whole)
+
+
+# ---- what is missing, by runs of no time
+
+
+def test_started_again_it_does_nothing(whole, monkeypatch, capsys):
+  before = (whole / 'results.jsonl').read_bytes()
+  monkeypatch.setattr(study._Worker, 'start', None)  # would be called
+  assert start(small(), whole, jobs=2) == study.Outcome(done=4, failed=0, missing=0)
+  assert (whole / 'results.jsonl').read_bytes() == before
+  assert '4 runs, 4 of them done; 2 at a time' in capsys.readouterr().err
+
+
+def test_a_line_that_was_taken_out_is_made_up(whole, tmp_path, monkeypatch):
+  shutil.copytree(whole, tmp_path / 'st')
+  path = tmp_path / 'st/results.jsonl'
+  kept = [line for line in path.read_text().splitlines(True) if '"csba-s0"' not in line]
+  path.write_text(''.join(kept))
+  asked = in_process(monkeypatch)
+  assert start(small(), tmp_path / 'st') == study.Outcome(done=4, failed=0, missing=0)
+  assert asked == ['csba-s0']
+  assert path.read_text().startswith(''.join(kept))
+  assert len(results.read(tmp_path / 'st').done) == 4
+
+
+def test_a_torn_last_line_is_repaired_with_a_note(whole, tmp_path, monkeypatch, capsys):
+  shutil.copytree(whole, tmp_path / 'st')
+  path = tmp_path / 'st/results.jsonl'
+  *kept, last = path.read_text().splitlines(True)
+  path.write_text(''.join(kept) + last[:100])
+  asked = in_process(monkeypatch)
+  assert start(small(), tmp_path / 'st') == study.Outcome(done=4, failed=0, missing=0)
+  assert asked == [json.loads(last)['run']]
+  assert 'results.jsonl: the last line was torn (100 bytes, kept in' in capsys.readouterr().err
+  assert (tmp_path / 'st/results.jsonl.torn').read_text() == last[:100] + '\n'
+  assert len(lines(tmp_path / 'st')) == 4
+
+
+def test_a_failed_run_is_tried_again_and_a_finished_one_never(tmp_path, monkeypatch, capsys):
+  asked = in_process(monkeypatch, fails=('none-s1',))
+  assert start(small(), tmp_path) == study.Outcome(done=3, failed=1, missing=0)
+  assert asked == RUNS
+  record = next(record for record in lines(tmp_path) if record['status'] == 'failed')
+  assert (record['run'], record['error']) == ('none-s1', 'UserError: too bad')
+  assert '2/4  none-s1  failed: UserError: too bad  1 s; 1 failed' in capsys.readouterr().err
+  asked = in_process(monkeypatch)
+  assert start(small(), tmp_path) == study.Outcome(done=4, failed=0, missing=0)
+  assert asked == ['none-s1']
+  with open(tmp_path / 'results.jsonl', 'a') as file:  # a failure after the end counts for nothing
+    file.write(json.dumps(record) + '\n')
+  asked = in_process(monkeypatch)
+  assert start(small(), tmp_path).failed == 0
+  assert asked == []
+  assert results.read(tmp_path).failed == ()
+
+
+@pytest.mark.parametrize('parts', [1, 2, 3, 4, 7])
+def test_shards_in_one_folder_or_in_several_are_the_whole(tmp_path, monkeypatch, parts):
+  in_process(monkeypatch)
+  start(small(), tmp_path / 'whole')
+  for index in range(parts):
+    start(small(), tmp_path / 'one', shard=f'{index}/{parts}')
+    start(small(), tmp_path / f'of{index}', shard=f'{index}/{parts}')
+  assert of_run(tmp_path / 'one') == of_run(tmp_path / 'whole')
+  shutil.copytree(tmp_path / 'of0', tmp_path / 'together')
+  for path in (tmp_path / 'together').glob('results*'):
+    path.unlink()
+  texts = [path.read_text() for path in sorted(tmp_path.glob('of*/results*.jsonl'))]
+  (tmp_path / 'together/results.jsonl').write_text(''.join(texts))
+  assert of_run(tmp_path / 'together') == of_run(tmp_path / 'whole')
+  names = [record['run'] for record in results.read(tmp_path / 'whole').done]
+  for folder in ('one', 'together'):
+    assert [record['run'] for record in results.read(tmp_path / folder).done] == names
+  asked = in_process(monkeypatch)
+  for folder in ('one', 'together'):  # whoever did a run, it is done
+    assert start(small(), tmp_path / folder) == study.Outcome(4, 0, 0)
+  assert asked == []
+
+
+def test_two_processes_on_one_folder(tmp_path, monkeypatch):
+  in_process(monkeypatch)
+  with lock_file(tmp_path, '.results.jsonl.lock'):
+    with pytest.raises(UserError, match=f'another process at work in {tmp_path}'):
+      start(small(), tmp_path)
+    start(small(), tmp_path, shard='0/2')  # writes a file of its own
+  start(small(), tmp_path)
+
+
+def test_the_folder_of_another_study(tmp_path, monkeypatch):
+  in_process(monkeypatch)
+  start(small(), tmp_path)
+  with pytest.raises(UserError) as error:
+    start(small(base__train__epochs=7, base__loss__tau=0.5, test=False), tmp_path)
+  assert str(error.value) == (
+    f'expected the study that {tmp_path} was started with; found '
+    'base.loss.tau: 1.0 there, 0.5 here; base.train.epochs: 1 there, 7 here; '
+    'test: True there, False here; to fix it: name another --workdir, or take back these fields'
+  )
+  for field, value in (('name', 'other'), ('outcome', 'f1:3')):
+    with pytest.raises(UserError, match=f"{field}: '.*' there, '{value}' here"):
+      start(small(**{field: value}), tmp_path)
+
+
+def test_more_seeds_and_variants_and_another_place_are_the_same_study(tmp_path, monkeypatch):
+  in_process(monkeypatch)
+  start(small(), tmp_path)
+  asked = in_process(monkeypatch)
+  c = small(seeds=3, variants=('none', 'csba', 'se'), base__data__dir='/elsewhere')
+  assert start(c, tmp_path) == study.Outcome(done=9, failed=0, missing=0)
+  assert asked == ['none-s2', 'csba-s2', 'se-s0', 'se-s1', 'se-s2']
+  assert json.loads((tmp_path / 'study.json').read_text())['config']['seeds'] == 3
+  assert len(results.read(tmp_path).done) == 9
+
+
+def test_an_axis_that_grows_from_one_value_keeps_its_runs(tmp_path, monkeypatch):
+  """The run of one variant is called s0, of two none-s0: it is the same run."""
+  in_process(monkeypatch)
+  start(small(variants=('none',)), tmp_path)
+  asked = in_process(monkeypatch)
+  assert start(small(), tmp_path) == study.Outcome(done=4, failed=0, missing=0)
+  assert asked == ['csba-s0', 'csba-s1']
+  assert len(results.read(tmp_path).done) == 4
+
+
+@pytest.mark.parametrize(
+  ('fields', 'expected'),
+  [
+    ({'variants': ('csba',)}, "model.attention: 'none' there, 'csba' here"),
+    ({'subsets': 1}, 'data.seed: 1 there, 0 here'),
+  ],
+)
+def test_a_finished_run_of_that_name_with_another_config(tmp_path, monkeypatch, fields, expected):
+  """Names say only what varies: a run may not be taken for another one."""
+  in_process(monkeypatch)
+  start(small(variants=('none',)), tmp_path)
+  with pytest.raises(UserError, match=expected):
+    start(small(**{'variants': ('none',)} | fields), tmp_path)
+
+
+def test_jobs_and_shards_out_of_range(tmp_path):
+  for options, message in (
+    ({'jobs': 0}, '--jobs of at least 1; found 0; to fix it: set it to the number of cores'),
+    ({'shard': '4/4'}, "0 <= i < n; found '4/4'"),
+  ):
+    with pytest.raises(UserError, match=message):
+      start(small(), tmp_path / 'st', **options)
+  assert not (tmp_path / 'st').exists()
+
+
+# ---- who does what
+
+
+def test_a_worker_stays_with_the_shape_it_knows():
+  runs = grid.runs(small(variants=('none', 'se', 'csba')))
+
+  class Idle:
+    def __init__(self):
+      self.run = None
+
+    def give(self, run):
+      self.run = run
+
+  workers, todo = [Idle(), Idle()], list(runs)
+  for worker in workers:
+    assert study._feed(worker, workers, todo)
+  assert [worker.run.name for worker in workers] == ['none-s0', 'se-s0']
+  names = []
+  while todo:
+    study._feed(workers[0], workers, todo)
+    names.append(workers[0].run.name)
+  assert names == ['none-s1', 'csba-s0', 'csba-s1', 'se-s1']  # the other's shape last
+  assert not study._feed(workers[0], workers, todo)
+
+
+def test_cores_are_shared():
+  cores = sorted(os.sched_getaffinity(0))
+  for jobs in range(1, len(cores) + 1):
+    shares = study._share_cores(jobs)
+    assert len(shares) == jobs
+    assert sorted(core for share in shares for core in share) == cores
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+  assert study._share_cores(len(cores) + 1) == [cores] * (len(cores) + 1)
+
+
+def test_a_stopped_run_leaves_no_record(tmp_path, monkeypatch):
+  from csba_jax import train
+
+  monkeypatch.setattr(train, 'train_and_evaluate', lambda *_: None)
+  run = grid.runs(small())[0]
+  assert study.do_run(run.name, run.config, study._Place(tmp_path, True, False)) is None
+  assert (tmp_path / 'runs/none-s0.log').exists()
+
+
+@pytest.mark.parametrize(
+  ('error', 'words'),
+  [
+    (UserError('this', 'that', 'do so'), 'expected this; found that; to fix it: do so'),
+    (ValueError('two\n lines'), 'ValueError: two lines'),
+    (MemoryError(), 'MemoryError:'),
+  ],
+)
+def test_what_a_run_raises_is_its_record(tmp_path, monkeypatch, error, words):
+  from csba_jax import train
+
+  def fail(*_):
+    raise error
+
+  monkeypatch.setattr(train, 'train_and_evaluate', fail)
+  run = grid.runs(small())[0]
+  found = study.do_run(run.name, run.config, study._Place(tmp_path, True, False))
+  assert found.pop('seconds') >= 0
+  assert found == {'status': 'failed', 'error': words, 'device': None}
+  assert 'Traceback' in (tmp_path / 'runs/none-s0.log').read_text()
+
+
+def test_a_score_that_is_undefined_and_the_time_left_are_told():
+  assert study._score({'macro_f1': None}) == 'macro f1 -'
+  assert study._score({'validation_macro_f1': 0.25}) == 'validation macro f1 0.250'
+  assert [study._duration(s) for s in (0.4, 119, 120, 7200)] == ['0 s', '119 s', '2 min', '120 min']
