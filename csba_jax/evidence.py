@@ -100,3 +100,16 @@ class Link:
   reduction: np.ndarray  # [S, C]
   gain: np.ndarray  # [S, C]
   verdict: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Design:
+  """A measure of conflict in nets of several widths and depths, against the primary outcome."""
+
+  variant: str
+  cells: tuple[Mapping[str, Any], ...]  # the sizes
+  at: str  # moment of the measure
+  measure: str
+  conflict: np.ndarray  # [sizes] mean over units
+  outcome: np.ndarray  # [sizes] mean over units
+  correlation: Estimate  # over sizes

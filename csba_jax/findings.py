@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from csba_jax import comparisons as comparisons_lib
+from csba_jax import design as design_lib
 from csba_jax import mechanism, verdicts
 from csba_jax import results as results_lib
 from csba_jax.comparisons import NOISE_SEEDS, SIGNIFICANCE, Study
@@ -18,6 +19,7 @@ from csba_jax.evidence import UNDECIDED as UNDECIDED
 from csba_jax.evidence import Claim as Claim
 from csba_jax.evidence import Comparison as Comparison
 from csba_jax.evidence import Decoupling as Decoupling
+from csba_jax.evidence import Design as Design
 from csba_jax.evidence import Flow as Flow
 from csba_jax.evidence import Link as Link
 from csba_jax.evidence import Matrix as Matrix
@@ -52,6 +54,7 @@ class Findings:
   mantel: tuple[tuple[str, Estimate], ...]
   noise: tuple[Comparison, ...]  # a variant against itself
   leak: tuple[Comparison, ...]  # naive split against grouped folds
+  design: tuple[Design, ...] = ()  # conflict against outcome over widths and depths
 
 
 def analyse(results: Results, resamples: int = 9999) -> Findings:
@@ -113,6 +116,7 @@ def analyse(results: Results, resamples: int = 9999) -> Findings:
     mantel=mechanism.mantel(study, matrices),
     noise=noise,
     leak=comparisons_lib.leak(study),
+    design=design_lib.design(measured),
   )
 
 

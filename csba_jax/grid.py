@@ -70,6 +70,17 @@ _RANGES = {
 }
 
 
+_AXES = (
+  'variants',
+  'methods',
+  'models',
+  'imbalance_factors',
+  'widths',
+  'depths',
+  'learning_rates',
+)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
   """One run of a grid."""
@@ -93,12 +104,13 @@ def check(study: ml_collections.ConfigDict) -> None:
   for field, value in study.items():
     kind = type(like[field])
     value = tuple(value) if isinstance(value, list) else value
-    if not isinstance(value, kind) and not (kind is float and type(value) is int):
+    fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
+    if not fits and not (kind is float and type(value) is int):
       raise UserError(f'{field} of type {kind.__name__}', repr(value), f'set --config.{field}=...')
   for field, (wanted, test) in _RANGES.items():
-    if not test(study[field]):
+    if not _holds(test, study[field]):
       raise UserError(f'{field}: {wanted}', repr(study[field]), f'set --config.{field}=...')
-  for field in ('variants', 'methods', 'models', 'widths', 'depths', 'learning_rates'):
+  for field in _AXES:
     if len(set(study[field])) < len(study[field]):
       raise UserError(f'{field} without repetitions', repr(study[field]), 'name each once')
   config_lib.check(study.base)
@@ -115,6 +127,14 @@ def check(study: ml_collections.ConfigDict) -> None:
     )
 
 
+def _holds(test: Callable[[Any], bool], value: Any) -> bool:
+  """Whether a value passes a test; what cannot be compared, such as a word, does not."""
+  try:
+    return bool(test(value))
+  except TypeError:
+    return False
+
+
 def runs(study: ml_collections.ConfigDict, rates: Mapping[str, float] | None = None) -> list[Run]:
   """Every run of a study; runs of one shape come one after the other.
 
@@ -123,7 +143,8 @@ def runs(study: ml_collections.ConfigDict, rates: Mapping[str, float] | None = N
     rates: learning rate by `rate_key`, where another study has chosen them.
 
   Raises:
-    UserError: as `check`; a cell without a chosen rate; a variant that a model does not have.
+    UserError: as `check`, also of the run's config; a cell without a chosen rate. A variant that a
+      model does not have fails when it is run.
   """
   check(study)
   base = study.base
@@ -170,7 +191,7 @@ def shard(all_runs: list[Run], index: int, number: int) -> list[Run]:
 def parse_shard(text: str) -> tuple[int, int]:
   """'2/8' -> (2, 8), parts counted from 0; UserError for anything else."""
   index, _, number = text.partition('/')
-  if index.isdigit() and number.isdigit() and int(index) < int(number):
+  if index.isdecimal() and number.isdecimal() and int(index) < int(number):
     return int(index), int(number)
   raise UserError('--shard=i/n with 0 <= i < n', repr(text), 'set it to 0/4, 1/4, 2/4 or 3/4, say')
 

@@ -74,8 +74,8 @@ def run_study(
   name = 'results.jsonl' if number == 1 else f'results-{index:03d}-of-{number:03d}.jsonl'
   with lock_file(folder, f'.{name}.lock'):
     _claim(folder, study, command)
-    known = _known(folder, folder / name)
-    missing = [run for run in runs if known.get(run.name) != 'done']
+    finished = _finished(folder, folder / name)
+    missing = [run for run in runs if not _is_among(finished, run, folder)]
     say(f'{len(runs)} runs, {len(runs) - len(missing)} of them done; {jobs} at a time')
     about = {
       'schema': SCHEMA,
@@ -93,10 +93,7 @@ def run_study(
 def _claim(folder: Path, study: ml_collections.ConfigDict, command: str) -> None:
   """study.json, which makes the folder this study's; its axes may grow, its base may not change."""
   path = folder / 'study.json'
-  config = json.loads(json.dumps(study.to_dict()))
-  for field in grid.PLACES:  # of this machine alone
-    section, name = field.split('.')
-    config['base'][section][name] = ''
+  config = json.loads(json.dumps(study.to_dict())) | {'base': _placeless(study.base)}
   if path.exists():
     before = results.study_of(folder)
     fixed = ('name', 'base', 'test', 'tuned_by', 'outcome')
@@ -114,16 +111,46 @@ def _claim(folder: Path, study: ml_collections.ConfigDict, command: str) -> None
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def _known(folder: Path, own: Path) -> dict[str, str]:
-  """Status by run, of every file of results in the folder; a torn last line of `own` is mended."""
+def _finished(folder: Path, own: Path) -> dict[Any, Any]:
+  """Config of each finished run in the folder, by its axes and by its name.
+
+  Of every file of results there; a torn last line of `own` is mended.
+  """
   if note := results.repair(own):
     say(note)
-  known: dict[str, str] = {}
+  found: dict[Any, Any] = {}
   for path in sorted(folder.glob('results*.jsonl')):
     for record in results.load(path)[0]:
-      if known.get(record['run']) != 'done':
-        known[record['run']] = record['status']
-  return known
+      if record['status'] == 'done':
+        found[record['run']] = found[frozenset(record['axes'].items())] = record['config']
+  return found
+
+
+def _is_among(finished: dict[Any, Any], run: grid.Run, folder: Path) -> bool:
+  """Whether a run is finished: a name says only what varies, and an axis may have grown.
+
+  Raises:
+    UserError: one of its axes or its name is, with another config.
+  """
+  there = finished.get(frozenset(run.axes.items())) or finished.get(run.name)
+  if there is None:
+    return False
+  if different := config_lib.differences(there, _placeless(run.config)):
+    raise UserError(
+      f'the config that run {run.name} in {folder} was finished with',
+      '; '.join(different),
+      'name another --workdir, or take back these fields',
+    )
+  return True
+
+
+def _placeless(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """A run's config as JSON has it, without the places of this machine."""
+  plain = json.loads(json.dumps(config.to_dict()))
+  for field in grid.PLACES:
+    section, name = field.split('.')
+    plain[section][name] = ''
+  return plain
 
 
 class _Writer:
@@ -136,10 +163,7 @@ class _Writer:
 
   def __call__(self, run: grid.Run, found: dict[str, Any]) -> None:
     """`found`: status, seconds, device, and what `collect` has or the error."""
-    config = json.loads(json.dumps(run.config.to_dict()))
-    for field in grid.PLACES:
-      section, name = field.split('.')
-      config[section][name] = ''
+    config = _placeless(run.config)
     record = self._about | {'run': run.name, 'axes': dict(run.axes), 'config': config} | found
     if note := results.append(self._path, record):
       say(note)

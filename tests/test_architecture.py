@@ -70,6 +70,7 @@ RANKS = {
   'csba_jax.mechanism': 5,
   'csba_jax.records': 5,
   'csba_jax.trained': 6,
+  'csba_jax.design': 6,
   'csba_jax.verdicts': 6,
   'csba_jax.diagnose': 7,
   'csba_jax.evaluate': 7,

@@ -523,7 +523,9 @@ def test_a_tuning_study_has_every_rate_its_study_needs_and_none_of_its_units(nam
   assert Path(main.tuned_by).name.removeprefix('study_') == f'{name}_tuning'
   asked, given = ({grid.rate_key(run.axes) for run in grid.runs(c, None)} for c in (main, tuning))
   assert asked <= given
-  units = [{(run.config.seed, run.config.data.seed) for run in grid.runs(c)} for c in (main, tuning)]
+  units = [
+    {(run.config.seed, run.config.data.seed) for run in grid.runs(c)} for c in (main, tuning)
+  ]
   if not main.subsets:
     assert not units[0] & units[1]
   seeds = [{run.config.seed for run in grid.runs(c)} for c in (main, tuning)]

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from csba_jax import collect, grid, results, study
+from csba_jax import collect, grid, results, study, train
 from csba_jax.errors import UserError
 from csba_jax.signals import StopRequest
 from csba_jax.workdir import lock_file
 
 ROOT = Path(__file__).parents[1]
-RUNS = ['none-s0', 'none-s1', 'csba-s0', 'csba-s1']
-TEXT = '''
+CONFIG = """
 from csba_jax import grid
 
 
@@ -28,19 +27,35 @@ def get_config():
   c.base.data.imbalance_factor = 20.0
   c.base.data.test_fraction = 0.3
   c.base.data.dir = '/of/this/machine'
+  c.base.model.name = 'tiny'
   c.base.model.width = 0.05
   c.base.train.batch_size = 32
   c.base.train.epochs = 1
-  c.variants = ('none', 'csba')
+  c.variants = ('none',)
+  c.methods = ('cross_entropy', 'balanced_softmax')
   c.seeds = 2
   return c
-'''
+"""
+# csba-study that knows the driver's model, in its worker processes too: they import this anew
+BINARY = f"""
+import importlib.util
+
+spec = importlib.util.spec_from_file_location('driver', {str(ROOT / 'tests/driver.py')!r})
+spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+from csba_jax.bin import study
+
+if __name__ == '__main__':
+  study.cli()
+"""
+DONE = ['cross_entropy-s0', 'cross_entropy-s1', 'balanced_softmax-s0', 'balanced_softmax-s1']
+RUNS = ['none-s0', 'none-s1', 'csba-s0', 'csba-s1']
 
 
-def small(**fields):
-  """Two variants of a very narrow net and two seeds, an epoch; fields are written base__seed=1."""
+def tiny(**fields):
+  """Two methods and two seeds, an epoch of the driver's perceptron; fields as base__seed=1."""
   names = {}
-  exec(TEXT, names)
+  exec(CONFIG, names)
   c = names['get_config']()
   for name, value in fields.items():
     *sections, field = name.split('__')
@@ -49,6 +64,12 @@ def small(**fields):
       target = target[section]
     target[field] = value
   return c
+
+
+def small(**fields):
+  """Two variants of a very narrow net and two seeds: RUNS."""
+  net = {'base__model__name': 'multibranch', 'methods': ('cross_entropy',)}
+  return tiny(**net | {'variants': ('none', 'csba')} | fields)
 
 
 def start(c, folder, **options):
@@ -87,12 +108,37 @@ def in_process(monkeypatch, fails=()):
   return asked
 
 
+def binary(folder, *arguments):
+  """csba-study of `tiny` as a process; workers and all."""
+  files = folder.parent / f'{folder.name}-files'
+  files.mkdir(exist_ok=True)
+  (files / 'study_small.py').write_text(CONFIG)
+  (files / 'csba-study').write_text(BINARY)
+  command = [sys.executable, str(files / 'csba-study'), f'--config={files}/study_small.py']
+  return subprocess.Popen(
+    [*command, f'--workdir={folder}', *arguments],
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
+
+
+def finish(process):
+  """(exit code, standard output, standard error) of a child."""
+  out, err = process.communicate(timeout=240)
+  return process.returncode, out, err
+
+
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
   """Folder of a study that two worker processes did."""
   folder = tmp_path_factory.mktemp('study') / 'whole'
-  ended = start(small(), folder, jobs=2, command='csba-study --jobs=2')
-  assert ended == study.Outcome(done=4, failed=0, missing=0)
+  code, out, err = finish(binary(folder, '--jobs=2'))
+  assert code == 0, err
+  assert out == f'4 runs done, 0 failed, 0 missing in {folder}\n'
+  assert '4 runs, 0 of them done; 2 at a time' in err
+  assert '4/4  ' in err
   return folder
 
 
@@ -101,15 +147,15 @@ def whole(tmp_path_factory):
 
 def test_a_study_ends_with_a_line_for_each_run(whole):
   found = lines(whole)
-  assert sorted(record['run'] for record in found) == sorted(RUNS)
-  runs = {run.name: run for run in grid.runs(small())}
+  assert sorted(record['run'] for record in found) == sorted(DONE)
+  runs = {run.name: run for run in grid.runs(tiny())}
   for record in found:
     assert record['status'] == 'done'
     assert record['schema'] == study.SCHEMA
     assert record['study'] == 'small'
     assert record['axes'] == runs[record['run']].axes
-    assert record['config_sha256'] == grid.digest(small())
-    assert record['config']['model']['attention'] == record['axes']['variant']
+    assert record['config_sha256'] == grid.digest(tiny())
+    assert record['config']['loss']['name'] == record['axes']['method']
     assert record['config']['seed'] == record['axes']['seed']
     assert record['device']
     assert record['seconds'] > 0
@@ -117,33 +163,34 @@ def test_a_study_ends_with_a_line_for_each_run(whole):
     assert record['conflict'] == record['branches'] == []
   about = json.loads((whole / 'study.json').read_text())
   assert about['name'] == 'small'
-  assert about['command'] == 'csba-study --jobs=2'
-  assert about['config']['variants'] == ['none', 'csba']
+  assert about['command'].endswith(f' --workdir={whole} --jobs=2')
+  assert about['command'].startswith('csba-study --config=')
+  assert about['config']['methods'] == ['cross_entropy', 'balanced_softmax']
   assert len(results.read(whole).done) == 4
 
 
 def test_nothing_is_left_of_finished_runs_and_nothing_tells_of_this_machine(whole, cache_dir):
   assert list((whole / 'runs').iterdir()) == []
-  for name in ('study.json', 'results.jsonl'):
-    text = (whole / name).read_text()
-    for place in ('/of/this/machine', str(whole), cache_dir, str(ROOT), str(Path.home()) + '/'):
-      assert place not in text
+  text = (whole / 'results.jsonl').read_text()
+  text += json.dumps(json.loads((whole / 'study.json').read_text()) | {'command': ''})
+  for place in ('/of/this/machine', str(whole), cache_dir, str(ROOT), str(Path.home()) + '/'):
+    assert place not in text
 
 
-def test_each_run_is_the_run_that_training_alone_gives(whole, tmp_path, monkeypatch):
-  """The second run of a worker, which has compiled for the first, against a process of its own."""
-  run = next(run for run in grid.runs(small()) if run.name == 'csba-s1')
+def test_a_run_is_what_it_is_in_any_process(driver, whole, tmp_path):
+  """The second run of a worker, which has compiled for the first, against this process."""
+  run = next(run for run in grid.runs(tiny()) if run.name == DONE[-1])
   found = study.do_run(run.name, run.config, study._Place(tmp_path, True, True))
-  expected = of_run(whole)['csba-s1']
+  expected = of_run(whole)[run.name]
   del found['result']['timing']
   assert found['result'] == expected['result']
   assert found['device'].split(', ')[0] == expected['device'].split(', ')[0]
-  workdir, log = tmp_path / 'runs/csba-s1', tmp_path / 'runs/csba-s1.log'
+  workdir, log = tmp_path / f'runs/{run.name}', tmp_path / f'runs/{run.name}.log'
   assert (workdir / 'result.json').exists()  # kept, as was asked
   assert 'evaluating the test set' in log.read_text()
   again = study.do_run(run.name, run.config, study._Place(tmp_path, False, False))
-  assert again['result']['macro_f1'] == expected['result']['macro_f1']
-  assert again['result'].keys() <= set(collect.OF_TUNING)
+  assert again['result'].keys() == set(collect.OF_TUNING)
+  assert again['result']['validation_macro_f1'] == expected['result']['validation_macro_f1']
   assert list((tmp_path / 'runs').iterdir()) == []
 
 
@@ -181,34 +228,10 @@ def test_a_killed_worker_fails_its_run_and_another_goes_on(tmp_path, monkeypatch
 # ---- the binary
 
 
-def binary(folder, config_file, *arguments):
-  plain = {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
-  return subprocess.Popen(
-    [sys.executable, '-m', 'csba_jax.bin.study', f'--config={config_file}', f'--workdir={folder}']
-    + list(arguments),
-    env=os.environ | plain,
-    text=True,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-  )
-
-
-def finish(process):
-  out, err = process.communicate(timeout=240)
-  return process.returncode, out, err
-
-
-@pytest.fixture
-def config_file(tmp_path):
-  path = tmp_path / 'study_small.py'
-  path.write_text(TEXT)
-  return path
-
-
-def test_dry_run_lists_the_runs_of_a_shard(config_file, tmp_path):
-  code, out, err = finish(binary(tmp_path / 'st', config_file, '--dry_run', '--shard=1/2'))
+def test_dry_run_lists_the_runs_of_a_shard(tmp_path):
+  code, out, err = finish(binary(tmp_path / 'st', '--dry_run', '--shard=1/2'))
   assert code == 0, err
-  assert out.splitlines() == ['csba-s0', 'csba-s1', '2 runs']
+  assert out.splitlines() == [*DONE[2:], '2 runs']
   assert not (tmp_path / 'st').exists()
 
 
@@ -222,74 +245,86 @@ def test_dry_run_lists_the_runs_of_a_shard(config_file, tmp_path):
     (['--config.tuned_by=/nix'], 'no study.json there'),
   ],
 )
-def test_bad_input_ends_in_one_line(config_file, tmp_path, arguments, expected):
-  code, out, err = finish(binary(tmp_path / 'st', config_file, *arguments))
+def test_bad_input_ends_in_one_line(tmp_path, arguments, expected):
+  code, out, err = finish(binary(tmp_path / 'st', *arguments))
   assert (code, out) == (1, ''), err
   assert 'Traceback' not in err
   assert expected in err.splitlines()[-1]
   assert not (tmp_path / 'st').exists()
 
 
-@pytest.mark.slow
-def test_a_run_that_fails_is_recorded_and_tried_again(config_file, tmp_path, whole):
+def test_a_run_that_fails_is_recorded_and_tried_again(tmp_path, whole):
   """A learning rate of 1e18 gives NaN; the other rate is not disturbed."""
   folder = tmp_path / 'st'
-  arguments = ['--config.variants=("none",)', '--config.learning_rates=(0.1, 1e18)']
+  arguments = ['--config.methods=("cross_entropy",)', '--config.learning_rates=(1e18, 0.1)']
+  arguments += ['--config.seeds=1']
   for number in (1, 2):
-    code, out, err = finish(binary(folder, config_file, *arguments))
+    code, out, err = finish(binary(folder, *arguments))
     assert code == 1, err
-    assert out == f'2 runs done, 2 failed, 0 missing in {folder}\n'
+    assert out == f'1 runs done, 1 failed, 0 missing in {folder}\n'
     assert 'Traceback' not in err
-    found = lines(folder)
-    failed = [record for record in found if record['status'] == 'failed']
-    assert [record['run'] for record in failed] == number * ['lr1e+18-s0', 'lr1e+18-s1']
-    assert all('expected a finite loss and gradient' in record['error'] for record in failed)
-    assert len(found) == 2 + 2 * number
-  for seed in (0, 1):
-    log = (folder / f'runs/lr1e+18-s{seed}.log').read_text()
-    assert log.count('Traceback (most recent call last)') == 2
-    done, expected = (of_run(f)[name] for f, name in zip(
-      (folder, whole), (f'lr0.1-s{seed}', f'none-s{seed}'), strict=True
-    ))
-    assert done['result'] == expected['result']
-  assert not (folder / 'runs/lr0.1-s0').exists()
-  assert len(results.read(folder).failed) == 2
+    failed, *more = [record for record in lines(folder) if record['status'] == 'failed']
+    assert len(more) == number - 1
+    assert failed['run'] == 'lr1e+18-s0'
+    assert failed['error'].startswith('expected a finite loss and gradient; found loss ')
+    assert '\n' not in failed['error']
+    assert len(lines(folder)) == 1 + number
+  log = (folder / 'runs/lr1e+18-s0.log').read_text()
+  assert log.count('Traceback (most recent call last)') == 2
+  assert of_run(folder)['lr0.1-s0']['result'] == of_run(whole)['cross_entropy-s0']['result']
+  assert sorted(path.name for path in (folder / 'runs').iterdir()) == [
+    'lr1e+18-s0',
+    'lr1e+18-s0.log',
+  ]
+  assert len(results.read(folder).failed) == 1
 
 
-@pytest.mark.slow
-def test_a_stopped_study_goes_on_and_ends_as_if_undisturbed(config_file, tmp_path):
-  arguments = ['--config.variants=("none",)', '--config.base.train.epochs=40']
-  code, out, err = finish(binary(tmp_path / 'plain', config_file, *arguments))
-  assert code == 0, err
-  assert out.startswith('2 runs done, 0 failed, 0 missing')
+def test_a_stopped_study_goes_on_and_ends_as_if_undisturbed(tmp_path):
+  arguments = ['--config.methods=("cross_entropy",)', '--config.base.train.epochs=60']
   folder = tmp_path / 'stopped'
-  process = binary(folder, config_file, *arguments)
+  process = binary(folder, *arguments)
   metrics = folder / 'runs/s0/metrics.jsonl'
   deadline = time.monotonic() + 120
   while not metrics.exists() or metrics.read_text().count('\n') < 3:
     assert time.monotonic() < deadline
     assert process.poll() is None
-    time.sleep(0.05)
+    time.sleep(0.02)
   process.send_signal(signal.SIGTERM)
   code, out, err = finish(process)
   assert code == 75, err
-  assert out.startswith('0 runs done, 0 failed, 2 missing')
+  assert out == f'0 runs done, 0 failed, 2 missing in {folder}\n'
   assert 'stopping: the runs under way are saved, started again they go on' in err
   assert not (folder / 'results.jsonl').exists()
   assert 'saved, start again to go on' in (folder / 'runs/s0.log').read_text()
-  code, out, err = finish(binary(folder, config_file, *arguments, '--keep_runs'))
+  code, out, err = finish(binary(folder, *arguments, '--keep_runs'))
   assert code == 0, err
   log = (folder / 'runs/s0.log').read_text()
   assert 'going on from the checkpoint at step' in log
+  assert (folder / 'runs/s1/result.json').exists()
+  code, _, err = finish(binary(tmp_path / 'plain', *arguments))
+  assert code == 0, err
   assert of_run(folder) == of_run(tmp_path / 'plain')
 
 
 @pytest.mark.slow
 def test_shards_of_workers_equal_the_whole(whole, tmp_path):
   for index in (0, 1):
-    ended = start(small(), tmp_path, shard=f'{index}/2')
-    assert ended == study.Outcome(done=2, failed=0, missing=0)
-  assert of_run(tmp_path) == of_run(whole)
+    code, _, err = finish(binary(tmp_path / 'st', f'--shard={index}/2', '--jobs=1'))
+    assert code == 0, err
+  assert of_run(tmp_path / 'st') == of_run(whole)
+
+
+@pytest.mark.slow
+def test_the_nets_of_a_study_in_two_workers_and_in_one(tmp_path):
+  """`none` and `csba`, with conflict and gates at the end."""
+  c = small(base__diagnostics__moments='1')
+  for jobs in (1, 2):
+    ended = start(c, tmp_path / str(jobs), jobs=jobs)
+    assert ended == study.Outcome(done=4, failed=0, missing=0)
+  one, two = of_run(tmp_path / '1'), of_run(tmp_path / '2')
+  for name in RUNS:
+    assert one[name] | {'device': ''} == two[name] | {'device': ''}
+    assert [entry['part'] for entry in one[name]['conflict']] == ['train', 'val']
 
 
 # ---- what is missing, by runs of no time
@@ -298,7 +333,7 @@ def test_shards_of_workers_equal_the_whole(whole, tmp_path):
 def test_started_again_it_does_nothing(whole, monkeypatch, capsys):
   before = (whole / 'results.jsonl').read_bytes()
   monkeypatch.setattr(study._Worker, 'start', None)  # would be called
-  assert start(small(), whole, jobs=2) == study.Outcome(done=4, failed=0, missing=0)
+  assert start(tiny(), whole, jobs=2) == study.Outcome(done=4, failed=0, missing=0)
   assert (whole / 'results.jsonl').read_bytes() == before
   assert '4 runs, 4 of them done; 2 at a time' in capsys.readouterr().err
 
@@ -306,11 +341,11 @@ def test_started_again_it_does_nothing(whole, monkeypatch, capsys):
 def test_a_line_that_was_taken_out_is_made_up(whole, tmp_path, monkeypatch):
   shutil.copytree(whole, tmp_path / 'st')
   path = tmp_path / 'st/results.jsonl'
-  kept = [line for line in path.read_text().splitlines(True) if '"csba-s0"' not in line]
+  kept = [line for line in path.read_text().splitlines(True) if f'"{DONE[2]}"' not in line]
   path.write_text(''.join(kept))
   asked = in_process(monkeypatch)
-  assert start(small(), tmp_path / 'st') == study.Outcome(done=4, failed=0, missing=0)
-  assert asked == ['csba-s0']
+  assert start(tiny(), tmp_path / 'st') == study.Outcome(done=4, failed=0, missing=0)
+  assert asked == [DONE[2]]
   assert path.read_text().startswith(''.join(kept))
   assert len(results.read(tmp_path / 'st').done) == 4
 
@@ -321,7 +356,7 @@ def test_a_torn_last_line_is_repaired_with_a_note(whole, tmp_path, monkeypatch, 
   *kept, last = path.read_text().splitlines(True)
   path.write_text(''.join(kept) + last[:100])
   asked = in_process(monkeypatch)
-  assert start(small(), tmp_path / 'st') == study.Outcome(done=4, failed=0, missing=0)
+  assert start(tiny(), tmp_path / 'st') == study.Outcome(done=4, failed=0, missing=0)
   assert asked == [json.loads(last)['run']]
   assert 'results.jsonl: the last line was torn (100 bytes, kept in' in capsys.readouterr().err
   assert (tmp_path / 'st/results.jsonl.torn').read_text() == last[:100] + '\n'
@@ -475,8 +510,6 @@ def test_cores_are_shared():
 
 
 def test_a_stopped_run_leaves_no_record(tmp_path, monkeypatch):
-  from csba_jax import train
-
   monkeypatch.setattr(train, 'train_and_evaluate', lambda *_: None)
   run = grid.runs(small())[0]
   assert study.do_run(run.name, run.config, study._Place(tmp_path, True, False)) is None
@@ -492,8 +525,6 @@ def test_a_stopped_run_leaves_no_record(tmp_path, monkeypatch):
   ],
 )
 def test_what_a_run_raises_is_its_record(tmp_path, monkeypatch, error, words):
-  from csba_jax import train
-
   def fail(*_):
     raise error
 

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from csba_jax.findings import Comparison, Findings, Link
+from csba_jax.findings import Comparison, Design, Findings, Link
 from csba_jax.report import figures, tabulate, words
 from csba_jax.report.blocks import Block, Figure, Fold, Section, Table, Text
 
 
 def sections(findings: Findings) -> list[Section | None]:
-  """Links, Mantel tests, noise floor and leak, in this order; None for what was not computed."""
-  return [_links(findings), _mantel(findings), _noise(findings), _leak(findings)]
+  """Links, design, Mantel tests, noise floor and leak, in this order; None where there is none."""
+  parts = (_links, _design, _mantel, _noise, _leak)
+  return [part(findings) for part in parts]
 
 
 def _links(findings: Findings) -> Section | None:
@@ -71,6 +72,57 @@ def _link(findings: Findings, link: Link, name: str) -> Figure:
     f' {words.sample([link.within.n])}.'
   )
   return Figure(caption, lambda: figures.link(findings, link))
+
+
+def _design(findings: Findings) -> Section | None:
+  if not findings.design:
+    return None
+  text = Text(
+    f'Conflict (common parameters, training images) of nets that differ in width and depth alone,'
+    f' against {words.clean(findings.outcome)}: is a net of less conflict the better one, and is it'
+    ' seen early?'
+  )
+  head = ['variant', 'measure', 'moment', 'sizes', 'correlation', 'p']
+  rows = [
+    [
+      words.clean(d.variant),
+      words.metric(d.measure),
+      words.moment(d.at),
+      str(d.correlation.n),
+      words.number(d.correlation.value, 2, signed=True),
+      words.probability(d.correlation.p),
+    ]
+    for d in findings.design
+  ]
+  caption = (
+    'Rank correlation over sizes; p from permuted sizes, not corrected for their number.'
+    f' Method: {words.methods([d.correlation for d in findings.design])}.'
+  )
+  blocks = [text, Table(caption, head, rows, 3)]
+  for variant in dict.fromkeys(d.variant for d in findings.design):
+    blocks.append(_sizes(findings, [d for d in findings.design if d.variant == variant]))
+  return Section('Conflict as a guide to depth and width', 'design', blocks)
+
+
+def _sizes(findings: Findings, designs: Sequence[Design]) -> Table:
+  """Conflict by moment and the outcome of each size of one variant."""
+  shown = [d for d in designs if d.measure == 'head_tail_conflict']
+  head = [
+    'size',
+    *(f'conflict, {words.moment(d.at)}' for d in shown),
+    words.clean(findings.outcome),
+  ]
+  rows = [
+    [
+      words.cell(cell, findings.cells),
+      *(words.number(d.conflict[i]) for d in shown),
+      words.number(shown[0].outcome[i]),
+    ]
+    for i, cell in enumerate(shown[0].cells)
+  ]
+  return Table(
+    f'{words.clean(shown[0].variant)}: head-tail conflict; means over units.', head, rows
+  )
 
 
 def _mantel(findings: Findings) -> Section | None:

@@ -1,0 +1,78 @@
+"""Conflict against the outcome over widths and depths of a net."""
+
+import copy
+import itertools
+import runpy
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from csba_jax import design, findings, results
+from csba_jax.comparisons import Study
+from csba_jax.mechanism import Measured
+from csba_jax.report import markdown, page
+
+simulated = types.SimpleNamespace(**runpy.run_path(Path(__file__).with_name('simulated.py')))
+SIZES = list(itertools.product((0.125, 0.25, 0.5), (1, 2)))
+
+
+@pytest.fixture(scope='module')
+def sized(tmp_path_factory):
+  """Six sizes of one variant, each with the runs of another seed of the simulator."""
+  records = []
+  for i, (width, depth) in enumerate(SIZES):
+    about, some = simulated.make(seeds=5, variants=('none',), rng=i, conflict_effect=0)
+    for record in copy.deepcopy(some):
+      record['axes'] |= {'width': width, 'depth': depth}
+      record['run'] += f'-w{width}-d{depth}'
+      record['config_sha256'] = 'same'
+      records.append(record)
+  return simulated.write(tmp_path_factory.mktemp('sized'), about, records)
+
+
+def test_correlation_over_sizes_is_spearmans_of_the_means(sized):
+  study = Study(results.read(sized), resamples=99)
+  found = design.design(Measured(study))
+  assert [(d.at, d.measure) for d in found] == list(
+    itertools.product(design.MOMENTS, design.MEASURES)
+  )
+  for one in found:
+    assert [(c['width'], c['depth']) for c in one.cells] == [
+      (dict(cell)['width'], dict(cell)['depth']) for cell in study.cells
+    ]
+    if np.ptp(one.conflict) == 0:  # the simulator's nets all start alike
+      assert np.isnan(one.correlation.value)
+      continue
+    expected = scipy.stats.spearmanr(one.conflict, one.outcome).statistic
+    np.testing.assert_allclose(one.correlation.value, expected)
+    assert one.correlation.n == len(SIZES)
+    assert 'sizes' in one.correlation.method
+  scores = [
+    np.mean([results.outcome(r, 'macro_f1') for r in study.results.runs(cell, 'none').values()])
+    for cell in study.cells
+  ]
+  np.testing.assert_allclose(found[0].outcome, scores)
+
+
+def test_sizes_are_compared_on_the_units_that_all_have(sized, tmp_path):
+  lines = (sized / 'results.jsonl').read_text().splitlines(keepends=True)
+  (tmp_path / 'results.jsonl').write_text(''.join(lines[1:]))
+  (tmp_path / 'study.json').write_text((sized / 'study.json').read_text())
+  study = Study(results.read(tmp_path), resamples=99)
+  found = design.design(Measured(study))[0]
+  assert '4 seeds' in found.correlation.method
+  assert len(found.cells) == len(SIZES)
+
+
+def test_a_study_of_one_size_has_no_design(tmp_path):
+  study = Study(results.read(simulated.study(tmp_path, seeds=3, variants=('none',))), resamples=99)
+  assert design.design(Measured(study)) == ()
+
+
+def test_both_reports_show_it(sized):
+  found = findings.analyse(results.read(sized), resamples=99)
+  for text in (markdown.render(found), page.render(found)):
+    assert 'Conflict as a guide to depth and width' in text
