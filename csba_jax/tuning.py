@@ -9,8 +9,14 @@ def scores(found: Results) -> dict[str, dict[float, list[float]]]:
   """Validation scores of a tuning study's runs, {`grid.rate_key`: {learning rate: [score, ...]}}.
 
   Raises:
-    UserError: runs without a learning rate of their own, or without a validation part.
+    UserError: no finished run, or one without a learning rate of its own or a validation part.
   """
+  if not found.done:
+    raise UserError(
+      'at least one finished run',
+      f'{len(found.failed)} failed ones, the first with: {found.failed[0]["error"]}',
+      'mend the cause and start that study again',
+    )
   by_key: dict[str, dict[float, list[float]]] = {}
   for record in found.done:
     rate = record['axes'].get('learning_rate')
@@ -36,9 +42,11 @@ def chosen_rates(folder: str) -> dict[str, float]:
   Raises:
     UserError: no such study, or rates that have not the same number of runs: it is not finished.
   """
-  found = scores(results.read(folder))
+  study = results.read(folder)
+  found = scores(study)
   for key, by_rate in found.items():
-    numbers = {len(values) for values in by_rate.values()}
+    planned = {*study.study['config'].get('learning_rates', ()), *by_rate}
+    numbers = {len(by_rate.get(rate, ())) for rate in planned}
     if len(numbers) > 1:
       raise UserError(
         f'as many runs of every learning rate in {folder}',

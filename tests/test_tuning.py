@@ -54,6 +54,25 @@ def test_a_failed_run_is_no_run(tmp_path):
     tuning.chosen_rates(str(tmp_path))
 
 
+def test_a_rate_without_any_run_is_missed(tmp_path):
+  about, records = simulated.tuning(SCORES)
+  about['config']['learning_rates'] = [0.02, 0.1, 0.2]
+  simulated.write(tmp_path, about, records)
+  with pytest.raises(UserError, match=f'found 0 to 2 for {KEY.format("csba")}; '):
+    tuning.chosen_rates(str(tmp_path))
+
+
+def test_only_failed_runs(tmp_path):
+  about, records = simulated.tuning(SCORES)
+  failed = [
+    {k: v for k, v in record.items() if k != 'result'} | {'status': 'failed', 'error': 'no disk'}
+    for record in records
+  ]
+  simulated.write(tmp_path, about, failed)
+  with pytest.raises(UserError, match='found 8 failed ones, the first with: no disk;'):
+    tuning.chosen_rates(str(tmp_path))
+
+
 def without_rate(record):
   del record['axes']['learning_rate']
 

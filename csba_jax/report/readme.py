@@ -63,7 +63,10 @@ def of_study(findings: Findings, folder: str) -> str:
     f'to train in the first condition: {counts}. {markdown.escape("; ".join(about["devices"]))}, '
     f'JAX {about["versions"].get("jax", "?")}. Whole report: '
     f'[{folder}/report.md]({folder}/report.md), `report.html` beside it. '
-    f'Made by `{markdown.escape(" and ".join(about["commands"]))}`.',
+    'Made by:',
+    '',
+    # as it is, but that no command can look like one of the marks
+    *(f'    {words.clean(command).replace("<!--", "<! --")}' for command in about['commands']),
     '',
     '| link of the argument | verdict |',
     '| --- | --- |',

@@ -22,7 +22,7 @@ def describe(found: Results) -> str:
     rows.append([' '.join(word for word in key.split() if word in varying) or key, *cells])
   runs = sorted({len(values) for by_rate in scores.values() for values in by_rate.values()})
   number = f'{runs[0]}' if len(runs) == 1 else f'{runs[0]} to {runs[-1]}'
-  return f'{table.align(rows)}\n* chosen; {number} runs for each number, no test part was looked at'
+  return f'{table.align(rows)}\n* chosen; runs a number: {number}; no test part was looked at'
 
 
 def _varying(keys: list[str]) -> set[str]:

@@ -156,7 +156,7 @@ def test_verdicts_and_where_it_comes_from(two_methods):
   assert ': 400 160 60 12. simulated CPU, JAX 0.10.2. ' in text
   assert '[results/x/report.md](results/x/report.md)' in text
   command = 'csba-study --config=configs/simulated.py --workdir=runs/simulated'
-  assert f'Made by `{command}`.' in text
+  assert f'Made by:\n\n    {command}\n' in text
   found = [row for row in rows(text, 'link of the argument')[2:] if len(row) == 2]
   assert found == [[claim.title, f'**{claim.verdict}**'] for claim in two_methods.claims]
 

@@ -27,7 +27,7 @@ def test_means_and_a_star_at_the_best(tmp_path):
     'mean validation score at learning rate   0.02     0.1',
     'variant=csba                            0.500   0.800*',
     'variant=none                            0.556   0.600*',
-    '* chosen; 2 runs for each number, no test part was looked at',
+    '* chosen; runs a number: 2; no test part was looked at',
   ]
 
 
@@ -41,7 +41,7 @@ def test_a_rate_that_one_variant_was_not_run_with(tmp_path):
   lines = described(tmp_path, {'none': {0.1: [0.5], 0.2: [0.25]}, 'csba': {0.2: [0.5, 1.0]}})
   rows = {line.split()[0]: line.split()[1:] for line in lines[1:-1]}
   assert rows == {'variant=csba': ['-', '0.750*'], 'variant=none': ['0.500*', '0.250']}
-  assert lines[-1].startswith('* chosen; 1 to 2 runs for each number')
+  assert lines[-1].startswith('* chosen; runs a number: 1 to 2;')
 
 
 def test_a_row_is_named_by_what_varies_alone(tmp_path):
