@@ -94,8 +94,11 @@ BORDERS = {
   'train.epochs': [1],
   'train.momentum': [0.0, 0],
   'train.weight_decay': [0.0],
+  'data.folds': [0, 2],
   'diagnostics.every': [0, 1],
   'diagnostics.images': [4],
+  'diagnostics.moments': ['', '0', '1', '0,0.5,1', '1,0'],
+  'diagnostics.loss_levels': ['', '0', '2.5,0.1'],
   'train.warmup_fraction': [0.0],
 }
 
@@ -151,6 +154,55 @@ def test_mixing_that_stops_before_it_starts():
   bad.mixing.update(start=0.5, stop=0.5)
   with pytest.raises(UserError, match=r'mixing\.start < mixing\.stop; found start 0\.5, stop 0\.5'):
     config_lib.check(bad)
+
+
+@pytest.mark.parametrize(('folds', 'fold'), [(0, 1), (5, 5), (2, 7)])
+def test_a_fold_that_is_none_of_the_folds(folds, fold):
+  bad = config_lib.default()
+  bad.data.update(folds=folds, fold=fold)
+  with pytest.raises(UserError) as error:
+    config_lib.check(bad)
+  assert str(error.value) == (
+    f'expected data.fold below data.folds = {folds}; found {fold}; '
+    'to fix it: set --config.data.fold=0 or more folds'
+  )
+  bad.data.update(folds=fold + 2)
+  config_lib.check(bad)
+
+
+def test_folds_beside_a_test_split():
+  bad = config_lib.default()
+  bad.data.update(source='tfds', name='cifar10', folds=5)
+  with pytest.raises(UserError) as error:
+    config_lib.check(bad)
+  assert str(error.value) == (
+    "expected data.folds of a source without a test part of its own; found data.test_split 'test'; "
+    "to fix it: set --config.data.test_split='', or --config.data.folds=0"
+  )
+  bad.data.test_split = ''
+  config_lib.check(bad)
+  bad.data.update(source='digits', test_split='test')  # which has no such split
+  config_lib.check(bad)
+
+
+@pytest.mark.parametrize(
+  ('text', 'expected'),
+  [
+    ('', ()),
+    ('0', (0.0,)),
+    ('0,0.1,1', (0.0, 0.1, 1.0)),
+    (' 1 , 2e-3', (1.0, 0.002)),
+    ('0.5,0.5', (0.5, 0.5)),
+  ],
+)
+def test_numbers(text, expected):
+  assert config_lib.numbers(text) == expected
+
+
+@pytest.mark.parametrize('text', ['x', '1,', ',', '1;2', '1 2', ' '])
+def test_numbers_of_something_else(text):
+  with pytest.raises(ValueError, match='could not convert'):
+    config_lib.numbers(text)
 
 
 def test_a_factor_in_the_inverse_style_is_explained():

@@ -1,5 +1,6 @@
 """Similarity of branches and gates by class, against slow formulas and the layers themselves."""
 
+import functools
 import math
 
 import jax
@@ -7,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from csba_jax import decoupling, optimizers, train_state
 from csba_jax import config as config_lib
+from csba_jax import decoupling, optimizers, train_state
 from csba_jax.data import pipeline
 from csba_jax.decoupling import linear_cka
 from csba_jax.models import registry
@@ -16,20 +17,20 @@ from csba_jax.models import registry
 CLASSES = 4
 
 
-def slow_hsic(k, l):
+def slow_hsic(k, m):
   """Unbiased HSIC of two kernel matrices, Song et al. 2012, eq. 5, term by term."""
   n = len(k)
-  k, l = k * (1 - np.eye(n)), l * (1 - np.eye(n))
+  k, m = k * (1 - np.eye(n)), m * (1 - np.eye(n))
   one = np.ones(n)
-  found = np.trace(k @ l)
-  found += (one @ k @ one) * (one @ l @ one) / ((n - 1) * (n - 2))
-  found -= 2 / (n - 2) * (one @ k @ l @ one)
+  found = np.trace(k @ m)
+  found += (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
+  found -= 2 / (n - 2) * (one @ k @ m @ one)
   return found / (n * (n - 3))
 
 
 def slow_cka(x, y):
-  k, l = x @ x.T, y @ y.T
-  return slow_hsic(k, l) / math.sqrt(slow_hsic(k, k) * slow_hsic(l, l))
+  k, m = x @ x.T, y @ y.T
+  return slow_hsic(k, m) / math.sqrt(slow_hsic(k, k) * slow_hsic(m, m))
 
 
 def biased_cka(x, y):
@@ -54,8 +55,8 @@ def features(seed, n=30, d=5, e=7, common=0.0):
 def test_cka_is_the_formula_term_by_term(n, common):
   for seed in range(5):
     x, y = features(seed, n, common=common)
-    k, l = (z @ z.T for z in (x - x.mean(0), y - y.mean(0)))
-    if slow_hsic(k, k) * slow_hsic(l, l) > 0:
+    k, m = (z @ z.T for z in (x - x.mean(0), y - y.mean(0)))
+    if slow_hsic(k, k) * slow_hsic(m, m) > 0:
       assert linear_cka(x, y) == pytest.approx(slow_cka(x, y), rel=1e-8, abs=1e-10)
 
 
@@ -154,10 +155,17 @@ def shaken(state):
   return state.replace(params=jax.tree.unflatten(tree, moved))
 
 
+@functools.partial(jax.jit, static_argnames=('model', 'keep'))
+def forward(model, params, batch_stats, images, keep):
+  variables = {'params': params, 'batch_stats': batch_stats}
+  images = images.astype(jnp.float32) / 127.5 - 1
+  return model.apply(variables, images, train=False, mutable=keep)
+
+
 def kept(model, state, images):
-  variables = {'params': state.params, 'batch_stats': state.batch_stats}
-  images = jnp.asarray(images, jnp.float32) / 127.5 - 1
-  return model.apply(variables, images, train=False, mutable=['intermediates'])
+  """(logits, what the layers kept), as NumPy."""
+  found = forward(model, state.params, state.batch_stats, images, ('intermediates',))
+  return jax.device_get(found)
 
 
 def by_class(values, labels):
@@ -203,11 +211,11 @@ def test_a_gate_is_sigmoid_of_its_own_branch(csba, part):
   block = whole['intermediates']['stage3']['block2']
   gates, branches = block['attention']['gates'][0], block['branches'][0]
   ungated = branches / gates  # the gate is one number for each channel of an image
-  weights = state.params['stage3']['block2']['attention']
+  weights = jax.device_get(state.params['stage3']['block2']['attention'])
   for b, name in enumerate(('branch1x1', 'branch3x3', 'branch5x5')):
     w1, w2 = weights[name]['squeeze'], weights[name]['excite']
-    hidden = np.maximum(ungated[:, b] @ w1['kernel'] + w1['bias'], 0)
-    expected = 1 / (1 + np.exp(-(hidden @ w2['kernel'] + w2['bias'])))
+    hidden = np.maximum(ungated[:, b] @ w1['kernel'] + w1['bias'][None], 0)
+    expected = 1 / (1 + np.exp(-(hidden @ w2['kernel'] + w2['bias'][None])))
     np.testing.assert_allclose(gates[:, b], expected, rtol=1e-3, atol=1e-5)
 
 
@@ -234,18 +242,24 @@ def test_batches_and_padding_change_nothing(csba, part, batch_size):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_untrained_class_gates_are_one(part):
-  """2 sigmoid(0): V and E start at zero, and the net as plain CSBA."""
+@pytest.fixture(scope='module')
+def csba_class(part):
   model, state = net('csba_class')
-  found = decoupling.measure(model, state, part, CLASSES, 8)
+  return model, state, decoupling.measure(model, state, part, CLASSES, 8)
+
+
+def test_untrained_class_gates_are_one(csba_class):
+  """2 sigmoid(0): V and E start at zero, and the net as plain CSBA."""
+  *_, found = csba_class
   assert sorted(found['gates']) == sorted([*BLOCKS, 'head'])
   assert sorted(found['gate_spread']) == BLOCKS
-  np.testing.assert_array_equal(np.array(found['gates']['head'])[:, :3], np.ones((3, CLASSES - 1)))
-  assert np.isnan(np.array(found['gates']['head'])[:, 3]).all()
+  head = np.array(found['gates']['head'])
+  np.testing.assert_array_equal(head[:, :3], np.ones((3, CLASSES - 1)))
+  assert np.isnan(head[:, 3]).all()
 
 
-def test_class_gates_are_of_the_logit_of_the_images_class(part):
-  model, state = net('csba_class')
+def test_class_gates_are_of_the_logit_of_the_images_class(csba_class, part):
+  model, state, _ = csba_class
   state = shaken(state)
   found = decoupling.measure(model, state, part, CLASSES, 8)
   _, whole = kept(model, state, part.images)
@@ -255,7 +269,10 @@ def test_class_gates_are_of_the_logit_of_the_images_class(part):
   assert np.ptp(np.array(found['gates']['head'])[:, :3]) > 0.01
 
 
-@pytest.mark.parametrize('attention', ['none', 'none_wide', 'se'])
+@pytest.mark.parametrize(
+  'attention',
+  ['none', *(pytest.param(a, marks=pytest.mark.slow) for a in ('none_wide', 'se', 'cbam'))],
+)
 def test_nets_without_gates_have_branches_alone(part, attention):
   found = decoupling.measure(*net(attention), part, CLASSES, 32)
   assert sorted(found['cka']) == BLOCKS
@@ -274,20 +291,22 @@ def test_moving_averages_are_measured_where_they_are_kept(csba, part):
   assert decoupling.measure(model, zero, part, CLASSES, 8)['cka'] == found['cka']
 
 
-@pytest.mark.parametrize('attention', ['csba', 'csba_class'])
-def test_nothing_is_kept_unless_asked_for(part, attention):
+def test_nothing_is_kept_unless_asked_for(csba_class, part):
   """Neither in a state nor in what a forward pass gives, and the logits are the same."""
-  model, state = net(attention)
+  model, state, _ = csba_class
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  images = jnp.zeros((2, 8, 8, 1))
+  initial = jax.eval_shape(model.init, jax.random.key(0), images)
+  assert set(initial) == {'params', 'batch_stats'}
   names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state)]
   for word in ('intermediates', 'gates', "'branches'"):
     assert not any(word in name for name in names)
-  variables = {'params': state.params, 'batch_stats': state.batch_stats}
-  images = jnp.asarray(part.images, jnp.float32) / 127.5 - 1
+  step = functools.partial(model.apply, train=True, mutable=['batch_stats'])
+  assert set(jax.eval_shape(step, variables, images)[1]) == {'batch_stats'}
   logits, whole = kept(model, state, part.images)
   assert set(whole) == {'intermediates'}
-  np.testing.assert_array_equal(model.apply(variables, images, train=False), logits)
-  _, updated = model.apply(variables, images, train=True, mutable=['batch_stats'])
-  assert set(updated) == {'batch_stats'}
+  plain = forward(model, state.params, state.batch_stats, part.images, False)
+  np.testing.assert_allclose(plain, logits, rtol=1e-5, atol=1e-6)
 
 
 def test_spread_and_means_of_absent_classes():

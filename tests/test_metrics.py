@@ -11,7 +11,7 @@ import pytest
 import sklearn.metrics as sk
 
 from csba_jax import metrics
-from csba_jax.metrics import Confusion, summarise
+from csba_jax.metrics import Confusion, macro_f1_at, summarise
 
 CLASSES = 6
 TRAIN_COUNTS = np.array([500, 101, 100, 20, 19, 1])  # both borders of every shot group
@@ -316,3 +316,69 @@ def test_summary_is_made_of_plain_values():
       walk(item)
 
   walk(summarise(from_logits(logits, labels, np.ones(30, bool)), TRAIN_COUNTS))
+
+
+# ---- macro_f1_at
+
+
+@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('kind', ['equal', 'random', 'reversed'])
+def test_macro_f1_at_is_that_of_weighted_examples(seed, kind):
+  """scikit-learn's, where an example of class c weighs share_c / support_c."""
+  logits, labels = long_tailed(seed)
+  predicted, support = logits.argmax(-1), np.bincount(labels, minlength=CLASSES)
+  shares = {
+    'equal': np.full(CLASSES, 0.25),
+    'random': np.random.default_rng(seed).uniform(0.01, 5, CLASSES),
+    'reversed': support[::-1].astype(float),
+  }[kind]
+  weights = (shares / support)[labels]
+  expected = sk.f1_score(labels, predicted, average='macro', sample_weight=weights)
+  found = macro_f1_at(sums(logits, labels).counts, shares)
+  assert found == pytest.approx(expected, rel=1e-12)
+  assert type(found) is float
+
+
+def test_macro_f1_at_the_parts_own_shares_is_macro_f1():
+  logits, labels = long_tailed(5)
+  confusion = sums(logits, labels)
+  support, plain = confusion.counts.sum(1), summarise(confusion, TRAIN_COUNTS)['macro_f1']
+  for scale in (1, 1e-9, 1e9):  # their sum does not matter
+    assert macro_f1_at(confusion.counts, scale * support) == pytest.approx(plain, rel=1e-12)
+  assert macro_f1_at(confusion.counts, np.ones(CLASSES)) != pytest.approx(plain, rel=1e-3)
+
+
+def test_macro_f1_at_does_not_depend_on_the_support():
+  counts = np.array([[8, 2, 0], [1, 3, 0], [1, 0, 1]])
+  shares = np.array([0.5, 0.2, 0.3])
+  more = counts * np.array([[1], [100], [7]])
+  assert macro_f1_at(more, shares) == pytest.approx(macro_f1_at(counts, shares), rel=1e-12)
+
+
+def test_macro_f1_at_by_hand():
+  """[[9, 1], [1, 1]]: at equal shares rows .9 .1 and .5 .5, F1 1.8 / 2.4 and 1 / 1.6."""
+  counts = np.array([[9, 1], [1, 1]])
+  assert macro_f1_at(counts, np.ones(2)) == pytest.approx((1.8 / 2.4 + 1 / 1.6) / 2)
+  plain = (18 / 20 + 2 / 4) / 2
+  assert summarise(matrix(counts), np.ones(2))['macro_f1'] == pytest.approx(plain)
+
+
+def test_macro_f1_at_leaves_absent_classes_out():
+  counts = np.array([[4, 1, 0], [0, 0, 0], [2, 0, 3]])
+  shares = np.array([1.0, 5.0, 2.0])
+  labels, predicted = (np.repeat(axis.ravel(), counts.ravel()) for axis in np.indices((3, 3)))
+  weights = np.array([1 / 5, 0, 2 / 5])[labels]
+  expected = sk.f1_score(
+    labels, predicted, labels=[0, 2], average='macro', sample_weight=weights
+  )
+  assert macro_f1_at(counts, shares) == pytest.approx(expected, rel=1e-12)
+
+
+def test_macro_f1_at_of_a_class_never_predicted_or_of_no_share_is_zero_there():
+  counts = np.array([[5, 0], [5, 0]])
+  assert macro_f1_at(counts, np.array([0.5, 0.5])) == pytest.approx((2 / 3 + 0) / 2)
+  assert macro_f1_at(np.array([[5, 0], [0, 5]]), np.array([1.0, 0.0])) == 0.5
+
+
+def test_macro_f1_at_of_nothing_is_undefined():
+  assert math.isnan(macro_f1_at(np.zeros((3, 3), int), np.ones(3)))

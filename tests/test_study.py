@@ -239,8 +239,6 @@ def test_dry_run_lists_the_runs_of_a_shard(tmp_path):
   ('arguments', 'expected'),
   [
     (['--jobs=0'], 'expected --jobs of at least 1; found 0'),
-    (['--shard=2/2'], "expected --shard=i/n with 0 <= i < n; found '2/2'"),
-    (['--config.methods=("nix",)'], 'expected methods: some of cross_entropy'),
     (['--workdir='], 'expected --workdir'),
     (['--config.tuned_by=/nix'], 'no study.json there'),
   ],
@@ -253,6 +251,7 @@ def test_bad_input_ends_in_one_line(tmp_path, arguments, expected):
   assert not (tmp_path / 'st').exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_recorded_and_tried_again(tmp_path, whole):
   """A learning rate of 1e18 gives NaN; the other rate is not disturbed."""
   folder = tmp_path / 'st'
@@ -280,7 +279,8 @@ def test_a_run_that_fails_is_recorded_and_tried_again(tmp_path, whole):
 
 
 def test_a_stopped_study_goes_on_and_ends_as_if_undisturbed(tmp_path):
-  arguments = ['--config.methods=("cross_entropy",)', '--config.base.train.epochs=60']
+  arguments = ['--config.methods=("cross_entropy",)', '--config.base.train.epochs=100']
+  arguments += ['--config.base.train.eval_every=50', '--config.seeds=1']
   folder = tmp_path / 'stopped'
   process = binary(folder, *arguments)
   metrics = folder / 'runs/s0/metrics.jsonl'
@@ -292,7 +292,7 @@ def test_a_stopped_study_goes_on_and_ends_as_if_undisturbed(tmp_path):
   process.send_signal(signal.SIGTERM)
   code, out, err = finish(process)
   assert code == 75, err
-  assert out == f'0 runs done, 0 failed, 2 missing in {folder}\n'
+  assert out == f'0 runs done, 0 failed, 1 missing in {folder}\n'
   assert 'stopping: the runs under way are saved, started again they go on' in err
   assert not (folder / 'results.jsonl').exists()
   assert 'saved, start again to go on' in (folder / 'runs/s0.log').read_text()
@@ -300,7 +300,7 @@ def test_a_stopped_study_goes_on_and_ends_as_if_undisturbed(tmp_path):
   assert code == 0, err
   log = (folder / 'runs/s0.log').read_text()
   assert 'going on from the checkpoint at step' in log
-  assert (folder / 'runs/s1/result.json').exists()
+  assert (folder / 'runs/s0/result.json').exists()
   code, _, err = finish(binary(tmp_path / 'plain', *arguments))
   assert code == 0, err
   assert of_run(folder) == of_run(tmp_path / 'plain')

@@ -212,6 +212,116 @@ def test_subset_is_pinned():
   )
 
 
+# ---- cross_validation_folds
+
+
+def folds_of(labels, folds, seed=0, groups=None):
+  names = tuple(f'class {c}' for c in range(int(max(labels)) + 1))
+  return splits.cross_validation_folds(labels, folds, seed, groups, names)
+
+
+@pytest.mark.parametrize('folds', [2, 3, 5])
+def test_folds_are_stratified_to_one_image(folds):
+  for seed in range(5):
+    labels = random_labels(seed, n=203)
+    at = folds_of(labels, folds, seed)
+    assert at.shape == labels.shape
+    assert at.dtype == np.int64
+    assert set(at) == set(range(folds))
+    for c in range(5):
+      held = np.bincount(at[labels == c], minlength=folds)
+      assert held.max() - held.min() <= 1
+
+
+def test_folds_are_drawn_by_the_seed_alone():
+  labels = random_labels(0)
+  groups = np.arange(200) // 2
+  for of in (None, groups):
+    repeats = [folds_of(labels, 5, seed, of).tolist() for seed in (0, 0, 1, 2)]
+    assert repeats[0] == repeats[1]
+    assert len({tuple(repeat) for repeat in repeats}) == 3
+
+
+@pytest.mark.parametrize('folds', [2, 5])
+def test_folds_keep_groups_together_and_stay_near_stratified(folds):
+  for seed in range(10):
+    rng = np.random.default_rng(seed)
+    labels = random_labels(seed, n=400)
+    groups = labels * 1000 + rng.integers(0, 150, len(labels))
+    at = folds_of(labels, folds, seed, groups)
+    assert set(at) == set(range(folds))
+    for group in np.unique(groups):
+      assert len(set(at[groups == group])) == 1
+    for c in range(5):
+      held, largest = np.bincount(at[labels == c], minlength=folds), np.bincount(groups).max()
+      assert held.max() - held.min() <= 2 * largest + 1
+
+
+def test_groups_that_cross_classes_stay_in_one_fold():
+  labels = random_labels(1)
+  groups = np.random.default_rng(1).integers(0, 90, 200)
+  at = folds_of(labels, 4, 0, groups)
+  assert all(len(set(at[groups == group])) == 1 for group in np.unique(groups))
+
+
+@pytest.mark.parametrize(('smallest', 'remedy'), [(1, 2), (2, 2), (4, 4)])
+def test_a_class_with_fewer_images_than_folds(smallest, remedy):
+  labels = np.repeat([0, 1], [20, smallest])
+  names = ('clean', 'dust')
+  with pytest.raises(UserError) as error:
+    splits.cross_validation_folds(labels, 5, 0, None, names)
+  assert str(error.value) == (
+    f'expected an image of every class for each of data.folds = 5; found {smallest} of dust; '
+    f'to fix it: set data.folds to {remedy} or fewer'
+  )
+  assert set(splits.cross_validation_folds(np.repeat([0, 1], [20, 5]), 5, 0, None, names)) == {
+    *range(5)
+  }
+
+
+def test_every_image_is_tested_once_in_a_cross_validation():
+  labels = random_labels(2, n=300)
+  groups = np.random.default_rng(2).integers(0, 200, 300)
+  for of in (None, groups):
+    parts = [make(labels, of, folds=5, fold=fold, seed=7) for fold in range(5)]
+    tests = np.concatenate([part.test for part in parts])
+    assert sorted(tests.tolist()) == list(range(300))
+    for fold, part in enumerate(parts):
+      assert part.test.tolist() == np.flatnonzero(folds_of(labels, 5, 7, of) == fold).tolist()
+      assert sorted([*part.train, *part.val, *part.test]) == list(range(300))
+      assert part.test.dtype == np.int64
+      assert not part.test_is_separate
+      if of is not None:
+        assert not set(of[part.test]) & set(of[np.concatenate([part.train, part.val])])
+
+
+def test_folds_take_the_place_of_the_test_fraction_and_are_never_cut():
+  labels = random_labels(3, n=400)
+  plain = make(labels, folds=4, fold=1)
+  assert plain.test.tolist() == make(labels, folds=4, fold=1, test_fraction=0.9).test.tolist()
+  cut = make(
+    labels, folds=4, fold=1, imbalance_factor=8, profile='exp', class_order='frequency'
+  )
+  assert cut.test.tolist() == plain.test.tolist()
+  assert len(cut.train) < len(plain.train)
+
+
+def test_folds_beside_a_separate_test_set():
+  with pytest.raises(
+    UserError,
+    match=r'data\.folds of a source without .*; found 5 folds and a separate test set; .* to 0',
+  ):
+    make(random_labels(0), test_labels=np.arange(5), folds=5)
+
+
+def test_a_class_of_one_group_cannot_be_in_every_training_part():
+  labels, groups = np.repeat([0, 1], [20, 6]), np.array([*range(20), *6 * [99]])
+  at = folds_of(labels, 3, 0, groups)
+  fold = int(at[-1])
+  with pytest.raises(UserError, match='none in class 1'):
+    make(labels, groups, folds=3, fold=fold)
+
+
 # ---- make_splits
 
 
