@@ -85,6 +85,7 @@ class Decoupling:
   part: str
   cka: Mapping[str, float]  # by block: mean over pairs of branches
   gate_spread: Mapping[str, float]  # by block; {} without gates
+  gates: Mapping[str, np.ndarray]  # by block: mean gate of each branch by class, [B, C]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

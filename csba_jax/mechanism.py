@@ -286,14 +286,18 @@ def decoupling(study: Study) -> tuple[Decoupling, ...]:
       here = [entry for entry in entries if (entry['at'], entry['part']) == (at, part)]
       alike: dict[str, list[float]] = {}
       spread: dict[str, list[float]] = {}
+      gates: dict[str, list[np.ndarray]] = {}
       for entry in here:
         for block, matrix in (entry.get('cka') or {}).items():
           matrix = np.array(matrix, np.float64)
           alike.setdefault(block, []).append(_mean(matrix[~np.eye(len(matrix), dtype=bool)]))
         for block, value in (entry.get('gate_spread') or {}).items():
           spread.setdefault(block, []).append(NAN if value is None else value)
+        for block, rows in (entry.get('gates') or {}).items():
+          gates.setdefault(block, []).append(np.array(rows, np.float64))
+      by_class = {block: mean_over(np.stack(values), 0) for block, values in gates.items()}
       means = [{block: _mean(np.array(v)) for block, v in d.items()} for d in (alike, spread)]
-      found.append(Decoupling(dict(cell), variant, at, part, *means))
+      found.append(Decoupling(dict(cell), variant, at, part, *means, by_class))
   return tuple(found)
 
 

@@ -245,7 +245,7 @@ def _alike(value):
 def _branches(variant, own):
   blocks = ('stage1/block1', 'stage2/block1', 'stage3/block1')
   gated = variant in TREATED
-  gates = {'branch1x1': [0.4, 0.5, 0.5, 0.6], 'branch3x3': [0.5] * 4, 'branch5x5': [0.6] * 4}
+  gates = [[0.4, 0.5, 0.5, 0.6], [0.5] * 4, [0.6] * 4]  # [B, C]
   base = 0.45 if gated else 0.6
   return [
     {

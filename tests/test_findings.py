@@ -596,7 +596,8 @@ def test_decoupling(full):
   assert csba.cka['stage1/block1'] == pytest.approx(0.45, abs=0.03)
   assert none.cka['stage1/block1'] == pytest.approx(0.6, abs=0.03)
   assert csba.gate_spread['stage1/block1'] == pytest.approx(0.04)
-  assert none.gate_spread == {}
+  assert none.gate_spread == none.gates == {}
+  np.testing.assert_allclose(csba.gates['stage1/block1'][0], [0.4, 0.5, 0.5, 0.6])
 
 
 def test_mantel(full):

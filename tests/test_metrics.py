@@ -368,9 +368,7 @@ def test_macro_f1_at_leaves_absent_classes_out():
   shares = np.array([1.0, 5.0, 2.0])
   labels, predicted = (np.repeat(axis.ravel(), counts.ravel()) for axis in np.indices((3, 3)))
   weights = np.array([1 / 5, 0, 2 / 5])[labels]
-  expected = sk.f1_score(
-    labels, predicted, labels=[0, 2], average='macro', sample_weight=weights
-  )
+  expected = sk.f1_score(labels, predicted, labels=[0, 2], average='macro', sample_weight=weights)
   assert macro_f1_at(counts, shares) == pytest.approx(expected, rel=1e-12)
 
 

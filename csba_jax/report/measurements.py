@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from csba_jax.findings import Comparison, Findings, Flow, Matrix
+from csba_jax.findings import Comparison, Decoupling, Findings, Flow, Matrix
 from csba_jax.report import figures, tabulate, words
 from csba_jax.report.blocks import Block, Figure, Fold, Section, Table, Text
 
@@ -305,11 +305,32 @@ def _decoupling(findings: Findings) -> Section | None:
           [Table(f'{text}; {place}.', head, rows)],
         )
       )
+    made += [
+      Fold(f'Mean gates by class, {one.variant}', [_gates(findings, one)])
+      for one in shown
+      if one.gates
+    ]
     if made and blocks:
       blocks.append(Fold(words.cell(cell, findings.cells), made))
     else:
       blocks += made
   return Section('Decoupling of the branches', 'decoupling', blocks) if blocks else None
+
+
+def _gates(findings: Findings, one: Decoupling) -> Table:
+  """A row for each branch of each block, a column for each class."""
+  place = tabulate.place(findings, one, None)
+  caption = (
+    f'Mean gate of each branch over the images of a class and all channels, {place}; means over'
+    ' units. Of csba_class the block head: what logit c lets through of images of class c.'
+  )
+  head = ['block, branch', *map(words.clean, findings.class_names)]
+  rows = [
+    [f'{words.clean(block)}, {branch}', *map(words.number, values)]
+    for block, gates in one.gates.items()
+    for branch, values in enumerate(gates, 1)
+  ]
+  return Table(caption, head, rows)
 
 
 def _at_the_end(found: Sequence[Any]) -> list:

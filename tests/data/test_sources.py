@@ -456,6 +456,32 @@ def test_manifest_is_part_of_the_fingerprint(folder):
   assert len({plain, grouped, pair}) == 3
 
 
+def test_manifest_named_relative_to_the_folder(folder, tmp_path, monkeypatch):
+  """So that a config does not say where the photos lie; a path from elsewhere works as before."""
+  pair, alone = 'file,dup\nb/2.png,7\nb/10.JPG,7\n', 'file,dup\nb/2.png,7\n'
+  (folder / 'lists').mkdir()
+  (folder / 'lists/dup.csv').write_text(pair)
+  (folder / 'lists/1.png').write_bytes((folder / 'b/2.png').read_bytes())  # a class of its own
+  (folder / 'dup.csv').write_text(pair)
+  elsewhere = tmp_path / 'elsewhere'
+  elsewhere.mkdir()
+  monkeypatch.chdir(elsewhere)
+
+  def groups(manifest):
+    return open_folder(folder, manifest=manifest, group_column='dup').groups.tolist()
+
+  assert groups('dup.csv') == groups('lists/dup.csv') == [0, 1, 1, 2]
+  assert groups(folder / 'dup.csv') == groups(str(folder / 'dup.csv')) == [0, 1, 1, 2]
+  (elsewhere / 'dup.csv').write_text(alone)
+  assert groups('dup.csv') == [0, 1, 1, 2]  # the folder's comes first
+  assert groups(str(elsewhere / 'dup.csv')) == [0, 1, 2, 3]
+  (folder / 'dup.csv').unlink()
+  assert groups('dup.csv') == [0, 1, 2, 3]
+  (elsewhere / 'dup.csv').unlink()
+  with pytest.raises(UserError, match='a CSV file at dup.csv; found .*No such file'):
+    groups('dup.csv')
+
+
 @pytest.mark.parametrize(
   ('text', 'message'),
   [

@@ -299,9 +299,7 @@ def test_folds_take_the_place_of_the_test_fraction_and_are_never_cut():
   labels = random_labels(3, n=400)
   plain = make(labels, folds=4, fold=1)
   assert plain.test.tolist() == make(labels, folds=4, fold=1, test_fraction=0.9).test.tolist()
-  cut = make(
-    labels, folds=4, fold=1, imbalance_factor=8, profile='exp', class_order='frequency'
-  )
+  cut = make(labels, folds=4, fold=1, imbalance_factor=8, profile='exp', class_order='frequency')
   assert cut.test.tolist() == plain.test.tolist()
   assert len(cut.train) < len(plain.train)
 

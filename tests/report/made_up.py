@@ -223,6 +223,7 @@ class _Maker:
         cell, variant, at, 'train',
         {block: float(self.rng.uniform(0.2, 0.8)) for block in blocks},
         {b: float(self.rng.uniform(0, 0.1)) for b in blocks} if 'csba' in variant else {},
+        {b: np.full((3, len(self.classes)), 0.5) for b in blocks} if 'csba' in variant else {},
       )
       for cell in self.cells for variant in self.variants for at in ('0', '1')
     )  # fmt: skip
