@@ -77,8 +77,8 @@ def hardware() -> str:
 
 
 def _moments(config: ml_collections.ConfigDict) -> list[str]:
-  """Names of a run's moments, the end last."""
-  shares = [f'{share:g}' for share in numbers(config.diagnostics.moments)]
+  """Names of a run's moments, the last share last."""
+  shares = [f'{share:g}' for share in sorted(numbers(config.diagnostics.moments))]
   return [f'loss {level:g}' for level in numbers(config.diagnostics.loss_levels)] + shares
 
 

@@ -13,10 +13,14 @@ class Stopped(Exception):
 class StopRequest:
   """`requested` turns True on the first SIGTERM or SIGINT; a second one ends the process at once.
 
+  A `patient` one takes any number of them: for a process that another one watches over, where both
+  may be told by the same hand.
+
   Use as a context manager in the main thread; `exit_code` is what to leave with.
   """
 
-  def __init__(self):
+  def __init__(self, patient: bool = False):
+    self._patient = patient
     self._signal: int | None = None
     self._previous = {}
 
@@ -31,7 +35,8 @@ class StopRequest:
   def _receive(self, number: int, frame: types.FrameType | None) -> None:
     del frame
     self._signal = number
-    signal.signal(number, signal.SIG_DFL)
+    if not self._patient:
+      signal.signal(number, signal.SIG_DFL)
 
   @property
   def requested(self) -> bool:

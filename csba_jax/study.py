@@ -30,6 +30,7 @@ from csba_jax.signals import StopRequest
 from csba_jax.workdir import commit, lock_file, versions, writing_to
 
 SCHEMA = results.SCHEMA
+SHAPES_KEPT = 4  # whose compiled programs a worker keeps: hundreds of megabytes each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,8 @@ def run_study(
     }
     write = _Writer(folder / name, about, len(missing))
     _work_off(missing, _Place(folder, study.test, keep_runs), jobs, stop, write)
+    with contextlib.suppress(OSError):  # of runs that failed, or are kept
+      (folder / 'runs').rmdir()
   left = len(missing) - write.done - write.failed
   return Outcome(len(runs) - len(missing) + write.done, write.failed, left)
 
@@ -217,17 +220,24 @@ class _Worker:
 
   def give(self, run: grid.Run) -> None:
     self.run, self.began = run, time.monotonic()
-    self.connection.send((run.name, run.config.to_dict()))
+    self.connection.send((run.name, run.shape, run.config.to_dict()))
 
   def take(self) -> dict[str, Any] | None:
-    """What became of the run: its record, None if it was stopped; a failure if the process died."""
+    """What became of the run: its record, or a failure if the process died; None if it stopped."""
     try:
-      return self.connection.recv()
+      found = self.connection.recv()
+      if found is None:
+        self.process.join()
+      return found
     except (EOFError, OSError):
       self.process.join()
       code = self.process.exitcode
       how = f'signal {signal.Signals(-code).name}' if code < 0 else f'exit code {code}'
-      return _failure(f'its process ended with {how}', time.monotonic() - self.began)
+      return self.failure(f'its process ended with {how}')
+
+  def failure(self, words: str) -> dict[str, Any]:
+    """The record of a run that came to nothing."""
+    return _failure(words, time.monotonic() - self.began)
 
 
 def _work_off(
@@ -254,10 +264,10 @@ def _work_off(
             os.kill(workers[i].process.pid, signal.SIGTERM)
       for i in [i for i in busy if workers[i].connection in ready]:
         found = workers[i].take()
-        died = not workers[i].process.is_alive()
-        if found is not None and not (told and died):
-          write(workers[i].run, found)
-        if died and todo and not told:
+        ended = not workers[i].process.is_alive()
+        if not (told and ended):
+          write(workers[i].run, found or workers[i].failure('its process alone was told to stop'))
+        if ended and todo and not told:
           workers[i] = _Worker.start(place, cores[i])
         if told or not _feed(workers[i], workers, todo):
           busy.remove(i)
@@ -292,13 +302,20 @@ def _share_cores(jobs: int) -> list[list[int]]:
 
 def _serve(connection: Connection, place: _Place, cores: Sequence[int]) -> None:
   """The main function of a worker: does what it is sent until the other side hangs up."""
+  import jax  # not above: the first process does without it
+
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # between runs; in a run it stops the run
   threading.Thread(target=_end_with_parent, daemon=True).start()
   if cores:
     os.sched_setaffinity(0, cores)  # before JAX counts them for its threads
   with contextlib.suppress(EOFError, BrokenPipeError):
+    shapes: set[str] = set()
     while True:
-      name, config = connection.recv()
+      name, shape, config = connection.recv()
+      if shape not in shapes and len(shapes) == SHAPES_KEPT:
+        jax.clear_caches()
+        shapes.clear()
+      shapes.add(shape)
       found = do_run(name, ml_collections.ConfigDict(config), place)
       connection.send(found)
       if found is None:  # stopped
@@ -322,7 +339,11 @@ def do_run(name: str, config: ml_collections.ConfigDict, place: _Place) -> dict[
   began = time.monotonic()
   try:
     workdir.parent.mkdir(parents=True, exist_ok=True)
-    with StopRequest() as stop, open(log, 'a') as file, contextlib.redirect_stderr(file):
+    with (
+      StopRequest(patient=True) as stop,
+      open(log, 'a') as file,
+      contextlib.redirect_stderr(file),
+    ):
       try:
         if train.train_and_evaluate(config, str(workdir), stop) is None:
           return None

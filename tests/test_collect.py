@@ -32,7 +32,7 @@ def made_up(layers, rng, step, part):
     scopes=('shared', 'total', *layers),
     grams=np.stack([grams[trunk].sum(0), grams.sum(0), *grams]),
     **{name: np.zeros((len(layers) + 2, 10, 10)) for name in ('errors', 'low', 'high')},
-    losses=np.where(seen > 0, rng.uniform(0.1, 3, 10), np.nan),
+    losses=np.where(seen > 0, rng.uniform(0.1, 3, 10), 0.0),
     counts=seen,
     class_names=tuple('0123456789'),
     class_counts=counts,
@@ -120,7 +120,8 @@ def test_grams_come_back_from_their_upper_triangles(found, whole):
   shared = results.gram(entry, 'shared')
   np.testing.assert_allclose(shared, whole.gram('shared'), rtol=CLOSE)
   np.testing.assert_array_equal(shared, shared.T)
-  names = [name for name in whole.layers if name in common(layers('none'))]
+  of_control = common(layers('none'))
+  names = [name for name in whole.layers if name in of_control]
   expected = sum(whole.gram(name) for name in names)
   np.testing.assert_allclose(results.gram(entry, 'common'), expected, rtol=CLOSE)
   assert len(entry['grams']['common']) == 55
@@ -148,7 +149,8 @@ def test_scopes_are_summaries_of_sums_of_layers(found, whole):
   entry = results.moment(found, '1', 'train')
   stages, branches = ['stem', 'stage1', 'stage2', 'stage3'], list(multibranch.BRANCHES)
   assert sorted(entry['scopes']) == sorted(['shared', 'common', *stages, *branches])
-  shared = [name for name in whole.layers if name in common(layers('none'))]
+  of_control = common(layers('none'))
+  shared = [name for name in whole.layers if name in of_control]
   by_stage = {s: [n for n in shared if n.startswith(f'{s}/')] for s in stages}
   by_branch = {b: [n for n in shared if f'/{b}/' in n] for b in branches}
   assert sorted(itertools.chain(*by_stage.values())) == sorted(shared)

@@ -20,3 +20,10 @@ def test_a_signal_is_answered_at_the_next_check(number, code):
       stop.check()
     assert stop.exit_code == code
   assert signal.getsignal(number) is before
+
+
+def test_a_patient_request_takes_a_second_signal():
+  with StopRequest(patient=True) as stop:
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGINT):
+      os.kill(os.getpid(), number)
+    assert stop.requested
