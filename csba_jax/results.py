@@ -20,7 +20,7 @@ import numpy as np
 
 from csba_jax.errors import UserError
 from csba_jax.gradients.conflict import majority_minority
-from csba_jax.workdir import writing_to
+from csba_jax.workdir import strict_json, writing_to
 
 SCHEMA = 1
 UNIT = ('split', 'repeat', 'fold', 'seed')
@@ -62,7 +62,7 @@ def append(path: str | os.PathLike, record: Record) -> str | None:
   The first call of a process for a file repairs it: returns `repair`'s note, else None.
   """
   path = Path(path).absolute()
-  line = (json.dumps(_finite(record), allow_nan=False) + '\n').encode()
+  line = (strict_json(record) + '\n').encode()
   note = None
   if path not in _mended:
     note = repair(path)
@@ -397,16 +397,3 @@ def _mixed(name: str, values: Iterable[Any]) -> str:
   ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
   words = [f'{value} in {count}{" runs" * (not i)}' for i, (value, count) in enumerate(ordered)]
   return f'{name}: {", ".join(words)}' if len(words) > 1 else ''
-
-
-def _finite(value: Any) -> Any:
-  """What strict JSON can hold: NumPy as Python, NaN and infinities as null."""
-  if isinstance(value, Mapping):
-    return {str(key): _finite(item) for key, item in value.items()}
-  if isinstance(value, list | tuple):
-    return [_finite(item) for item in value]
-  if isinstance(value, np.ndarray | np.generic):
-    return _finite(value.tolist())
-  if isinstance(value, float) and not math.isfinite(value):
-    return None
-  return value

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 import csba_jax
 from csba_jax import config as config_lib
 from csba_jax.errors import UserError
@@ -85,7 +87,7 @@ class Workdir:
 
   def write_json(self, name: str, record: Mapping[str, Any]) -> None:
     """A JSON file; NaN becomes null."""
-    self.write(name, lambda file: file.write((_json(record, indent=2) + '\n').encode()))
+    self.write(name, lambda file: file.write((strict_json(record, indent=2) + '\n').encode()))
 
   def metrics_length(self) -> int:
     """Bytes in metrics.jsonl; a checkpoint stores it, see `rewind_metrics`."""
@@ -106,7 +108,7 @@ class Workdir:
   def append_metrics(self, record: Mapping[str, Any]) -> None:
     """One line of metrics.jsonl, on disk on return."""
     with writing_to(self.path), open(self.file('metrics.jsonl'), 'ab') as file:
-      file.write((_json(record) + '\n').encode())
+      file.write((strict_json(record) + '\n').encode())
       file.flush()
       os.fsync(file.fileno())
 
@@ -202,16 +204,18 @@ def commit() -> str | None:
   return head.stdout.strip() + ('+changes' if status.stdout.strip() else '')
 
 
-def _json(record: Mapping[str, Any], indent: int | None = None) -> str:
-  """Strict JSON: NaN and infinities, which JSON does not know, become null."""
+def strict_json(record: Mapping[str, Any], indent: int | None = None) -> str:
+  """Strict JSON: NumPy as Python; NaN and infinities, which JSON does not know, become null."""
   return json.dumps(_finite(record), indent=indent, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:
   if isinstance(value, Mapping):
-    return {key: _finite(item) for key, item in value.items()}
+    return {str(key): _finite(item) for key, item in value.items()}
   if isinstance(value, list | tuple):
     return [_finite(item) for item in value]
+  if isinstance(value, np.ndarray | np.generic):
+    return _finite(value.tolist())
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value
