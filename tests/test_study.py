@@ -170,7 +170,7 @@ def test_a_study_ends_with_a_line_for_each_run(whole):
 
 
 def test_nothing_is_left_of_finished_runs_and_nothing_tells_of_this_machine(whole, cache_dir):
-  assert list((whole / 'runs').iterdir()) == []
+  assert not (whole / 'runs').exists()
   text = (whole / 'results.jsonl').read_text()
   text += json.dumps(json.loads((whole / 'study.json').read_text()) | {'command': ''})
   for place in ('/of/this/machine', str(whole), cache_dir, str(ROOT), str(Path.home()) + '/'):

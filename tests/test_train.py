@@ -75,7 +75,7 @@ def test_a_run_learns_and_leaves_whole_records(driver, finished):
   assert set(result['per_class']) == {'precision', 'recall', 'f1', 'support'}
   assert result['group_accuracy']['few'] is not None
   assert np.sum(result['confusion_matrix']) == result['examples'] == 539
-  assert result['validation_macro_f1'] == max(line['val_macro_f1'] for line in validation)
+  assert result['validation_macro_f1'] == max(line['val_score'] for line in validation)
   assert result['parameters'] == 64 * 16 + 16 + 32 + 160 + 10
   assert list((finished / 'tensorboard').iterdir())
   assert json.loads((finished / 'result.json').read_text())['timing']['seconds'] > 0
@@ -426,11 +426,6 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(driver, finished, t
 
 def test_a_lost_best_checkpoint_does_not_stop_the_run(driver, tmp_path, monkeypatch, capsys):
   scores = iter([0.9, 0.1, 0.1])
-  honest = train.metrics.summarise
-
-  def summarise(sums, counts):
-    summary = honest(sums, counts)
-    return summary | {'macro_f1': next(scores, summary['macro_f1'])}
 
   def lose_the_best(self):
     self._checkpoints.wait()
@@ -438,7 +433,7 @@ def test_a_lost_best_checkpoint_does_not_stop_the_run(driver, tmp_path, monkeypa
       if path.is_file():
         truncate(path)
 
-  monkeypatch.setattr(train.metrics, 'summarise', summarise)
+  monkeypatch.setattr(train.metrics, 'macro_f1_at', lambda *_: next(scores))
   monkeypatch.setattr(train.Records, 'wait', lose_the_best)
   result = run_here(driver, tmp_path / 'run')
   assert 'the best checkpoint is lost, testing the last step' in capsys.readouterr().err
