@@ -4,6 +4,8 @@ The protocol, fixed before any run is looked at (docs/study.md):
 
 - Units (split, repeat, fold, seed) pair two variants within a cell. Over seeds the interval is the
   bootstrap-t one and the test flips signs; over folds both are Nadeau and Bengio's corrected t.
+- Where seeds redraw training and test images from one set, the corrected t stands beside them, with
+  the verdict that it would give; it was added after the digits were run, and decides nothing.
 - The primary family is csba and csba_class, each against none and none_wide, in every main cell, on
   the primary outcome; Holm over all of it. se, cbam and none_wide against none are shown beside it.
 - Where there are folds and grouped splits, cells of naive splits are outside all comparisons but
@@ -84,6 +86,29 @@ class Study:
     """Whether units are folds of a cross-validation."""
     asked = self.config.get('base', {}).get('data', {}).get('folds') or 0
     return asked > 0 or len({record['axes']['fold'] for record in self.results.done}) > 1
+
+  @functools.cached_property
+  def redrawn(self) -> float:
+    """Test part / training pool, where seeds redraw both from one set of images; else 0.
+
+    The pool is what is left of the set before its tail is cut. It is 0 for folds, for a separate
+    test set, and where all seeds have the same split.
+    """
+    data = self.config.get('base', {}).get('data', {})
+    if self.folds or (data.get('source') == 'tfds' and data.get('test_split')):
+      return 0.0
+    splits: dict[tuple, set] = {}
+    for record in self.results.done:
+      at = (results_lib.cell(record), record['axes']['variant'])
+      splits.setdefault(at, set()).add(record['result'].get('splits_sha256'))
+    fraction = float(data.get('test_fraction') or 0)
+    return fraction / (1 - fraction) if any(len(s) > 1 for s in splits.values()) else 0.0
+
+  def corrected(self, values: np.ndarray, level: float = 0.95) -> Estimate | None:
+    """Of seeds that redraw one set: what `estimate` leaves out, the overlap of their images."""
+    if not self.redrawn:
+      return None
+    return stats.corrected_resampled_t(values, self.redrawn, level, 'seeds')
 
   @property
   def main_cells(self) -> tuple[Cell, ...]:
@@ -180,6 +205,7 @@ def compare(
     control_mean=mean_of(control, treated),
     difference=difference,
     missing=missing,
+    corrected=study.corrected(treated - control, difference.level),
   )
 
 
@@ -200,13 +226,17 @@ def primary(study: Study) -> tuple[Comparison, ...]:
     for candidates in (FAMILY, SECONDARY)
   )
   adjusted = stats.holm(np.array([c.difference.p for c in family], np.float64))
+  corrected = stats.holm(np.array([c.corrected.p if c.corrected else NAN for c in family]))
   judged = [
     dataclasses.replace(
       comparison,
       adjusted_p=float(p),
       verdict=gain_verdict(comparison.difference, float(p), study.smallest_effect),
+      corrected_verdict=gain_verdict(comparison.corrected, float(other), study.smallest_effect)
+      if comparison.corrected
+      else '',
     )
-    for comparison, p in zip(family, adjusted, strict=True)
+    for comparison, p, other in zip(family, adjusted, corrected, strict=True)
   ]
   return (*judged, *others)
 
@@ -229,8 +259,11 @@ def offsets(study: Study) -> tuple[Comparison, ...]:
     for pair in study.pairs_of(cell, [(treatment, 'none') for treatment in TREATMENTS]):
       for measure in OFFSETS:
         comparison = compare(study, cell, pair, measure, study.margin)
-        verdict = offset_verdict(comparison.difference, study.margin)
-        found.append(dataclasses.replace(comparison, verdict=verdict))
+        verdict, corrected = (
+          offset_verdict(estimate, study.margin) if estimate else ''
+          for estimate in (comparison.difference, comparison.corrected)
+        )
+        found.append(dataclasses.replace(comparison, verdict=verdict, corrected_verdict=corrected))
   return tuple(found)
 
 
@@ -301,7 +334,7 @@ def welch(a: np.ndarray, b: np.ndarray) -> Estimate:
   if min(len(a), len(b)) < 2:
     return Estimate(value, NAN, NAN, 0.95, n, NAN, f'no interval: {words}')
   if np.ptp(a) == 0 and np.ptp(b) == 0:
-    return Estimate(value, value, value, 0.95, n, NAN, f'no spread: {words}')
+    return Estimate(value, NAN, NAN, 0.95, n, NAN, f'no interval: no spread in {words}')
   test = scipy.stats.ttest_ind(a, b, equal_var=False)
   low, high = test.confidence_interval(0.95)
   return Estimate(value, float(low), float(high), 0.95, n, float(test.pvalue), f'Welch t, {words}')

@@ -25,6 +25,8 @@ class Comparison:
   adjusted_p: float = float('nan')  # Holm over the family; NaN outside it
   verdict: str = ''  # supported | not supported | undecided; '' where none is given
   missing: tuple[str, ...] = ()  # 'csba without seed 3': units that one side lacks
+  corrected: Estimate | None = None  # where seeds redraw one set: the interval that knows it
+  corrected_verdict: str = ''  # what that interval would say; takes no part in any claim
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,6 +55,7 @@ class Findings:
   noise: tuple[Comparison, ...]  # a variant against itself
   leak: tuple[Comparison, ...]  # naive split against grouped folds
   design: tuple[Design, ...] = ()  # conflict against outcome over widths and depths
+  caution: str = ''  # one of the notes that belongs beside every verdict
 
 
 def analyse(results: Results, resamples: int = 9999) -> Findings:
@@ -94,6 +95,7 @@ def analyse(results: Results, resamples: int = 9999) -> Findings:
   links = mechanism.links(study)
   matrices = mechanism.matrices(study)
   noise = _noise(measured)
+  caution = _caution(study, primary, conflict, links, offsets)
   first_cell = [r for r in results.done if results_lib.cell(r) == study.cells[0]]
   return Findings(
     name=results.study['name'],
@@ -103,7 +105,8 @@ def analyse(results: Results, resamples: int = 9999) -> Findings:
     variants=tuple(v for v in study.variants if any(study.results.runs(c, v) for c in study.cells)),
     cells=tuple(dict(cell) for cell in study.cells),
     about=_about(results),
-    notes=_notes(study, primary, offsets, conflict, noise),
+    notes=_notes(study, primary, offsets, conflict, noise, caution),
+    caution=caution,
     claims=verdicts.claims(study, primary, conflict, links, offsets),
     scores=comparisons_lib.scores(study),
     comparisons=primary,
@@ -176,6 +179,7 @@ def _notes(
   offsets: Sequence[Comparison],
   conflict: Sequence[Comparison],
   noise: Sequence[Comparison],
+  caution: str = '',
 ) -> tuple[str, ...]:
   """What a reader of the numbers should know before believing them; none twice."""
   results = study.results
@@ -200,6 +204,7 @@ def _notes(
       'folds share training images: the tests of links and of the noise floor take them as '
       'independent, which makes their p-values somewhat too small'
     )
+  notes += [caution] if caution else []
   wrong = [c for c in noise if c.difference.excludes(0)]
   notes += [
     f'noise floor: two sets of seeds of {c.treatment} differ in {c.outcome} '
@@ -207,6 +212,38 @@ def _notes(
     for c in wrong
   ]
   return tuple(dict.fromkeys(notes))
+
+
+def _caution(
+  study: Study,
+  primary: Sequence[Comparison],
+  conflict: Sequence[Comparison],
+  links: Sequence[Link],
+  offsets: Sequence[Comparison],
+) -> str:
+  """Of seeds that redraw one set of images, and what the corrected intervals would say; else ''."""
+  if not study.redrawn:
+    return ''
+  other = [
+    f'{c.treatment} against {c.control}, {mechanism.cell_words(study, dict(c.cell))}: '
+    f'{c.corrected_verdict} instead of {c.verdict}'
+    for c in primary
+    if c.corrected_verdict != c.verdict
+  ]
+  judged = (
+    [dataclasses.replace(c, verdict=c.corrected_verdict) for c in those]
+    for those in (primary, offsets)
+  )
+  before = verdicts.claims(study, primary, conflict, links, offsets)[-1].verdict
+  after = verdicts.claims(study, next(judged), conflict, links, next(judged))[-1].verdict
+  if after != before:
+    other.append(f'the whole argument: {after} instead of {before}')
+  found = f'would give {"; ".join(other)}' if other else 'would change no verdict on the outcome'
+  return (
+    'every seed redraws training and test images from one set of images: intervals and p-values '
+    'take the seeds as independent, which makes them too short and too small, and they speak of '
+    f'this set, not of new data; the corrected resampled t, which knows the overlap, {found}'
+  )
 
 
 def _power(study: Study, family: Sequence[Comparison]) -> list[str]:

@@ -61,7 +61,7 @@ def paired_difference(
   So BCa and percentile intervals are too short for the usual 5 to 20 seeds. The price: at n = 5
   the bootstrap-t interval is about a third wider than the t interval on normal differences, and
   at n <= 3, or with many ties, it is unbounded; the t interval then takes its place and `method`
-  says so. Identical differences have the interval [v, v], which says nothing about new seeds.
+  says so. Identical differences have no interval: [v, v] would say nothing about new seeds.
 
   The test is of a distribution symmetric about 0: with exponential differences of mean 0 it rejects
   8 to 10 % at the 5 % level. All 2^n sign flips are enumerated if they are at most `resamples`, so
@@ -90,20 +90,21 @@ def paired_difference(
 
 
 def corrected_resampled_t(
-  differences: np.ndarray, test_to_train: float, level: float = 0.95
+  differences: np.ndarray, test_to_train: float, level: float = 0.95, units: str = 'folds'
 ) -> Estimate:
-  """Mean over the folds of repeated cross-validation; t interval and test that know the overlap.
+  """Mean over folds, or over random splits of one set; t interval and test that know the overlap.
 
     t = m / sqrt((1 / n + n_test / n_train) s^2),  n - 1 degrees of freedom
 
   Nadeau and Bengio 2003. Folds share training images, so that the plain t test takes n folds for
   far more evidence than they are; n_test / n_train stands in for their unknown correlation, which
-  makes this a good approximation and not an exact test. Without any spread the interval is [v, v]
-  and p is 1 for v = 0, else NaN: the formula divides by 0.
+  makes this a good approximation and not an exact test. Without any spread there is no interval,
+  and p is 1 for a mean of 0, else NaN: the formula divides by 0.
 
   Args:
     differences: [repeats * folds] treatment - control of the same fold.
     test_to_train: n_test / n_train of one fold: 1 / (k - 1) for k folds.
+    units: what they are, for `method`.
   """
   _check(level)
   if not (math.isfinite(test_to_train) and test_to_train > 0):
@@ -115,12 +116,12 @@ def corrected_resampled_t(
   mean = float(kept.mean())
   if _identical(kept):
     p = 1.0 if mean == 0 else NAN
-    words = f'identical differences over {n} folds{left_out}'
-    return Estimate(mean, mean, mean, level, n, p, words)
+    words = f'no interval: identical differences over {n} {units}{left_out}'
+    return Estimate(mean, NAN, NAN, level, n, p, words)
   error = float(np.sqrt((1 / n + test_to_train) * kept.var(ddof=1)))
   p = float(2 * scipy.stats.t.sf(abs(mean) / error, n - 1))
   low, high = (float(end) for end in scipy.stats.t.interval(level, n - 1, mean, error))
-  return Estimate(mean, low, high, level, n, p, f'corrected resampled t over {n} folds{left_out}')
+  return Estimate(mean, low, high, level, n, p, f'corrected resampled t over {n} {units}{left_out}')
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
@@ -290,25 +291,6 @@ def noise_floor(
   return dataclasses.replace(estimate, method=f'noise floor, {words}{left_out}')
 
 
-def false_positive_rate(
-  values: np.ndarray, splits: int = 200, level: float = 0.95, seed: int = 0, resamples: int = 999
-) -> float:
-  """Share of random splits as in `noise_floor` whose interval excludes 0; near 1 - level if sound.
-
-  Over samples of 8 to 40 values, at level 0.95: 4 to 5 % of normal, 4 to 8 % of exponential ones,
-  +- 2 % from sample to sample. NaN with fewer than 4 values, of which no split has an interval.
-  """
-  _check(level, resamples)
-  if splits < 1:
-    raise UserError('splits >= 1', f'{splits}', 'give at least 100 for a useful rate')
-  kept, _ = _present(values, 'values')
-  if len(kept) < 4:
-    return NAN
-  rng = np.random.default_rng(seed)
-  intervals = (_interval(_split(kept, rng), level, s, resamples) for s in range(splits))
-  return float(np.mean([not low <= 0 <= high for low, high, _ in intervals]))
-
-
 def _split(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   """First half minus second half of the shuffled values.   [n] -> [n // 2]"""
   half = len(values) // 2
@@ -320,7 +302,7 @@ def _interval(kept: np.ndarray, level: float, seed: int, resamples: int) -> tupl
   """(low, high, name) of the mean of at least 2 differences, see `paired_difference`."""
   n, mean = len(kept), float(kept.mean())
   if _identical(kept):
-    return mean, mean, 'identical differences'
+    return NAN, NAN, 'no interval: identical differences'
   drawn = kept[np.random.default_rng(seed).integers(0, n, (resamples, n))]
   gap, error = drawn.mean(1) - mean, drawn.std(1, ddof=1) / math.sqrt(n)
   flat = np.ptp(drawn, axis=1) <= 1e-9 * np.ptp(kept)  # equal up to rounding: t* has no bound

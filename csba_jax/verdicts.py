@@ -186,6 +186,9 @@ def _sentence(
   c = comparison
   units = pairs_words(c.difference.n, 'folds' if study.folds else 'seeds')
   numbers = [interval_words(c.difference), extra, units]
+  if c.corrected is not None and c.corrected.known:
+    verdict = f', which would be {c.corrected_verdict}' if c.corrected_verdict else ''
+    ending += f' (corrected for the overlap of seeds: {interval_words(c.corrected)}{verdict})'
   means = f'{number(c.treatment_mean, False)} against {number(c.control_mean, False)}'
   return (
     f'{c.treatment} against {c.control}, {cell}: {_outcome_words(c)} {means}, '
@@ -216,7 +219,7 @@ def p_words(p: float) -> str:
 def interval_words(estimate: Estimate) -> str:
   """'95 % interval +0.010 to +0.050', or that there is none."""
   if not estimate.known:
-    return 'no interval'
+    return 'no interval: identical differences' if 'identical' in estimate.method else 'no interval'
   return f'{100 * estimate.level:g} % interval {number(estimate.low)} to {number(estimate.high)}'
 
 

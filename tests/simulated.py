@@ -47,6 +47,7 @@ def make(
   accuracy=0.0,  # of csba and csba_class on the recall of the head classes, beside `effect`
   leak=None,  # what a naive split adds to recall; None: no naive split
   outcome='macro_f1',
+  redrawn=False,  # seeds redraw their test parts from one set of images
   name='simulated',
   rng=0,
 ):
@@ -60,9 +61,9 @@ def make(
     'outcome': outcome,
     'margin': 0.02,
     'smallest_effect': 0.01,
-    'base': {'data': {'folds': folds, 'source': 'digits'}, 'train': {'epochs': 10}},
+    'base': {'data': _data(folds, redrawn), 'train': {'epochs': 10}},
   }
-  sha = hashlib.sha256(json.dumps(config).encode()).hexdigest()
+  sha = _sha(config)
   about = {
     'name': name,
     'config': config,
@@ -119,7 +120,8 @@ def make(
                 'commit': 'a' * 40,
                 'device': 'simulated CPU',
                 'seconds': round(10 + 5 * own.random(), 1),
-                'result': _result(np.clip(recall, 0.02, 0.98), variant, own, 5 if folds else 1),
+                'result': _result(np.clip(recall, 0.02, 0.98), variant, own, 5 if folds else 1)
+                | {'splits_sha256': _sha([split, seed, fold]), 'source_sha256': _sha(name)},
                 'conflict': _conflict(shared, conflict_effect * treated, treated, own),
                 'branches': _branches(variant, own),
               }
@@ -147,6 +149,16 @@ def tuning(scores):
         record['result'] = {'validation_macro_f1': score, 'parameters': PARAMETERS[variant]}
         records.append(record)
   return about, records
+
+
+def _sha(of):
+  return hashlib.sha256(json.dumps(of).encode()).hexdigest()
+
+
+def _data(folds, redrawn):
+  if folds or redrawn:
+    return {'folds': folds, 'source': 'digits', 'test_split': 'test', 'test_fraction': 0.3}
+  return {'folds': 0, 'source': 'tfds', 'test_split': 'test', 'test_fraction': 0.2}
 
 
 def _result(recall, variant, own, fewer):
@@ -182,7 +194,6 @@ def _result(recall, variant, own, fewer):
     'parameters': PARAMETERS[variant],
     'checkpoint_step': 300,
     'validation_macro_f1': float(f1.mean()),
-    'splits_sha256': 'b' * 64,
   }
 
 

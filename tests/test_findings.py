@@ -19,6 +19,8 @@ from csba_jax.evidence import REFUTED, SUPPORTED, UNDECIDED
 from csba_jax.gradients import conflict as conflict_lib
 from csba_jax.gradients import flow as flow_lib
 from csba_jax.gradients.conflict import Conflict
+from csba_jax.report import markdown, page
+from csba_jax.report import words as words_lib
 from csba_jax.stats import Estimate
 
 simulated = types.SimpleNamespace(**runpy.run_path(Path(__file__).with_name('simulated.py')))
@@ -299,12 +301,34 @@ def test_csba_class_leads_where_csba_is_not_run(tmp_path):
   assert claim(found, 'csba_class improves').verdict == SUPPORTED
 
 
+def nearly(result, record):
+  """The same result but for a thousandth of macro-F1, up or down by the record's seed."""
+  change = 0.001 * (-1) ** record['axes']['seed']
+  return copy.deepcopy(result) | {'macro_f1': result['macro_f1'] + change}
+
+
+def test_identical_results_decide_nothing(tmp_path):
+  about, records = simulated.make(variants=TWO)
+  for record in records:  # neither ever finds the rarest class
+    record['result']['per_class']['f1'][3] = 0.0
+  found = analysed(
+    tmp_path, about | {'config': about['config'] | {'outcome': 'f1:broken'}}, records
+  )
+  (one,) = found.comparisons
+  assert (one.difference.value, one.difference.known, one.verdict) == (0, False, UNDECIDED)
+  assert 'no interval: identical differences' in claim(found, 'improves').sentences[0]
+  assert not found.scores[0].metrics['f1:broken'].known
+  for text in (markdown.render(found), page.render(found)):
+    assert '0.000 [–]' in text
+    assert 'no interval: identical differences over 8 seeds' in ' '.join(text.split())
+
+
 def test_csba_class_has_sentences_but_no_vote(tmp_path):
   about, records = simulated.make(variants=('none', 'csba', 'csba_class'))
   results_of = {r['axes']['seed']: r['result'] for r in records if r['axes']['variant'] == 'none'}
   for record in records:
     if record['axes']['variant'] == 'csba_class':
-      record['result'] = results_of[record['axes']['seed']]
+      record['result'] = nearly(results_of[record['axes']['seed']], record)
   found = claim(analysed(tmp_path, about, records), 'improves')
   assert found.verdict == SUPPORTED
   assert [s.rsplit(': ', 1)[1] for s in found.sentences] == ['supported.', 'not supported.']
@@ -314,9 +338,8 @@ def test_cells_are_counted(tmp_path):
   made = simulated.make(seeds=8, methods=('cross_entropy', 'drw'), variants=TWO)
   for record in made[1]:
     if record['axes']['method'] == 'drw' and record['axes']['variant'] == 'csba':
-      record['result'] = copy.deepcopy(
-        next(r['result'] for r in made[1] if r['axes'] == record['axes'] | {'variant': 'none'})
-      )
+      twin = record['axes'] | {'variant': 'none'}
+      record['result'] = nearly(next(r['result'] for r in made[1] if r['axes'] == twin), record)
   found = claim(analysed(tmp_path, *made), 'improves')
   assert found.verdict == UNDECIDED
   assert found.sentences[-1] == (
@@ -369,6 +392,63 @@ def test_the_ratio_is_of_test_to_training_images(tmp_path):
   assert comparison.difference == stats.corrected_resampled_t(differences, 200 / 632)
 
 
+@pytest.fixture(scope='module')
+def redrawn(tmp_path_factory):
+  """Records of ten seeds that redraw one set, with a loss that plain intervals are sure of."""
+  about, records = simulated.make(seeds=10, effect=0, variants=TWO, redrawn=True)
+  for record in records:
+    if record['axes']['variant'] == 'csba':
+      twin = record['axes'] | {'variant': 'none'}
+      of_none = next(r['result']['macro_f1'] for r in records if r['axes'] == twin)
+      record['result']['macro_f1'] = of_none + 0.02 * (-1) ** record['axes']['seed'] - 0.008
+  return written(tmp_path_factory.mktemp('redrawn'), about, records)
+
+
+def test_seeds_that_redraw_one_set_have_a_corrected_interval_beside(redrawn):
+  found = findings.analyse(redrawn, resamples=499)
+  (one,) = found.comparisons
+  differences = 0.02 * (-1.0) ** np.arange(10) - 0.008
+  assert one.difference.method == 'bootstrap-t over 10 seeds'
+  expected = stats.corrected_resampled_t(differences, 0.3 / 0.7)
+  assert (one.corrected.low, one.corrected.high) == pytest.approx((expected.low, expected.high))
+  assert one.corrected.method == 'corrected resampled t over 10 seeds'
+  assert one.corrected.low < one.difference.low
+  assert one.corrected.high > one.difference.high
+  # the verdict is that of the test stated before; the other stands beside it
+  assert (one.verdict, one.corrected_verdict) == (REFUTED, UNDECIDED)
+  assert claim(found, 'improves').verdict == REFUTED
+  ends = verdicts.interval_words(one.corrected)
+  words_of_it = f': not supported (corrected for the overlap of seeds: {ends}, which would be '
+  assert f'{words_of_it}undecided).' in claim(found, 'improves').sentences[0]
+  assert all(c.corrected.level == 0.9 and c.corrected_verdict for c in found.offsets)
+
+
+def test_seeds_that_redraw_one_set_are_cautioned_about(redrawn, full, folded):
+  found = findings.analyse(redrawn, resamples=499)
+  assert found.caution in found.notes
+  assert 'they speak of this set, not of new data; the corrected resampled t' in found.caution
+  assert found.caution.endswith(
+    'would give csba against none, cross entropy: undecided instead of not supported; '
+    'the whole argument: undecided instead of not supported'
+  )
+  for other in (full, folded):  # a separate test set, and folds, which have a note of their own
+    assert other.caution == ''
+    assert all(c.corrected is None for c in (*other.comparisons, *other.offsets))
+    assert 'corrected interval' not in markdown.render(other)
+  text = ' '.join(markdown.render(found).split())
+  assert '| corrected interval | verdict by it |' in text
+  ends = words_lib.ends(found.comparisons[0].corrected, signed=True)
+  assert f'| not supported | {ends} | undecided |' in text
+  assert found.caution in text
+
+
+def test_one_split_for_all_seeds_is_not_redrawn(redrawn):
+  same = [r | {'result': r['result'] | {'splits_sha256': 'one'}} for r in redrawn.done]
+  study = comparisons.Study(dataclasses.replace(redrawn, done=tuple(same)), 499)
+  assert study.redrawn == 0
+  assert comparisons.Study(redrawn, 499).redrawn == pytest.approx(3 / 7)
+
+
 def test_naive_splits_are_for_the_leak_alone(folded):
   everything = (*folded.comparisons, *folded.offsets, *folded.conflict, *folded.noise)
   assert {c.cell['split'] for c in everything} == {'grouped'}
@@ -397,7 +477,7 @@ def test_welch():
   assert (found.low, found.high) == pytest.approx((1.5 - half, 1.5 + half))
   assert not comparisons.welch(a[:1], b).known
   flat = comparisons.welch(np.ones(2), np.zeros(2))
-  assert (flat.low, flat.high) == (1, 1)
+  assert (flat.value, flat.known) == (1, False)
   assert math.isnan(comparisons.welch(np.array([]), b).value)
 
 

@@ -144,10 +144,18 @@ def test_fewer_than_two_units_have_no_interval(differences, value, method):
 
 
 @pytest.mark.parametrize(('v', 'p'), [(0.0, 1.0), (0.3, 2 / 2**6), (-0.3, 2 / 2**6)])
-def test_identical_differences_have_a_degenerate_interval(v, p):
+def test_identical_differences_have_no_interval(v, p):
   e = stats.paired_difference([v] * 6)
-  assert (e.low, e.high, e.p) == pytest.approx((v, v, p), rel=1e-12)
-  assert e.method == 'identical differences over 6 seeds'
+  assert (e.value, e.p) == pytest.approx((v, p), rel=1e-12)
+  assert not e.known
+  assert e.method == 'no interval: identical differences over 6 seeds'
+
+
+def test_identical_differences_are_not_non_inferior():
+  for ratio in (None, 0.25):
+    e = stats.non_inferiority([0.0] * 6, 0.02, ratio)
+    assert e.value == 0
+    assert not stats.is_non_inferior(e, 0.02)
 
 
 ALMOST_TIED = [0.1, 0.1 + 2**-56, 0.1 + 2**-55, 0.1 - 2**-56, 1.0]  # 0.1 but for rounding
@@ -210,11 +218,14 @@ def test_corrected_t_nears_the_plain_t_test_without_overlap():
 
 def test_corrected_t_of_folds_without_spread():
   zero = stats.corrected_resampled_t([0.0] * 5, 0.25)
-  assert (zero.low, zero.high, zero.p) == (0, 0, 1)
+  assert (zero.value, zero.known, zero.p) == (0, False, 1)
   same = stats.corrected_resampled_t([0.1 + 0.2, 0.3, 0.3, math.nan], 0.25)
-  assert (same.low, same.high) == pytest.approx((0.3, 0.3))
+  assert same.value == pytest.approx(0.3)
+  assert not same.known
   assert math.isnan(same.p)
-  assert same.method == 'identical differences over 3 folds (1 NaN left out)'
+  assert same.method == 'no interval: identical differences over 3 folds (1 NaN left out)'
+  seeds = stats.corrected_resampled_t([0.0, 0.1], 0.25, units='seeds')
+  assert seeds.method == 'corrected resampled t over 2 seeds'
 
 
 def cross_validated(rng, tasks, gap=0.0, n=100, repeats=3, folds=5):
@@ -583,21 +594,14 @@ def test_noise_floor_is_null_95_percent_of_the_time():
   assert within([stats.noise_floor(v, resamples=999).excludes(0) for v in draws], 0.05)
 
 
-def test_false_positive_rate_is_the_share_of_splits():
-  rng = np.random.default_rng(6)
-  rates = [stats.false_positive_rate(v) for v in rng.normal(size=(10, 20))]
+def test_halves_of_the_same_seeds_seldom_differ():
+  """Of 200 splits of one sample's 20 seeds into halves, about one in twenty excludes 0."""
+  rng, rates = np.random.default_rng(6), []
+  for values in rng.normal(size=(10, 20)):
+    splits = (stats._split(values, rng) for _ in range(200))
+    ends = [stats._interval(split, 0.95, s, 999)[:2] for s, split in enumerate(splits)]
+    rates.append(np.mean([not low <= 0 <= high for low, high in ends]))
   assert 0.03 < np.mean(rates) < 0.075
-  values = rng.normal(size=12)
-  assert stats.false_positive_rate(values) == stats.false_positive_rate(values)
-  assert stats.false_positive_rate(values, level=0.5) == pytest.approx(0.5, abs=0.15)
-  splits, rng = [], np.random.default_rng(0)
-  for s in range(30):
-    v = rng.permutation(values)
-    splits.append(stats.paired_difference(v[:6] - v[6:], level=0.8, seed=s, resamples=999))
-  rate = stats.false_positive_rate(values, splits=30, level=0.8)
-  assert rate == pytest.approx(np.mean([e.excludes(0) for e in splits]))
-  assert math.isnan(stats.false_positive_rate([1.0, 2.0, 3.0, math.nan]))
-  assert stats.false_positive_rate([1.0] * 8) == 0
 
 
 # errors
@@ -640,7 +644,6 @@ HALF_NAN = np.array([[0, math.nan, 1, 1], [2, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 
     (lambda: stats.mantel(HALF_NAN, SQUARE), 'a symmetric; found an asymmetric one'),
     (lambda: stats.noise_floor([1, 2], level=0), '0 < level < 1; found level 0'),
     (lambda: stats.noise_floor([[1, 2]]), 'values [n], finite or NaN; found shape (1, 2)'),
-    (lambda: stats.false_positive_rate([1, 2], splits=0), 'splits >= 1; found 0'),
   ],
 )
 def test_bad_input_is_refused(call, message):

@@ -72,6 +72,7 @@ def of_study(findings: Findings, folder: str) -> str:
     '| --- | --- |',
     *(f'| {markdown.escape(claim.title)} | **{claim.verdict}** |' for claim in findings.claims),
     '',
+    *([f'Caution: {markdown.escape(findings.caution)}.', ''] if findings.caution else []),
     *_scores(findings),
   ]
   return '\n'.join(lines) + '\n'

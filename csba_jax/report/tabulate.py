@@ -36,6 +36,7 @@ def comparison_table(
   several = len({words.cell(c.cell, findings.cells) for c in comparisons}) > 1
   means = any(not math.isnan(c.treatment_mean) for c in comparisons)
   judged = any(c.verdict for c in comparisons)
+  corrected = any(c.corrected is not None for c in comparisons)
   head = [
     *(['condition'] * several),
     *(['outcome'] * outcome),
@@ -46,6 +47,8 @@ def comparison_table(
     'p',
     *(['p (Holm)'] * adjusted),
     *(['verdict'] * judged),
+    *(['corrected interval'] * corrected),
+    *(['verdict by it'] * (corrected and judged)),
   ]
   rows = [
     [
@@ -58,10 +61,18 @@ def comparison_table(
       words.probability(c.difference.p),
       *([words.probability(c.adjusted_p)] * adjusted),
       *([c.verdict or words.NONE] * judged),
+      *([words.ends(c.corrected, signed=True)] * corrected),
+      *([c.corrected_verdict or words.NONE] * (corrected and judged)),
     ]
     for c in comparisons
   ]
   sizes = words.level(c.difference for c in comparisons)
+  if corrected:
+    how = words.methods([c.corrected for c in comparisons if c.corrected is not None])
+    sizes += (
+      f'. Corrected interval, and the verdict by it: {how}, which knows that seeds redraw one'
+    )
+    sizes += ' set of images; beside the test that was stated before the runs, and not in its place'
   return Table(f'{caption} {sizes}.', head, rows, 1 + several + outcome)
 
 

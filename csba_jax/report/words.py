@@ -59,9 +59,15 @@ def interval(estimate: Estimate, digits: int = 3, signed: bool = False) -> str:
   """0.512 [0.480, 0.544]; a dash in the brackets without an interval."""
   if not math.isfinite(estimate.value):
     return NONE
-  ends = [number(end, digits, signed) for end in (estimate.low, estimate.high)]
-  inside = ', '.join(ends) if estimate.known else NONE
-  return f'{number(estimate.value, digits, signed)} [{inside}]'
+  return f'{number(estimate.value, digits, signed)} {ends(estimate, digits, signed)}'
+
+
+def ends(estimate: Estimate | None, digits: int = 3, signed: bool = False) -> str:
+  """[0.480, 0.544]; a dash in the brackets without an interval, or alone without an estimate."""
+  if estimate is None:
+    return NONE
+  found = [number(end, digits, signed) for end in (estimate.low, estimate.high)]
+  return f'[{", ".join(found) if estimate.known else NONE}]'
 
 
 def probability(p: float) -> str:
@@ -121,7 +127,7 @@ def without_interval(estimates: Iterable[Estimate]) -> str:
   reasons = {}
   for estimate in estimates:
     if math.isfinite(estimate.value) and not estimate.known:
-      given = estimate.method.startswith(('no interval', 'no test'))
+      given = any(words in estimate.method for words in ('no interval', 'no test'))
       units = f'no interval: {estimate.n} unit{"s" * (estimate.n != 1)}'
       reasons[estimate.method if given else units] = None
   return f'[{NONE}]: {"; ".join(reasons)}.' if reasons else ''

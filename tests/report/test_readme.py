@@ -161,6 +161,14 @@ def test_verdicts_and_where_it_comes_from(two_methods):
   assert found == [[claim.title, f'**{claim.verdict}**'] for claim in two_methods.claims]
 
 
+def test_a_caution_stands_below_the_verdicts(tmp_path, two_methods):
+  made = simulated.make(seeds=6, variants=('none', 'csba'), redrawn=True)
+  found = findings.analyse(results.read(simulated.write(tmp_path, *made)), resamples=199)
+  assert found.caution
+  assert f'\n\nCaution: {found.caution}.\n\n' in readme.of_study(found, 'results/x')
+  assert 'Caution' not in readme.of_study(two_methods, 'results/x')
+
+
 def test_names_are_text(tmp_path):
   path = tmp_path / 'README.md'
   path.write_text(f'{BEGIN}{END}')
