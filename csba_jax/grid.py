@@ -26,6 +26,11 @@ METHODS: dict[str, dict[str, Any]] = {
 PLACES = ('data.dir', 'data.cache_dir')
 
 
+def is_place(field: str) -> bool:
+  """Whether a field of a run's config says where the run is done, and not what it is."""
+  return field in PLACES or field.startswith('parallel.')
+
+
 def default() -> ml_collections.ConfigDict:
   """Every field of a study with its default; `base` is the config of its runs (config.default)."""
   c = ml_collections.ConfigDict()
@@ -178,7 +183,7 @@ def rate_key(axes: Mapping[str, Any]) -> str:
 def digest(study: ml_collections.ConfigDict) -> str:
   """Hex SHA-256 of what all runs of a study have in common, wherever their data lies."""
   flat = config_lib.flatten(study.base)
-  kept = {field: value for field, value in flat.items() if field not in PLACES}
+  kept = {field: value for field, value in flat.items() if not is_place(field)}
   return hashlib.sha256(json.dumps([kept, study.test], sort_keys=True).encode()).hexdigest()
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from csba_jax import config as config_lib
 from csba_jax.errors import UserError
 from csba_jax.gradients.conflict import majority_minority
 from csba_jax.workdir import strict_json, writing_to
@@ -26,6 +27,7 @@ SCHEMA = 1
 UNIT = ('split', 'repeat', 'fold', 'seed')
 CELL = ('model', 'method', 'imbalance_factor', 'width', 'depth', 'learning_rate', 'split')
 FIELDS = ('study', 'run', 'status', 'axes', 'config_sha256', 'versions')  # of every record
+OWN = ('seed', 'data.seed', 'data.fold', 'model.attention')  # of a config: of unit and variant
 METRICS = ('macro_f1', 'accuracy', 'balanced_accuracy')
 
 Record = Mapping[str, Any]
@@ -162,7 +164,8 @@ def read(folder: str | os.PathLike, pool: bool = False) -> Results:
 
   Raises:
     UserError: no study or no run there; a damaged line before the last; finished runs of different
-      studies, configs or package versions (unless pooled); two runs of the same axes.
+      studies, configs, images or package versions, or variants on different splits (unless pooled);
+      two runs of the same axes.
   """
   folder = Path(folder).expanduser()
   study, files = study_of(folder), sorted(folder.glob('results*.jsonl'))
@@ -378,6 +381,9 @@ def _provenance(done: Sequence[Record], folder: Path, pool: bool) -> list[str]:
   strict = [_mixed('study', (r['study'] for r in done))]
   strict += [_mixed('config_sha256', (str(r['config_sha256'])[:12] for r in done))]
   strict += [_mixed(f'versions.{p}', (r['versions'].get(p) for r in done)) for p in packages]
+  photos = (r['result'].get('source_sha256') for r in done)  # not kept by runs that only tune
+  strict += [_mixed('source_sha256', (str(sha)[:12] for sha in photos if sha))]
+  strict += [*_configs(done), _splits(done)]
   mixed = [words for words in strict if words]
   if mixed and not pool:
     raise UserError(
@@ -389,6 +395,42 @@ def _provenance(done: Sequence[Record], folder: Path, pool: bool) -> list[str]:
   return [f'pooled: {words}' for words in mixed] + [
     f'runs of more than one {w}' for w in loose if w
   ]
+
+
+def _configs(done: Sequence[Record]) -> list[str]:
+  """Fields in which runs of one cell differ, and should not: all but those of variant and unit.
+
+  The learning rate, which is tuned for each variant by itself, is compared within a variant.
+  """
+  groups: dict[tuple, Counter] = {}
+  for record in done:
+    at, variant = cell(record), record['axes']['variant']
+    flat = config_lib.flatten(record.get('config') or {})
+    rate = {'train.learning_rate': flat.get('train.learning_rate')}
+    rest = {field: value for field, value in flat.items() if field not in (*OWN, *rate)}
+    for key, part in (((at,), rest), ((at, variant), rate)):
+      groups.setdefault(key, Counter())[json.dumps(part, sort_keys=True)] += 1
+  found = []
+  for (at, *variant), configs in groups.items():
+    parts = [(json.loads(text), count) for text, count in configs.most_common()]
+    words = [config_lib.differences(parts[0][0], part) for part, _ in parts[1:]]
+    fields = dict.fromkeys(line.split(':')[0] for lines in words for line in lines)
+    where = ', '.join([*variant, *(f'{axis} {value}' for axis, value in at)])
+    found += [
+      f'{_mixed(f, (value for c, count in parts for value in [c.get(f)] * count))} ({where})'
+      for f in fields
+    ]
+  return found
+
+
+def _splits(done: Sequence[Record]) -> str:
+  """Units whose variants were not trained and tested on the same images; '' without any."""
+  groups: dict[tuple, set] = {}
+  for record in done:
+    sha = record['result'].get('splits_sha256')
+    groups.setdefault((cell(record), unit(record)), set()).update([sha] if sha else [])
+  wrong = dict.fromkeys(unit_words(of) for (_, of), shas in groups.items() if len(shas) > 1)
+  return f'splits_sha256: of {", ".join(wrong)} not the same for all variants' if wrong else ''
 
 
 def _mixed(name: str, values: Iterable[Any]) -> str:

@@ -99,7 +99,8 @@ def _claim(folder: Path, study: ml_collections.ConfigDict, command: str) -> None
   config = json.loads(json.dumps(study.to_dict())) | {'base': _placeless(study.base)}
   if path.exists():
     before = results.study_of(folder)
-    fixed = ('name', 'base', 'test', 'tuned_by', 'outcome')
+    fixed = ('name', 'base', 'test', 'tuned_by', 'outcome', 'subsets')
+    fixed += ('margin', 'smallest_effect')  # stated before
     there, here = ({key: c[key] for key in fixed} for c in (before['config'], config))
     if different := config_lib.differences(there, here):
       raise UserError(

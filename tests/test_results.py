@@ -239,6 +239,19 @@ def test_two_runs_of_the_same_axes_are_refused(tmp_path, new):
     ({'versions': {'csba_jax': '0.6'}}, r'versions.csba_jax: 0.5.0 in 5 runs, 0.6 in 1'),
     ({'config_sha256': 'f' * 64}, r'config_sha256: [0-9a-f]{12} in 5 runs, f{12} in 1'),
     ({'study': 'other'}, r'study: simulated in 5 runs, other in 1'),
+    ({'result': {'source_sha256': 'e' * 64}}, 'source_sha256: [0-9a-f]{12} in 5 runs, e{12} in 1'),
+    (
+      {'result': {'splits_sha256': 'e' * 64}},
+      'splits_sha256: of seed 1 not the same for all variants',
+    ),
+    (
+      {'config': {'train': {'learning_rate': 0.5}}},
+      r'train.learning_rate: None in 2 runs, 0.5 in 1 .none, model multibranch, .*, split grouped.',
+    ),
+    (
+      {'config': {'loss': {'name': 'drw'}}},
+      'loss.name: None in 5 runs, drw in 1 .model multibranch, .*, split grouped.',
+    ),
   ],
 )
 def test_runs_of_different_origin_are_pooled_only_on_request(tmp_path, new, change, words):
@@ -252,6 +265,16 @@ def test_runs_of_different_origin_are_pooled_only_on_request(tmp_path, new, chan
   assert len(found.done) == 6
   (note,) = found.notes
   assert re.fullmatch(f'pooled: {words}', note)
+
+
+def test_what_variants_and_units_may_differ_in_is_no_mixture(tmp_path, new):
+  about, records = new
+  for record in records:
+    variant, seed = record['axes']['variant'], record['axes']['seed']
+    rate = 0.1 if variant == 'csba' else 0.2
+    record['config'] |= {'seed': seed, 'data': {'seed': seed, 'fold': seed}}
+    record['config'] |= {'train': {'learning_rate': rate}, 'parallel': {'devices': seed}}
+  assert results.read(simulated.write(tmp_path, about, records)).notes == ()
 
 
 def test_failed_runs_may_be_of_another_version(tmp_path, new):

@@ -277,6 +277,7 @@ def test_a_run_that_fails_is_recorded_and_tried_again(tmp_path, whole):
   assert len(results.read(folder).failed) == 1
 
 
+@pytest.mark.slow
 def test_a_stopped_study_goes_on_and_ends_as_if_undisturbed(driver, tmp_path):
   fields = {'methods': ('cross_entropy',), 'seeds': 1}
   fields |= {'base__train__epochs': 100, 'base__train__eval_every': 50}
@@ -428,9 +429,18 @@ def test_the_folder_of_another_study(tmp_path, monkeypatch):
     'base.loss.tau: 1.0 there, 0.5 here; base.train.epochs: 1 there, 7 here; '
     'test: True there, False here; to fix it: name another --workdir, or take back these fields'
   )
-  for field, value in (('name', 'other'), ('outcome', 'f1:3')):
-    with pytest.raises(UserError, match=f"{field}: '.*' there, '{value}' here"):
+  for field, value in (('name', 'other'), ('outcome', 'f1:3'), ('subsets', 2)):
+    with pytest.raises(UserError, match=f'{field}: .* there, {value!r} here'):
       start(small(**{field: value}), tmp_path)
+
+
+@pytest.mark.parametrize('field', ['margin', 'smallest_effect'])
+def test_what_was_stated_before_stays(tmp_path, monkeypatch, field):
+  in_process(monkeypatch)
+  start(small(), tmp_path)
+  with pytest.raises(UserError, match=f'{field}: 0.0. there, 0.05 here'):
+    start(small(**{field: 0.05}), tmp_path)
+  assert json.loads((tmp_path / 'study.json').read_text())['config'][field] < 0.05
 
 
 def test_more_seeds_and_variants_and_another_place_are_the_same_study(tmp_path, monkeypatch):
@@ -458,7 +468,7 @@ def test_an_axis_that_grows_from_one_value_keeps_its_runs(tmp_path, monkeypatch)
   ('fields', 'expected'),
   [
     ({'variants': ('csba',)}, "model.attention: 'none' there, 'csba' here"),
-    ({'subsets': 1}, 'data.seed: 1 there, 0 here'),
+    ({'subsets': 1}, 'subsets: 0 there, 1 here'),
   ],
 )
 def test_a_finished_run_of_that_name_with_another_config(tmp_path, monkeypatch, fields, expected):
