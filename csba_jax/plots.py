@@ -1,15 +1,17 @@
 """Pictures of conflict and gradient flow, as PNG files that are there whole or not at all."""
 
+import itertools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from csba_jax.errors import UserError
 from csba_jax.files import write_atomically
-from csba_jax.gradients.conflict import Conflict
+from csba_jax.gradients.conflict import Conflict, conflict_matrix
 from csba_jax.gradients.flow import Flow
 
 if TYPE_CHECKING:
@@ -27,21 +29,66 @@ def heat_map(conflict: Conflict, path: str | os.PathLike, scope: str = 'shared')
 
   Bold numbers, where there is an error of sampling, are distinguishable from 0; grey is undefined.
   """
-  classes = len(conflict.class_names)
-  side = max(4.5, 0.62 * min(classes, LARGEST_ANNOTATED) + 2.2)
-  figure = _figure(side + 1.2, side)
-  axes = figure.subplots()
-  image = _matrix(axes, conflict, scope, _limit(conflict.cosine(scope)))
-  order = conflict.by_frequency
-  labels = [f'{conflict.class_names[c]} ({conflict.class_counts[c]})' for c in order]
-  axes.set_xticks(range(classes), labels, rotation=45, ha='right', rotation_mode='anchor')
-  axes.set_yticks(range(classes), labels)
-  if classes <= LARGEST_ANNOTATED:
-    _annotate(axes, conflict, scope)
-  figure.colorbar(image, ax=axes, shrink=0.8, label='cosine of class gradients')
-  known = ', bold: 95 % interval without 0' if conflict.errors.any() else ''
+  cosines = conflict.cosine(scope)
+  known = conflict.distinguishable(scope) & conflict.errors.any()
+  figure, axes = _square(conflict, cosines, known, 'cosine of class gradients')
+  bold = ', bold: 95 % interval without 0' if conflict.errors.any() else ''
   title = f'Conflict matrix, {scope}{_when(conflict)}'
-  axes.set_title(f'{title}\ntarget {conflict.about["target"]}{known}')
+  axes.set_title(f'{title}\ntarget {conflict.about["target"]}{bold}')
+  _save(figure, path)
+
+
+def difference(
+  treated: Conflict, control: Conflict, layers: Sequence[str], path: str | os.PathLike
+) -> None:
+  """Cosines of one net - cosines of another, over layers that both have; red: more conflict.
+
+  Args:
+    treated: of the net whose change is shown.
+    control: of the net that it is compared with, on the same classes.
+    layers: whose Grams are added up first, such as `diagnose.common_layers`.
+    path: of the PNG.
+
+  Raises:
+    UserError: other classes, or a layer that one of them lacks.
+  """
+  if treated.class_names != control.class_names:
+    raise UserError('two nets for the same classes', 'other classes', 'compare runs on one set')
+  cosines, reference = (
+    conflict_matrix(np.sum([found.gram(layer) for layer in layers], axis=0))
+    for found in (treated, control)
+  )
+  change = cosines - reference
+  bold = np.zeros_like(change, bool)
+  figure, axes = _square(control, change, bold, 'difference of cosines')
+  nets = ' - '.join(str(found.about.get('attention', '?')) for found in (treated, control))
+  axes.set_title(f'Conflict matrix, {nets}{_when(treated)}\nlayers that both have')
+  _save(figure, path)
+
+
+def class_f1(results: Mapping[str, Mapping[str, Any]], path: str | os.PathLike) -> None:
+  """F1 on the test part by class, a bar for each run; classes by training images.
+
+  Args:
+    results: content of result.json by title, of the same classes.
+    path: of the PNG.
+  """
+  first = next(iter(results.values()))
+  counts = np.asarray(first['class_counts'])
+  order = np.argsort(-counts, kind='stable')
+  figure = _figure(max(6, 0.7 * len(order) + 2), 4)
+  axes = figure.subplots()
+  wide = 0.8 / len(results)
+  for i, (title, result) in enumerate(results.items()):
+    f1 = np.array(result['per_class']['f1'], np.float64)[order]  # null, undefined: no bar
+    axes.bar(np.arange(len(order)) - 0.4 + (i + 0.5) * wide, f1, wide, label=title)
+  labels = [f'{first["class_names"][c]} ({counts[c]})' for c in order]
+  axes.set_xticks(range(len(order)), labels, rotation=45, ha='right', rotation_mode='anchor')
+  axes.set_ylim(0, 1)
+  axes.set_ylabel('F1 on the test part')
+  axes.set_xlabel('class (training images)')
+  axes.grid(axis='y', alpha=0.3)
+  axes.legend(loc='lower left')
   _save(figure, path)
 
 
@@ -57,7 +104,7 @@ def layers(conflict: Conflict, path: str | os.PathLike) -> None:
     axes.set_axis_off()
   for axes, name in zip(grid.flat, names, strict=False):
     axes.set_axis_on()
-    image = _matrix(axes, conflict, name, limit)
+    image = _matrix(axes, conflict, conflict.cosine(name), limit)
     axes.set_xticks([])
     axes.set_yticks([])
     rate = conflict.summary(name)['conflict_rate']
@@ -155,32 +202,47 @@ def _save(figure: 'Figure', path: str | os.PathLike) -> None:
   write_atomically(Path(path), lambda file: figure.savefig(file, format='png', dpi=DPI))
 
 
-def _matrix(axes: 'Axes', conflict: Conflict, scope: str, limit: float) -> object:
-  """Draws cosines in the order of frequency; the diagonal, 1 by definition, is left white."""
+def _square(
+  conflict: Conflict, values: np.ndarray, bold: np.ndarray, label: str
+) -> tuple['Figure', 'Axes']:
+  """A figure of a matrix [C, C] with classes on its axes, and its numbers if they can be read."""
+  classes = len(conflict.class_names)
+  side = max(4.5, 0.62 * min(classes, LARGEST_ANNOTATED) + 2.2)
+  figure = _figure(side + 1.2, side)
+  axes = figure.subplots()
+  image = _matrix(axes, conflict, values, _limit(values))
+  labels = [_label(conflict, c) for c in conflict.by_frequency]
+  axes.set_xticks(range(classes), labels, rotation=45, ha='right', rotation_mode='anchor')
+  axes.set_yticks(range(classes), labels)
+  if classes <= LARGEST_ANNOTATED:
+    _annotate(axes, conflict, values, bold)
+  figure.colorbar(image, ax=axes, shrink=0.8, label=label)
+  return figure, axes
+
+
+def _matrix(axes: 'Axes', conflict: Conflict, values: np.ndarray, limit: float) -> object:
+  """Draws [C, C] in the order of frequency; the diagonal, known by definition, is left white."""
   order = conflict.by_frequency
-  cosines = conflict.cosine(scope)[np.ix_(order, order)]
+  values = values[np.ix_(order, order)]
   axes.set_facecolor(_UNDEFINED)
-  off = np.where(np.eye(len(order), dtype=bool) & ~np.isnan(cosines), 0, cosines)
+  off = np.where(np.eye(len(order), dtype=bool) & ~np.isnan(values), 0, values)
   return axes.imshow(np.ma.masked_invalid(off), cmap=_COLORS, vmin=-limit, vmax=limit)
 
 
-def _annotate(axes: 'Axes', conflict: Conflict, scope: str) -> None:
-  order = conflict.by_frequency
-  cosines = conflict.cosine(scope)[np.ix_(order, order)]
-  known = conflict.distinguishable(scope)[np.ix_(order, order)] & conflict.errors.any()
-  limit = _limit(cosines)
-  for i, j in np.ndindex(cosines.shape):
-    if i == j or np.isnan(cosines[i, j]):
-      text, color, weight = ('' if i == j else '?'), '0.4', 'normal'
+def _annotate(axes: 'Axes', conflict: Conflict, values: np.ndarray, bold: np.ndarray) -> None:
+  limit = _limit(values)
+  for (i, c), (j, d) in itertools.product(enumerate(conflict.by_frequency), repeat=2):
+    if c == d or np.isnan(values[c, d]):
+      text, color, weight = ('' if c == d else '?'), '0.4', 'normal'
     else:
-      text = f'{round(cosines[i, j], 2) + 0.0:.2f}'.replace('0.', '.')  # no -.00
-      color = 'white' if abs(cosines[i, j]) > 0.6 * limit else 'black'
-      weight = 'bold' if known[i, j] else 'normal'
+      text = f'{round(values[c, d], 2) + 0.0:.2f}'.replace('0.', '.')  # no -.00
+      color = 'white' if abs(values[c, d]) > 0.6 * limit else 'black'
+      weight = 'bold' if bold[c, d] else 'normal'
     axes.text(j, i, text, ha='center', va='center', fontsize=8, color=color, weight=weight)
 
 
 def _limit(cosines: np.ndarray) -> float:
-  """End of the scale of colours: the largest cosine off the diagonal, at least 0.1."""
+  """End of the scale of colours: the largest number off the diagonal, at least 0.1."""
   off = np.abs(cosines[~np.eye(len(cosines), dtype=bool)])
   return max(0.1, float(np.nanmax(off))) if off.size and not np.isnan(off).all() else 1.0
 

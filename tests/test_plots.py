@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from csba_jax import plots
+from csba_jax.errors import UserError
 from csba_jax.gradients import flow
-from csba_jax.gradients.conflict import Conflict
+from csba_jax.gradients.conflict import Conflict, conflict_matrix
 from csba_jax.gradients.gram import ClassGrams
 
 COUNTS = np.array([40, 500, 8])
@@ -136,3 +137,53 @@ def test_over_training(figures, tmp_path):
   rates = figures[0].axes[0].lines[0]
   assert rates.get_xdata().tolist() == [10, 20, 30]
   assert rates.get_ydata().tolist() == [s.summary()['conflict_rate'] for s in snapshots]
+
+
+def test_difference_over_layers_that_both_have(figures, tmp_path):
+  control, treated = make(layers=2), make(layers=3, seed=1)
+  treated = dataclasses.replace(treated, about=treated.about | {'attention': 'csba'})
+  plots.difference(treated, control, ['layer0', 'layer1'], tmp_path / 'x.png')
+  assert is_png(tmp_path / 'x.png')
+  axes = figures[0].axes[0]
+  assert axes.get_title().startswith('Conflict matrix, csba - ?, step 3')
+  order = [1, 0, 2]
+  expected = (
+    conflict_matrix(treated.gram('layer0') + treated.gram('layer1')) - control.cosine('total')
+  )[np.ix_(order, order)]
+  off = ~np.eye(3, dtype=bool)
+  drawn = np.asarray(axes.get_images()[0].get_array())
+  np.testing.assert_allclose(drawn[off], expected[off], rtol=1e-12)
+  np.testing.assert_array_equal(np.diagonal(drawn), 0)
+  texts = {t.get_position(): t for t in axes.texts}
+  assert float(texts[1, 0].get_text()) == pytest.approx(expected[0, 1], abs=0.005)
+  assert {t.get_weight() for t in axes.texts} == {'normal'}
+
+
+def test_difference_of_what_does_not_go_together(tmp_path):
+  with pytest.raises(UserError, match='two nets for the same classes'):
+    plots.difference(make(classes=3), make(4, np.ones(4, int)), ['layer0'], tmp_path / 'x.png')
+  with pytest.raises(UserError, match="found 'layer2'"):
+    plots.difference(make(layers=3), make(layers=2), ['layer2'], tmp_path / 'x.png')
+
+
+def test_f1_by_class(figures, tmp_path):
+  runs = {
+    'none': {
+      'class_names': 'abc',
+      'class_counts': [5, 50, 20],
+      'per_class': {'f1': [0.1, 0.9, 0.5]},
+    },
+    'csba': {
+      'class_names': 'abc',
+      'class_counts': [5, 50, 20],
+      'per_class': {'f1': [None, 0.8, 0]},
+    },
+  }
+  plots.class_f1(runs, tmp_path / 'x.png')
+  assert is_png(tmp_path / 'x.png')
+  axes = figures[0].axes[0]
+  assert [t.get_text() for t in axes.get_xticklabels()] == ['b (50)', 'c (20)', 'a (5)']
+  none, csba = axes.containers
+  assert [bar.get_height() for bar in none] == [0.9, 0.5, 0.1]
+  np.testing.assert_array_equal([bar.get_height() for bar in csba], [0.8, 0, np.nan])
+  assert [t.get_text() for t in axes.get_legend().get_texts()] == ['none', 'csba']
