@@ -5,6 +5,8 @@ import os
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,8 +35,7 @@ class TfdsSource(Source):
   """
 
   def __init__(self, name: str, split: str, data_dir: str = '', image_size: int = 0):
-    root = data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-    folder = _prepared_folder(name, pathlib.Path(root).expanduser())
+    folder = _prepared_folder(name, _root(data_dir))
     builder = _array_record_builder(name, folder)
     image_key, self._label_key = _feature_keys(builder.info)
     feature = builder.info.features[image_key]
@@ -110,6 +111,50 @@ class TfdsSource(Source):
     shards = [(path.name, *file_state(path)) for path in self._files]
     request = [self._info.full_name, self._split, self._image_size, self.class_names]
     return digest(['tfds', *decoder_version(), *request, *described, *shards])
+
+
+# A process of its own: TensorFlow would take memory of the accelerator that the training needs.
+_PREPARE = """
+import sys
+import tensorflow as tf
+import tensorflow_datasets as tfds
+tf.config.set_visible_devices([], 'GPU')
+name, root = sys.argv[1:]
+tfds.builder(name, data_dir=root, file_format='array_record').download_and_prepare()
+"""
+
+
+def prepare(name: str, data_dir: str = '') -> None:
+  """Downloads a set and prepares it as array_record with TensorFlow, unless it is there already.
+
+  Args:
+    name: as of `TfdsSource`.
+    data_dir: likewise.
+
+  Raises:
+    UserError: no such set, no TensorFlow, no network or no room.
+  """
+  root = _root(data_dir)
+  try:
+    _prepared_folder(name, root)
+  except UserError:
+    child = [sys.executable, '-c', _PREPARE, name, str(root)]
+    run = subprocess.run(
+      child, env=os.environ | {'CUDA_VISIBLE_DEVICES': '-1'}, capture_output=True, text=True
+    )
+    if run.returncode:
+      last = (run.stderr.strip().splitlines() or [f'exit code {run.returncode}'])[-1]
+      raise UserError(
+        f'the TFDS set {name}, downloaded and prepared in {root}',
+        last,
+        f'prepare it: {_build_command(name, root)}',
+      ) from None
+
+
+def _root(data_dir: str) -> pathlib.Path:
+  return pathlib.Path(
+    data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+  ).expanduser()
 
 
 def _prepared_folder(name: str, root: pathlib.Path) -> pathlib.Path:

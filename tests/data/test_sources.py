@@ -722,6 +722,52 @@ def test_newest_version_a_named_version_and_configurations(tmp_path):
     open_tfds(tmp_path, 'set')
 
 
+# what a child process would find as TensorFlow and TFDS
+STUB = """
+import os, pathlib
+
+class config:
+  set_visible_devices = staticmethod(lambda devices, kind: None)
+
+def builder(name, data_dir, file_format):
+  if name == 'unheard':
+    raise ValueError('no set of this name')
+  class Builder:
+    def download_and_prepare(self):
+      gpus = os.environ['CUDA_VISIBLE_DEVICES']
+      pathlib.Path(data_dir, 'asked').write_text(f'{name} {file_format} {gpus}')
+  return Builder()
+"""
+
+
+@pytest.fixture
+def stubs(tmp_path, monkeypatch):
+  for name in ('tensorflow', 'tensorflow_datasets'):
+    (tmp_path / 'stubs').mkdir(exist_ok=True)
+    (tmp_path / 'stubs' / f'{name}.py').write_text(STUB)
+  monkeypatch.setenv('PYTHONPATH', str(tmp_path / 'stubs'))
+
+
+def test_an_absent_set_is_prepared_as_array_record_off_the_accelerator(tmp_path, stubs):
+  tfds_source.prepare('cifar10', str(tmp_path))
+  assert (tmp_path / 'asked').read_text() == 'cifar10 array_record -1'
+
+
+def test_a_prepared_set_is_left_alone(tmp_path, stubs, monkeypatch):
+  write_tfds(tmp_path, records(PICTURES))
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+  tfds_source.prepare('tiny')
+  assert not (tmp_path / 'asked').exists()
+
+
+def test_a_set_that_cannot_be_prepared_is_one_line(tmp_path, stubs):
+  message = (
+    r'TFDS set unheard, downloaded and .*; found ValueError: no set of this name; .*tfds build'
+  )
+  with pytest.raises(UserError, match=message):
+    tfds_source.prepare('unheard', str(tmp_path))
+
+
 @pytest.mark.parametrize('name', ['tiny', 'tiny:2.0.0', 'tiny/config'])
 def test_an_absent_set_names_folder_and_command(tmp_path, name):
   write_tfds(tmp_path / 'here', records(PICTURES), name='tiny' if ':' in name else 'other')
