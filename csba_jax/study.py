@@ -253,8 +253,20 @@ def _work_off(
   cores = _share_cores(jobs)
   workers = [_Worker.start(place, cores[i]) for i in range(min(jobs, len(todo)))]
   told = False
+
+  def go_on(i: int) -> bool:
+    """Whether worker i, or a new one in its place, has got a run."""
+    while todo and not stop.requested:
+      if not workers[i].process.is_alive():
+        workers[i] = _Worker.start(place, cores[i])
+      try:
+        return _feed(workers[i], workers, todo)
+      except OSError:  # it died between two runs
+        workers[i].process.join()
+    return False
+
   try:
-    busy = [i for i, worker in enumerate(workers) if _feed(worker, workers, todo)]
+    busy = [i for i in range(len(workers)) if go_on(i)]
     while busy:
       ready = wait([workers[i].connection for i in busy], timeout=0.5)
       if stop.requested and not told:
@@ -266,11 +278,10 @@ def _work_off(
       for i in [i for i in busy if workers[i].connection in ready]:
         found = workers[i].take()
         ended = not workers[i].process.is_alive()
-        if not (told and ended):
+        done = found is not None and found['status'] == 'done'  # and only then was told
+        if done or not (told and ended):
           write(workers[i].run, found or workers[i].failure('its process alone was told to stop'))
-        if ended and todo and not told:
-          workers[i] = _Worker.start(place, cores[i])
-        if told or not _feed(workers[i], workers, todo):
+        if not go_on(i):
           busy.remove(i)
   finally:
     for worker in workers:
@@ -280,14 +291,22 @@ def _work_off(
 
 
 def _feed(worker: _Worker, workers: Sequence[_Worker], todo: list[grid.Run]) -> bool:
-  """Gives the next run, if there is one: of the shape that the worker knows, else of a new one."""
+  """Gives the next run, if there is one: of the shape that the worker knows, else of a new one.
+
+  OSError if the worker is gone; the run stays among those to do.
+  """
   if not todo:
     return False
-  known = worker.run and worker.run.shape
+  before, known = worker.run, worker.run and worker.run.shape
   others = {other.run.shape for other in workers if other.run and other is not worker}
   run = min(todo, key=lambda run: (run.shape != known, run.shape in others))  # of equals the first
   todo.remove(run)
-  worker.give(run)
+  try:
+    worker.give(run)
+  except OSError:
+    worker.run = before
+    todo.insert(0, run)
+    raise
   return True
 
 

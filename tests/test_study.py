@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,96 @@ def test_a_killed_worker_fails_its_run_and_another_goes_on(tmp_path, monkeypatch
   assert '2 runs, 0 of them done; 1 at a time' in err
   assert '1/2  s0  failed: its process ended with signal SIGKILL' in err
   assert '2 failed, 0 s left' in err
+
+
+class Puppet:
+  """A worker without a process; `dies` names the runs that it cannot be given any more."""
+
+  made = ()
+  dies = ()
+
+  def __init__(self):
+    self.run, self.alive, self.pid = None, True, 10**9 + len(self.made)
+    self.process = self.connection = self
+    type(self).made += (self,)
+
+  @classmethod
+  def start(cls, place, cores):
+    return cls()
+
+  def give(self, run):
+    if run.name in self.dies and len(self.made) == 1:
+      self.alive = False
+      raise BrokenPipeError('the other end is gone')
+    self.run = run
+
+  def take(self):
+    return {'status': 'done', 'run': self.run.name}
+
+  def failure(self, words):
+    raise AssertionError(words)
+
+  def is_alive(self):
+    return self.alive
+
+  def join(self, timeout=None):
+    pass
+
+  close = kill = join
+
+
+@pytest.fixture
+def puppets(monkeypatch):
+  monkeypatch.setattr(Puppet, 'made', ())
+  monkeypatch.setattr(study, '_Worker', Puppet)
+  monkeypatch.setattr(study, 'wait', lambda connections, timeout: connections)
+  return Puppet
+
+
+def test_a_run_that_ends_as_the_study_is_stopped_is_kept(puppets, monkeypatch):
+  """SIGTERM finds the worker idle, which kills it: its record has come all the same."""
+  stop, written = types.SimpleNamespace(requested=False), []
+
+  def wait_and_stop(connections, timeout):
+    stop.requested = True
+    return connections
+
+  def kill(pid, number):
+    (worker,) = (w for w in puppets.made if w.pid == pid)
+    worker.alive = False
+
+  monkeypatch.setattr(study, 'wait', wait_and_stop)
+  monkeypatch.setattr(os, 'kill', kill)
+  runs = grid.runs(small())
+  study._work_off(runs, None, 1, stop, lambda run, found: written.append(run.name))
+  assert written == ['none-s0']
+
+
+@pytest.mark.parametrize('number', [0, 1])
+def test_a_worker_that_dies_between_two_runs_is_replaced(puppets, monkeypatch, number):
+  monkeypatch.setattr(puppets, 'dies', (RUNS[number],))
+  stop, written = types.SimpleNamespace(requested=False), []
+  runs = grid.runs(small())
+  study._work_off(runs, None, 1, stop, lambda run, found: written.append(run.name))
+  assert written == RUNS
+  assert len(puppets.made) == 2
+
+
+def test_a_worker_that_dies_as_the_study_is_stopped_is_no_error(puppets, monkeypatch):
+  """A signal to the whole group: the idle worker goes before the first process sees it."""
+  stop, written = types.SimpleNamespace(requested=False), []
+
+  def give(worker, run):
+    if run.name == RUNS[1]:
+      stop.requested, worker.alive = True, False
+      raise BrokenPipeError
+    worker.run = run
+
+  monkeypatch.setattr(puppets, 'give', give)
+  runs = grid.runs(small())
+  study._work_off(runs, None, 1, stop, lambda run, found: written.append(run.name))
+  assert written == RUNS[:1]
+  assert len(puppets.made) == 1
 
 
 # ---- the binary
