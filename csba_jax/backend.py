@@ -12,6 +12,13 @@ LONGEST_UNROLLING = 16
 _IMAGES_AT_ONCE = 1024
 # Bytes of class gradients that may exist at once, unless a single layer needs more.
 CLASS_GRADIENT_BYTES = 4 * 2**30
+# Bytes of decoded images from which data.input 'auto' streams them. Below, a copy lies on the host
+# and on every device: a quarter of the 16 GB that the smallest accelerators of the clouds have.
+IN_MEMORY_BYTES = 4 * 2**30
+# Threads that read batches: a read from a disk or a network drive is mostly waiting.
+READING_THREADS = 4
+# Bytes of batches read ahead: at 224 pixels ten batches of 128, and seconds of a training step.
+READ_AHEAD_BYTES = 256 * 2**20
 
 
 def steps_per_dispatch(longest: int) -> int:

@@ -24,6 +24,9 @@ def default() -> ml_collections.ConfigDict:
   config.data.test_split = 'test'  # tfds; '' = carve data.test_fraction from train_split
   config.data.dir = ''  # tfds: '' = $TFDS_DATA_DIR; image_folder: '' = $CSBA_IMAGE_FOLDER
   config.data.cache_dir = ''  # decoded images; '' = $CSBA_CACHE_DIR, else ~/.cache/csba_jax
+  # where training images are: memory | stream (in the cache on disk, read batch by batch) | auto:
+  # stream if those of the source take more than backend.IN_MEMORY_BYTES (4 GiB) decoded
+  config.data.input = 'auto'
   config.data.image_size = 8  # pixels a side; images of another size are resized and cropped
   config.data.channels = 1
   config.data.num_classes = 10  # 0 = as many as the data has
@@ -149,6 +152,7 @@ _RANGES = {
   'data.seed': ('a whole number from 0 to 2**31 - 1', lambda v: 0 <= v < 2**31),
   'data.source': ('digits, tfds or image_folder', ('digits', 'tfds', 'image_folder').__contains__),
   'data.train_split': ('a split', bool),
+  'data.input': ('memory, stream or auto', ('memory', 'stream', 'auto').__contains__),
   'data.image_size': ('8 to 256 pixels', lambda v: 8 <= v <= 256),
   'data.channels': ('1 or 3', (1, 3).__contains__),
   'data.num_classes': ('0 (as in the data) or at least 2', lambda v: v == 0 or v >= 2),

@@ -24,6 +24,7 @@ BAD = {
   'data.seed': [-1, 2**31],
   'data.source': ['cifar10', ''],
   'data.train_split': [''],
+  'data.input': ['disk', ''],
   'data.image_size': [7, 257, 0],
   'data.channels': [0, 2, 4],
   'data.num_classes': [1, -1],
@@ -75,6 +76,7 @@ BAD = {
 }
 BORDERS = {
   'seed': [0, 2**31 - 1],
+  'data.input': ['memory', 'stream', 'auto'],
   'data.image_size': [8, 256],
   'data.num_classes': [0, 2],
   'data.imbalance_factor': [1.0, 1],

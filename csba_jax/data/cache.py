@@ -1,7 +1,9 @@
-"""Images decoded once: a source's arrays in memory, kept on disk between runs."""
+"""Images decoded once: a source's arrays, in memory or mapped, kept on disk between runs."""
 
+import collections
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -10,8 +12,9 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO
 
 import numpy as np
 from absl import logging
@@ -20,9 +23,11 @@ from csba_jax.data.decoding import Unreadable
 from csba_jax.data.sources import Source
 from csba_jax.errors import UserError
 
-INDEX = 'index.json'
+INDEX, IMAGES = 'index.json', 'images.npy'
+DECODING = 'decoding-'  # begins the last part of the name of a folder that is being decoded into
 NAMED = 20  # unreadable images named one by one
 BLOCK = 128  # images a thread reads and decodes at a time
+BLOCK_BYTES = 8 * 2**20  # of their pixels, at most
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,7 +35,7 @@ class ImageArrays:
   """All images of a source, decoded; everything is aligned with the images that were kept.
 
   Attributes:
-    images: [N, H, W, channels] uint8, read-only.
+    images: [N, H, W, channels] uint8, read-only; where asked for a np.memmap of the cache.
     labels: [N] int32.
     groups: [N] int64, equal for duplicates; None when every image is on its own.
     class_names: C names.
@@ -50,6 +55,7 @@ def load_arrays(
   source: Source,
   cache_dir: str | os.PathLike = '',
   log: Callable[[str], None] = logging.warning,
+  mapped: bool = False,
 ) -> ImageArrays:
   """The decoded images of a source, from the cache if it holds them, else decoded and cached.
 
@@ -57,19 +63,28 @@ def load_arrays(
   as a whole or not at all, so processes may race. A damaged one is built again, and where none can
   be written the run goes on without; either is one warning.
 
+  With `mapped` the images are never in memory as a whole: they are decoded into the file block by
+  block, by one process while the others wait, and read from there. The cache is the same. Of the
+  file of images only shape and length are compared with the index at every start, because reading
+  all of it may take minutes; its SHA-256 too if $CSBA_VERIFY_CACHE is set.
+
   Args:
     source: of the images.
     cache_dir: '' means $CSBA_CACHE_DIR, else ~/.cache/csba_jax.
     log: called with one line at a time: progress, and the warnings above.
+    mapped: whether `images` is to be a map of the file in the cache.
 
   Raises:
-    UserError: an unreadable image in a strict source, or a class without a readable one.
+    UserError: an unreadable image in a strict source, or a class without a readable one; with
+      `mapped`, a cache that cannot be written, or has not enough room (checked before decoding).
   """
   root = pathlib.Path(cache_dir or os.environ.get('CSBA_CACHE_DIR') or '~/.cache/csba_jax')
   safe_name = re.sub(r'[^\w.-]+', '-', source.name)
   folder = root.expanduser() / f'{safe_name}-{source.fingerprint[:16]}'
-  arrays = _read_or_warn(folder, log)
-  if arrays is None:
+  arrays = _read_or_warn(folder, mapped, log)
+  if arrays is None and mapped:
+    arrays = _decode_to_disk(source, folder, log)
+  elif arrays is None:
     arrays = decode_all(source, log)
     _write_or_warn(folder, arrays, log)
   _check_readable(source, arrays)  # a cache may have been built by a run that was not strict
@@ -86,44 +101,62 @@ def load_arrays(
 def decode_all(source: Source, log: Callable[[str], None] = logging.warning) -> ImageArrays:
   """Decodes every image once, in a few threads; leaves out those that are Unreadable."""
   images = np.empty((len(source), *source.image_shape), np.uint8)
-  log(f'decoding {len(source)} images of {source.name}: {images.nbytes / 1e6:.1f} MB')
+  reasons, end = [], 0
+  for block, why in _decoded(source, log):
+    images[end : end + len(block)] = block
+    reasons, end = reasons + why, end + len(block)
+  return _aligned(source, images[:end], reasons)
 
-  def decode(block: range) -> list[str]:
-    """Fills in a block of images; returns for each '' or the reason why it cannot be read."""
-    reasons = []
-    for i, item in zip(block, source.read(block), strict=True):
-      if not isinstance(item, Unreadable):
-        images[i] = item['image']
-      reasons.append(str(item) if isinstance(item, Unreadable) else '')
-    return reasons
 
-  n = len(source)
-  blocks = [range(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
-  with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-    reasons = _with_progress(pool.map(decode, blocks), n, log)
+def _decoded(source: Source, log: Callable[[str], None]) -> Iterator[tuple[np.ndarray, list[str]]]:
+  """Block after block: the images [n, H, W, ch] that can be read, and '' or why not of each."""
+  total, size = len(source), int(np.prod(source.image_shape))
+  log(f'decoding {total} images of {source.name}: {total * size / 1e6:.1f} MB')
+  length = max(1, min(BLOCK, BLOCK_BYTES // size))
+
+  def decode(block: range) -> tuple[np.ndarray, list[str]]:
+    items = source.read(block)
+    kept = [item['image'] for item in items if not isinstance(item, Unreadable)]
+    images = np.stack(kept) if kept else np.empty((0, *source.image_shape), np.uint8)
+    return images, [str(item) if isinstance(item, Unreadable) else '' for item in items]
+
+  done, last = 0, time.monotonic()
+  for found in _in_order(
+    decode, (range(i, min(i + length, total)) for i in range(0, total, length))
+  ):
+    yield found
+    done += len(found[1])
+    if time.monotonic() - last >= 5:
+      last = time.monotonic()
+      log(f'decoded {done} of {total} images')
+
+
+def _in_order(function: Callable, items: Iterable) -> Iterator:
+  """function(item) of each; a few threads work ahead, by a few items."""
+  threads, waiting = min(4, os.cpu_count() or 1), collections.deque()
+  with ThreadPoolExecutor(threads) as pool:
+    try:
+      for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > 2 * threads:
+          yield waiting.popleft().result()
+      while waiting:
+        yield waiting.popleft().result()
+    finally:  # also where one fails or nobody wants the rest
+      pool.shutdown(cancel_futures=True)
+
+
+def _aligned(source: Source, images: np.ndarray, reasons: list[str]) -> ImageArrays:
+  """The images that could be read with all that belongs to them."""
   kept = np.asarray([i for i, reason in enumerate(reasons) if not reason], np.int64)
-  for to, i in enumerate(kept.tolist()):  # in place: a second copy may not fit in memory
-    if to != i:
-      images[to] = images[i]
   return ImageArrays(
-    images[: len(kept)],
+    images,
     np.asarray(source.labels, np.int32)[kept],
     None if source.groups is None else np.asarray(source.groups, np.int64)[kept],
     tuple(source.class_names),
     tuple(source.names[i] for i in kept.tolist()),
     tuple((source.names[i], reason) for i, reason in enumerate(reasons) if reason),
   )
-
-
-def _with_progress(blocks: Iterable[list], total: int, log: Callable[[str], None]) -> list:
-  """The blocks as one list, with a line every five seconds."""
-  found, last = [], time.monotonic()
-  for block in blocks:
-    found += block
-    if time.monotonic() - last >= 5:
-      last = time.monotonic()
-      log(f'decoded {len(found)} of {total} images')
-  return found
 
 
 def _check_readable(source: Source, arrays: ImageArrays) -> None:
@@ -147,19 +180,21 @@ def _check_readable(source: Source, arrays: ImageArrays) -> None:
   )
 
 
-def _read_or_warn(folder: pathlib.Path, log: Callable[[str], None]) -> ImageArrays | None:
+def _read_or_warn(
+  folder: pathlib.Path, mapped: bool, log: Callable[[str], None]
+) -> ImageArrays | None:
   """What `_write` wrote; None, with a warning unless there is nothing, if it cannot be trusted."""
   if not folder.is_dir():
     return None
   try:
-    return _read(folder)
+    return _read(folder, mapped)
   except Exception as error:  # whatever the damage is, the answer is to decode again
     reason = ' '.join(str(error).split())
     log(f'cache {folder} is damaged ({type(error).__name__}: {reason}): decoding again')
     return None
 
 
-def _read(folder: pathlib.Path) -> ImageArrays:
+def _read(folder: pathlib.Path, mapped: bool) -> ImageArrays:
   """Reads and verifies a cache; raises whatever the damage raises."""
   index = json.loads((folder / INDEX).read_text(encoding='utf-8'))
   content = index['content']
@@ -168,18 +203,34 @@ def _read(folder: pathlib.Path) -> ImageArrays:
   found = {}
   for name, described in content['files'].items():
     with (folder / name).open('rb') as file:
+      if mapped and name == IMAGES:
+        found[name] = _map(file, described)
+        if not os.environ.get('CSBA_VERIFY_CACHE'):
+          continue
       if hashlib.file_digest(file, 'sha256').hexdigest() != described['sha256']:
         raise ValueError(f'{name} does not have its sha256')
-      file.seek(0)
-      found[name] = np.load(file, allow_pickle=False)
+      if name not in found:
+        file.seek(0)
+        found[name] = np.load(file, allow_pickle=False)
   return ImageArrays(
-    found['images.npy'],
+    found[IMAGES],
     found['labels.npy'],
     found.get('groups.npy'),
     tuple(content['class_names']),
     tuple(content['names']),
     tuple((name, reason) for name, reason in content['skipped']),
   )
+
+
+def _map(file: BinaryIO, described: Mapping) -> np.memmap:
+  """The map of a .npy file, if it has the length that the index describes."""
+  images = np.load(file.name, mmap_mode='r', allow_pickle=False)
+  length = os.fstat(file.fileno()).st_size
+  if [str(images.dtype), list(images.shape)] != [described['dtype'], described['shape']]:
+    raise ValueError(f'{IMAGES} holds {images.dtype} {images.shape}')
+  if length != images.offset + images.nbytes:
+    raise ValueError(f'{IMAGES} has {length} bytes, not {images.offset + images.nbytes}')
+  return images
 
 
 def _write_or_warn(folder: pathlib.Path, arrays: ImageArrays, log: Callable[[str], None]) -> None:
@@ -189,22 +240,102 @@ def _write_or_warn(folder: pathlib.Path, arrays: ImageArrays, log: Callable[[str
     folder.parent.mkdir(parents=True, exist_ok=True)
     part.mkdir()
     _write(part, arrays)
-    _put_in_place(part, folder)
+    _put_in_place(part, folder, False)
   except OSError as error:
     log(f'no cache at {folder} ({error}): images will be decoded in every run')
   finally:
     shutil.rmtree(part, ignore_errors=True)
 
 
+def _decode_to_disk(
+  source: Source, folder: pathlib.Path, log: Callable[[str], None]
+) -> ImageArrays:
+  """Decodes a source into its cache, which appears as a whole, and maps it."""
+  part = folder.with_name(f'.{folder.name}.{DECODING}{secrets.token_hex(4)}')
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(folder, log):
+      arrays = _read_or_warn(folder, True, lambda line: None)  # another process may have been here
+      if arrays is None:
+        part.mkdir()
+        _check_room(source, folder.parent)
+        _write(part, _decode_into(part / IMAGES, source, log))
+        _put_in_place(part, folder, True)
+        arrays = _read(folder, mapped=True)
+      return arrays
+  except OSError as error:
+    raise _no_cache(source, folder.parent, str(error)) from error
+  finally:
+    shutil.rmtree(part, ignore_errors=True)
+
+
+def _decode_into(path: pathlib.Path, source: Source, log: Callable[[str], None]) -> ImageArrays:
+  """`decode_all` with the images in a .npy file, written and not mapped: a full disk is an error.
+
+  (A write to a map of a full disk kills the process.)
+  """
+  reasons, kept = [], 0
+  with path.open('wb') as file:
+    _write_header(file, (len(source), *source.image_shape))
+    for block, why in _decoded(source, log):
+      file.write(block)
+      reasons, kept = reasons + why, kept + len(block)
+    file.seek(0)
+    _write_header(file, (kept, *source.image_shape))  # as long as before: numpy leaves room
+  return _aligned(source, np.load(path, mmap_mode='r'), reasons)
+
+
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+  """What a .npy file of bytes begins with."""
+  header = {'descr': '|u1', 'fortran_order': False, 'shape': shape}
+  np.lib.format.write_array_header_1_0(file, header)
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path, log: Callable[[str], None]) -> Iterator[None]:
+  """One process at a time decodes into a cache, and removes what killed ones left of it."""
+  with folder.with_name(f'.{folder.name}.lock').open('ab') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      log(f'waiting for the process that decodes into {folder}')
+      fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:  # a network drive without locks: each for itself
+      yield
+      return
+    for left in folder.parent.glob(f'.{folder.name}.{DECODING}*'):
+      shutil.rmtree(left, ignore_errors=True)
+    yield
+
+
+def _check_room(source: Source, root: pathlib.Path) -> None:
+  """Raises UserError if the disk has no room for the images, their labels and their names."""
+  needed = len(source) * (int(np.prod(source.image_shape)) + 256) + 2**20
+  free = shutil.disk_usage(root).free
+  if free < needed:
+    raise _no_cache(source, root, f'{free / 1e9:.1f} GB free of {needed / 1e9:.1f} GB')
+
+
+def _no_cache(source: Source, root: pathlib.Path, found: str) -> UserError:
+  return UserError(
+    f'room in {root} to write the decoded images of {source.name}, which data.input=stream reads',
+    found,
+    'free some, set --config.data.cache_dir or $CSBA_CACHE_DIR to a folder on a larger disk, or '
+    'set --config.data.input=memory',
+  )
+
+
 def _write(folder: pathlib.Path, arrays: ImageArrays) -> None:
-  """Writes the arrays and the index that describes them into an empty folder."""
+  """Writes the arrays and the index that describes them; images may be there already."""
   files = {}
   for name in ('images', 'labels', 'groups'):
     array = getattr(arrays, name)
     if array is not None:
       path = folder / f'{name}.npy'
-      np.save(path, array, allow_pickle=False)
+      if not path.exists():
+        np.save(path, array, allow_pickle=False)
       with path.open('rb') as file:
+        os.fsync(file.fileno())  # a mapped cache is trusted by its length
         sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
       files[path.name] = {'sha256': sha256, 'dtype': str(array.dtype), 'shape': list(array.shape)}
   content = {
@@ -217,11 +348,11 @@ def _write(folder: pathlib.Path, arrays: ImageArrays) -> None:
   (folder / INDEX).write_text(json.dumps(index), encoding='utf-8')
 
 
-def _put_in_place(part: pathlib.Path, folder: pathlib.Path) -> None:
+def _put_in_place(part: pathlib.Path, folder: pathlib.Path, mapped: bool) -> None:
   """Renames a finished cache to its name; where another process was faster, its cache stays."""
   damaged = part.with_name(part.name + '.old')
   try:
-    if folder.is_dir() and not _is_whole(folder):
+    if folder.is_dir() and not _is_whole(folder, mapped):
       with contextlib.suppress(FileNotFoundError):  # another process did it first
         os.replace(folder, damaged)
     os.rename(part, folder)
@@ -232,10 +363,10 @@ def _put_in_place(part: pathlib.Path, folder: pathlib.Path) -> None:
     shutil.rmtree(damaged, ignore_errors=True)
 
 
-def _is_whole(folder: pathlib.Path) -> bool:
+def _is_whole(folder: pathlib.Path, mapped: bool) -> bool:
   """Whether a cache can be read and verified."""
   try:
-    _read(folder)
+    _read(folder, mapped)
   except Exception:  # as in _read_or_warn
     return False
   return True

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +11,10 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
+from csba_jax import backend
 from csba_jax.data import cache, splits
 from csba_jax.data.image_folder import ImageFolderSource
+from csba_jax.data.rows import Rows
 from csba_jax.data.sources import DigitsSource, Source
 from csba_jax.data.tfds_source import TfdsSource
 from csba_jax.errors import UserError
@@ -19,13 +22,21 @@ from csba_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """Images of one part of the data: uint8 [N, H, W, ch] and int32 labels [N]."""
+  """Images of one part of the data: uint8 [N, H, W, ch] and int32 labels [N].
 
-  images: np.ndarray
+  Of streamed data `images` are read from the cache where they are indexed, and only then.
+  """
+
+  images: np.ndarray | Rows
   labels: np.ndarray
 
   def __len__(self) -> int:
     return len(self.labels)
+
+  @property
+  def streamed(self) -> bool:
+    """Whether the images stay on disk."""
+    return isinstance(self.images, Rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +70,10 @@ def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data
   """
   training, separate_test = open_sources(config.data)
   _check_declared(config.data, training)
-  images = cache.load_arrays(training, config.data.cache_dir, warn)
-  test_images = separate_test and cache.load_arrays(separate_test, config.data.cache_dir, warn)
+  mapped = _streams(config.data, training, separate_test)
+  where = (config.data.cache_dir, warn, mapped)
+  images = cache.load_arrays(training, *where)
+  test_images = separate_test and cache.load_arrays(separate_test, *where)
   split = splits.make_splits(
     images.labels,
     images.groups,
@@ -82,7 +95,8 @@ def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data
     warn(f'no validation image of: {names} (too few training images, or all of one group)')
 
   def part(arrays, indices):
-    return Part(arrays.images[indices], arrays.labels[indices])
+    images = Rows(arrays.images, indices) if mapped else arrays.images[indices]
+    return Part(images, arrays.labels[indices])
 
   return Data(
     train=part(images, split.train),
@@ -125,6 +139,14 @@ def open_sources(data: ml_collections.ConfigDict) -> tuple[Source, Source | None
     group_column=data.group_column,
   )
   return folder, None
+
+
+def _streams(data: ml_collections.ConfigDict, *sources: Source | None) -> bool:
+  """Whether the images of the sources stay on disk."""
+  if data.input != 'auto':
+    return data.input == 'stream'
+  found = sum(len(source) * math.prod(source.image_shape) for source in sources if source)
+  return found > backend.IN_MEMORY_BYTES
 
 
 def _digest(*arrays: cache.ImageArrays | None) -> str:
