@@ -14,6 +14,9 @@ def get_config():
   c.name = 'cifar10_lt_vit'
   base = config.sibling(__file__, 'cifar10_lt_vit')
   base.diagnostics.update(c.base.diagnostics)
+  base.data.val_fraction = c.base.data.val_fraction  # its own recipe has none
+  base.train.log_every = c.base.train.log_every
+  base.train.eval_every = c.base.train.eval_every
   c.base = base
   c.variants = ('none', 'none_wide', 'se', 'csba', 'csba_class')
   c.methods = ('cross_entropy', 'balanced_softmax')

@@ -143,7 +143,7 @@ def _about(results: Results) -> dict[str, Any]:
 
   packages = sorted({name for record in done for name in record['versions']})
   return {
-    'commands': several([study.get('command')]),
+    'commands': several(results.commands),
     'versions': {p: ', '.join(several(r['versions'].get(p) for r in done)) for p in packages},
     'commits': several(record.get('commit') for record in done),
     'devices': several(record.get('device') for record in done),

@@ -13,13 +13,21 @@ import ml_collections
 from csba_jax import config as config_lib
 from csba_jax.errors import UserError
 
-# what a method changes in the base's config; everything else is the same for every run
+# what a method sets in the base's config: each of them every field that any of them changes, so
+# that nothing of the base's own method stays; everything else is the same for every run
+_PLAIN: dict[str, Any] = {
+  'loss.name': 'cross_entropy',
+  'loss.weights': 'none',
+  'loss.weights_start': 0.0,
+  'sampler.name': 'instance',
+  'sampler.start': 0.0,
+}
 METHODS: dict[str, dict[str, Any]] = {
-  'cross_entropy': {},
-  'balanced_softmax': {'loss.name': 'balanced_softmax'},
-  'class_balanced': {'sampler.name': 'class'},
+  'cross_entropy': _PLAIN,
+  'balanced_softmax': _PLAIN | {'loss.name': 'balanced_softmax'},
+  'class_balanced': _PLAIN | {'sampler.name': 'class'},
   # deferred re-weighting (Cao et al. 2019) of the cross-entropy
-  'drw': {'loss.weights': 'effective', 'loss.weights_start': 0.8},
+  'drw': _PLAIN | {'loss.weights': 'effective', 'loss.weights_start': 0.8},
 }
 # fields that say where things lie, or that are of single runs: two runs that differ in these alone
 # are of one study
@@ -167,7 +175,7 @@ def runs(study: ml_collections.ConfigDict, rates: Mapping[str, float] | None = N
   found = []
   for values in itertools.product(*axes.values()):
     at = dict(zip(axes, values, strict=True))
-    for unit in _units(study):
+    for unit in units(study):
       config = _config(study, at, unit, rates)
       name = '-'.join([*(_word(axis, at[axis]) for axis in varying), *_unit_words(study, unit)])
       found.append(Run(name, at | unit, config))
@@ -201,7 +209,7 @@ def parse_shard(text: str) -> tuple[int, int]:
   raise UserError('--shard=i/n with 0 <= i < n', repr(text), 'set it to 0/4, 1/4, 2/4 or 3/4, say')
 
 
-def _units(study: ml_collections.ConfigDict) -> list[dict[str, Any]]:
+def units(study: ml_collections.ConfigDict) -> list[dict[str, Any]]:
   """What variants are compared over: seeds, or folds of repeated cross-validations."""
   folds = study.base.data.folds
   if not folds:
@@ -219,6 +227,13 @@ def _units(study: ml_collections.ConfigDict) -> list[dict[str, Any]]:
     for repeat in range(number)
     for fold in range(folds)
   ]
+
+
+def data_seed(study: ml_collections.ConfigDict, unit: Mapping[str, Any]) -> int:
+  """The seed of a unit's subset, parts and folds."""
+  if study.base.data.folds:
+    return study.first_seed + unit['repeat']
+  return unit['seed'] % study.subsets if study.subsets else unit['seed']
 
 
 def _config(
@@ -242,9 +257,8 @@ def _config(
     config.data.profile = 'exp'
   config.seed = unit['seed']
   if config.data.folds:
-    config.data.fold, config.data.seed = unit['fold'], study.first_seed + unit['repeat']
-  else:
-    config.data.seed = unit['seed'] % study.subsets if study.subsets else unit['seed']
+    config.data.fold = unit['fold']
+  config.data.seed = data_seed(study, unit)
   if unit['split'] == 'naive':
     config.data.manifest = config.data.group_column = ''
   if 'learning_rate' in at:

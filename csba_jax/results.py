@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from csba_jax import config as config_lib
+from csba_jax import grid, study_file
 from csba_jax.errors import UserError
 from csba_jax.gradients.conflict import majority_minority
 from csba_jax.workdir import strict_json, writing_to
@@ -45,6 +46,7 @@ class Results:
   done: tuple[Record, ...]
   failed: tuple[Record, ...]  # runs that never finished
   notes: tuple[str, ...]  # what a reader of the numbers should know
+  commands: tuple[str, ...] = ()  # that made them, those of the tuning first
 
   def runs(self, at: Cell, variant: str) -> dict[Unit, Record]:
     """The finished runs of a variant in a cell, by unit, in the order of units."""
@@ -168,7 +170,7 @@ def read(folder: str | os.PathLike, pool: bool = False) -> Results:
       two runs of the same axes.
   """
   folder = Path(folder).expanduser()
-  study, files = study_of(folder), sorted(folder.glob('results*.jsonl'))
+  study, files = study_file.read(folder), sorted(folder.glob('results*.jsonl'))
   notes, latest = [], {}
   for file in files:
     records, note = load(file)
@@ -193,8 +195,10 @@ def read(folder: str | os.PathLike, pool: bool = False) -> Results:
   done = tuple(record for record in ordered if record['status'] == 'done')
   notes += _provenance(done, folder, pool)
   _check_unique(done)
-  failed = tuple(record for record in ordered if record['status'] == 'failed')
-  return Results(study, done, failed, tuple(dict.fromkeys(notes)))
+  made = {_place(record) for record in done}  # a run may have finished under another name
+  failed = tuple(r for r in ordered if r['status'] == 'failed' and _place(r) not in made)
+  commands = study_file.all_commands(folder, study)
+  return Results(study, done, failed, tuple(dict.fromkeys(notes)), commands)
 
 
 def unit(record: Record) -> Unit:
@@ -326,27 +330,6 @@ def _checked(record: dict[str, Any], where: str) -> dict[str, Any]:
   )
 
 
-def study_of(folder: Path) -> dict[str, Any]:
-  """The content of study.json in a study's folder; UserError without a whole one."""
-  file = folder / 'study.json'
-  try:
-    study = json.loads(file.read_text(encoding='utf-8'))
-    lacking = [
-      key for key in ('outcome', 'margin', 'smallest_effect') if key not in study['config']
-    ]
-    if lacking or 'name' not in study:
-      raise ValueError(f'no {", ".join(lacking) or "name"} in it')
-    return study
-  except (FileNotFoundError, NotADirectoryError) as error:
-    raise UserError(
-      f'the folder of a study (csba-study) at {folder}', 'no study.json there', 'mend the path'
-    ) from error
-  except (OSError, ValueError, TypeError, KeyError) as error:
-    raise UserError(
-      f'a whole {file}', f'a damaged one ({error})', 'bring it back: csba-study writes it'
-    ) from error
-
-
 def _order(record: Record) -> tuple:
   """Sorts records by cell, variant and unit; axes may be of any type."""
   numbers = tuple((str(type(v)), v) if isinstance(v, str) else ('', v) for v in unit(record))
@@ -362,10 +345,15 @@ def _differ(earlier: Record, later: Record) -> bool:
   return earlier['status'] == later['status'] == 'done' and first != second
 
 
+def _place(record: Record) -> tuple[Cell, str, Unit]:
+  """Where a run stands in the grid, whatever its name."""
+  return cell(record), record['axes']['variant'], unit(record)
+
+
 def _check_unique(done: Sequence[Record]) -> None:
   seen: dict[tuple, str] = {}
   for record in done:
-    key = (cell(record), record['axes']['variant'], unit(record))
+    key = _place(record)
     if key in seen:
       raise UserError(
         'one run for each variant, cell and unit',
@@ -406,6 +394,7 @@ def _configs(done: Sequence[Record]) -> list[str]:
   for record in done:
     at, variant = cell(record), record['axes']['variant']
     flat = config_lib.flatten(record.get('config') or {})
+    flat = {field: value for field, value in flat.items() if not grid.is_place(field)}
     rate = {'train.learning_rate': flat.get('train.learning_rate')}
     rest = {field: value for field, value in flat.items() if field not in (*OWN, *rate)}
     for key, part in (((at,), rest), ((at, variant), rate)):

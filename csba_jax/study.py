@@ -22,7 +22,7 @@ from typing import Any
 import ml_collections
 
 from csba_jax import config as config_lib
-from csba_jax import grid, results, tuning
+from csba_jax import grid, results, study_file, tuning
 from csba_jax.errors import UserError
 from csba_jax.files import write_atomically
 from csba_jax.progress import say
@@ -70,7 +70,7 @@ def run_study(
   if jobs < 1:
     raise UserError('--jobs of at least 1', str(jobs), 'set it to the number of cores, at most')
   folder = Path(workdir).expanduser().absolute()
-  rates = tuning.chosen_rates(study.tuned_by) if study.tuned_by else None
+  rates = tuning.chosen_rates(study)
   runs = grid.shard(grid.runs(study, rates), index, number)
   name = 'results.jsonl' if number == 1 else f'results-{index:03d}-of-{number:03d}.jsonl'
   with lock_file(folder, f'.{name}.lock'):
@@ -95,10 +95,11 @@ def run_study(
 
 def _claim(folder: Path, study: ml_collections.ConfigDict, command: str) -> None:
   """study.json, which makes the folder this study's; its axes may grow, its base may not change."""
-  path = folder / 'study.json'
+  path = folder / study_file.NAME
   config = json.loads(json.dumps(study.to_dict())) | {'base': _placeless(study.base)}
+  commands = [command]
   if path.exists():
-    before = results.study_of(folder)
+    before = study_file.read(folder)
     fixed = ('name', 'base', 'test', 'tuned_by', 'outcome', 'subsets')
     fixed += ('margin', 'smallest_effect')  # stated before
     there, here = ({key: c[key] for key in fixed} for c in (before['config'], config))
@@ -108,7 +109,8 @@ def _claim(folder: Path, study: ml_collections.ConfigDict, command: str) -> None
         '; '.join(different),
         'name another --workdir, or take back these fields',
       )
-  record = {'name': study.name, 'config': config, 'command': command}
+    commands = [*study_file.commands(before), command]
+  record = {'name': study.name, 'config': config, 'commands': list(dict.fromkeys(commands))}
   record |= {'versions': versions(), 'commit': commit()}
   with writing_to(folder):
     text = json.dumps(record, indent=1) + '\n'

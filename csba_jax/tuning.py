@@ -1,8 +1,17 @@
 """Learning rates chosen by a study that keeps validation scores alone."""
 
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from csba_jax import config as config_lib
 from csba_jax import grid, results
 from csba_jax.errors import UserError
 from csba_jax.results import Results
+
+FREE = ('diagnostics.', 'train.learning_rate')  # fields of a base that a tuning may have of its own
 
 
 def scores(found: Results) -> dict[str, dict[float, list[float]]]:
@@ -36,21 +45,74 @@ def best(by_rate: dict[float, list[float]]) -> float:
   return max(sorted(by_rate), key=lambda rate: sum(by_rate[rate]) / len(by_rate[rate]))
 
 
-def chosen_rates(folder: str) -> dict[str, float]:
-  """The best learning rate by `grid.rate_key`, of the tuning study in a folder.
+def chosen_rates(study: ml_collections.ConfigDict) -> dict[str, float] | None:
+  """The best learning rate by `grid.rate_key`, of the study in `study.tuned_by`; None without one.
 
   Raises:
-    UserError: no such study, or rates that have not the same number of runs: it is not finished.
+    UserError: no study there; one of another base (but for diagnostics and the learning rate) or
+      with seeds of this study; rates without all the runs of its plan: it is not finished.
   """
-  study = results.read(folder)
-  found = scores(study)
+  if not study.tuned_by:
+    return None
+  folder = study.tuned_by
+  tuned = results.read(folder)
+  found = scores(tuned)
+  config = tuned.study['config']
+  if different := _differences(config['base'], study.base):
+    raise UserError(
+      f'the base of this study in {folder}', '; '.join(different), 'tune this base, or mend it'
+    )
+  if shared := _seeds_of(tuned) & {
+    (what, seed)
+    for unit in grid.units(study)
+    for what, seed in (('seed', unit['seed']), ('data.seed', grid.data_seed(study, unit)))
+  }:
+    words = ', '.join(f'{what} {seed}' for what, seed in sorted(shared))
+    raise UserError(
+      f'rates chosen in {folder} on seeds that are none of this study',
+      f'{words} in both',
+      'set --config.first_seed of one of them',
+    )
+  number = _planned(config)
   for key, by_rate in found.items():
-    planned = {*study.study['config'].get('learning_rates', ()), *by_rate}
-    numbers = {len(by_rate.get(rate, ())) for rate in planned}
-    if len(numbers) > 1:
+    rates = {*config.get('learning_rates', ()), *by_rate}
+    numbers = {len(by_rate.get(rate, ())) for rate in rates}
+    if numbers != {number}:
       raise UserError(
-        f'as many runs of every learning rate in {folder}',
+        f'{number} runs of every learning rate in {folder}',
         f'{min(numbers)} to {max(numbers)} for {key}',
         'start that study again: it does what is missing',
       )
   return {key: best(by_rate) for key, by_rate in found.items()}
+
+
+def _differences(there: Mapping[str, Any], here: ml_collections.ConfigDict) -> list[str]:
+  """Fields that the tuning should have had as the study has them; one newer than it its default."""
+  default = config_lib.flatten(json.loads(json.dumps(config_lib.default().to_dict())))
+  tuned, asked = (
+    {
+      field: value
+      for field, value in (default | config_lib.flatten(base)).items()
+      if not (grid.is_place(field) or field.startswith(FREE))
+    }
+    for base in (there, json.loads(json.dumps(here.to_dict())))
+  )
+  return config_lib.differences(tuned, asked)
+
+
+def _seeds_of(tuned: Results) -> set[tuple[str, int]]:
+  """('seed', 3) and ('data.seed', 3) of every run."""
+  found = {('seed', record['axes']['seed']) for record in tuned.done}
+  return found | {
+    ('data.seed', record['config']['data']['seed'])
+    for record in tuned.done
+    if 'seed' in record.get('config', {}).get('data', {})
+  }
+
+
+def _planned(config: Mapping[str, Any]) -> int:
+  """How many units a study has of each cell and variant."""
+  folds = config['base']['data'].get('folds', 0)
+  if folds:
+    return folds * (config.get('repeats', 1) + config.get('naive_repeats', 0))
+  return config['seeds']

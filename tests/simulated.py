@@ -56,7 +56,7 @@ def make(
     'name': name,
     'variants': list(variants),
     'methods': list(methods),
-    'seeds': list(range(seeds)),
+    'seeds': seeds,
     'repeats': seeds if folds else 1,
     'outcome': outcome,
     'margin': 0.02,
@@ -137,6 +137,7 @@ def tuning(scores):
   """
   about, _ = make(seeds=1, variants=tuple(scores), name='tuning')
   about['config']['test'] = False
+  about['config']['seeds'] = max(len(v) for by_rate in scores.values() for v in by_rate.values())
   records = []
   for variant, by_rate in scores.items():
     for rate, values in by_rate.items():

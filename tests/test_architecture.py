@@ -29,6 +29,7 @@ RANKS = {
   'csba_jax.longtail': 1,
   'csba_jax.stages': 1,
   'csba_jax.stats': 1,
+  'csba_jax.study_file': 1,
   'csba_jax.data.policy': 1,
   'csba_jax.data.rows': 1,
   'csba_jax.data.sources': 1,

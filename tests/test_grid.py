@@ -278,6 +278,18 @@ def test_a_run_has_a_config_of_its_own():
 
 
 @pytest.mark.parametrize('method', sorted(grid.METHODS))
+def test_a_method_is_the_same_whatever_the_base_has(method):
+  base = {'loss__name': 'ldam', 'loss__weights': 'inverse', 'loss__weights_start': 0.5}
+  base |= {'sampler__name': 'square_root', 'sampler__start': 0.25}
+  other, plain = (
+    grid.runs(with_fields(methods=(method,), seeds=1, **{f'base__{k}': v for k, v in b.items()}))
+    for b in (base, {})
+  )
+  for one, another in zip(other, plain, strict=True):
+    assert not config_lib.differences(one.config, another.config)
+
+
+@pytest.mark.parametrize('method', sorted(grid.METHODS))
 def test_methods_change_their_fields_alone(method):
   first, second = (
     grid.runs(with_fields(variants=('csba',), methods=(m,), seeds=1))[0].config
@@ -506,6 +518,11 @@ def test_study_loads_passes_lists_its_runs_and_documents_itself(path):
   runs = grid.runs(c)
   assert len({run.name for run in runs}) == len(runs)
   assert f'csba-study --config=configs/{path.name} --workdir=' in module.__doc__
+
+
+@pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)
+def test_studies_choose_their_checkpoint_on_a_validation_part(path):
+  assert load(path).get_config().base.data.val_fraction > 0
 
 
 def test_names_of_studies_differ():

@@ -196,6 +196,30 @@ def failed(record):
 
 
 @pytest.mark.parametrize('later', [False, True])
+def test_a_failure_under_another_name_is_made_good(tmp_path, made, later):
+  """The run of one variant is called s0, of two none-s0."""
+  about, records = made
+  before = failed(records[0]) | {'run': 's0'}
+  lines = [*records, before] if later else [before, *records]
+  found = results.read(simulated.write(tmp_path, about, lines))
+  assert (len(found.done), found.failed) == (len(records), ())
+
+
+@pytest.mark.parametrize('beside', [False, True])
+def test_commands_are_those_of_the_tuning_then_its_own(tmp_path, made, monkeypatch, beside):
+  about, records = made
+  tuned = tmp_path / ('studies/tuning' if beside else 'elsewhere/tuning')
+  simulated.write(tuned, about | {'commands': ['tune', 'tune --jobs=2']}, records)
+  monkeypatch.chdir(tmp_path)
+  about = about | {'config': about['config'] | {'tuned_by': 'elsewhere/tuning'}}
+  found = results.read(simulated.write(tmp_path / 'studies/one', about, records))
+  assert found.commands == ('tune', 'tune --jobs=2', about['command'])
+  gone = about | {'config': about['config'] | {'tuned_by': 'nowhere/else'}}
+  found = results.read(simulated.write(tmp_path / 'studies/two', gone, records))
+  assert found.commands == (about['command'],)
+
+
+@pytest.mark.parametrize('later', [False, True])
 def test_finished_wins_over_failed(tmp_path, made, later):
   about, records = made
   lines = [*records, failed(records[0])] if later else [failed(records[0]), *records]

@@ -164,8 +164,9 @@ def test_a_study_ends_with_a_line_for_each_run(whole):
     assert record['conflict'] == record['branches'] == []
   about = json.loads((whole / 'study.json').read_text())
   assert about['name'] == 'small'
-  assert about['command'].endswith(f' --workdir={whole} --jobs=2')
-  assert about['command'].startswith('csba-study --config=')
+  (command,) = about['commands']
+  assert command.endswith(f' --workdir={whole} --jobs=2')
+  assert command.startswith('csba-study --config=')
   assert about['config']['methods'] == ['cross_entropy', 'balanced_softmax']
   assert len(results.read(whole).done) == 4
 
@@ -173,7 +174,7 @@ def test_a_study_ends_with_a_line_for_each_run(whole):
 def test_nothing_is_left_of_finished_runs_and_nothing_tells_of_this_machine(whole, cache_dir):
   assert not (whole / 'runs').exists()
   text = (whole / 'results.jsonl').read_text()
-  text += json.dumps(json.loads((whole / 'study.json').read_text()) | {'command': ''})
+  text += json.dumps(json.loads((whole / 'study.json').read_text()) | {'commands': ''})
   for place in ('/of/this/machine', str(whole), cache_dir, str(ROOT), str(Path.home()) + '/'):
     assert place not in text
 
@@ -568,6 +569,19 @@ def test_a_finished_run_of_that_name_with_another_config(tmp_path, monkeypatch, 
   start(small(variants=('none',)), tmp_path)
   with pytest.raises(UserError, match=expected):
     start(small(**{'variants': ('none',)} | fields), tmp_path)
+
+
+def test_every_command_that_started_it_is_kept(tmp_path, monkeypatch):
+  in_process(monkeypatch)
+  for command in ('one', 'two', 'one', 'three'):
+    start(small(), tmp_path, command=command)
+  assert json.loads((tmp_path / 'study.json').read_text())['commands'] == ['one', 'two', 'three']
+  assert results.read(tmp_path).commands == ('one', 'two', 'three')
+  old = json.loads((tmp_path / 'study.json').read_text())
+  del old['commands']
+  (tmp_path / 'study.json').write_text(json.dumps(old | {'command': 'of the first form'}))
+  start(small(), tmp_path, command='new')
+  assert results.read(tmp_path).commands == ('of the first form', 'new')
 
 
 def test_jobs_and_shards_out_of_range(tmp_path):

@@ -6,12 +6,29 @@ from pathlib import Path
 
 import pytest
 
-from csba_jax import results, tuning
+from csba_jax import config as config_lib
+from csba_jax import grid, results, tuning
 from csba_jax.errors import UserError
 
 simulated = types.SimpleNamespace(**runpy.run_path(Path(__file__).with_name('simulated.py')))
 KEY = 'depth=1 imbalance_factor=33.0 method=cross_entropy model=multibranch variant={} width=0.25'
 SCORES = {'none': {0.1: [0.7, 0.6], 0.02: [0.5, 0.9]}, 'csba': {0.1: [0.8, 0.8], 0.02: [0.1, 0.9]}}
+
+
+def asked(folder, **base):
+  """A study that asks for the rates of a folder; fields of its base as train__epochs=1."""
+  c = grid.default()
+  c.variants, c.tuned_by, c.first_seed = ('none', 'csba'), str(folder), 100
+  for name, value in base.items():
+    section, field = name.split('__')
+    c.base[section][field] = value
+  return c
+
+
+def write(folder, about, records):
+  """The same with the base of `asked`."""
+  base = config_lib.default().to_dict()
+  return simulated.write(folder, about | {'config': about['config'] | {'base': base}}, records)
 
 
 def test_scores_are_those_of_the_runs(tmp_path):
@@ -33,33 +50,107 @@ def test_best(by_rate, wanted):
   assert tuning.best(by_rate) == wanted
 
 
+WANTED = {KEY.format('none'): 0.02, KEY.format('csba'): 0.1}
+
+
 def test_chosen_rates(tmp_path):
-  simulated.write(tmp_path, *simulated.tuning(SCORES))
-  assert tuning.chosen_rates(str(tmp_path)) == {KEY.format('none'): 0.02, KEY.format('csba'): 0.1}
+  write(tmp_path, *simulated.tuning(SCORES))
+  assert tuning.chosen_rates(asked(tmp_path)) == WANTED
+  assert tuning.chosen_rates(asked('')) is None
+
+
+def test_rates_of_another_base_are_refused(tmp_path):
+  write(tmp_path, *simulated.tuning(SCORES))
+  with pytest.raises(UserError) as error:
+    tuning.chosen_rates(asked(tmp_path, train__epochs=3, loss__tau=0.5))
+  assert str(error.value) == (
+    f'expected the base of this study in {tmp_path}; found loss.tau: 1.0 there, 0.5 here; '
+    'train.epochs: 10 there, 3 here; to fix it: tune this base, or mend it'
+  )
+
+
+def test_a_base_may_lie_elsewhere_and_measure_more(tmp_path):
+  about, records = simulated.tuning(SCORES)
+  write(tmp_path, about, records)
+  c = asked(
+    tmp_path, data__dir='/x', data__cache_dir='/y', diagnostics__moments='0,1',
+    train__learning_rate=7.0,
+  )  # fmt: skip
+  assert tuning.chosen_rates(c) == WANTED
+
+
+def test_a_field_newer_than_the_tuning_had_its_default(tmp_path):
+  about, records = simulated.tuning(SCORES)
+  base = config_lib.default().to_dict()
+  del base['loss']['tau'], base['mixing']
+  simulated.write(tmp_path, about | {'config': about['config'] | {'base': base}}, records)
+  assert tuning.chosen_rates(asked(tmp_path)) == WANTED
+  with pytest.raises(UserError, match='loss.tau: 1.0 there, 0.5 here'):
+    tuning.chosen_rates(asked(tmp_path, loss__tau=0.5))
+
+
+@pytest.mark.parametrize(
+  ('fields', 'found'),
+  [
+    ({'first_seed': 1, 'seeds': 3}, 'seed 1 in both'),
+    ({'first_seed': 100, 'seeds': 3, 'subsets': 2}, 'data.seed 0 in both'),
+  ],
+)
+def test_rates_chosen_on_seeds_of_the_study_are_refused(tmp_path, fields, found):
+  about, records = simulated.tuning(SCORES)
+  for record in records:
+    record['config']['data'] = {'seed': 0}
+  write(tmp_path, about, records)
+  c = asked(tmp_path)
+  c.update(fields)
+  with pytest.raises(UserError, match=f'none of this study; found {found}; '):
+    tuning.chosen_rates(c)
+
+
+def test_runs_that_the_plan_has_and_no_rate(tmp_path):
+  """As many runs of every rate, but fewer than planned."""
+  about, records = simulated.tuning(SCORES)
+  about['config']['seeds'] = 3
+  write(tmp_path, about, records)
+  with pytest.raises(UserError, match=f'3 runs of every .* in {tmp_path}; found 2 to 2 for '):
+    tuning.chosen_rates(asked(tmp_path))
+
+
+@pytest.mark.parametrize('name', ['digits', 'solar'])
+def test_the_rates_of_the_repository_are_those_of_its_studies(name, monkeypatch):
+  root = Path(__file__).parents[1]
+  monkeypatch.chdir(root)
+  c = config_lib.sibling(str(root / 'configs/x.py'), f'study_{name}')
+  rates = tuning.chosen_rates(c)
+  used = {grid.rate_key(run.axes): run.config.train.learning_rate for run in grid.runs(c, rates)}
+  made = results.read(f'results/{name}').done
+  assert {
+    grid.rate_key(record['axes']): record['config']['train']['learning_rate'] for record in made
+  } == used
 
 
 def test_an_unfinished_study_chooses_nothing(tmp_path):
   about, records = simulated.tuning(SCORES)
-  simulated.write(tmp_path, about, records[:-1])
+  write(tmp_path, about, records[:-1])
   message = f'every learning rate in {tmp_path}; found 1 to 2 for {KEY.format("csba")}; '
   with pytest.raises(UserError, match=message):
-    tuning.chosen_rates(str(tmp_path))
+    tuning.chosen_rates(asked(tmp_path))
 
 
 def test_a_failed_run_is_no_run(tmp_path):
   about, records = simulated.tuning(SCORES)
   records[0] = {k: v for k, v in records[0].items() if k != 'result'} | {'status': 'failed'}
-  simulated.write(tmp_path, about, records)
+  write(tmp_path, about, records)
   with pytest.raises(UserError, match=f'found 1 to 2 for {KEY.format("none")}; '):
-    tuning.chosen_rates(str(tmp_path))
+    tuning.chosen_rates(asked(tmp_path))
 
 
 def test_a_rate_without_any_run_is_missed(tmp_path):
   about, records = simulated.tuning(SCORES)
   about['config']['learning_rates'] = [0.02, 0.1, 0.2]
-  simulated.write(tmp_path, about, records)
+  write(tmp_path, about, records)
   with pytest.raises(UserError, match=f'found 0 to 2 for {KEY.format("csba")}; '):
-    tuning.chosen_rates(str(tmp_path))
+    tuning.chosen_rates(asked(tmp_path))
 
 
 def test_only_failed_runs(tmp_path):
@@ -68,9 +159,9 @@ def test_only_failed_runs(tmp_path):
     {k: v for k, v in record.items() if k != 'result'} | {'status': 'failed', 'error': 'no disk'}
     for record in records
   ]
-  simulated.write(tmp_path, about, failed)
+  write(tmp_path, about, failed)
   with pytest.raises(UserError, match='found 8 failed ones, the first with: no disk;'):
-    tuning.chosen_rates(str(tmp_path))
+    tuning.chosen_rates(asked(tmp_path))
 
 
 def without_rate(record):
@@ -89,12 +180,12 @@ def without_score(record):
 def test_a_run_without_rate_or_validation_score_is_named(tmp_path, spoil):
   about, records = simulated.tuning(SCORES)
   spoil(records[3])
-  simulated.write(tmp_path, about, records)
+  write(tmp_path, about, records)
   message = f'a study of learning rates, .*; found run {records[3]["run"]} without; '
   with pytest.raises(UserError, match=message):
-    tuning.chosen_rates(str(tmp_path))
+    tuning.chosen_rates(asked(tmp_path))
 
 
 def test_no_study(tmp_path):
   with pytest.raises(UserError, match='no study.json there'):
-    tuning.chosen_rates(str(tmp_path))
+    tuning.chosen_rates(asked(tmp_path))

@@ -24,8 +24,8 @@ def main() -> int:
   from csba_jax.signals import StopRequest
 
   if _DRY_RUN.value:
-    rates = tuning.chosen_rates(config.tuned_by) if config.tuned_by else None
-    names = [r.name for r in grid.shard(grid.runs(config, rates), *grid.parse_shard(_SHARD.value))]
+    runs = grid.runs(config, tuning.chosen_rates(config))
+    names = [run.name for run in grid.shard(runs, *grid.parse_shard(_SHARD.value))]
     print('\n'.join([*names, f'{len(names)} runs']))
     return 0
   workdir = run.required(_WORKDIR, 'runs/study')
