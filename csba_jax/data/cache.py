@@ -313,7 +313,7 @@ def _check_room(source: Source, root: pathlib.Path) -> None:
   needed = len(source) * (int(np.prod(source.image_shape)) + 256) + 2**20
   free = shutil.disk_usage(root).free
   if free < needed:
-    raise _no_cache(source, root, f'{free / 1e9:.1f} GB free of {needed / 1e9:.1f} GB')
+    raise _no_cache(source, root, f'{free / 1e9:.3g} GB free of {needed / 1e9:.3g} GB')
 
 
 def _no_cache(source: Source, root: pathlib.Path, found: str) -> UserError:

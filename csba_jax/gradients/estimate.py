@@ -335,7 +335,7 @@ def _per_example_losses(
   """losses_fn as a Partial; UserError unless its losses are per-example, as far as is known."""
   _classes(data, num_classes)
   losses_fn = losses_fn if isinstance(losses_fn, Partial) else Partial(losses_fn)
-  few = {name: np.asarray(values)[: backend.images_per_dispatch()] for name, values in data.items()}
+  few = {name: np.asarray(values[: backend.images_per_dispatch()]) for name, values in data.items()}
   coupling.check_losses(losses_fn, params, few)
   if per_example is None:
     per_example = coupling.is_per_example(losses_fn, params, few)

@@ -1,9 +1,15 @@
 """The cache: decoded once, aligned, verified, safe to race for, never in the way."""
 
+import dataclasses
 import json
 import os
+import resource
 import shutil
+import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -353,6 +359,239 @@ def test_real_photos_through_the_cache(photo_folder, tmp_path):
   assert first.skipped == ()
   assert first.images[500].tolist() == source[500]['image'].tolist()
   assert_same(first, cache.load_arrays(source, tmp_path, Lines()))
+
+
+def load_mapped(source, folder, lines=None):
+  return cache.load_arrays(source, folder, Lines() if lines is None else lines, mapped=True)
+
+
+def content(folder):
+  """Name and bytes of each file of the cache in a folder."""
+  (found,) = (path for path in folder.iterdir() if not path.name.startswith('.'))
+  return {path.name: path.read_bytes() for path in found.iterdir()}
+
+
+def left_behind(folder):
+  """What is in a folder beside the lock."""
+  return [path.name for path in folder.iterdir() if not path.name.endswith('.lock')]
+
+
+@pytest.mark.parametrize('groups', [True, False])
+@pytest.mark.parametrize('bad', [(), (0, 7), (9,)])
+def test_mapped_is_the_same_arrays_and_the_same_cache(tmp_path, monkeypatch, bad, groups):
+  monkeypatch.setattr(cache, 'BLOCK', 3)
+  options = {'bad': bad, 'strict': False, 'groups': groups}
+  memory = cache.load_arrays(FakeSource(**options), tmp_path / 'memory', Lines())
+  source, lines = FakeSource(**options), Lines()
+  for _ in range(2):
+    mapped = load_mapped(source, tmp_path / 'mapped', lines)
+    assert_same(mapped, memory)
+    assert isinstance(mapped.images, np.memmap)
+    with pytest.raises(ValueError, match='read-only'):
+      mapped.images[0] = 0
+  assert source.decoded == 10
+  assert lines.count('decoding 10 images of fake set/train: 0.0 MB') == 1
+  assert content(tmp_path / 'mapped') == content(tmp_path / 'memory')
+
+
+def test_a_cache_written_in_one_mode_is_read_in_the_other(tmp_path):
+  for first, second in ((False, True), (True, False)):
+    folder, source = tmp_path / str(first), FakeSource()
+    a = cache.load_arrays(source, folder, Lines(), mapped=first)
+    b = cache.load_arrays(source, folder, Lines(), mapped=second)
+    assert source.decoded == 10
+    assert_same(a, b)
+
+
+def test_mapped_images_that_cannot_be_read(tmp_path):
+  with pytest.raises(UserError, match='10 readable images in fake set/train; found 1 unreadable'):
+    load_mapped(FakeSource(bad=(7,)), tmp_path / 'strict')
+  with pytest.raises(UserError, match='none in cat, dog: 10 unreadable'):
+    load_mapped(FakeSource(bad=range(10), strict=False), tmp_path / 'none')
+
+
+@pytest.mark.parametrize('kind', ['truncated', 'empty', 'missing', 'longer'])
+@pytest.mark.parametrize('file', FILES)
+def test_a_damaged_mapped_cache_is_built_again(tmp_path, file, kind):
+  good = load_mapped(FakeSource(), tmp_path)
+  good = dataclasses.replace(good, images=np.array(good.images))  # whose file is cut below
+  (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+  if kind == 'longer':
+    (folder / file).write_bytes((folder / file).read_bytes() + b'x')
+  else:
+    damage(folder / file, kind)
+  source, lines = FakeSource(), Lines()
+  assert_same(load_mapped(source, tmp_path, lines), good)
+  assert source.decoded == 10
+  assert len(lines) == 2
+  assert lines[0].startswith(f'cache {folder} is damaged (')
+  load_mapped(source, tmp_path, lines)
+  assert source.decoded == 10
+  assert left_behind(tmp_path) == [folder.name]
+
+
+def test_pixels_of_a_mapped_cache_are_verified_when_asked(tmp_path, monkeypatch):
+  load_mapped(FakeSource(), tmp_path)
+  (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+  damage(folder / 'images.npy', 'flipped')
+  source, lines = FakeSource(), Lines()
+  assert load_mapped(source, tmp_path, lines).images[9, 0, 2, 0] == 9
+  assert (source.decoded, lines) == (0, [])  # the length is right: nobody looks
+  monkeypatch.setenv('CSBA_VERIFY_CACHE', '1')
+  load_mapped(source, tmp_path, lines)
+  assert source.decoded == 10
+  assert 'images.npy does not have its sha256' in lines[0]
+  load_mapped(source, tmp_path, lines)
+  assert source.decoded == 10
+
+
+def test_a_header_of_another_shape_is_damage(tmp_path):
+  load_mapped(FakeSource(), tmp_path)
+  (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+  path = folder / 'images.npy'
+  path.write_bytes(path.read_bytes().replace(b'(10, 2, 3, 1)', b'(10, 3, 2, 1)'))
+  lines = Lines()
+  load_mapped(FakeSource(), tmp_path, lines)
+  assert 'images.npy holds uint8 (10, 3, 2, 1)' in lines[0]
+
+
+def test_a_mapped_cache_needs_room_and_says_so_before_decoding(tmp_path, monkeypatch):
+  usage = shutil.disk_usage(tmp_path)._replace(free=2**19)
+  monkeypatch.setattr(cache.shutil, 'disk_usage', lambda path: usage)
+  source = FakeSource()
+  with pytest.raises(UserError) as error:
+    load_mapped(source, tmp_path)
+  assert str(error.value) == (
+    f'expected room in {tmp_path} to write the decoded images of fake set/train, which '
+    'data.input=stream reads; found 0.000524 GB free of 0.00105 GB; to fix it: free some, set '
+    '--config.data.cache_dir or $CSBA_CACHE_DIR to a folder on a larger disk, or set '
+    '--config.data.input=memory'
+  )
+  assert source.decoded == 0
+  assert left_behind(tmp_path) == []
+  cache.load_arrays(source, tmp_path, Lines())  # in memory it goes without a check, as ever
+
+
+def test_a_mapped_cache_needs_a_folder_to_write_to(tmp_path):
+  (tmp_path / 'file').write_text('in the way')
+  source = FakeSource()
+  with pytest.raises(UserError, match=rf'room in {tmp_path}/file/cache to write .*Not a directory'):
+    load_mapped(source, tmp_path / 'file/cache')
+  assert source.decoded == 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may write anywhere')
+def test_a_mapped_cache_in_a_read_only_folder(tmp_path):
+  tmp_path.chmod(0o500)
+  source = FakeSource()
+  with pytest.raises(UserError, match='Permission denied'):
+    load_mapped(source, tmp_path)
+  assert source.decoded == 0
+
+
+class Larger(FakeSource):
+  """Images of 100 kB."""
+
+  image_shape = (100, 1000, 1)
+
+
+def test_a_disk_that_fills_up_while_decoding_leaves_nothing(tmp_path, monkeypatch):
+  monkeypatch.setattr(cache, 'BLOCK', 1)
+  source, limits = Larger(), resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (350_000, limits[1]))
+  try:
+    with pytest.raises(UserError, match=r'found \[Errno 27\] File too large; to fix it: free some'):
+      load_mapped(source, tmp_path)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert source.decoded >= 3
+  assert left_behind(tmp_path) == []
+
+
+def test_an_error_while_decoding_to_disk_leaves_nothing(tmp_path):
+  class Broken(FakeSource):
+    def __getitem__(self, i):
+      if i == 5:
+        raise UserError('to read it', 'a disk error', 'check the disk')
+      return super().__getitem__(i)
+
+  with pytest.raises(UserError, match='found a disk error'):
+    load_mapped(Broken(), tmp_path)
+  assert left_behind(tmp_path) == []
+
+
+def test_killed_while_decoding_to_disk_there_is_no_half_cache(tmp_path):
+  code = """
+import importlib.util, os, signal, sys
+from csba_jax.data import cache
+spec = importlib.util.spec_from_file_location('test_cache', sys.argv[1])
+tests = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tests)
+class Killed(tests.Larger):
+  def __getitem__(self, i):
+    if i == 7:
+      os.kill(os.getpid(), signal.SIGKILL)
+    return super().__getitem__(i)
+cache.BLOCK = 1
+cache.load_arrays(Killed(), sys.argv[2], print, mapped=True)
+"""
+  command = [sys.executable, '-c', code, __file__, str(tmp_path)]
+  ended = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, check=False)
+  assert ended.returncode == -signal.SIGKILL, ended.stderr
+  (part,) = left_behind(tmp_path)
+  assert part.startswith('.fake-set-train-')
+  source, lines = Larger(), Lines()
+  arrays = load_mapped(source, tmp_path, lines)
+  assert source.decoded == 10
+  assert len(lines) == 1
+  assert arrays.images[:, 0, 0, 0].tolist() == list(range(10))
+  assert left_behind(tmp_path) == ['fake-set-train-' + 'f' * 16]
+
+
+def test_of_many_at_once_one_decodes_to_disk_and_the_others_wait(tmp_path):
+  for start in ('absent', 'damaged'):
+    if start == 'damaged':
+      damage(tmp_path / left_behind(tmp_path)[0] / 'images.npy', 'truncated')
+    source, lines, found, barrier = FakeSource(), Lines(), [], threading.Barrier(6)
+
+    def load(found=found, barrier=barrier, source=source, lines=lines):
+      barrier.wait()
+      found.append(load_mapped(source, tmp_path, lines))
+
+    threads = [threading.Thread(target=load) for _ in range(6)]
+    for thread in threads:
+      thread.start()
+    for thread in threads:
+      thread.join()
+    assert len(found) == 6
+    assert source.decoded == 10
+    for arrays in found:
+      assert_same(arrays, found[0])
+    assert len(left_behind(tmp_path)) == 1
+
+
+def test_who_waits_says_so(tmp_path):
+  with cache._alone(tmp_path / 'x', Lines()):
+    lines, done = Lines(), threading.Event()
+
+    def other():
+      with cache._alone(tmp_path / 'x', lines):
+        done.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert not done.wait(0.2)
+  thread.join()
+  assert lines == [f'waiting for the process that decodes into {tmp_path / "x"}']
+
+
+def test_without_locks_each_decodes_for_itself(tmp_path, monkeypatch):
+  def unsupported(*_):
+    raise OSError(95, 'Operation not supported')
+
+  monkeypatch.setattr(cache.fcntl, 'flock', unsupported)
+  source = FakeSource()
+  assert len(load_mapped(source, tmp_path).images) == source.decoded == 10
 
 
 @pytest.mark.slow

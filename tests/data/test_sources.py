@@ -896,7 +896,7 @@ def test_import_is_light_and_tensorflow_never_comes(tmp_path):
   write_tfds(tmp_path, records(PICTURES))
   code = (
     'import sys\n'
-    'from csba_jax.data import cache, image_folder, sampling, splits, tfds_source\n'
+    'from csba_jax.data import cache, image_folder, rows, sampling, splits, tfds_source\n'
     "heavy = {'PIL', 'sklearn', 'tensorflow_datasets', 'tensorflow', 'jax', 'matplotlib'}\n"
     'assert not heavy & set(sys.modules), heavy & set(sys.modules)\n'
     "source = tfds_source.TfdsSource('tiny', 'train', sys.argv[1])\n"
