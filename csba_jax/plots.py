@@ -62,7 +62,7 @@ def difference(
   bold = np.zeros_like(change, bool)
   figure, axes = _square(control, change, bold, 'difference of cosines')
   nets = ' - '.join(str(found.about.get('attention', '?')) for found in (treated, control))
-  axes.set_title(f'Conflict matrix, {nets}{_when(treated)}\nlayers that both have')
+  axes.set_title(f'Conflict matrix, {nets}\nlayers that both have')
   _save(figure, path)
 
 
@@ -88,7 +88,7 @@ def class_f1(results: Mapping[str, Mapping[str, Any]], path: str | os.PathLike) 
   axes.set_ylabel('F1 on the test part')
   axes.set_xlabel('class (training images)')
   axes.grid(axis='y', alpha=0.3)
-  axes.legend(loc='lower left')
+  axes.legend(loc='center left', bbox_to_anchor=(1, 0.5))
   _save(figure, path)
 
 

@@ -145,7 +145,7 @@ def test_difference_over_layers_that_both_have(figures, tmp_path):
   plots.difference(treated, control, ['layer0', 'layer1'], tmp_path / 'x.png')
   assert is_png(tmp_path / 'x.png')
   axes = figures[0].axes[0]
-  assert axes.get_title().startswith('Conflict matrix, csba - ?, step 3')
+  assert axes.get_title() == 'Conflict matrix, csba - ?\nlayers that both have'
   order = [1, 0, 2]
   expected = (
     conflict_matrix(treated.gram('layer0') + treated.gram('layer1')) - control.cosine('total')
