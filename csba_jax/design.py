@@ -6,6 +6,7 @@ import numpy as np
 
 from csba_jax import results as results_lib
 from csba_jax import stats
+from csba_jax.comparisons import Study
 from csba_jax.evidence import Design
 from csba_jax.mechanism import Measured
 from csba_jax.results import Cell
@@ -16,13 +17,39 @@ MEASURES = ('head_tail_conflict', 'minority_interference', 'mean_cosine')
 FEWEST = 4  # sizes; the order of three says nothing
 
 
+def left_out(study: Study) -> list[str]:
+  """In words, what `design` does without: variants that miss a size, units that a size misses."""
+  notes = []
+  for group in _groups(study.main_cells):
+    for variant in study.variants:
+      runs = {cell: study.results.runs(cell, variant) for cell in group}
+      without = [_size(cell) for cell, of_size in runs.items() if not of_size]
+      every = dict.fromkeys(unit for of_size in runs.values() for unit in of_size)
+      some = [u for u in every if not all(u in of_size for of_size in runs.values())]
+      name = f'conflict as a guide to size: {variant}'
+      if without and every:
+        notes.append(f'{name} is left out, without a run of {", ".join(without)}')
+      elif every and len(some) == len(every):
+        notes.append(f'{name} is left out: no seed or fold has a run of every size')
+      elif some:
+        units = ', '.join(map(results_lib.unit_words, some))
+        notes.append(f'{name} without {units}, which not every size has')
+  return notes
+
+
+def _size(cell: Cell) -> str:
+  """'width 0.5 and depth 2'"""
+  return ' and '.join(f'{axis} {dict(cell)[axis]:g}' for axis in SIZE if axis in dict(cell))
+
+
 def design(measured: Measured) -> tuple[Design, ...]:
   """Conflict of nets that differ in width and depth alone, against the primary outcome.
 
   For every variant, moment and measure (common parameters, training images): Spearman's correlation
   over sizes of the means over units, p from permuted sizes, as `stats.across_classes` has it. Early
   moments say whether a short run, or none, could guide the design. Sizes that miss a unit which
-  others have are compared on the units that all have.
+  others have are compared on the units that all have; a variant that misses a size is left out.
+  `left_out` names both.
   """
   study, found = measured.study, []
   for group in _groups(study.main_cells):

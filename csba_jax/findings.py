@@ -155,12 +155,12 @@ def _about(results: Results) -> dict[str, Any]:
 
 
 def _noise(measured: mechanism.Measured) -> tuple[Comparison, ...]:
-  """Two sets of seeds of the same variant: none and csba, the primary outcome and conflict."""
+  """Two sets of seeds of the same variant, each by the primary outcome and by conflict."""
   study, found = measured.study, []
   measure = mechanism.MEASURES['head_tail_conflict']
   words = f'{measure} (common parameters, train part) at the end of the run'
   for cell in study.main_cells:
-    for variant in ('none', 'csba'):
+    for variant in study.variants:
       runs = list(study.results.runs(cell, variant).values())
       scores = np.array([results_lib.outcome(run, study.outcome) for run in runs])
       conflict = mechanism.noise_values(measured, runs)
@@ -199,6 +199,7 @@ def _notes(
       notes.append(f'{pair}: {pairs}; with fewer than two seeds there is no interval')
   notes += _power(study, [c for c in primary if (c.treatment, c.control) in comparisons_lib.FAMILY])
   notes += _capacity(study)
+  notes += design_lib.left_out(study)
   if study.folds:
     notes.append(
       'folds share training images: the tests of links and of the noise floor take them as '

@@ -130,6 +130,8 @@ def test_absent_tfds_set_names_folder_and_command(tmp_path):
     ('report', ['--readme=nix.md'], 'a README in UTF-8 at nix.md; found No such file'),
     ('evaluate', ['--workdir='], 'expected --workdir'),
     ('report', ['--workdirs=nix'], 'no result.json there'),
+    ('report', ['--workdirs=a', '--pool'], 'expected --pool with --workdir or --readme alone; '),
+    ('report', ['--workdir=a', '--results=b'], 'expected --results with --readme alone; found it'),
   ],
 )
 def test_bad_input_of_the_others(binary, arguments, expected):

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import runpy
 import types
 from pathlib import Path
@@ -65,6 +66,25 @@ def test_sizes_are_compared_on_the_units_that_all_have(sized, tmp_path):
   found = design.design(Measured(study))[0]
   assert '4 seeds' in found.correlation.method
   assert len(found.cells) == len(SIZES)
+  note = 'conflict as a guide to size: none without seed 0, which not every size has'
+  assert design.left_out(study) == [note]
+  assert note in findings.analyse(study.results, resamples=99).notes
+
+
+def test_a_variant_without_a_run_of_some_size_is_named(sized, tmp_path):
+  records = [json.loads(line) for line in (sized / 'results.jsonl').read_text().splitlines()]
+  about = json.loads((sized / 'study.json').read_text())
+  assert design.left_out(Study(results.read(sized), resamples=99)) == []
+  more = [
+    record | {'axes': record['axes'] | {'variant': 'se'}, 'run': f'se-{record["run"]}'}
+    for record in records
+    if (record['axes']['width'], record['axes']['depth']) != (0.25, 2)
+  ]
+  study = Study(results.read(simulated.write(tmp_path, about, records + more)), resamples=99)
+  assert {d.variant for d in design.design(Measured(study))} == {'none'}
+  assert design.left_out(study) == [
+    'conflict as a guide to size: se is left out, without a run of width 0.25 and depth 2'
+  ]
 
 
 def test_a_study_of_one_size_has_no_design(tmp_path):

@@ -697,9 +697,9 @@ def test_mantel(full):
 
 
 def test_the_noise_floor_is_null(full):
-  assert [(c.treatment, c.control) for c in full.noise] == [('none', 'none')] * 2 + [
-    ('csba', 'csba')
-  ] * 2
+  assert [(c.treatment, c.control) for c in full.noise] == [
+    (variant, variant) for variant in simulated.VARIANTS for _ in range(2)
+  ]
   assert full.noise[0].outcome == full.noise[2].outcome == 'macro-F1'
   assert not any(c.difference.excludes(0) for c in full.noise)
   assert not any('noise floor' in note for note in full.notes)

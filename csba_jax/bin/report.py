@@ -1,14 +1,12 @@
 """csba-report --workdir=STUDY | --workdirs=RUN,RUN,... | --readme=README.md [--results=DIR]"""
 
-import os
-
 from absl import flags
 
 from csba_jax.bin import run
 from csba_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a study: writes its report there.')
-_POOL = flags.DEFINE_bool('pool', False, 'Take runs of different versions or configs together.')
+_POOL = flags.DEFINE_bool('pool', False, 'Take runs of different origin together, with a note.')
 _WORKDIRS = flags.DEFINE_list('workdirs', None, 'Folders of finished runs on the same data.')
 _README = flags.DEFINE_string('readme', None, 'README whose section of results is made anew.')
 _RESULTS = flags.DEFINE_string('results', 'results', 'Folder of the studies, with --readme.')
@@ -16,13 +14,17 @@ _RESULTS = flags.DEFINE_string('results', 'results', 'Folder of the studies, wit
 
 def main() -> int:
   """The report of a study, one table of a few runs, or the results section of a README."""
-  asked = [flag for flag in (_WORKDIR, _WORKDIRS, _README) if flag.value]
+  asked = [flag.name for flag in (_WORKDIR, _WORKDIRS, _README) if flag.value]
   if len(asked) != 1:
     raise UserError(
       '--workdir=STUDY, --workdirs=RUN,RUN or --readme=README.md',
-      ' and '.join(f'--{flag.name}' for flag in asked) or 'none',
+      ' and '.join(f'--{name}' for name in asked) or 'none',
       'give one of them, such as --workdir=results/digits',
     )
+  for flag, of in ((_POOL, ('workdir', 'readme')), (_RESULTS, ('readme',))):
+    if flag.present and asked[0] not in of:
+      wanted = f'--{flag.name} with --{" or --".join(of)} alone'
+      raise UserError(wanted, f'it with --{asked[0]}', f'leave out --{flag.name}')
   if _WORKDIR.value:
     from csba_jax.report import study
 
@@ -30,25 +32,12 @@ def main() -> int:
   elif _README.value:
     from csba_jax.report import readme
 
-    print(readme.update(_README.value, _RESULTS.value))
+    print(readme.update(_README.value, _RESULTS.value, _POOL.value))
   else:
-    print(compared([path.rstrip('/') for path in _WORKDIRS.value]))
+    from csba_jax.report import table
+
+    print(table.of_workdirs(_WORKDIRS.value))
   return 0
-
-
-def compared(workdirs: list[str]) -> str:
-  """One table, a column for each run under its folder's name."""
-  from csba_jax.report import table
-  from csba_jax.workdir import read_result
-
-  titles = [os.path.basename(path) for path in workdirs]
-  if len(set(titles)) < len(titles):
-    titles = workdirs
-  results = {title: read_result(path) for title, path in zip(titles, workdirs, strict=True)}
-  splits = {(result['splits_sha256'], result['source_sha256']) for result in results.values()}
-  if len(splits) > 1:
-    raise UserError('runs on the same splits', 'different ones', 'compare runs of one data config')
-  return f'{table.comparison(results)}\nworkdirs: {" ".join(workdirs)}'
 
 
 def cli() -> None:

@@ -213,10 +213,8 @@ def _confusions(findings: Findings) -> Section | None:
 def _making(findings: Findings) -> Section:
   about = findings.about
   facts = []
-  if 'runs' in about:
-    failed = about.get('failed', 0)
-    count = failed if isinstance(failed, int) else len(failed or ())
-    facts.append(f'{words.integer(about["runs"])} runs finished, {count} failed.')
+  if 'runs' in about:  # what failed is named in the notes
+    facts.append(f'{words.integer(about["runs"])} runs finished, {about.get("failed", 0)} failed.')
   if about.get('seconds'):
     facts.append(f'Time of all runs together: {words.duration(float(about["seconds"]))}.')
   for name, label in (('devices', 'Hardware'), ('commits', 'Code, git commit')):
@@ -233,25 +231,10 @@ def _making(findings: Findings) -> Section:
     blocks.append(Code('\n'.join(_listed(about['commands'], whole=True))))
   if facts:
     blocks.append(Items(facts))
-  blocks += _failures(about.get('failed'))
   if about.get('config'):
     text = json.dumps(_plain(about['config']), indent=2, ensure_ascii=False, default=str)
     blocks.append(Fold('Resolved configuration', [Code(text)]))
   return Section('How it was made', 'making', blocks)
-
-
-def _failures(failed: Any) -> list[Block]:
-  if not failed or isinstance(failed, int):
-    return []
-  rows = []
-  for one in failed:
-    if isinstance(one, Mapping):
-      rows.append([words.clean(one.get('run', '?')), words.clean(one.get('error', ''))])
-    else:
-      rows.append([words.clean(one), ''])
-  if not any(error for _, error in rows):
-    return [Text('Failed runs:'), Items([run for run, _ in rows], 'note')]
-  return [Table('Failed runs; they take no part in any number above.', ['run', 'error'], rows, 2)]
 
 
 def _listed(value: Any, whole: bool = False) -> list[str]:

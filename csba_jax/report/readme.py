@@ -14,8 +14,11 @@ BEGIN, END = '<!-- results: made by csba-report --readme -->', '<!-- end of resu
 METRICS = ('accuracy', 'balanced_accuracy')  # beside the primary outcome and macro-F1
 
 
-def update(readme: str, folder: str) -> str:
+def update(readme: str, folder: str, pool: bool = False) -> str:
   """Puts the section of all studies under a folder between the marks of a README; says what it did.
+
+  Args:
+    pool: see `results.read`.
 
   Raises:
     UserError: no studies there, a README without the marks, or one that cannot be written.
@@ -26,7 +29,7 @@ def update(readme: str, folder: str) -> str:
   except (OSError, UnicodeDecodeError) as error:
     found = getattr(error, 'strerror', None) or str(error)
     raise UserError(f'a README in UTF-8 at {path}', found, 'mend --readme') from error
-  after = replaced(before, section(Path(folder)), str(path))
+  after = replaced(before, section(Path(folder), pool), str(path))
   with writing_to(path.parent):
     write_atomically(path, lambda file: file.write(after.encode()))
   return f'{path} {"is as it was" if after == before else "updated"}'
@@ -40,11 +43,11 @@ def replaced(readme: str, text: str, name: str = 'README.md') -> str:
   return f'{head}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}'
 
 
-def section(folder: Path) -> str:
+def section(folder: Path, pool: bool = False) -> str:
   """Every study under a folder, in the order of names, those that only tune left out."""
   parts = []
   for path in sorted(folder.glob('*/study.json')):
-    found = results.read(path.parent)
+    found = results.read(path.parent, pool)
     if found.study['config'].get('test', True):
       parts.append(of_study(findings_lib.analyse(found), path.parent.as_posix()))
   if not parts:
@@ -72,6 +75,7 @@ def of_study(findings: Findings, folder: str) -> str:
     '| --- | --- |',
     *(f'| {markdown.escape(claim.title)} | **{claim.verdict}** |' for claim in findings.claims),
     '',
+    *(f'{markdown.escape(note)}.\n' for note in findings.notes if note.startswith('pooled: ')),
     *([f'Caution: {markdown.escape(findings.caution)}.', ''] if findings.caution else []),
     *_scores(findings),
   ]

@@ -1,8 +1,12 @@
 """Plain-text tables of results for a terminal."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from csba_jax.errors import UserError
+from csba_jax.workdir import read_result
 
 HEADLINES = (
   ('macro-F1', 'macro_f1'),
@@ -27,6 +31,23 @@ def comparison(results: Mapping[str, Mapping[str, Any]]) -> str:
   for title, key in HEADLINES:
     rows.append([title, '', *(_number(result[key]) for result in results.values())])
   return align(rows)
+
+
+def of_workdirs(workdirs: Sequence[str]) -> str:
+  """`comparison` of finished runs, each under its folder's name.
+
+  Raises:
+    UserError: a folder without a result, or runs on different splits.
+  """
+  workdirs = [path.rstrip('/') for path in workdirs]
+  titles = [os.path.basename(path) for path in workdirs]
+  if len(set(titles)) < len(titles):
+    titles = workdirs
+  results = {title: read_result(path) for title, path in zip(titles, workdirs, strict=True)}
+  splits = {(result['splits_sha256'], result['source_sha256']) for result in results.values()}
+  if len(splits) > 1:
+    raise UserError('runs on the same splits', 'different ones', 'compare runs of one data config')
+  return f'{comparison(results)}\nworkdirs: {" ".join(workdirs)}'
 
 
 def single(result: Mapping[str, Any]) -> str:
