@@ -104,7 +104,8 @@ def decode_all(source: Source, log: Callable[[str], None] = logging.warning) -> 
   reasons, end = [], 0
   for block, why in _decoded(source, log):
     images[end : end + len(block)] = block
-    reasons, end = reasons + why, end + len(block)
+    reasons += why
+    end += len(block)
   return _aligned(source, images[:end], reasons)
 
 
@@ -279,7 +280,8 @@ def _decode_into(path: pathlib.Path, source: Source, log: Callable[[str], None])
     _write_header(file, (len(source), *source.image_shape))
     for block, why in _decoded(source, log):
       file.write(block)
-      reasons, kept = reasons + why, kept + len(block)
+      reasons += why
+      kept += len(block)
     file.seek(0)
     _write_header(file, (kept, *source.image_shape))  # as long as before: numpy leaves room
   return _aligned(source, np.load(path, mmap_mode='r'), reasons)

@@ -1,5 +1,6 @@
 """Training batches of data that is too large for memory: read ahead in threads, through Grain."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,9 @@ class Feed:
     start: the first step.
     total_steps: of the run.
     threads: that read; 0 reads in the caller's, when a batch is asked for.
+
+  Attributes:
+    ahead: how many batches are read ahead; a dispatch that takes no more finds them in memory.
   """
 
   def __init__(
@@ -43,9 +47,11 @@ class Feed:
 
     self._grain, self._total_steps = grain, total_steps
     self._part, self._streams, self._rows = part, dict(streams), np.asarray(rows)
-    ahead = batches_ahead(len(self._rows) * len(self._streams) * _image_bytes(part))
+    self.ahead = batches_ahead(part, len(self._rows) * len(self._streams))
     steps = grain.MapDataset.range(total_steps).map(self._batch)
-    options = grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead)
+    options = grain.ReadOptions(
+      num_threads=min(threads, self.ahead), prefetch_buffer_size=self.ahead
+    )
     self._batches = iter(steps.to_iter_dataset(options))
     grain.experimental.set_next_index(self._batches, start)
 
@@ -64,10 +70,14 @@ class Feed:
     """The next batches on a new leading axis, [steps, n, ...]: what one dispatch of them takes."""
     if self.step + steps > self._total_steps:
       raise ValueError(f'{steps} steps from {self.step} of {self._total_steps}')
-    batches = [next(self) for _ in range(steps)]
+    first = next(self)
     if steps == 1:  # no copy
-      return {name: values[None] for name, values in batches[0].items()}
-    return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+      return {name: values[None] for name, values in first.items()}
+    found = {name: np.empty((steps, *x.shape), x.dtype) for name, x in first.items()}
+    for i in range(steps):
+      for name, values in (next(self) if i else first).items():
+        found[name][i] = values
+    return found
 
   def state(self) -> dict[str, Any]:
     """What a checkpoint keeps of it, as JSON; the same in every process."""
@@ -114,10 +124,7 @@ class Feed:
     return batch
 
 
-def batches_ahead(batch_bytes: int) -> int:
-  """How many batches wait in memory, at most."""
-  return max(2, min(64, backend.READ_AHEAD_BYTES // max(1, batch_bytes)))
-
-
-def _image_bytes(part: Part) -> int:
-  return int(np.prod(part.images.shape[1:]))
+def batches_ahead(part: Part, images: int) -> int:
+  """How many batches of so many images of a part wait in memory, at most."""
+  size = images * math.prod(part.images.shape[1:])
+  return max(2, min(64, backend.READ_AHEAD_BYTES // max(1, size)))

@@ -220,11 +220,11 @@ def test_batches_are_read_before_they_are_asked_for_and_not_all_of_them(parts, m
 
 
 @pytest.mark.parametrize(
-  ('batch_bytes', 'ahead'),
-  [(128 * 32 * 32 * 3, 64), (128 * 224 * 224 * 3, 13), (2**30, 2), (0, 64)],
+  ('images', 'side', 'ahead'), [(128, 32, 64), (128, 224, 13), (4096, 224, 2), (0, 32, 64)]
 )
-def test_what_is_read_ahead_has_a_limit_in_bytes(batch_bytes, ahead):
-  assert streaming.batches_ahead(batch_bytes) == ahead
+def test_what_is_read_ahead_has_a_limit_in_bytes(images, side, ahead):
+  part = pipeline.Part(np.broadcast_to(np.uint8(0), (5, side, side, 3)), np.arange(5))
+  assert streaming.batches_ahead(part, images) == ahead
 
 
 @pytest.mark.parametrize('threads', [0, 2])
