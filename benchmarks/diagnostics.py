@@ -22,7 +22,7 @@ from ml_collections import config_flags
 
 from benchmarks import environment
 from csba_jax import diagnose, train
-from csba_jax.data import pipeline
+from csba_jax.data import pipeline, sampling
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Recipe.')
 _EVERY = flags.DEFINE_integer('every', 100, 'Steps between measurements.', 1)
@@ -37,14 +37,17 @@ def main(_) -> None:
   data = pipeline.load(config, print)
   job = train.Job.of(config, data)
   state, _ = job.begin()
-  on_device = jax.device_put({'image': data.train.images, 'label': data.train.labels})
-  steps, probe = train.compiled_steps(), diagnose.Probe(config, data, job.program.model)
+  layout = job.layout
+  on_device = layout.place({'image': data.train.images, 'label': data.train.labels})
+  steps, probe = train.compiled_steps(), diagnose.Probe(config, data, job.program.model, layout)
 
   def step(number: int) -> float:
     nonlocal state
     start = time.perf_counter()
-    indices = job.draw(number, number + 1)
-    state, found = steps(state, on_device, indices, job.key, step_fn=job.program.step_fn)
+    indices = layout.place_batch(sampling.draw(job.streams, number, number + 1), axis=1)
+    state, found = steps(
+      state, on_device, indices, job.key, step_fn=job.program.step_fn, layout=layout
+    )
     jax.device_get(found)
     return time.perf_counter() - start
 

@@ -23,7 +23,7 @@ from absl import app, flags
 
 from benchmarks import environment
 from csba_jax import config as config_lib
-from csba_jax import losses, optimizers, train, train_state
+from csba_jax import losses, optimizers, parallel, train, train_state
 from csba_jax.models import multibranch, registry
 from csba_jax.report import table
 
@@ -63,14 +63,17 @@ def jax_step(batch_size: int):
   config, model = recipe(), build_model()
   tx, _ = optimizers.build(config, total_steps=10_000)
   state = train_state.create(model, tx, (SIZE, SIZE, CHANNELS), 0)
-  step_fn = train.make_step(config, model, tx, np.ones(CLASSES), 10_000)
+  layout = parallel.layout(config)
+  step_fn = train.make_step(config, model, tx, np.ones(CLASSES), 10_000, layout)
   images, labels = images_and_labels(batch_size)
   data = jax.device_put({'image': images, 'label': labels})
   indices, key = {'own': np.arange(batch_size, dtype=np.int32)[None]}, jax.random.key(0)
 
   def step():
     nonlocal state
-    state, metrics = train.compiled_steps()(state, data, indices, key, step_fn=step_fn)
+    state, metrics = train.compiled_steps()(
+      state, data, indices, key, step_fn=step_fn, layout=layout
+    )
     return float(jax.block_until_ready((state, metrics))[1]['loss'][0])
 
   return step

@@ -101,13 +101,19 @@ class Checkpoints:
       ) from error
 
   def restore(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
-    """(tree, meta) saved at `step`; `like` gives structure, shapes and dtypes.
+    """(tree, meta) saved at `step`; `like` gives structure, shapes, dtypes and shardings.
+
+    However many devices and processes saved it; a leaf without a sharding comes to one device.
 
     Raises:
       UserError: the checkpoint is damaged, or of another shape.
     """
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def target_of(x):
+      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, 'sharding', None) or here)
+
+    target = jax.tree.map(target_of, like)
     args = ocp.args.Composite(state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore())
     try:
       restored = self._manager.restore(step, args=args)

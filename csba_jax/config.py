@@ -15,6 +15,7 @@ def default() -> ml_collections.ConfigDict:
   """Every field with its default: the only place where defaults live. Locked against new fields."""
   config = ml_collections.ConfigDict()
   config.seed = 0  # decides the initial weights, the batches and the augmentation
+  config.deterministic = False  # GPU: kernels that give the same bits every time, at a price
 
   config.data = ml_collections.ConfigDict()
   config.data.seed = 0  # decides which images form the subset and the parts
@@ -112,6 +113,14 @@ def _add_training(config: ml_collections.ConfigDict) -> None:
   config.train.ema_decay = 0.0  # of the averages that are evaluated, a step; 0 = no averages
   config.train.log_every = 50  # steps; also the longest chain of steps in one dispatch
   config.train.eval_every = 1  # epochs between evaluations on the validation part, and checkpoints
+  config.train.save_every = 1000  # steps between checkpoints, beside those after evaluations
+
+  # where it runs, not what it is: a run may go on with other values
+  config.parallel = ml_collections.ConfigDict()
+  config.parallel.devices = 0  # 0 = all there are, of every process; they share each batch
+  config.parallel.fsdp = 1  # devices that share one copy of parameters and optimiser state
+  config.parallel.fake_devices = 0  # --dry_run for a mesh that is not there; 0 = what is there
+  config.parallel.hardware = 'h100'  # --dry_run: whose constants estimate the time of a step
 
   config.diagnostics = ml_collections.ConfigDict()
   config.diagnostics.every = 0  # steps between measurements of class-gradient conflict; 0 = never
@@ -203,6 +212,10 @@ _RANGES = {
   'train.ema_decay': ('0 (off) <= decay < 1', lambda v: 0 <= v < 1),
   'train.log_every': ('at least 1 step', lambda v: v >= 1),
   'train.eval_every': ('at least 1 epoch', lambda v: v >= 1),
+  'train.save_every': ('at least 1 step', lambda v: v >= 1),
+  'parallel.devices': ('0 (all) or at least 1', lambda v: v >= 0),
+  'parallel.fsdp': ('at least 1 device', lambda v: v >= 1),
+  'parallel.fake_devices': ('0 (none) to 4096', lambda v: 0 <= v <= 4096),
   'diagnostics.every': ('0 (never) or at least 1 step', lambda v: v >= 0),
   'diagnostics.moments': ("shares of the run from 0 to 1, such as '0,0.1,1'", _are_numbers(0, 1)),
   'diagnostics.loss_levels': ("losses >= 0, such as '1,0.3'", _are_numbers(0, 1e9)),
@@ -259,10 +272,20 @@ def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   return flat
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-  """Fields in which two configs differ, as 'field: THERE there, HERE here'."""
+_WHERE = ('parallel.', 'data.input', 'data.cache_dir')  # where a run runs, not what it is
+
+
+def differences(
+  there: Mapping[str, Any], here: Mapping[str, Any], everything: bool = False
+) -> list[str]:
+  """Fields in which two configs differ, as 'field: THERE there, HERE here'.
+
+  Fields that say where a run runs, not what it is, count with `everything` alone.
+  """
   there, here = flatten(there), flatten(here)
   fields = sorted(there.keys() | here.keys())
+  if not everything:
+    fields = [field for field in fields if not field.startswith(_WHERE)]
   return [
     f'{field}: {there.get(field, "absent")!r} there, {here.get(field, "absent")!r} here'
     for field in fields

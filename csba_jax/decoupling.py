@@ -4,7 +4,7 @@ The mechanism that arXiv 2606.05740 names for CSBA, "implicit feature decoupling
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax import Array
 
+from csba_jax import parallel
 from csba_jax.data import augment, pipeline
 from csba_jax.train_state import TrainState
 
@@ -49,12 +50,18 @@ def _hsic(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def measure(
-  model: nn.Module, state: TrainState, part: pipeline.Part, num_classes: int, batch_size: int
+  model: nn.Module,
+  state: TrainState,
+  part: pipeline.Part,
+  num_classes: int,
+  batch_size: int,
+  tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
   """Similarity of branches and gates by class, over a part of the data, as plain numbers.
 
   Features of a branch are the means over space of what is aggregated, after the gates where it has
-  them; running statistics, moving averages where they are kept.
+  them; running statistics, moving averages where they are kept. On the devices where the state is;
+  `tick` is called before each batch, and may raise.
 
   Returns:
     'cka' {block: [B, B] of `linear_cka`};
@@ -65,11 +72,16 @@ def measure(
     Empty for what a net does not have; NaN for absent classes.
   """
   found: dict[str, list[np.ndarray]] = {}
-  for images, _, mask in pipeline.eval_batches(part, batch_size):
-    kept = jax.device_get(_intermediates(model, state.variables(), images))
+  layout = parallel.Layout.of(state)
+  for images, *_ in pipeline.eval_batches(part, batch_size, layout):
+    tick()
+    kept = jax.device_get(_intermediates(model, state.variables(), images, layout))
     for name, (values,) in flatten_dict(kept, sep='/').items():
-      found.setdefault(name, []).append(values[mask])
-  whole = {name: np.concatenate(parts).astype(np.float64) for name, parts in found.items()}
+      found.setdefault(name, []).append(values)
+  whole = {
+    name: np.concatenate(batches)[: len(part)].astype(np.float64)  # the last batch is padded
+    for name, batches in found.items()
+  }
   result: dict[str, Any] = {'cka': {}, 'gates': {}, 'gate_spread': {}}
   for name, values in whole.items():
     block, _, kind = name.rpartition('/')
@@ -89,11 +101,14 @@ def measure(
   return result
 
 
-@functools.partial(jax.jit, static_argnames='model')
-def _intermediates(model: nn.Module, variables: Mapping[str, Any], images: Array) -> Any:
+@functools.partial(jax.jit, static_argnames=('model', 'layout'))
+def _intermediates(
+  model: nn.Module, variables: Mapping[str, Any], images: Array, layout: parallel.Layout
+) -> Any:
   """What the layers of a net kept on the way, {layer: {name: ([N, ...],)}}."""
+  variables = layout.gather(variables)
   _, kept = model.apply(variables, augment.scale(images), train=False, mutable=['intermediates'])
-  return kept.get('intermediates', {})
+  return layout.gather(kept.get('intermediates', {}))
 
 
 def _class_means(values: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 from jax import Array
 from jax.tree_util import Partial
 
-from csba_jax import backend, decoupling, losses, plots, trained
+from csba_jax import backend, decoupling, losses, parallel, plots, trained
 from csba_jax.data import augment, pipeline, sampling
 from csba_jax.errors import UserError
 from csba_jax.gradients import estimate, flow
@@ -82,12 +82,17 @@ def diagnose_run(
 
 
 def moment(
-  config: ml_collections.ConfigDict, data: pipeline.Data, model: nn.Module, state: TrainState
+  config: ml_collections.ConfigDict,
+  data: pipeline.Data,
+  model: nn.Module,
+  state: TrainState,
+  check: Callable[[], None] = lambda: None,
 ) -> dict[str, tuple[Conflict, dict[str, Any]]]:
   """Conflict and decoupling of a net in training over every image of its parts.
 
   The net as it is evaluated. At step 0 the statistics of its BatchNorms say nothing yet: they are
-  first estimated over training batches, as `trained.take_up` does.
+  first estimated over training batches, as `trained.take_up` does. `check` is called now and then,
+  and may raise.
 
   Returns:
     {'train': (conflict, `decoupling.measure`), 'val': likewise if the run has a validation part}.
@@ -100,9 +105,18 @@ def moment(
   for name, part in (('train', data.train), ('val', data.val)):
     if len(part):
       about = {'target': f'{name}, exact'}
-      conflict = _measure(config, data, model, state, part, Sampling(exact=True), about=about)
+      conflict = _measure(
+        config,
+        data,
+        model,
+        state,
+        part,
+        Sampling(exact=True),
+        tick=lambda *_: check(),
+        about=about,
+      )
       branches = decoupling.measure(
-        model, state, part, len(data.class_names), config.train.batch_size
+        model, state, part, len(data.class_names), config.train.batch_size, check
       )
       found[name] = conflict, branches
   return found
@@ -121,7 +135,7 @@ def _measure(
   about: Mapping[str, Any],
 ) -> Conflict:
   """The conflict of the net as it is evaluated over a part of its run's data."""
-  state = state.averaged()
+  state, layout = state.averaged(), parallel.Layout.of(state)
   losses_fn = Partial(_losses_of(config, data, model), state.batch_stats)
   images = {'image': part.images, 'label': part.labels}
   common = {
@@ -130,6 +144,7 @@ def _measure(
     'head': model.head,
     'per_example': True,  # by construction: running statistics, nothing at random
     'tick': tick,
+    'mesh': layout.mesh,
     'class_names': data.class_names,
     'class_counts': data.class_counts,
     'prior': objective_prior(config, data, int(state.step)),
@@ -179,17 +194,25 @@ class Probe:
   measurement is one compiled step.
   """
 
-  def __init__(self, config: ml_collections.ConfigDict, data: pipeline.Data, model: nn.Module):
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    data: pipeline.Data,
+    model: nn.Module,
+    layout: parallel.Layout,
+  ):
+    self._layout = layout
     self._config, self._data, self._model = config, data, model
     train = {'image': data.train.images, 'label': data.train.labels}
     images, classes = config.diagnostics.images, len(data.class_names)
     index, self._sizes = estimate.draw_folds(train, classes, 'train', images, FOLDS, config.seed)
-    rows = classes * FOLDS
-    batch = {
-      name: values[index].reshape(rows, -1, *values.shape[1:]) for name, values in train.items()
-    }
-    filled = np.arange(index.shape[2]) < self._sizes[:, :, None]
-    self._batch = jax.device_put(batch | {'mask': filled.reshape(rows, -1)})
+    depth = -(-index.shape[2] // layout.devices) * layout.devices  # each device an equal share
+    index = np.pad(index, ((0, 0), (0, 0), (0, depth - index.shape[2])))
+    filled = np.arange(depth) < self._sizes[:, :, None]
+    own = layout.rows(depth)
+    index, filled = (x[..., own].reshape(classes * FOLDS, -1) for x in (index, filled))
+    batch = {name: np.asarray(values[index]) for name, values in train.items()}
+    self._batch = layout.place_rows(batch | {'mask': filled}, depth, axis=1)
     self._losses = _losses_of(config, data, model)
     self._order = _from_input_to_output(model, data.image_shape)
 
@@ -198,7 +221,9 @@ class Probe:
     layers = Layers.of(state.params, None, self._model.head)
     losses_fn = Partial(self._losses, state.batch_stats)
     sums, loss_sums = jax.device_get(
-      _probe_grams()(losses_fn, state.params, self._batch, layers=layers)
+      _probe_grams()(
+        losses_fn, state.params, self._batch, layers=layers, mesh=self._layout.grams_mesh
+      )
     )
     counts = self._data.class_counts
     about = {'target': 'train', 'folds': FOLDS, 'images': self._config.diagnostics.images}
@@ -212,7 +237,7 @@ class Probe:
     return found.take(self._order)
 
 
-_probe_grams = backend.jit(group_grams, static_argnames=('layers', 'max_bytes'))
+_probe_grams = backend.jit(group_grams, static_argnames=('layers', 'max_bytes', 'mesh'))
 
 
 def save(conflict: Conflict, workdir: Path) -> list[Path]:

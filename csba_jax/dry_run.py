@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from csba_jax import optimizers, train, train_state
+from csba_jax import optimizers, parallel, step, train_state
 from csba_jax.data import mixing, pipeline
 from csba_jax.errors import UserError
 from csba_jax.models import registry
@@ -24,7 +24,8 @@ def describe(config: ml_collections.ConfigDict) -> str:
   model = registry.build(config.model, num_classes, image_shape)
   tx, _ = optimizers.build(config, STEPS)
   state = train_state.shapes(model, tx, image_shape, config.train.ema_decay > 0)
-  step_fn = train.make_step(config, model, tx, np.ones(num_classes), STEPS)
+  layout = parallel.layout(config)
+  step_fn = step.make_step(config, model, tx, np.ones(num_classes), STEPS, layout)
   batch_size = config.train.batch_size
   data = {
     'image': jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.uint8),
@@ -34,7 +35,8 @@ def describe(config: ml_collections.ConfigDict) -> str:
   if mixing.kind_of(config.mixing.name).partner:
     indices['partner'] = indices['own']
   key = jax.eval_shape(jax.random.key, 0)
-  compiled = train.compiled_steps().lower(state, data, indices, key, step_fn=step_fn).compile()
+  lowered = step.compiled_steps().lower(state, data, indices, key, step_fn=step_fn, layout=layout)
+  compiled = lowered.compile()
   return '\n'.join(
     [
       _parameter_table(state),

@@ -10,5 +10,6 @@ class UserError(ValueError):
   """
 
   def __init__(self, expected: str, found: str, do: str):
-    parts = (' '.join(str(part).split()) for part in (expected, found, do))  # one line, always
+    parts = [' '.join(str(part).split()) for part in (expected, found, do)]  # one line, always
+    self.expected, self.found, self.do = parts
     super().__init__('expected {}; found {}; to fix it: {}'.format(*parts))

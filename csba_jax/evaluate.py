@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -9,14 +10,14 @@ import jax
 import numpy as np
 from jax import Array
 
-from csba_jax import losses, metrics, trained
+from csba_jax import losses, metrics, parallel, trained
 from csba_jax.data import augment, pipeline
 from csba_jax.errors import UserError
 from csba_jax.metrics import Confusion
 from csba_jax.train_state import TrainState
 
 
-@functools.partial(jax.jit, static_argnames='model')
+@functools.partial(jax.jit, static_argnames=('model', 'layout'))
 def eval_step(
   model: nn.Module,
   state: TrainState,
@@ -24,13 +25,16 @@ def eval_step(
   images: Array,
   labels: Array,
   mask: Array,
+  *,
+  layout: parallel.Layout,
 ) -> Confusion:
   """Sums over a batch with running BatchNorm statistics; images uint8, padding has mask False.
 
   `shift` [C] is added to the logits, see `losses.post_hoc_shift`.
   """
-  logits = model.apply(state.variables(), augment.scale(images), train=False)
-  return Confusion.from_logits(logits + shift[None], labels, mask)
+  variables = layout.gather(state.variables())
+  logits = model.apply(variables, augment.scale(images), train=False)
+  return layout.gather(Confusion.from_logits(logits + shift[None], labels, mask))
 
 
 def evaluate(
@@ -39,10 +43,17 @@ def evaluate(
   part: pipeline.Part,
   batch_size: int,
   shift: np.ndarray,
+  tick: Callable[[], None] = lambda: None,
 ) -> Confusion:
-  """Sums over a whole, not empty part of the data, on the host; `shift` [C]: see `eval_step`."""
-  batches = pipeline.eval_batches(part, batch_size)
-  sums = [eval_step(model, state, shift, *batch).to_host() for batch in batches]
+  """Sums over a whole, not empty part of the data, on the host; `shift` [C]: see `eval_step`.
+
+  On the devices where the state is; `tick` is called before each batch, and may raise.
+  """
+  layout, sums = parallel.Layout.of(state), []
+  shift = layout.place(shift)
+  for batch in pipeline.eval_batches(part, batch_size, layout):
+    tick()
+    sums.append(eval_step(model, state, shift, *batch, layout=layout).to_host())
   return functools.reduce(Confusion.merge, sums)
 
 

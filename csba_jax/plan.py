@@ -26,6 +26,7 @@ class Plan:
   diagnose_every: int  # 0: never
   moments: tuple[tuple[str, int], ...] = ()  # share of the run, as it is called, and its step
   loss_levels: tuple[float, ...] = ()
+  save_every: int = 1000
 
   @classmethod
   def of(cls, config: ml_collections.ConfigDict, images: int) -> 'Plan':
@@ -43,6 +44,7 @@ class Plan:
       config.diagnostics.every,
       tuple((f'{share:g}', step_at(share, epochs * per_epoch)) for share in shares),
       numbers(config.diagnostics.loss_levels),
+      train.save_every,
     )
 
   def segments(self, start: int) -> Iterator[tuple[int, int]]:
@@ -55,9 +57,10 @@ class Plan:
       start = end
 
   def dispatches(self, first: int, last: int, longest: int) -> Iterator[tuple[int, int]]:
-    """(from, to) of the calls of a segment; one ends at each step that is diagnosed."""
+    """(from, to) of the calls of a segment; one ends at each step that is diagnosed or saved."""
     while first < last:
       end = min(first + longest, last, *(at for _, at in self.moments if at > first))
+      end = min(end, (first // self.save_every + 1) * self.save_every)
       if self.diagnose_every:
         end = min(end, (first // self.diagnose_every + 1) * self.diagnose_every)
       yield first, end
@@ -65,7 +68,7 @@ class Plan:
 
   def diagnoses_at(self, step: int) -> bool:
     """Whether the conflict is measured after step number `step`."""
-    return self.diagnose_every > 0 and step % self.diagnose_every == 0
+    return self.diagnose_every > 0 and step > 0 and step % self.diagnose_every == 0
 
   def moments_at(self, step: int) -> list[str]:
     """The moments that step number `step` ends."""
@@ -80,6 +83,15 @@ class Plan:
     """Epochs done after `step` steps."""
     return step / self.steps_per_epoch
 
+  def logs_at(self, step: int) -> bool:
+    """Whether a log line follows step number `step`."""
+    in_epoch = step % self.steps_per_epoch
+    return step > 0 and in_epoch % self.log_every == 0
+
   def evaluates_at(self, step: int) -> bool:
-    """Whether a validation and a checkpoint follow step number `step`."""
-    return step % self.eval_every == 0 or step == self.total
+    """Whether a validation follows step number `step`; 0 where there is nothing to train."""
+    return step == self.total or (step > 0 and step % self.eval_every == 0)
+
+  def saves_at(self, step: int) -> bool:
+    """Whether a checkpoint follows step number `step`."""
+    return self.evaluates_at(step) or (step > 0 and step % self.save_every == 0)

@@ -6,6 +6,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from csba_jax import processes
+
 PLAIN_SECONDS = 10.0  # between two plain lines, at least
 
 
@@ -20,7 +22,8 @@ class TrainingBar:
     self._last_line = float('-inf')
     self._validation = '-'
     self._bar = None
-    if self._stream.isatty():
+    self._quiet = not processes.is_first()
+    if self._stream.isatty() and not self._quiet:
       self._bar = Progress(
         TextColumn('step {task.completed}/{task.total}'),
         BarColumn(),
@@ -46,7 +49,7 @@ class TrainingBar:
       self._bar.update(self._task, completed=step, description=text)
       return
     now = self._clock()
-    if now - self._last_line < PLAIN_SECONDS and step < self._total:
+    if self._quiet or (now - self._last_line < PLAIN_SECONDS and step < self._total):
       return
     self._last_line = now
     left = (now - self._started) / max(1, step - self._start) * (self._total - step)
@@ -68,7 +71,8 @@ class WorkBar:
     self._clock, self._stream = clock, stream or sys.stderr
     self._started = self._last_line = clock()
     self._bar = None
-    if self._stream.isatty():
+    self._quiet = not processes.is_first()
+    if self._stream.isatty() and not self._quiet:
       self._bar = Progress(
         TextColumn('{task.completed}/{task.total} images'),
         BarColumn(),
@@ -93,12 +97,13 @@ class WorkBar:
       self._bar.update(self._task, completed=done, total=total)
       return
     now = self._clock()
-    if now - self._last_line >= PLAIN_SECONDS:
+    if now - self._last_line >= PLAIN_SECONDS and not self._quiet:
       self._last_line = now
       left = (now - self._started) / done * (total - done)
       print(f'{done}/{total} images  {left:.0f} s left', file=self._stream, flush=True)
 
 
 def say(text: str) -> None:
-  """One line for the user on standard error."""
-  print(text, file=sys.stderr, flush=True)
+  """One line for the user on standard error, from the first process of a run."""
+  if processes.is_first():
+    print(text, file=sys.stderr, flush=True)

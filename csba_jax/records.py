@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from csba_jax import processes
 from csba_jax.checkpoint import Checkpoints
 from csba_jax.errors import UserError
 from csba_jax.events import EventFile
@@ -27,6 +28,8 @@ class Progress:
   losses: list[float] = dataclasses.field(default_factory=list)  # since the last training line
   grad_norms: list[float] = dataclasses.field(default_factory=list)
   metrics_bytes: int = 0  # length of metrics.jsonl
+  done: list[str] = dataclasses.field(default_factory=list)  # of what follows this step
+  input: dict[str, Any] | None = None  # state of streamed inputs
   levels: list[str] = dataclasses.field(default_factory=list)  # of the loss, reached so far
   origin: dict[str, Any] = dataclasses.field(default_factory=dict)  # of a second stage's net
 
@@ -64,6 +67,8 @@ class Records:
       self.progress, self.resumed = Progress(**meta), True
       say(f'going on from the checkpoint at step {self.progress.step}')
     self._folder.rewind_metrics(self.progress.metrics_bytes)
+    if not processes.is_first():
+      return initial
     with writing_to(self._folder.path):
       self._events = EventFile(self._folder.file('tensorboard'), self.progress.step)
     return initial
@@ -82,7 +87,7 @@ class Records:
 
   def add(self, step: int, loss: np.ndarray, grad_norm: np.ndarray) -> None:
     """Takes the metrics of the steps that end at `step`; stops the run where one is not finite."""
-    self.progress.step = step
+    self.progress.step, self.progress.done = step, []
     for offset, pair in enumerate(zip(loss, grad_norm, strict=True), 1 - len(loss)):
       if not np.isfinite(pair).all():
         kept = self._checkpoints.steps()
@@ -122,6 +127,8 @@ class Records:
 
   def diagnostics_line(self, epoch: float, conflict: Conflict, seconds: float) -> None:
     """Writes the summary of the shared scope, and the whole as a snapshot under conflict/."""
+    if not processes.is_first():
+      return
     path = self._folder.file(f'conflict/step{self.progress.step:06d}_probe.npz')
     with writing_to(path.parent):
       path.parent.mkdir(exist_ok=True)
@@ -139,6 +146,8 @@ class Records:
 
     `found` {part: (conflict, decoupling)}; see `moment_file` for the names.
     """
+    if not processes.is_first():
+      return
     folder, line = self._folder.file('conflict'), {}
     with writing_to(folder):
       folder.mkdir(exist_ok=True)
@@ -150,6 +159,8 @@ class Records:
     self._write(epoch, line, {'diagnostics_seconds': seconds})
 
   def _write(self, epoch: float, record: dict[str, float], timing: dict[str, float]) -> None:
+    if not processes.is_first():
+      return
     step = self.progress.step
     self._folder.append_metrics({'step': step, 'epoch': epoch, **record, 'timing': timing})
     with writing_to(self._folder.path):

@@ -3,6 +3,8 @@
 import signal
 import types
 
+from csba_jax import processes
+
 EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}  # 75 = EX_TEMPFAIL: start me again
 
 
@@ -16,6 +18,10 @@ class StopRequest:
   A `patient` one takes any number of them: for a process that another one watches over, where both
   may be told by the same hand.
 
+  Where a run has several processes, JAX's preemption service takes SIGTERM (or the platform's
+  notice) of any of them; all have to call `check` equally often, and it raises in all of them at
+  the same call.
+
   Use as a context manager in the main thread; `exit_code` is what to leave with.
   """
 
@@ -23,9 +29,11 @@ class StopRequest:
     self._patient = patient
     self._signal: int | None = None
     self._previous = {}
+    self._calls = 0
 
   def __enter__(self) -> 'StopRequest':
-    self._previous = {number: signal.signal(number, self._receive) for number in EXIT_CODES}
+    mine = [] if processes.count() > 1 else EXIT_CODES
+    self._previous = {number: signal.signal(number, self._receive) for number in mine}
     return self
 
   def __exit__(self, *exc_info) -> None:
@@ -44,7 +52,13 @@ class StopRequest:
     return self._signal is not None
 
   def check(self) -> None:
-    """Raises Stopped if a signal has come: for work that is done as a whole or not at all."""
+    """Raises Stopped if a signal has come to this process or, at the same call, to another one."""
+    if processes.count() > 1:
+      from jax.experimental import multihost_utils
+
+      self._calls += 1
+      if multihost_utils.reached_preemption_sync_point(self._calls):
+        self._signal = signal.SIGTERM
     if self.requested:
       raise Stopped
 

@@ -1,7 +1,8 @@
-"""Training, read top to bottom: one pure step, several a dispatch, and the loop that owns I/O."""
+"""Training, read top to bottom: what a run is, the loop that owns I/O, and what follows a step."""
 
 import dataclasses
 import functools
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,146 +20,27 @@ from csba_jax import (
   losses,
   metrics,
   optimizers,
+  parallel,
+  processes,
   second_stage,
   stages,
   train_state,
 )
 from csba_jax import config as config_lib
-from csba_jax.data import augment, mixing, pipeline, sampling
+from csba_jax.data import mixing, pipeline, sampling
 from csba_jax.evaluate import evaluate
+from csba_jax.inputs import Inputs
 from csba_jax.models import registry
 from csba_jax.plan import Plan
 from csba_jax.progress import TrainingBar, say
 from csba_jax.records import Records
-from csba_jax.signals import StopRequest
+from csba_jax.signals import Stopped, StopRequest
+from csba_jax.step import StepFn, compiled_steps, make_step
 from csba_jax.train_state import TrainState
 from csba_jax.workdir import Workdir, writing_to
 
-Batch = Mapping[str, Array]
-StepFn = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Recipe:
-  """What a step does, all that is static of it."""
-
-  model: nn.Module
-  tx: optax.GradientTransformation
-  loss_fn: losses.LossFn
-  augment_fn: augment.Augment
-  mix_fn: mixing.MixFn
-  stage: stages.Stage
-  ema_decay: float  # 0: no moving averages
-
-
-def train_step(
-  state: TrainState, batch: Batch, key: Array, *, recipe: Recipe
-) -> tuple[TrainState, dict[str, Array]]:
-  """One update on the mean loss of a batch of uint8 images and int labels.
-
-  A second stage keeps the statistics of the norms as they are, and has gradients only for what it
-  trains. `key` is the run's; with the number of the step it decides all that is random.
-
-  Returns:
-    The new state and, of the old parameters, the loss and the norm of the gradient.
-  """
-  key = jax.random.fold_in(key, state.step)
-  batch = recipe.mix_fn(jax.random.fold_in(key, _MIX), _augmented(recipe, key, batch), state.step)
-  first = recipe.stage is stages.STAGES['none']
-  trained = stages.matches(recipe.stage.trains, state.params)
-
-  def objective(params):
-    params = jax.tree.map(lambda x, on: x if on else jax.lax.stop_gradient(x), params, trained)
-    variables = {'params': params, 'batch_stats': state.batch_stats}
-    logits, updated = recipe.model.apply(
-      variables, batch['image'], train=first, mutable=['batch_stats']
-    )
-    loss = losses.mixed(recipe.loss_fn, logits, batch, state.step).mean()
-    return loss, updated.get('batch_stats', state.batch_stats)
-
-  (loss, batch_stats), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-  updates, opt_state = recipe.tx.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
-  state = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
-  if recipe.ema_decay:
-    averages = train_state.move_averages(state.averages, state, recipe.ema_decay)
-    state = state.replace(averages=averages)
-  return state.replace(step=state.step + 1), {'loss': loss, 'grad_norm': optax.tree.norm(grads)}
-
-
-_MIX, _PARTNER = 1 << 16, 1 << 17  # a step's keys beside those that the augmentation splits off
-
-
-def _augmented(recipe: Recipe, key: Array, batch: Batch) -> Batch:
-  """The batch with float images, augmented; partners of a stream of their own likewise."""
-  found = {
-    'image': augment.scale(recipe.augment_fn(key, batch['image'])),
-    'label': batch['label'],
-  }
-  if 'partner_image' in batch:
-    partner = recipe.augment_fn(jax.random.fold_in(key, _PARTNER), batch['partner_image'])
-    found |= {'partner_image': augment.scale(partner), 'partner_label': batch['partner_label']}
-  return found
-
-
-def train_steps(
-  state: TrainState, data: Batch, indices: Mapping[str, Array], key: Array, *, step_fn: StepFn
-) -> tuple[TrainState, dict[str, Array]]:
-  """`step_fn` on the examples of one batch after the other: all on the device.
-
-  Args:
-    state: donated where compiled.
-    data: 'image' uint8 [N, H, W, ch] and 'label' int32 [N], on the device.
-    indices: positions in `data`, [steps, batch] int32: 'own' of the batches, and 'partner' of the
-      images to mix with them where those have a stream of their own.
-    key: of the run.
-    step_fn: (state, batch, key) -> (state, metrics).
-
-  Returns:
-    The state after all steps, and the metrics of each, leaves [steps].
-  """
-
-  def one(state, index):
-    batch = {name: values[index['own']] for name, values in data.items()}
-    if 'partner' in index:
-      batch |= {f'partner_{name}': values[index['partner']] for name, values in data.items()}
-    return step_fn(state, batch, key)
-
-  if indices['own'].shape[0] == 1:
-    state, step_metrics = one(state, {name: rows[0] for name, rows in indices.items()})
-    return state, jax.tree.map(lambda x: x[None], step_metrics)
-  return jax.lax.scan(one, state, indices)
-
-
-# () -> `train_steps`, compiled for the backend; its state is donated
-compiled_steps = backend.jit(train_steps, static_argnames='step_fn', donate_argnames='state')
-
-
-def make_step(
-  config: ml_collections.ConfigDict,
-  model: nn.Module,
-  tx: optax.GradientTransformation,
-  class_counts: np.ndarray,
-  total_steps: int,
-) -> StepFn:
-  """`train_step` with everything static bound: (state, batch, key) -> (state, metrics).
-
-  Raises:
-    UserError: unknown names in the config's tables, or parts that do not go together.
-  """
-  recipe = Recipe(
-    model=model,
-    tx=tx,
-    loss_fn=losses.build(config, class_counts, total_steps),
-    augment_fn=augment.build(config.augment),
-    mix_fn=mixing.build(config.mixing, class_counts, total_steps),
-    stage=stages.find(config.stage, config.model.head),
-    ema_decay=config.train.ema_decay,
-  )
-  return functools.partial(train_step, recipe=recipe)
-
-
-_NOT_COMPILED = ('seed', 'data', 'diagnostics')  # parts of a config that no compiled step knows
+# parts of a config that no compiled step knows
+_NOT_COMPILED = ('seed', 'data', 'diagnostics', 'parallel')
 
 
 class Program(NamedTuple):
@@ -176,10 +58,11 @@ def _program(
   image_shape: tuple[int, int, int],
   class_counts: tuple[int, ...],
   total_steps: int,
+  layout: parallel.Layout,
 ) -> Program:
   model = registry.build(config.model, len(class_counts), image_shape)
   tx, schedule = optimizers.build(config, total_steps)
-  step_fn = make_step(config, model, tx, np.array(class_counts), total_steps)
+  step_fn = make_step(config, model, tx, np.array(class_counts), total_steps, layout)
   return Program(model, tx, schedule, step_fn)
 
 
@@ -191,27 +74,31 @@ class Job:
   data: pipeline.Data
   plan: Plan
   program: Program
+  layout: parallel.Layout
   key: Array  # of all that is random on the device
-  streams: Mapping[str, sampling.Stream]  # where the `indices` of `train_steps` come from
+  streams: Mapping[str, sampling.Stream]  # where the positions of `train_steps` come from
 
   @classmethod
   def of(cls, config: ml_collections.ConfigDict, data: pipeline.Data) -> 'Job':
     """The run that a config makes of its data; UserError if it cannot be run."""
     stages.check_source(config.stage)
     plan = Plan.of(config, len(data.train))
+    layout = parallel.layout(config)
     decisive = {name: config[name] for name in config if name not in _NOT_COMPILED}
     program = _program(
       ml_collections.FrozenConfigDict(decisive),
       data.image_shape,
       losses.counts_that_matter(config, data.class_counts),
       plan.total,
+      layout,
     )
     own = sampling.Stream.of(
       config.sampler, data.train.labels, config.train.batch_size, plan.total, config.seed
     )
     partner = mixing.partners(config.mixing, own)
     streams = {'own': own} | ({'partner': partner} if partner else {})
-    return cls(config, data, plan, program, jax.random.key(config.seed), streams)
+    key = layout.place(jax.random.key(config.seed))
+    return cls(config, data, plan, program, layout, key, streams)
 
   @property
   def batch_size(self) -> int:
@@ -223,13 +110,6 @@ class Job:
     """What evaluation adds to the logits, [C]."""
     return losses.post_hoc_shift(self.config.loss.post_hoc_tau, self.data.class_counts)
 
-  def draw(self, start: int, end: int) -> dict[str, np.ndarray]:
-    """Positions of the training images of steps start to end - 1, [end - start, batch_size]."""
-    return {
-      name: np.stack([stream.positions(step) for step in range(start, end)])
-      for name, stream in self.streams.items()
-    }
-
   def begin(self, resumes: bool = False) -> tuple[TrainState, dict[str, Any]]:
     """The state before the first step, and what result.json says of where it comes from.
 
@@ -239,10 +119,11 @@ class Job:
     averages = config.train.ema_decay > 0
     model, tx, *_ = self.program
     state = train_state.create(model, tx, self.data.image_shape, config.seed, averages)
+    state = self.layout.place_state(state)
     if config.stage.method == 'none' or resumes:
       return state, {}
     state, about = second_stage.start(config, self.data, model, state)
-    return state, {'stage': about}
+    return self.layout.place_state(state), {'stage': about}
 
 
 def train_and_evaluate(
@@ -251,38 +132,39 @@ def train_and_evaluate(
   """Trains, selects on the validation part, evaluates the test set once: result.json.
 
   Killed at any moment and started again, it goes on from the last checkpoint and ends as if
-  nothing had happened, on CPU to the bit.
+  nothing had happened, on CPU to the bit. Where there are several processes each of them calls it,
+  with the same arguments; the first one writes the records.
 
   Args:
     config: see csba_jax.config.
-    workdir: folder of this run and of no other.
+    workdir: folder of this run and of no other, which all processes see.
     stop: asks the run to save and leave.
 
   Returns:
     The content of result.json, or None when stopped; a finished run returns it at once.
   """
   config_lib.check(config)
+  _check_processes(config)
   with Workdir(workdir, config.to_dict()) as folder:
     if (result := folder.result()) is not None:
       say(f'{folder.path} is finished: nothing to do')
       return result
     started = time.monotonic()
     say(f'loading {config.data.source} {config.data.name or config.data.dir}'.rstrip())
-    data = pipeline.load(config, say)
-    say(describe(data))
-    job = Job.of(config, data)
-    initial, origin = job.begin(resumes=folder.has_checkpoints())
-    folder.begin()  # all is checked: from here on the folder is this run's
-    keep_splits(folder, data)
+    job, initial, origin = processes.together(lambda: _prepare(config, folder))
     say('compiling')
-
     with Records(folder) as records:
-      state = run_steps(job, records.resume(initial, origin), records, stop)
-      if stop.requested:
+      try:
+        state = run_steps(job, records.resume(initial, origin), records, stop)
+        say(f'evaluating the test set at step {records.progress.best_step}')
+        best = records.best(state)
+        sums = evaluate(
+          job.program.model, best, job.data.test, job.batch_size, job.shift, stop.check
+        )
+      except Stopped:
         say(f'stopped at step {records.progress.step}: saved, start again to go on')
         return None
-      say(f'evaluating the test set at step {records.progress.best_step}')
-      sums = evaluate(job.program.model, records.best(state), data.test, job.batch_size, job.shift)
+    data = job.data
     folder.write_result(
       metrics.summarise(sums, data.class_counts)
       | records.progress.origin
@@ -299,94 +181,173 @@ def train_and_evaluate(
         'timing': {
           'seconds': time.monotonic() - started,  # of the process that finished the run
           'device': jax.devices()[0].device_kind,
+          'devices': job.layout.devices,
+          'processes': processes.count(),
         },
       }
     )
     return folder.result()  # as anyone reads it: null for what is undefined
 
 
+def _check_processes(config: ml_collections.ConfigDict) -> None:
+  """Raises AgreedError unless all processes have the same config."""
+  mine = json.dumps(config.to_dict(), sort_keys=True)
+
+  def differences(first, other):
+    return config_lib.differences(json.loads(first), json.loads(other), everything=True)
+
+  processes.check_equal('config', mine, differences)
+
+
+def _prepare(
+  config: ml_collections.ConfigDict, folder: Workdir
+) -> tuple[Job, TrainState, dict[str, Any]]:
+  """All that can go wrong before the first step; with the last line the folder is this run's."""
+  data = pipeline.load(config, say)
+  say(describe(data))
+  job = Job.of(config, data)
+  initial, origin = job.begin(resumes=folder.has_checkpoints())
+  keep_splits(folder, data)
+  folder.begin()
+  return job, initial, origin
+
+
 def run_steps(job: Job, state: TrainState, records: Records, stop: StopRequest) -> TrainState:
-  """Steps, lines, validations and checkpoints from where `records` stands to the end or a stop."""
-  train = job.data.train
-  on_device = jax.device_put({'image': train.images, 'label': train.labels})
+  """Steps and what follows them, from where `records` stands to the end.
+
+  Raises:
+    Stopped: after a request, once the state is saved with what is still to be done at its step.
+  """
   steps, longest = compiled_steps(), backend.steps_per_dispatch(job.plan.log_every)
-  probe = None
-  if job.plan.diagnose_every:
-    probe = diagnose.Probe(job.config, job.data, job.program.model)
-  if not records.resumed:
-    measure_moments(job, state, records, job.plan.moments_at(0))
-  with TrainingBar(job.plan.total, records.progress.step) as bar:
-    for first, last in job.plan.segments(records.progress.step):
-      began, spent = time.monotonic(), 0.0
-      for start, end in job.plan.dispatches(first, last, longest):
-        state, found = steps(
-          state, on_device, job.draw(start, end), job.key, step_fn=job.program.step_fn
-        )
-        records.add(end, **jax.device_get(found))
-        seconds = time.monotonic() - began - spent
-        rate = job.batch_size * (end - first) / seconds
-        bar.update(end, records.progress.losses[-1], rate)
-        if job.plan.diagnoses_at(end):
-          spent += diagnose_step(job, probe, state, records)
-        spent += measure_moments(job, state, records, job.plan.moments_at(end))
-        if stop.requested:
-          break
-      if end == last:
-        timing = {'train_seconds': seconds, 'images_per_second': rate}
-        reached = job.plan.levels_reached(np.mean(records.progress.losses), records.progress.levels)
-        records.progress.levels += reached
-        measure_moments(job, state, records, reached)
-        records.training_line(job.plan.epoch(last), float(job.program.schedule(last - 1)), timing)
-        if job.plan.evaluates_at(last):
-          score = validate(job, state, records)
-          bar.validated(score)
-          records.save(state, score)
-      if stop.requested:
-        records.save(state)
-        break
-  if not job.plan.total and not records.resumed:  # a stage that trains nothing
-    records.save(state, validate(job, state, records))
+  after = AfterStep(job, records, stop)
+  with (
+    Inputs(job.data.train, job.streams, job.layout, job.plan.total, records) as inputs,
+    TrainingBar(job.plan.total, records.progress.step) as bar,
+  ):
+    try:
+      after.run(state, bar)  # what a stop had left undone, or comes before the first step
+      for first, last in job.plan.segments(records.progress.step):
+        after.begin(first)
+        for start, end in job.plan.dispatches(first, last, longest):
+          state, found = steps(
+            state,
+            inputs.data,
+            inputs.take(start, end),
+            job.key,
+            step_fn=job.program.step_fn,
+            layout=job.layout,
+          )
+          records.add(end, **jax.device_get(found))
+          bar.update(end, records.progress.losses[-1], after.rate())
+          after.run(state, bar)
+          stop.check()
+    except Stopped:
+      records.save(state)
+      records.wait()
+      raise
   records.wait()
   return state
 
 
-def validate(job: Job, state: TrainState, records: Records) -> float | None:
-  """Score of the validation part, recorded; None without one, and the last step is the best.
+class AfterStep:
+  """What follows a step: diagnosis, moments, the log line, validation and checkpoint, in order.
 
-  Macro-F1 with the class shares that the source had before its tail was cut: what the test part is
-  like. Where every image is kept it is macro-F1 up to the rounding of the split.
+  Each is done once a step: what is done is kept in the checkpoints, so that a run that was stopped
+  in between goes on with the next.
   """
-  if not len(job.data.val):
-    records.progress.best_step = records.progress.step
-    return None
-  began = time.monotonic()
-  sums = evaluate(job.program.model, state, job.data.val, job.batch_size, job.shift)
-  summary = metrics.summarise(sums, job.data.class_counts)
-  epoch = job.plan.epoch(records.progress.step)
-  score = metrics.macro_f1_at(sums.counts, job.data.source_counts)
-  records.validation_line(epoch, summary, score, time.monotonic() - began)
-  return score
 
+  def __init__(self, job: Job, records: Records, stop: StopRequest):
+    self._job, self._records, self._stop = job, records, stop
+    self._probe = None
+    if job.plan.diagnose_every:
+      self._probe = diagnose.Probe(job.config, job.data, job.program.model, job.layout)
+    self._score: float | None = None  # of the validation at this step
+    self.begin(records.progress.step)
 
-def diagnose_step(job: Job, probe: diagnose.Probe, state: TrainState, records: Records) -> float:
-  """Measures and records the conflict after a step; the seconds that it took."""
-  began = time.monotonic()
-  conflict = probe.measure(state)
-  seconds = time.monotonic() - began
-  step = records.progress.step
-  records.diagnostics_line(job.plan.epoch(step), conflict, seconds)
-  return time.monotonic() - began
+  def begin(self, step: int) -> None:
+    """Starts the clock of a stretch between log lines."""
+    self._first, self._began, self._spent = step, time.monotonic(), 0.0
 
+  def rate(self) -> float:
+    """Training images a second since `begin`."""
+    images = self._job.batch_size * (self._records.progress.step - self._first)
+    return images / max(self._seconds(), 1e-9)
 
-def measure_moments(job: Job, state: TrainState, records: Records, names: Sequence[str]) -> float:
-  """Conflict and decoupling at a moment of the run, recorded under its names; the seconds."""
-  began = time.monotonic()
-  if names:
-    found = diagnose.moment(job.config, job.data, job.program.model, state)
-    for name in names:
-      epoch = job.plan.epoch(records.progress.step)
-      records.moment_line(name, epoch, found, time.monotonic() - began)
-  return time.monotonic() - began
+  def _seconds(self) -> float:
+    """Spent on training alone since `begin`."""
+    return time.monotonic() - self._began - self._spent
+
+  def run(self, state: TrainState, bar: TrainingBar) -> None:
+    """All that is due at the step that the records stand at; raises Stopped in between."""
+    plan, step = self._job.plan, self._records.progress.step
+    timing = {'train_seconds': self._seconds(), 'images_per_second': self.rate()}
+    if plan.diagnoses_at(step):
+      self._once('diagnosis', lambda: self._diagnose(state))
+    self._once('moments', lambda: self._measure(state, plan.moments_at(step)))
+    if plan.logs_at(step):
+      self._once('levels', lambda: self._measure_levels(state))
+      self._once('line', lambda: self._line(timing))
+    self._score = None
+    if plan.evaluates_at(step):
+      self._once('validation', lambda: self._validate(state))
+      bar.validated(self._score)
+    if plan.saves_at(step):
+      self._once('checkpoint', None)
+      self._records.save(state, self._score)
+
+  def _once(self, task: str, do: Callable[[], object] | None) -> None:
+    done = self._records.progress.done
+    if task in done:
+      return
+    if do:
+      began = time.monotonic()
+      do()
+      self._spent += time.monotonic() - began
+    done.append(task)
+
+  @property
+  def _epoch(self) -> float:
+    return self._job.plan.epoch(self._records.progress.step)
+
+  def _diagnose(self, state: TrainState) -> None:
+    began = time.monotonic()
+    conflict = self._probe.measure(state)
+    self._records.diagnostics_line(self._epoch, conflict, time.monotonic() - began)
+
+  def _measure(self, state: TrainState, names: Sequence[str]) -> None:
+    """Conflict and decoupling at a moment of the run, recorded under its names."""
+    if names:
+      began, job = time.monotonic(), self._job
+      found = diagnose.moment(job.config, job.data, job.program.model, state, self._stop.check)
+      for name in names:
+        self._records.moment_line(name, self._epoch, found, time.monotonic() - began)
+
+  def _measure_levels(self, state: TrainState) -> None:
+    """Moments at levels of the mean training loss of a line, each reached once."""
+    progress = self._records.progress
+    reached = self._job.plan.levels_reached(np.mean(progress.losses), progress.levels)
+    self._measure(state, reached)
+    progress.levels += reached
+
+  def _line(self, timing: dict[str, float]) -> None:
+    rate = self._job.program.schedule(self._records.progress.step - 1)
+    self._records.training_line(self._epoch, float(rate), timing)
+
+  def _validate(self, state: TrainState) -> None:
+    """Score of the validation part, recorded; without one the last step is the best.
+
+    Macro-F1 with the class shares that the source had before its tail was cut: what the test part
+    is like. Where every image is kept it is macro-F1 up to the rounding of the split.
+    """
+    job, records = self._job, self._records
+    if not len(job.data.val):
+      records.progress.best_step = records.progress.step
+      return
+    began, model = time.monotonic(), job.program.model
+    sums = evaluate(model, state, job.data.val, job.batch_size, job.shift, self._stop.check)
+    summary = metrics.summarise(sums, job.data.class_counts)
+    self._score = metrics.macro_f1_at(sums.counts, job.data.source_counts)
+    records.validation_line(self._epoch, summary, self._score, time.monotonic() - began)
 
 
 def keep_splits(folder: Workdir, data: pipeline.Data) -> None:
@@ -394,7 +355,7 @@ def keep_splits(folder: Workdir, data: pipeline.Data) -> None:
   path = folder.file('splits.npz')
   if path.exists():
     pipeline.check_splits(data.splits, path)
-  else:
+  elif processes.is_first():
     with writing_to(folder.path):
       data.splits.save(path)
 

@@ -11,7 +11,7 @@ import ml_collections
 from jax import Array
 
 from csba_jax import config as config_lib
-from csba_jax import optimizers, train_state
+from csba_jax import optimizers, parallel, train_state
 from csba_jax.checkpoint import Checkpoints
 from csba_jax.data import augment, pipeline, sampling
 from csba_jax.errors import UserError
@@ -42,6 +42,7 @@ def take_up(
   which: str = 'best',
   data_dir: str | None = None,
   data: pipeline.Data | None = None,
+  layout: parallel.Layout | None = None,
 ) -> Trained:
   """Reads a run; writes nothing.
 
@@ -52,6 +53,7 @@ def take_up(
       STATISTICS_BATCHES training batches leave them.
     data_dir: takes the place of the run's config.data.dir, if the data has moved.
     data: the run's data, where it has been read already.
+    layout: where its state is put; None: whole on each of config.parallel.devices.
 
   Raises:
     UserError: no run or no such checkpoint there, one that is damaged or of another architecture,
@@ -66,6 +68,7 @@ def take_up(
   model = registry.build(config.model, len(data.class_names), data.image_shape)
   tx, _ = optimizers.build(config, total_steps=1)
   averages = config.train.ema_decay > 0
+  layout = layout or parallel.for_evaluation(config)
   if which == 'init' and config.stage.method != 'none':
     raise UserError(
       'a first stage for --checkpoint=init',
@@ -73,10 +76,10 @@ def take_up(
       f'name --workdir={config.stage.source}',
     )
   if which == 'init':
-    state = train_state.create(model, tx, data.image_shape, config.seed)
+    state = layout.place_state(train_state.create(model, tx, data.image_shape, config.seed))
     state = state.replace(batch_stats=estimate_statistics(model, state, data, config))
     return Trained(folder, config, data, model, state)
-  like = train_state.shapes(model, tx, data.image_shape, averages)
+  like = layout.like(train_state.shapes(model, tx, data.image_shape, averages))
   with Checkpoints(_checkpoints_of(folder), read_only=True) as checkpoints:
     step = _find_step(checkpoints, folder, which, like)
     state, _ = checkpoints.restore(step, like)
@@ -94,7 +97,7 @@ def estimate_statistics(
   model: nn.Module, state: TrainState, data: pipeline.Data, config: ml_collections.ConfigDict
 ) -> PyTree:
   """Running statistics of a net that stays as it is, over the batches of a run's first steps."""
-  stats = state.batch_stats
+  stats, layout = state.batch_stats, parallel.Layout.of(state)
   if not jax.tree.leaves(stats):
     return stats
   plan = Plan.of(config, len(data.train))
@@ -103,15 +106,18 @@ def estimate_statistics(
   )
   for step in range(STATISTICS_BATCHES):
     index = stream.positions(step)
-    stats = _statistics_step(model, state.params, stats, data.train.images[index])
+    images = layout.batch_of(lambda rows, index=index: data.train.images[index[rows]], len(index))
+    stats = _statistics_step(model, state.params, stats, images, layout)
   return stats
 
 
-@functools.partial(jax.jit, static_argnames='model')
-def _statistics_step(model: nn.Module, params: PyTree, stats: PyTree, images: Array) -> PyTree:
-  variables = {'params': params, 'batch_stats': stats}
+@functools.partial(jax.jit, static_argnames=('model', 'layout'))
+def _statistics_step(
+  model: nn.Module, params: PyTree, stats: PyTree, images: Array, layout: parallel.Layout
+) -> PyTree:
+  variables = layout.gather({'params': params, 'batch_stats': stats})
   _, updated = model.apply(variables, augment.scale(images), train=True, mutable=['batch_stats'])
-  return updated['batch_stats']
+  return layout.gather(updated['batch_stats'])
 
 
 def _checkpoints_of(workdir: Path) -> Path:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import secrets
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 
 import csba_jax
 from csba_jax import config as config_lib
+from csba_jax import processes
 from csba_jax.errors import UserError
 from csba_jax.files import write_atomically
 
@@ -26,23 +28,48 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 class Workdir:
   """config.json, metrics.jsonl, result.json, splits.npz, checkpoints/ and tensorboard/ of a run.
 
-  Use as a context manager: it holds a lock that ends with the process, however that ends.
+  Use as a context manager: it holds a lock that ends with the process, however that ends. Where a
+  run has several processes, all open it; the first one holds the lock and writes, and what the
+  others would write is nothing.
 
   Raises:
-    UserError: the folder cannot be written, belongs to another config, or is in use.
+    UserError: the folder cannot be written, belongs to another config, is in use, or is not one
+      folder for all processes.
   """
 
   def __init__(self, path: str | os.PathLike, config: Mapping[str, Any]):
     self.path = Path(path).expanduser().absolute()
     self._config = config
     self._stack = contextlib.ExitStack()  # holds the lock
+    self._mark = secrets.token_hex(8)
 
   def __enter__(self) -> 'Workdir':
     with contextlib.ExitStack() as stack:
-      stack.enter_context(lock_file(self.path, '.lock'))
-      self._claim()
+      processes.together(lambda: self._lock(stack))
+      processes.together(self._check_shared)
+      processes.together(self._claim)
       self._stack = stack.pop_all()
     return self
+
+  def _lock(self, stack: contextlib.ExitStack) -> None:
+    if processes.is_first():
+      stack.enter_context(lock_file(self.path, '.lock'))
+      with writing_to(self.path):
+        self.file('.lock').write_text(self._mark)
+
+  def _check_shared(self) -> None:
+    """Raises UserError in a process that does not see what the first one wrote."""
+    mark = processes.broadcast(self._mark)
+    try:
+      found = self.file('.lock').read_text()
+    except OSError:
+      found = ''
+    if found != mark:
+      raise UserError(
+        f'a --workdir that all processes share: what the first one wrote to {self.path}',
+        f'another folder, or none, on {platform.node()}',
+        'name a folder of a file system that every host has mounted',
+      )
 
   def __exit__(self, *exc_info) -> None:
     self._stack.close()
@@ -59,7 +86,7 @@ class Workdir:
 
   def begin(self) -> None:
     """Writes config.json, which makes the folder this config's for good."""
-    if not self.file('config.json').exists():
+    if processes.is_first() and not self.file('config.json').exists():
       record = {'config': dict(self._config), 'versions': versions(), 'commit': commit()}
       self.write_json('config.json', record)
 
@@ -69,8 +96,9 @@ class Workdir:
 
   def write(self, name: str, fill: Callable[[BinaryIO], object]) -> None:
     """A file that is there whole or not at all: `fill(binary file)`, then a rename."""
-    with writing_to(self.path):
-      write_atomically(self.file(name), fill)
+    if processes.is_first():
+      with writing_to(self.path):
+        write_atomically(self.file(name), fill)
 
   def has_checkpoints(self) -> bool:
     """Whether a checkpoint was ever finished here, damaged or not."""
@@ -96,6 +124,8 @@ class Workdir:
 
   def rewind_metrics(self, length: int) -> None:
     """Cuts metrics.jsonl to its length at a checkpoint: what came later will come again."""
+    if not processes.is_first():
+      return
     if self.metrics_length() < length:
       raise UserError(
         f'{length} bytes in {self.file("metrics.jsonl")}, as at the last checkpoint',
@@ -107,6 +137,8 @@ class Workdir:
 
   def append_metrics(self, record: Mapping[str, Any]) -> None:
     """One line of metrics.jsonl, on disk on return."""
+    if not processes.is_first():
+      return
     with writing_to(self.path), open(self.file('metrics.jsonl'), 'ab') as file:
       file.write((strict_json(record) + '\n').encode())
       file.flush()

@@ -54,6 +54,7 @@ def tiny_config(**overrides):
   c.model.name, c.model.attention = 'tiny', 'none'
   c.train.epochs, c.train.batch_size, c.train.log_every = EPOCHS, 32, 5
   c.train.learning_rate = 0.1
+  c.parallel.devices = 1  # of the eight that the suite pretends to have
   for name, value in overrides.items():
     section, _, field = name.rpartition('__')
     target = c[section] if section else c

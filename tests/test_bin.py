@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 
 def call(binary, *arguments, cwd=ROOT, **environment):
   """(exit code, standard output, standard error) of python -m csba_jax.bin.BINARY."""
-  plain = {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': ''}
+  flags = '--xla_backend_optimization_level=1'  # as conftest.py has it
+  plain = {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': flags}
   process = subprocess.run(
     [sys.executable, '-m', f'csba_jax.bin.{binary}', *arguments],
     cwd=cwd,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from csba_jax import diagnose, losses, optimizers, train, train_state, trained
+from csba_jax import diagnose, losses, optimizers, parallel, train, train_state, trained
 from csba_jax.data import pipeline, sampling
 from csba_jax.errors import UserError
 from csba_jax.gradients import class_gradients, class_grams
@@ -154,7 +154,9 @@ def test_layers_that_find_nothing(run, layers):
 @pytest.mark.slow
 def test_the_probe_is_an_estimate_of_the_run(run):
   """One compiled step against the pass that goes from image to image on the host."""
-  found = diagnose.Probe(run.config, run.data, run.model).measure(run.state)
+  found = diagnose.Probe(run.config, run.data, run.model, parallel.Layout.of(run.state)).measure(
+    run.state
+  )
   sampling = diagnose.Sampling(images=8, folds=diagnose.FOLDS, seed=run.config.seed)
   expected = diagnose.diagnose_run(run, sampling)
   assert found.scopes == expected.scopes
@@ -211,9 +213,8 @@ def test_training_is_the_same_to_the_bit_with_diagnostics_and_without(driver, me
   assert not (tmp_path / 'plain/conflict').exists()
 
 
-@pytest.mark.parametrize(
-  'end', ['after-step:17', pytest.param('after-line:4', marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('end', ['after-step:17', 'after-line:4'])
 def test_a_killed_run_ends_with_the_same_snapshots(driver, measured, tmp_path, end):
   arguments = ['--config.diagnostics.every=7']
   code, _, err = driver.finish(driver.start(tmp_path / 'run', *arguments, f'--end={end}'))
@@ -323,6 +324,7 @@ def test_the_binary_prints_and_writes(workdir, tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_whole_files_only(workdir, tmp_path):
   shutil.copytree(workdir, tmp_path / 'run')
   before = sorted(path.name for path in (tmp_path / 'run/conflict').iterdir())

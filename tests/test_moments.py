@@ -154,16 +154,17 @@ def test_a_run_with_moments_is_the_run_without_to_the_bit(driver, measured, plai
   assert not (plain / 'conflict').exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('end', 'name'),
   [
     ('after-step:20', 'KILL'),
-    pytest.param('after-step:30', 'TERM', marks=pytest.mark.slow),
-    pytest.param('after-step:3', 'KILL', marks=pytest.mark.slow),
-    pytest.param('before-line:1', 'KILL', marks=pytest.mark.slow),
-    pytest.param('after-line:1', 'KILL', marks=pytest.mark.slow),
-    pytest.param('after-line:7', 'KILL', marks=pytest.mark.slow),
-    pytest.param('after-step:18', 'TERM', marks=pytest.mark.slow),
+    ('after-step:30', 'TERM'),
+    ('after-step:3', 'KILL'),
+    ('before-line:1', 'KILL'),
+    ('after-line:1', 'KILL'),
+    ('after-line:7', 'KILL'),
+    ('after-step:18', 'TERM'),
   ],
 )
 def test_a_run_that_was_ended_and_goes_on_has_the_same_moments(
@@ -192,9 +193,9 @@ def test_several_moments_at_one_step_are_measured_once(driver, tmp_path, monkeyp
   calls = []
   honest = diagnose.moment
 
-  def counted(config, data, model, state):
+  def counted(config, data, model, state, check):
     calls.append(int(state.step))
-    return honest(config, data, model, state)
+    return honest(config, data, model, state, check)
 
   monkeypatch.setattr(diagnose, 'moment', counted)
   config = driver.tiny_config(

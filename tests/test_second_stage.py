@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from types import SimpleNamespace
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -142,9 +142,15 @@ def test_a_tau_that_is_given_is_taken(driver, first, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+def asked_to_stop():
+  stop = StopRequest()
+  stop._receive(signal.SIGTERM, None)
+  return stop
+
+
 def test_a_stage_that_was_stopped_ends_like_one_that_was_not(driver, first, second, tmp_path):
   fields = {'stage__method': 'crt', 'stage__source': str(first), **STAGES['crt']}
-  config, stop = driver.tiny_config(train__epochs=2, **fields), SimpleNamespace(requested=True)
+  config, stop = driver.tiny_config(train__epochs=2, **fields), asked_to_stop()
   assert train.train_and_evaluate(config, str(tmp_path / 'crt'), stop) is None
   run_here(driver, tmp_path / 'crt', train__epochs=2, **fields)
   ours, theirs = (
@@ -162,7 +168,7 @@ def test_a_stage_goes_on_without_its_source_and_remembers_it(driver, first, seco
   """Half of it is there: what the first stage is or was meanwhile does not matter."""
   source = copied(first, tmp_path / 'source')
   fields = {'stage__method': 'crt', 'stage__source': str(source), **STAGES['crt']}
-  config, stop = driver.tiny_config(train__epochs=2, **fields), SimpleNamespace(requested=True)
+  config, stop = driver.tiny_config(train__epochs=2, **fields), asked_to_stop()
   train.train_and_evaluate(config, str(tmp_path / 'crt'), stop)
   shutil.rmtree(source)
   result = run_here(driver, tmp_path / 'crt', train__epochs=2, **fields)

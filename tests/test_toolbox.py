@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from csba_jax import config as config_lib
-from csba_jax import longtail, losses, optimizers, train
+from csba_jax import longtail, losses, optimizers, parallel, train
 from csba_jax.data import mixing, pipeline, policy, sampling
 from csba_jax.errors import UserError
 from csba_jax.models import registry
@@ -44,9 +44,9 @@ def steps(job, state, first, last):
   on_device = {'image': data_of(job).images, 'label': data_of(job).labels}
   found = []
   for step in range(first, last):
-    batch = job.draw(step, step + 1)
+    batch = sampling.draw(job.streams, step, step + 1)
     state, metrics = train.compiled_steps()(
-      state, on_device, batch, job.key, step_fn=job.program.step_fn
+      state, on_device, batch, job.key, step_fn=job.program.step_fn, layout=job.layout
     )
     found.append(float(metrics['loss'][0]))
   return state, found
@@ -182,7 +182,9 @@ def test_every_recipe_makes_a_step(path):
   side, channels = config.data.image_size, config.data.channels
   model = registry.build(config.model, 10, (side, side, channels))
   tx, schedule = optimizers.build(config, 1000)
-  step = train.make_step(config, model, tx, np.arange(10, 0, -1), 1000)
+  config.parallel.devices = 1
+  layout = parallel.layout(config)
+  step = train.make_step(config, model, tx, np.arange(10, 0, -1), 1000, layout)
   assert callable(step)
   assert float(schedule(500)) > 0
 

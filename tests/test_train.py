@@ -15,7 +15,7 @@ import optax
 import pytest
 import sklearn.datasets
 
-from csba_jax import backend, evaluate, losses, metrics, optimizers, train, train_state
+from csba_jax import backend, evaluate, losses, metrics, optimizers, parallel, train, train_state
 from csba_jax.checkpoint import Checkpoints
 from csba_jax.data import augment, pipeline, sampling
 from csba_jax.errors import UserError
@@ -173,8 +173,9 @@ def static_step(driver):
   config = driver.tiny_config()
   model = registry.build(config.model, 10, (8, 8, 1))
   tx, _ = optimizers.build(config, 36)
-  step_fn = train.make_step(config, model, tx, np.arange(10, 0, -1), 36)
-  return model, tx, step_fn
+  layout = parallel.layout(config)
+  step_fn = train.make_step(config, model, tx, np.arange(10, 0, -1), 36, layout)
+  return model, tx, step_fn, layout
 
 
 def some_data():
@@ -184,16 +185,18 @@ def some_data():
 
 
 def test_many_steps_in_one_dispatch_equal_single_ones(driver):
-  model, tx, step_fn = static_step(driver)
+  model, tx, step_fn, layout = static_step(driver)
   data = some_data()
   indices = np.stack([sampling.batch_positions(0, step, 40, 16) for step in range(5)])
   initial, key = train_state.create(model, tx, (8, 8, 1), 0), jax.random.key(0)
   together, metrics = train.compiled_steps()(
-    jax.tree.map(jnp.copy, initial), data, {'own': indices}, key, step_fn=step_fn
+    jax.tree.map(jnp.copy, initial), data, {'own': indices}, key, step_fn=step_fn, layout=layout
   )
   state, singly = initial, []
   for index in indices:
-    state, one = train.compiled_steps()(state, data, {'own': index[None]}, key, step_fn=step_fn)
+    state, one = train.compiled_steps()(
+      state, data, {'own': index[None]}, key, step_fn=step_fn, layout=layout
+    )
     singly.append(one['loss'][0])
   assert int(together.step) == int(state.step) == 5
   np.testing.assert_allclose(metrics['loss'], np.stack(singly), rtol=1e-5)
@@ -202,7 +205,7 @@ def test_many_steps_in_one_dispatch_equal_single_ones(driver):
 
 
 def test_one_step_is_the_gradient_of_the_mean_loss(driver):
-  model, tx, step_fn = static_step(driver)
+  model, tx, step_fn, _ = static_step(driver)
   state = train_state.create(model, tx, (8, 8, 1), 3)
   batch = some_data()
   new, metrics = jax.jit(step_fn)(state, batch, jax.random.key(5))
@@ -268,8 +271,9 @@ def test_a_dispatch_ends_at_each_step_that_is_diagnosed(every):
     assert {step for step in range(7, 19) if plan.diagnoses_at(step)} <= ends
 
 
-KILLS_QUICK = ['after-step:17', 'saving:2']
+KILLS_QUICK = ['after-step:17']
 KILLS_SLOW = [
+  'saving:2',
   'before-config:1',
   'after-config:1',
   'before-step:1',
@@ -383,9 +387,9 @@ def test_nan_loss_stops_with_the_steps_and_keeps_the_last_good_checkpoint(driver
 def test_nan_late_names_the_checkpoint_that_is_kept(driver, tmp_path, monkeypatch):
   honest = train.compiled_steps()
 
-  def poisoned(state, data, indices, key, *, step_fn):
+  def poisoned(state, data, indices, key, **static):
     step = int(state.step)
-    state, metrics = honest(state, data, indices, key, step_fn=step_fn)
+    state, metrics = honest(state, data, indices, key, **static)
     return state, metrics | ({'loss': jnp.full(1, jnp.nan)} if step == 20 else {})
 
   monkeypatch.setattr(train, 'compiled_steps', lambda: poisoned)
@@ -410,7 +414,8 @@ def kill_in_last_save(driver, workdir):
   return steps
 
 
-@pytest.mark.parametrize('what', ['data', pytest.param('metadata', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('what', ['data', 'metadata'])
 def test_a_truncated_checkpoint_falls_back_to_the_one_before(driver, finished, tmp_path, what):
   workdir = tmp_path / 'run'
   *_, before, newest = kill_in_last_save(driver, workdir)
@@ -447,8 +452,8 @@ def test_a_lost_best_checkpoint_does_not_stop_the_run(driver, tmp_path, monkeypa
 def test_parameters_that_overflow_are_never_saved(driver, tmp_path, monkeypatch):
   honest = train.compiled_steps()
 
-  def overflow(state, data, indices, key, *, step_fn):
-    state, found = honest(state, data, indices, key, step_fn=step_fn)
+  def overflow(state, data, indices, key, **static):
+    state, found = honest(state, data, indices, key, **static)
     bad = jax.tree.map(lambda x: x * jnp.inf, state.params)
     return (state.replace(params=bad) if int(state.step) == 24 else state), found
 
@@ -510,6 +515,7 @@ def test_a_read_only_workdir(driver, small_mount):
   assert 'Read-only file system' in only_one_line(err)
 
 
+@pytest.mark.slow
 def test_a_full_workdir_then_room_again(driver, finished, small_mount):
   folder = small_mount('size=600k')
   (folder / 'run').mkdir()
@@ -546,7 +552,7 @@ def test_a_batch_larger_than_the_data_leaves_the_folder_free(driver, tmp_path):
 
 
 def test_step_keys_depend_on_seed_and_step_only(driver):
-  model, tx, step_fn = static_step(driver)
+  model, tx, step_fn, _ = static_step(driver)
   state = train_state.create(model, tx, (8, 8, 1), 0)
   step = jax.jit(step_fn)
   key = jax.random.key(0)

@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from csba_jax.bin import run
+from csba_jax.bin import launch, run
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run made by csba-train.')
 _CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, latest, init or a step.')
@@ -14,12 +14,14 @@ _IMAGES = flags.DEFINE_integer('images', 64, 'Of each class, without --exact.')
 _FOLDS = flags.DEFINE_integer('folds', 8, 'Of each class, without --exact.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the sample, without --exact.', lower_bound=0)
 _LAYERS = flags.DEFINE_string('layers', None, 'Regular expression for the parameters to look at.')
+_LAUNCH = launch.define()
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where the data is now, if it has moved.')
 
 
 def main() -> int:
   """Measures the class-gradient conflict of a run's net; prints it and writes conflict/."""
   workdir = run.required(_WORKDIR, 'runs/digits')
+  launch.start(_LAUNCH)
 
   from csba_jax import diagnose, trained
   from csba_jax.progress import WorkBar, say
@@ -38,8 +40,7 @@ def main() -> int:
       say('stopped: nothing was written')
       return stop.exit_code
     paths = diagnose.save(conflict, found.workdir)
-  print(diagnosis.describe(conflict))
-  print('\n'.join(f'written: {path}' for path in paths))
+  launch.tell('\n'.join([diagnosis.describe(conflict), *(f'written: {path}' for path in paths)]))
   return 0
 
 

@@ -5,19 +5,21 @@
 
 from absl import flags
 
-from csba_jax.bin import run
+from csba_jax.bin import launch, run
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run made by csba-train.')
 _CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, latest, init or a step.')
 _SPLIT = flags.DEFINE_enum('split', 'test', ['test', 'val'], 'Part of the data to evaluate on.')
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where the data is now, if it has moved.')
 
+_LAUNCH = launch.define()
 _TAU = flags.DEFINE_float('post_hoc_tau', None, "Logit adjustment; default: the run's config.")
 
 
 def main() -> int:
   """Evaluates a checkpoint of a run and prints every metric; writes nothing."""
   workdir = run.required(_WORKDIR, 'runs/digits')
+  launch.start(_LAUNCH)
 
   from csba_jax import evaluate
   from csba_jax.report import table
@@ -25,8 +27,8 @@ def main() -> int:
   result = evaluate.evaluate_run(
     workdir, _CHECKPOINT.value, _SPLIT.value, _DATA_DIR.value, _TAU.value
   )
-  print(table.single(result))
-  print(f'{_SPLIT.value} part, checkpoint of step {result["checkpoint_step"]} in {workdir}')
+  where = f'{_SPLIT.value} part, checkpoint of step {result["checkpoint_step"]} in {workdir}'
+  launch.tell(f'{table.single(result)}\n{where}')
   return 0
 
 

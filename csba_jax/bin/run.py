@@ -1,11 +1,13 @@
 """What every binary does: parse flags, call main, and turn an error of the user's into one line."""
 
+import os
 import sys
 from collections.abc import Callable
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from csba_jax import processes
 from csba_jax.errors import UserError
 
 
@@ -16,7 +18,9 @@ def run(main: Callable[[], int | None]) -> None:
   try:
     app.run(lambda _: main(), flags_parser=_parse)
   except UserError as error:
-    print(f'{name}: {error}', file=sys.stderr)
+    print(f'{name}: {error}', file=sys.stderr, flush=True)
+    if processes.count() > 1 and not isinstance(error, processes.AgreedError):
+      os._exit(1)  # the others wait for this process somewhere, and it is not to wait for them
     sys.exit(1)
 
 

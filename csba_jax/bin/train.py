@@ -3,9 +3,10 @@
 from absl import flags
 
 from csba_jax import config as config_lib
-from csba_jax.bin import run
+from csba_jax.bin import launch, run
 
 _CONFIG = run.define_config()
+_LAUNCH = launch.define()
 flags.declare_key_flag('config')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of this run; the same again goes on.')
 _DRY_RUN = flags.DEFINE_bool(
@@ -23,6 +24,7 @@ def main() -> int:
     print(dry_run.describe(config))
     return 0
   workdir = run.required(_WORKDIR, 'runs/digits')
+  launch.start(_LAUNCH, config.deterministic)
 
   from csba_jax import train
   from csba_jax.report import table
@@ -32,8 +34,7 @@ def main() -> int:
     result = train.train_and_evaluate(config, workdir, stop)
   if result is None:
     return stop.exit_code
-  print(table.single(result))
-  print(f'workdir: {workdir}')
+  launch.tell(f'{table.single(result)}\nworkdir: {workdir}')
   return 0
 
 

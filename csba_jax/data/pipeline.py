@@ -10,8 +10,9 @@ from pathlib import Path
 
 import ml_collections
 import numpy as np
+from jax import Array
 
-from csba_jax import backend
+from csba_jax import backend, parallel
 from csba_jax.data import cache, splits
 from csba_jax.data.image_folder import ImageFolderSource
 from csba_jax.data.rows import Rows
@@ -187,10 +188,18 @@ def check_splits(splits_now: splits.Splits, path: Path) -> None:
     )
 
 
-def eval_batches(part: Part, batch_size: int) -> Iterator[tuple[np.ndarray, ...]]:
-  """(images, labels, mask) batches of one size; every image once, the last batch padded."""
-  for start in range(0, len(part), batch_size):
-    index = np.arange(start, start + batch_size)
+def eval_batches(
+  part: Part, batch_size: int, layout: parallel.Layout
+) -> Iterator[tuple[Array, Array, Array]]:
+  """(images, labels, mask) batches of one size; every image once, the last batch padded.
+
+  Split over the devices of a layout, whose number the size is rounded up to a multiple of; each
+  process reads its own rows.
+  """
+  size = -(-batch_size // layout.devices) * layout.devices
+  rows = layout.rows(size)
+  for start in range(0, len(part), size):
+    index = start + rows
     mask = index < len(part)
     index = np.where(mask, index, 0)
-    yield part.images[index], part.labels[index], mask
+    yield layout.place_rows((part.images[index], part.labels[index], mask), size)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import ml_collections
 import numpy as np
@@ -123,6 +123,14 @@ class Stream:
     counts = np.bincount(self.labels)
     members = np.argsort(self.labels, kind='stable')
     return members, counts, np.cumsum(counts) - counts
+
+
+def draw(streams: Mapping[str, Stream], start: int, end: int) -> dict[str, np.ndarray]:
+  """Positions of the training images of steps start to end - 1, [end - start, batch_size]."""
+  return {
+    name: np.stack([stream.positions(step) for step in range(start, end)])
+    for name, stream in streams.items()
+  }
 
 
 def batch_positions(

@@ -11,26 +11,24 @@ replacement; `population`, the expected gradient over new images of the same kin
 folds of the data.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.special
-from jax import Array
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from csba_jax import backend
 from csba_jax.errors import UserError
 from csba_jax.gradients import coupling
 from csba_jax.gradients.conflict import SCOPES, Conflict, conflict_matrix, name_classes, shares
-from csba_jax.gradients.gram import LayerFn, Layers, accumulator, gram
-from csba_jax.gradients.per_class import LossesFn, check_finite, row_gradient
+from csba_jax.gradients.data_set import Tick, group_grams_of
+from csba_jax.gradients.gram import LayerFn, Layers
+from csba_jax.gradients.per_class import LossesFn
 from csba_jax.longtail import draws, permutation
 
 PyTree = Any
-Tick = Callable[[int, int], None]
 TARGETS = ('train', 'population')
 LEVEL = 0.95  # of the intervals
 
@@ -50,6 +48,7 @@ def exact_conflict(
   max_bytes: int = backend.CLASS_GRADIENT_BYTES,
   per_example: bool | None = None,
   tick: Tick = no_tick,
+  mesh: Mesh | None = None,
   class_names: Sequence[str] | None = None,
   class_counts: np.ndarray | None = None,
   prior: np.ndarray | None = None,
@@ -69,6 +68,7 @@ def exact_conflict(
     per_example: whether the loss of an example is independent of the rest of the batch; None: it is
       found out once for each losses_fn, at the price of two small compilations.
     tick: told (images done, images in all) after every dispatch.
+    mesh: devices that share the images of every dispatch; None: one device.
     class_names: 'class 0', ... by default.
     class_counts: training images of each class; by default those of `data`.
     prior: what each class weighs in the loss that is trained; by default its share of class_counts.
@@ -83,7 +83,7 @@ def exact_conflict(
   losses_fn = _per_example_losses(losses_fn, params, data, num_classes, per_example)
   of_class = _classes(data, num_classes)
   layers = Layers.of(params, layer_fn, head)
-  sums, loss_sums = _group_grams(losses_fn, params, data, of_class, layers, max_bytes, tick)
+  sums, loss_sums = group_grams_of(losses_fn, params, data, of_class, layers, max_bytes, tick, mesh)
   sizes = np.array([[len(images)] for images in of_class])
   grams = _by_scope(layers, sums) / _outer(sizes)
   cosines = conflict_matrix(grams)
@@ -107,6 +107,7 @@ def estimated_conflict(
   max_bytes: int = backend.CLASS_GRADIENT_BYTES,
   per_example: bool | None = None,
   tick: Tick = no_tick,
+  mesh: Mesh | None = None,
   class_names: Sequence[str] | None = None,
   class_counts: np.ndarray | None = None,
   prior: np.ndarray | None = None,
@@ -128,8 +129,9 @@ def estimated_conflict(
     layer_fn: as in `class_grams`.
     head: as in `class_grams`.
     max_bytes: that gradients of folds, C K times the parameters, may take at once.
-    per_example: as in `exact_conflict`, and so the next five.
+    per_example: as in `exact_conflict`, and so the next six.
     tick: see there.
+    mesh: see there.
     class_names: see there.
     class_counts: see there.
     prior: see there.
@@ -145,7 +147,7 @@ def estimated_conflict(
   index, sizes = draw_folds(data, num_classes, target, images, folds, seed)
   groups = [index[c, k, : sizes[c, k]] for c in range(num_classes) for k in range(folds)]
   layers = Layers.of(params, layer_fn, head)
-  sums, loss_sums = _group_grams(losses_fn, params, data, groups, layers, max_bytes, tick)
+  sums, loss_sums = group_grams_of(losses_fn, params, data, groups, layers, max_bytes, tick, mesh)
   counts = np.bincount(data['label'], minlength=num_classes)
   drawn = {'target': target, 'folds': folds, 'images': images, 'seed': seed}
   names = _names(class_names, class_counts, prior, counts, drawn, about)
@@ -357,73 +359,3 @@ def _classes(data: Mapping[str, np.ndarray], num_classes: int) -> list[np.ndarra
   if label.min() < 0 or label.max() >= num_classes:
     raise UserError(wanted, f'{label.min()} to {label.max()}', 'mend the labels or num_classes')
   return [np.flatnonzero(label == c) for c in range(num_classes)]
-
-
-def _group_grams(
-  losses_fn: Partial,
-  params: PyTree,
-  data: Mapping[str, np.ndarray],
-  groups: Sequence[np.ndarray],
-  layers: Layers,
-  max_bytes: int,
-  tick: Tick,
-) -> tuple[list[np.ndarray], np.ndarray]:
-  """Grams by layer of the gradient sums of any groups of examples, and the sums of losses.
-
-  Dispatch by dispatch, so that groups may be as large as they like and a loop outside may stop.
-  """
-  leaves = jax.tree.leaves(params)
-  size = min(backend.images_per_dispatch(), max(map(len, groups)))
-  grams: list[np.ndarray] = []
-  loss_sums = np.zeros(len(groups))
-  passes = layers.passes(leaves, len(groups), max_bytes)
-  done, total = 0, len(passes) * sum(map(len, groups))
-  for passing in passes:
-    wanted = tuple(i for layer in passing for i in layers.members[layer])
-    rows = [
-      jnp.zeros((len(groups), *leaves[i].shape), accumulator(leaves[i].dtype)) for i in wanted
-    ]
-    for row, group in enumerate(groups):
-      for start in range(0, len(group), size):
-        batch = _take(data, group[start : start + size], size)
-        rows, loss = _compiled_add()(losses_fn, params, rows, row, batch, wanted=wanted)
-        if not grams:
-          loss_sums[row] += loss
-        done += int(batch['mask'].sum())
-        tick(done, total)
-    of_leaf = dict(zip(wanted, rows, strict=True))
-    of_layer = [[of_leaf[i] for i in layers.members[layer]] for layer in passing]
-    grams += jax.device_get(_grams(of_layer))
-    del rows, of_leaf, of_layer
-  check_finite(loss_sums, dict(zip(layers.names, grams, strict=True)))
-  return grams, loss_sums
-
-
-@jax.jit
-def _grams(layers: list[list[Array]]) -> list[Array]:
-  """The Gram of each layer's rows."""
-  return [gram(rows) for rows in layers]
-
-
-def _take(data: Mapping[str, np.ndarray], index: np.ndarray, size: int) -> dict[str, np.ndarray]:
-  """These examples, filled up to `size` with the first of them, mask False."""
-  filled = np.concatenate([index, np.full(size - len(index), index[0])])
-  batch = {name: np.asarray(values)[filled] for name, values in data.items()}
-  return batch | {'mask': np.arange(size) < len(index)}
-
-
-def _add(
-  losses_fn: Partial,
-  params: PyTree,
-  rows: list[Array],
-  row: int,
-  batch: Mapping[str, Array],
-  *,
-  wanted: tuple[int, ...],
-) -> tuple[list[Array], Array]:
-  """`rows` with the gradient of the batch's losses added to one, and their sum."""
-  grads, loss = row_gradient(losses_fn, params, batch, wanted)
-  return [r.at[row].add(g.astype(r.dtype)) for r, g in zip(rows, grads, strict=True)], loss
-
-
-_compiled_add = backend.jit(_add, static_argnames='wanted', donate_argnames='rows')

@@ -138,6 +138,7 @@ def group_grams(
   *,
   layers: Layers,
   max_bytes: int = backend.CLASS_GRADIENT_BYTES,
+  mesh: Mesh | None = None,
 ) -> tuple[list[Array], Array]:
   """Grams of gradient *sums* of any groups of images, for per-example losses; traceable.
 
@@ -147,11 +148,30 @@ def group_grams(
     batch: arrays [R, n, ...] with 'mask' [R, n]: row r holds the images of group r.
     layers: of params.
     max_bytes: see `class_grams`.
+    mesh: devices that share the images of every group: n is a multiple of their number. Sums are
+      reduced and scattered along the parameters, so that each device multiplies its share of them.
 
   Returns:
     A Gram [R, R] for each layer, and the sums of losses [R].
   """
-  return _layer_grams(losses_fn, params, batch, len(batch['mask']), True, layers, max_bytes)
+  rows = len(batch['mask'])
+
+  def local(losses_fn, params, batch):
+    grams, losses = _layer_grams(losses_fn, params, batch, rows, True, layers, max_bytes, mesh)
+    return grams, losses if mesh is None else lax.psum(losses, mesh.axis_names)
+
+  if mesh is not None:
+    local = _over(mesh, local, stacked=True)
+  return local(losses_fn, params, batch)
+
+
+def _over(mesh: Mesh, local: Callable[..., Any], stacked: bool) -> Callable[..., Any]:
+  """`local(losses_fn, params, batch)` on each device's share of a batch's images."""
+  whole, images = PartitionSpec(), PartitionSpec(mesh.axis_names)
+  by_image = PartitionSpec(None, mesh.axis_names) if stacked else images
+  return jax.shard_map(
+    local, mesh=mesh, in_specs=(whole, whole, by_image), out_specs=whole, check_vma=False
+  )
 
 
 def _prepare(
@@ -270,11 +290,7 @@ def _class_grams(
     return sums, counts, loss_sums
 
   if mesh is not None:
-    spread, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
-    by_example = PartitionSpec(None, mesh.axis_names) if stacked else spread
-    local = jax.shard_map(
-      local, mesh=mesh, in_specs=(whole, whole, by_example), out_specs=whole, check_vma=False
-    )
+    local = _over(mesh, local, stacked)
   return assemble(layers, *local(losses_fn, params, batch))
 
 
@@ -305,7 +321,7 @@ def _layer_grams(
     loss_sums = found if loss_sums is None else loss_sums
     of_leaf = dict(zip(wanted, sums, strict=True))
     for layer in group:
-      grams.append(_gram_across(mesh, [of_leaf[i] for i in layers.members[layer]]))
+      grams.append(gram_across(mesh, [of_leaf[i] for i in layers.members[layer]]))
   return grams, loss_sums
 
 
@@ -317,7 +333,7 @@ def _zero_once_known(gram: Array) -> Array:
   return jnp.isnan(gram).astype(jnp.int32).max() // 2
 
 
-def _gram_across(mesh: Mesh | None, rows: Sequence[Array]) -> Array:
+def gram_across(mesh: Mesh | None, rows: Sequence[Array]) -> Array:
   """Gram of the sums over all devices of each device's rows.
 
   Each device sums up and multiplies its share of the columns: half the traffic of an all-reduce,

@@ -1,0 +1,198 @@
+"""The devices of a run as a mesh, and how arrays lie on them.
+
+Two axes: `data`, over which only the batch is split, and `fsdp`, over which parameters and the
+state of the optimiser are split too (fully sharded data parallelism: parameters are gathered where
+a step needs them, gradients are reduced and scattered). The program is the same for every number of
+devices and processes: XLA's partitioner adds what has to be sent (one program, several processes).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from csba_jax import processes
+from csba_jax.errors import UserError
+
+PyTree = Any
+AXES = ('data', 'fsdp')
+SMALLEST_SPLIT = (
+  2**12
+)  # numbers: below, splitting an array costs more messages than it saves memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Where the arrays of a run live: batches split over all devices, states as `of_state` says."""
+
+  mesh: Mesh
+
+  @classmethod
+  def of(cls, tree: PyTree) -> 'Layout':
+    """The layout of arrays that are somewhere already: computations follow their data."""
+    leaf = jax.tree.leaves(tree)[0]
+    sharding = leaf.sharding if isinstance(leaf, Array) else None
+    if isinstance(sharding, NamedSharding) and sharding.mesh.axis_names == AXES:
+      return cls(sharding.mesh)
+    device = jax.local_devices()[0] if sharding is None else min(sharding.device_set, key=_id)
+    return cls(_mesh([device], 1))
+
+  @property
+  def devices(self) -> int:
+    """How many devices there are, those of other processes too."""
+    return self.mesh.size
+
+  @property
+  def grams_mesh(self) -> Mesh | None:
+    """What `gradients.class_grams` takes: None for one device, which needs no mesh."""
+    return self.mesh if self.devices > 1 else None
+
+  @property
+  def whole(self) -> NamedSharding:
+    """All of an array on every device."""
+    return NamedSharding(self.mesh, PartitionSpec())
+
+  def split(self, axis: int = 0) -> NamedSharding:
+    """One axis of an array split over all devices."""
+    return NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, AXES))
+
+  def rows(self, number: int) -> np.ndarray:
+    """Which of `number` rows, split over all devices, this process's devices hold; ascending."""
+    parts = self.split().addressable_devices_indices_map((number,)).values()
+    return np.unique(np.concatenate([np.arange(number)[part] for part in parts]))
+
+  def of_state(self, state: PyTree) -> PyTree:
+    """A sharding for each leaf: its longest axis that `fsdp` divides is split over that."""
+    return jax.tree.map(self._of_leaf, state)
+
+  def _of_leaf(self, leaf: Any) -> NamedSharding:
+    shape, ways = np.shape(leaf), self.mesh.shape['fsdp']
+    axes = [axis for axis, length in enumerate(shape) if length % ways == 0]
+    if ways == 1 or not axes or np.prod(shape) < SMALLEST_SPLIT:
+      return self.whole
+    axis = max(axes, key=lambda axis: shape[axis])
+    return NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, 'fsdp'))
+
+  def like(self, tree: PyTree) -> PyTree:
+    """Shapes and dtypes of a state, with its shardings: what a checkpoint is read into."""
+    return jax.tree.map(
+      lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+      tree,
+      self.of_state(tree),
+    )
+
+  def gather(self, tree: PyTree) -> PyTree:
+    """In a compiled function: all of each array on every device."""
+    return self._constrain(tree, jax.tree.map(lambda _: self.whole, tree))
+
+  def scatter(self, tree: PyTree) -> PyTree:
+    """In a compiled function: parameters, or what is like them, as `of_state` says."""
+    return self._constrain(tree, self.of_state(tree))
+
+  def spread(self, tree: PyTree) -> PyTree:
+    """In a compiled function: a batch split over all devices."""
+    return self._constrain(tree, jax.tree.map(lambda _: self.split(), tree))
+
+  def _constrain(self, tree: PyTree, shardings: PyTree) -> PyTree:
+    if self.devices == 1:
+      return tree
+    return jax.lax.with_sharding_constraint(tree, shardings)
+
+  def place(self, tree: PyTree) -> PyTree:
+    """The same values on every device; from host arrays that every process has."""
+    return jax.tree.map(lambda x: self._put(x, self.whole), tree)
+
+  def place_state(self, state: PyTree) -> PyTree:
+    """A state where it belongs, from host arrays or arrays of this process's devices."""
+    return jax.tree.map(self._put, state, self.of_state(state))
+
+  def place_batch(self, tree: PyTree, axis: int = 0) -> PyTree:
+    """Batches split along an axis; every process has all of the values, and sends its share."""
+    return jax.tree.map(lambda x: self._put(x, self.split(axis)), tree)
+
+  def place_rows(self, tree: PyTree, number: int, axis: int = 0) -> PyTree:
+    """Batches of `number` rows along an axis, of which this process has its `rows` alone."""
+    sharding = self.split(axis)
+
+    def one(x):
+      shape = (*x.shape[:axis], number, *x.shape[axis + 1 :])
+      return jax.make_array_from_process_local_data(sharding, x, shape)
+
+    return jax.tree.map(one, tree)
+
+  def batch_of(self, read: Callable[[np.ndarray], PyTree], number: int) -> PyTree:
+    """A batch of `number` rows, of which each process reads its own: `read(rows)`."""
+    return self.place_rows(read(self.rows(number)), number)
+
+  @staticmethod
+  def _put(x: Any, sharding: NamedSharding) -> Array:
+    if processes.count() == 1:
+      return jax.device_put(x, sharding)
+    if isinstance(x, Array) and not x.is_fully_addressable:
+      return jax.jit(lambda x: x, out_shardings=sharding)(x)
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+      data = Layout._put(jax.random.key_data(x), sharding)
+      return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
+
+
+def _id(device: jax.Device) -> int:
+  return device.id
+
+
+def layout(config: ml_collections.ConfigDict) -> Layout:
+  """The mesh that config.parallel describes, over the first of all processes' devices.
+
+  Raises:
+    UserError: more devices than there are, or a number that something else does not divide.
+  """
+  there = jax.devices()
+  wanted = config.parallel.devices or len(there)
+  if wanted > len(there):
+    raise UserError(
+      f'parallel.devices of at most {len(there)}, what there are',
+      str(wanted),
+      'set --config.parallel.devices=0 for all',
+    )
+  if wanted < len(there) and processes.count() > 1:
+    raise UserError(
+      'parallel.devices=0 with several processes', str(wanted), 'start fewer processes'
+    )
+  check(config, wanted)
+  return Layout(_mesh(there[:wanted], config.parallel.fsdp))
+
+
+def for_evaluation(config: ml_collections.ConfigDict) -> Layout:
+  """All of a state on each of config.parallel.devices, whatever it was trained on."""
+  there = jax.devices()
+  wanted = config.parallel.devices if processes.count() == 1 else 0
+  return Layout(_mesh(there[: min(wanted, len(there)) or None], 1))
+
+
+def _mesh(devices: list[jax.Device], fsdp: int) -> Mesh:
+  shape, types = (len(devices) // fsdp, fsdp), (jax.sharding.AxisType.Auto,) * 2
+  return jax.make_mesh(shape, AXES, types, devices=devices)
+
+
+def check(config: ml_collections.ConfigDict, devices: int) -> None:
+  """Raises UserError where fsdp does not divide the devices, or these the batch."""
+  fsdp, batch = config.parallel.fsdp, config.train.batch_size
+  if devices % fsdp:
+    raise UserError(
+      f'parallel.fsdp that divides the {devices} devices',
+      str(fsdp),
+      'set --config.parallel.fsdp to 1 or another divisor',
+    )
+  if batch % devices:
+    raise UserError(
+      f'train.batch_size that {devices} devices divide',
+      f'{batch}',
+      f'set --config.train.batch_size={max(1, batch // devices) * devices}, or fewer '
+      '--config.parallel.devices',
+    )

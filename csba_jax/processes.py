@@ -1,0 +1,225 @@
+"""Several processes of one run: how they find each other, agree, and notice that one is lost.
+
+JAX's distributed runtime does it (one program on every process, collectives between them). Its
+coordination service aborts the processes that are left when one is lost (exit code 134): a
+collective that lost a member cannot be taken back.
+"""
+
+import dataclasses
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from csba_jax.errors import UserError
+
+T = TypeVar('T')
+MODES = ('auto', 'on', 'off')
+LONGEST_TEXT = 1 << 15  # bytes that a process may tell the others at once
+# number of processes: what is there only in a step of srun, or under mpirun
+_LAUNCHERS = {
+  'SLURM_NTASKS': 'SLURM_STEP_NODELIST',
+  'OMPI_COMM_WORLD_SIZE': 'OMPI_MCA_orte_hnp_uri',
+}
+
+
+class AgreedError(UserError):
+  """An error that all processes have at once: each may leave in the ordinary way."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+  """How the processes of a run find each other.
+
+  Attributes:
+    mode: 'auto': by themselves under srun, mpirun and on slices of several TPU hosts; 'on': in
+      whatever way JAX finds; 'off': this process is the only one.
+    coordinator: HOST:PORT of process 0 where nothing of that sort starts them; '' otherwise.
+    processes: how many there are, with `coordinator`.
+    process: which of them this is, from 0.
+    start_timeout: seconds that they may wait for each other at the start.
+    peer_timeout: seconds without a sign of life after which a process counts as lost.
+  """
+
+  mode: str = 'auto'
+  coordinator: str = ''
+  processes: int = 0
+  process: int = -1
+  start_timeout: int = 120
+  peer_timeout: int = 60
+
+  def check(self) -> None:
+    """Raises UserError where the parts do not go together."""
+    explicit = (self.coordinator != '', self.processes > 0, self.process >= 0)
+    if any(explicit) and not all(explicit):
+      raise UserError(
+        '--coordinator, --processes and --process together',
+        f'coordinator {self.coordinator!r}, processes {self.processes}, process {self.process}',
+        'name all three, or none under srun, mpirun and on TPU slices',
+      )
+    if self.coordinator and not self.coordinator.rpartition(':')[2].isdigit():
+      raise UserError('--coordinator=HOST:PORT', repr(self.coordinator), 'add the port')
+    if self.process >= max(self.processes, 1):
+      raise UserError(
+        f'--process from 0 to {self.processes - 1}', str(self.process), 'count from 0'
+      )
+    if self.coordinator and self.mode == 'off':
+      raise UserError('--distributed=auto with --coordinator', 'off', 'take one of them back')
+    for name in ('start_timeout', 'peer_timeout'):
+      if getattr(self, name) < 1:
+        raise UserError(f'--{name} of at least 1 second', str(getattr(self, name)), 'raise it')
+
+  @property
+  def several(self) -> bool:
+    """Whether there are others to wait for."""
+    if self.coordinator:
+      return self.processes > 1
+    return self.mode == 'on' or (self.mode == 'auto' and _is_launched())
+
+
+def _is_launched() -> bool:
+  """Whether srun, mpirun or a TPU slice of several hosts started this process among others."""
+  for size, step in _LAUNCHERS.items():
+    if step in os.environ and int(os.environ.get(size, 1)) > 1:
+      return True
+  return ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '')
+
+
+def start(launch: Launch, give_up: Callable[[UserError], None]) -> None:
+  """Meets the other processes; does nothing where this is the only one. Before any use of devices.
+
+  Args:
+    launch: how.
+    give_up: ends the process; called from another thread when the others did not come in time.
+
+  Raises:
+    UserError: a launch that does not fit together, or that JAX refuses.
+  """
+  launch.check()
+  if not launch.several:
+    return
+  import jax
+
+  where = launch.coordinator or 'the address that the launcher gives'
+  late = UserError(
+    f'{launch.processes or "all"} processes that meet at {where} within '
+    f'{launch.start_timeout} seconds',
+    'not all of them',
+    'start all, with the same --coordinator, and let its port through the firewall',
+  )
+  alarm = threading.Timer(launch.start_timeout, give_up, [late])
+  alarm.daemon = True
+  alarm.start()
+  named = {}
+  if launch.coordinator:
+    named = {
+      'coordinator_address': launch.coordinator,
+      'num_processes': launch.processes,
+      'process_id': launch.process,
+      'cluster_detection_method': 'deactivate',
+    }
+  try:
+    jax.distributed.initialize(
+      **named,
+      initialization_timeout=launch.start_timeout + 60,  # the alarm comes first
+      heartbeat_timeout_seconds=launch.peer_timeout,
+      shutdown_timeout_seconds=launch.peer_timeout,
+    )
+  except (ValueError, RuntimeError, OSError) as error:
+    raise UserError(
+      f'processes that find each other at {where}',
+      str(error),
+      'start them with srun, mpirun or on TPU hosts, or name --coordinator, --processes, --process',
+    ) from error
+  finally:
+    alarm.cancel()
+
+
+def count() -> int:
+  """How many processes the run has."""
+  return sys.modules['jax'].process_count() if _have_met() else 1
+
+
+def index() -> int:
+  """Which of them this is, from 0."""
+  return sys.modules['jax'].process_index() if _have_met() else 0
+
+
+def _have_met() -> bool:
+  jax = sys.modules.get('jax')  # a process that never needed it is alone
+  return jax is not None and jax.distributed.is_initialized()
+
+
+def is_first() -> bool:
+  """Whether this process writes the records and speaks for the run."""
+  return index() == 0
+
+
+def gather(text: str) -> list[str]:
+  """What each process says, in their order; a text of up to LONGEST_TEXT bytes."""
+  if count() == 1:
+    return [text]
+  from jax.experimental import multihost_utils
+
+  data = text.encode()[:LONGEST_TEXT]
+  words = np.zeros(LONGEST_TEXT, np.uint8)
+  words[: len(data)] = np.frombuffer(data, np.uint8)
+  rows = np.asarray(multihost_utils.process_allgather(words))
+  return [row.tobytes().rstrip(b'\0').decode(errors='replace') for row in rows]
+
+
+def together(action: Callable[[], T]) -> T:
+  """What `action` returns; where it fails with a UserError in one process, it fails in all.
+
+  Raises:
+    AgreedError: with the process's own error, or else with the first of another.
+  """
+  if count() == 1:
+    return action()
+  problem, result = None, None
+  try:
+    result = action()
+  except UserError as error:
+    problem = error
+  problems = gather(str(problem) if problem else '')
+  if problem:
+    raise AgreedError(*_parts(problem)) from problem
+  for process, found in enumerate(problems):
+    if found:
+      raise AgreedError('all processes ready', f'process {process}: {found}', 'mend it there')
+  return result
+
+
+def check_equal(what: str, mine: str, differences: Callable[[str, str], Sequence[str]]) -> None:
+  """Raises AgreedError in every process unless all have the same text.
+
+  Args:
+    what: the text is.
+    mine: this process's.
+    differences: of the first process's text and another one.
+  """
+  texts = gather(mine)
+  for process, text in enumerate(texts):
+    if text != texts[0]:
+      raise AgreedError(
+        f'the same {what} in all processes',
+        f'in process {process} other than in process 0: {"; ".join(differences(texts[0], text))}',
+        'start all of them with the same command',
+      )
+
+
+def broadcast(text: str) -> str:
+  """What the first process says."""
+  return gather(text if is_first() else '')[0]
+
+
+def wait() -> None:
+  """Returns once every process is here."""
+  gather('')
+
+
+def _parts(error: UserError) -> tuple[str, str, str]:
+  return error.expected, error.found, error.do
