@@ -22,6 +22,7 @@ import scipy.stats
 
 from csba_jax import results as results_lib
 from csba_jax import stats
+from csba_jax import words as words_lib
 from csba_jax.evidence import REFUTED, SUPPORTED, UNDECIDED, Comparison, Score
 from csba_jax.results import Cell, Results
 from csba_jax.stats import Estimate
@@ -34,13 +35,6 @@ METRICS = ('macro_f1', 'accuracy', 'balanced_accuracy', 'head_f1', 'tail_f1')
 SIGNIFICANCE = 0.05
 NOISE_SEEDS = 4  # fewer cannot be split into two sets with an interval
 NAN = float('nan')
-WORDS = {
-  'macro_f1': 'macro-F1',
-  'accuracy': 'accuracy',
-  'balanced_accuracy': 'balanced accuracy',
-  'head_f1': 'mean F1 of the majority classes',
-  'tail_f1': 'mean F1 of the minority classes',
-}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -116,6 +110,10 @@ class Study:
     grouped = tuple(cell for cell in self.cells if dict(cell).get('split') == 'grouped')
     return (grouped or self.cells) if self.folds else self.cells
 
+  def describe(self, cell: Mapping[str, Any]) -> str:
+    """The method, and whatever else tells this cell from the study's other main ones."""
+    return words_lib.condition(cell, [dict(other) for other in self.main_cells])
+
   def pairs_of(self, cell: Cell, candidates: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """The (treatment, control) that the study has: both planned or run, one of them run here."""
     there = {variant for variant in self.variants if self.results.runs(cell, variant)}
@@ -136,11 +134,6 @@ class Study:
   def mean(self, values: np.ndarray, ratio: float) -> Estimate:
     """Interval of the mean of one variant's values [n]; a test against 0 would say nothing."""
     return dataclasses.replace(self.estimate(values, ratio), p=NAN)
-
-
-def words_of(outcome: str) -> str:
-  """'macro-F1' for macro_f1, 'F1 of broken' for f1:broken."""
-  return f'F1 of {outcome[3:]}' if outcome.startswith('f1:') else WORDS[outcome]
 
 
 def test_to_train(records: Sequence[results_lib.Record]) -> float:
@@ -200,7 +193,7 @@ def compare(
   return Comparison(
     *pair,
     cell=dict(cell),
-    outcome=words_of(measure),
+    outcome=words_lib.metric(measure),
     treatment_mean=mean_of(treated, control),
     control_mean=mean_of(control, treated),
     difference=difference,
@@ -317,7 +310,7 @@ def leak(study: Study) -> tuple[Comparison, ...]:
           treatment=variant,  # naive split
           control=variant,  # grouped folds
           cell={axis: value for axis, value in cell if axis != 'split'},
-          outcome=words_of(study.outcome),
+          outcome=words_lib.metric(study.outcome),
           treatment_mean=mean_of(a, a),
           control_mean=mean_of(b, b),
           difference=welch(a, b),

@@ -11,6 +11,7 @@ from csba_jax import comparisons as comparisons_lib
 from csba_jax import design as design_lib
 from csba_jax import mechanism, verdicts
 from csba_jax import results as results_lib
+from csba_jax import words as words_lib
 from csba_jax.comparisons import NOISE_SEEDS, SIGNIFICANCE, Study
 from csba_jax.errors import UserError
 from csba_jax.evidence import REFUTED as REFUTED
@@ -96,10 +97,15 @@ def analyse(results: Results, resamples: int = 9999) -> Findings:
   matrices = mechanism.matrices(study)
   noise = _noise(measured)
   caution = _caution(study, primary, conflict, links, offsets)
+  claims = verdicts.claims(study, primary, conflict, links, offsets)
+  if caution:
+    overall = claims[-1]
+    sentences = (*overall.sentences, f'Caution: {caution}.')
+    claims = (*claims[:-1], dataclasses.replace(overall, sentences=sentences))
   first_cell = [r for r in results.done if results_lib.cell(r) == study.cells[0]]
   return Findings(
     name=results.study['name'],
-    outcome=comparisons_lib.words_of(study.outcome),
+    outcome=words_lib.metric(study.outcome),
     class_names=tuple(results.done[0]['result']['class_names']),
     class_counts=np.mean([r['result']['class_counts'] for r in first_cell], axis=0),
     variants=tuple(v for v in study.variants if any(study.results.runs(c, v) for c in study.cells)),
@@ -107,7 +113,7 @@ def analyse(results: Results, resamples: int = 9999) -> Findings:
     about=_about(results),
     notes=_notes(study, primary, offsets, conflict, noise, caution),
     caution=caution,
-    claims=verdicts.claims(study, primary, conflict, links, offsets),
+    claims=claims,
     scores=comparisons_lib.scores(study),
     comparisons=primary,
     offsets=offsets,
@@ -157,15 +163,15 @@ def _about(results: Results) -> dict[str, Any]:
 def _noise(measured: mechanism.Measured) -> tuple[Comparison, ...]:
   """Two sets of seeds of the same variant, each by the primary outcome and by conflict."""
   study, found = measured.study, []
-  measure = mechanism.MEASURES['head_tail_conflict']
-  words = f'{measure} (common parameters, train part) at the end of the run'
+  measure = words_lib.metric('head_tail_conflict')
+  words = f'{measure} (common parameters, train part) {words_lib.when(mechanism.END)}'
   for cell in study.main_cells:
     for variant in study.variants:
       runs = list(study.results.runs(cell, variant).values())
       scores = np.array([results_lib.outcome(run, study.outcome) for run in runs])
       conflict = mechanism.noise_values(measured, runs)
       for outcome, values in (
-        (comparisons_lib.words_of(study.outcome), scores),
+        (words_lib.metric(study.outcome), scores),
         (words, conflict),
       ):
         if np.isfinite(values).sum() >= NOISE_SEEDS:
@@ -189,13 +195,13 @@ def _notes(
     if not any(results.runs(cell, variant) for cell in study.cells):
       notes.append(f'{variant} was planned, and has no finished run')
   for c in (*primary, *offsets, *conflict):
-    words = mechanism.cell_words(study, dict(c.cell))
+    words = study.describe(c.cell)
     notes += [f'{c.treatment} against {c.control}, {words}: {missing}' for missing in c.missing]
   for c in primary:
     if c.difference.n < 2:
-      words = mechanism.cell_words(study, dict(c.cell))
+      words = study.describe(c.cell)
       pair = f'{c.treatment} against {c.control}, {words}'
-      pairs = verdicts.pairs_words(c.difference.n, 'runs')
+      pairs = words_lib.pairs(c.difference.n, 'runs')
       notes.append(f'{pair}: {pairs}; with fewer than two seeds there is no interval')
   notes += _power(study, [c for c in primary if (c.treatment, c.control) in comparisons_lib.FAMILY])
   notes += _capacity(study)
@@ -209,7 +215,7 @@ def _notes(
   wrong = [c for c in noise if c.difference.excludes(0)]
   notes += [
     f'noise floor: two sets of seeds of {c.treatment} differ in {c.outcome} '
-    f'({mechanism.cell_words(study, dict(c.cell))}); 1 in 20 does by chance'
+    f'({study.describe(c.cell)}); 1 in 20 does by chance'
     for c in wrong
   ]
   return tuple(dict.fromkeys(notes))
@@ -226,7 +232,7 @@ def _caution(
   if not study.redrawn:
     return ''
   other = [
-    f'{c.treatment} against {c.control}, {mechanism.cell_words(study, dict(c.cell))}: '
+    f'{c.treatment} against {c.control}, {study.describe(c.cell)}: '
     f'{c.corrected_verdict} instead of {c.verdict}'
     for c in primary
     if c.corrected_verdict != c.verdict
@@ -275,6 +281,6 @@ def _capacity(study: Study) -> list[str]:
       if abs(wide - csba) > CAPACITY * csba:
         found.append(
           f'none_wide has {wide} parameters and csba {csba} '
-          f'({mechanism.cell_words(study, dict(cell))}): no control of equal capacity'
+          f'({study.describe(dict(cell))}): no control of equal capacity'
         )
   return found

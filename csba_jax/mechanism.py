@@ -12,6 +12,7 @@ import numpy as np
 
 from csba_jax import results as results_lib
 from csba_jax import stats
+from csba_jax import words as words_lib
 from csba_jax.comparisons import FAMILY, NAN, SECONDARY, SIGNIFICANCE, TREATMENTS, Study, mean_of
 from csba_jax.comparisons import test_to_train as ratio_of
 from csba_jax.evidence import (
@@ -28,12 +29,7 @@ from csba_jax.gradients import conflict as conflict_lib
 from csba_jax.results import Cell, Record
 from csba_jax.stats import Estimate
 
-MEASURES = {
-  'head_tail_conflict': 'share of head-tail pairs in conflict',
-  'minority_interference': 'interference with the minority',
-  'mean_cosine': 'mean cosine between classes',
-  'conflict_rate': 'share of all pairs in conflict',
-}
+MEASURES = tuple(words_lib.MEASURES)
 LESS_IS_BETTER = ('head_tail_conflict', 'minority_interference', 'conflict_rate')
 SCOPES, PARTS, END = ('common', 'shared'), ('train', 'val'), '1'
 SMALLEST_REDUCTION = 0.1  # of the control's mean: less would not matter
@@ -47,18 +43,7 @@ LINKS = {  # what is reduced, by class
 def moments(records: Sequence[Record]) -> list[str]:
   """Moments of these runs: shares of the run in order, then losses from high to low."""
   found = {entry['at'] for record in records for entry in record.get('conflict') or ()}
-  shares = [at for at in found if not at.startswith('loss ')]
-  levels = [at for at in found if at.startswith('loss ')]
-  return sorted(shares, key=float) + sorted(levels, key=lambda at: -float(at[5:]))
-
-
-def moment_words(at: str) -> str:
-  """'at the end of the run' for '1'."""
-  if at.startswith('loss '):
-    return f'when the training loss came down to {at[5:]}'
-  return {'0': 'at the start', '1': 'at the end of the run'}.get(
-    at, f'after {100 * float(at):g} % of the run'
-  )
+  return sorted(found, key=words_lib.by_moment)
 
 
 class Measured:
@@ -227,7 +212,7 @@ def mantel(study: Study, means: Sequence[Matrix]) -> tuple[tuple[str, Estimate],
   at = {(m.variant, m.scope, tuple(m.cell.items())): m.cosine for m in means if _at_end(m)}
   found = []
   for cell in study.main_cells:
-    words = cell_words(study, dict(cell))
+    words = study.describe(dict(cell))
     before = at.get(('none', 'common', cell))
     for variant in TREATMENTS:
       after = at.get((variant, 'common', cell))
@@ -243,18 +228,6 @@ def mantel(study: Study, means: Sequence[Matrix]) -> tuple[tuple[str, Estimate],
       title = f'conflict against confusion of none, {words}'
       found.append((title, stats.mantel(-cosine, (rates + rates.T) / 2, resamples=study.resamples)))
   return tuple(found)
-
-
-def cell_words(study: Study, cell: dict) -> str:
-  """The method, and whatever else tells this cell from the study's others."""
-  varying = [
-    axis
-    for axis, value in cell.items()
-    if axis not in ('method', 'at', 'part', 'scope')
-    and any(dict(other).get(axis) != value for other in study.main_cells)
-  ]
-  named = [f'{axis.replace("_", " ")} {cell[axis]}' for axis in varying]
-  return ', '.join([str(cell.get('method', '')).replace('_', ' '), *named])
 
 
 def flows(study: Study) -> tuple[Flow, ...]:

@@ -12,10 +12,10 @@ undecided.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from csba_jax.comparisons import TREATMENTS, Study, words_of
+from csba_jax import words as words_lib
+from csba_jax.comparisons import TREATMENTS, Study
 from csba_jax.evidence import REFUTED, SUPPORTED, UNDECIDED, Claim, Comparison, Link
-from csba_jax.mechanism import END, MEASURES, cell_words, moment_words
-from csba_jax.stats import Estimate
+from csba_jax.mechanism import END
 
 CONFLICT_MEASURES = ('head_tail_conflict', 'minority_interference')  # that the claim rests on
 
@@ -51,7 +51,7 @@ def claims(
   """The five links of the argument, and the argument."""
   main = next((t for t in TREATMENTS if t in study.variants), TREATMENTS[0])
   name = {'csba': 'CSBA'}.get(main, main)
-  outcome = words_of(study.outcome)
+  outcome = words_lib.metric(study.outcome)
   parts = (  # title, control, (study, findings, treatment, control) -> Judged, findings
     (f'{name} improves {outcome} over the same net without attention', 'none', _gains, comparisons),
     (f'The gain in {outcome} is not by capacity alone', 'none_wide', _gains, comparisons),
@@ -97,7 +97,9 @@ def _gains(study, comparisons, treatment: str, control: str) -> Judged:
   for cell, those in found:
     lines = []
     for c in those:
-      extra = '' if math.isnan(c.adjusted_p) else f'Holm-adjusted p {p_words(c.adjusted_p)}'
+      extra = (
+        '' if math.isnan(c.adjusted_p) else f'Holm-adjusted p {words_lib.probability(c.adjusted_p)}'
+      )
       ending = ''
       if c.verdict == SUPPORTED and c.difference.high < study.smallest_effect:
         ending = f' (yet below {study.smallest_effect:g}, the smallest effect that would matter)'
@@ -136,17 +138,18 @@ def _reductions(study, conflict, treatment: str, control: str) -> Judged:
 def _links(study, links, treatment: str, control: str) -> Judged:
   judged = []
   for at in study.main_cells:
-    cell = cell_words(study, dict(at))
+    cell = study.describe(dict(at))
     lines = []
     for link in links:
       if (link.treatment, link.control) != (treatment, control) or link.cell != dict(at):
         continue
+      within, across = (words_lib.number(e.value, signed=True) for e in (link.within, link.across))
       words = (
         f'{treatment} against {control}, {cell}, {link.measure}: rank correlation over runs of its '
-        f'reduction with the gain in F1, mean over classes, {number(link.within.value)} '
-        f'({interval_words(link.within)}, p {p_words(link.within.p)}, '
-        f'{pairs_words(link.within.n, "runs")}); over classes {number(link.across.value)} '
-        f'(p {p_words(link.across.p)}, '
+        f'reduction with the gain in F1, mean over classes, {within} '
+        f'({words_lib.within(link.within)}, p {words_lib.probability(link.within.p)}, '
+        f'{words_lib.pairs(link.within.n, "runs")}); over classes {across} '
+        f'(p {words_lib.probability(link.across.p)}, '
         f'{link.across.n} classes)'
       )
       lines.append((f'{words}: {link.verdict}.', link.verdict))
@@ -176,7 +179,7 @@ def _by_cell(
   cells = [
     (dict(at), [c for c in those if dict(at).items() <= c.cell.items()]) for at in study.main_cells
   ]
-  return [(cell_words(study, at), found) for at, found in cells if found]
+  return [(study.describe(at), found) for at, found in cells if found]
 
 
 def _sentence(
@@ -184,43 +187,17 @@ def _sentence(
 ) -> str:
   """'csba against none, cross entropy: macro-F1 0.7 against 0.6, difference +0.1 (...): ...'"""
   c = comparison
-  units = pairs_words(c.difference.n, 'folds' if study.folds else 'seeds')
-  numbers = [interval_words(c.difference), extra, units]
+  units = words_lib.pairs(c.difference.n, 'folds' if study.folds else 'seeds')
+  numbers = [words_lib.within(c.difference), extra, units]
   if c.corrected is not None and c.corrected.known:
     verdict = f', which would be {c.corrected_verdict}' if c.corrected_verdict else ''
-    ending += f' (corrected for the overlap of seeds: {interval_words(c.corrected)}{verdict})'
-  means = f'{number(c.treatment_mean, False)} against {number(c.control_mean, False)}'
+    ending += f' (corrected for the overlap of seeds: {words_lib.within(c.corrected)}{verdict})'
+  means = f'{words_lib.number(c.treatment_mean)} against {words_lib.number(c.control_mean)}'
   return (
     f'{c.treatment} against {c.control}, {cell}: {_outcome_words(c)} {means}, '
-    f'difference {number(c.difference.value)} '
+    f'difference {words_lib.number(c.difference.value, signed=True)} '
     f'({", ".join(filter(None, numbers))}): {c.verdict}{ending}.'
   )
-
-
-def pairs_words(n: int, what: str) -> str:
-  """'8 pairs of seeds', '1 pair of seeds'"""
-  return f'{n} pair{"s" * (n != 1)} of {what}'
-
-
-def number(value: float, sign: bool = True) -> str:
-  """Three decimals, with a sign or not; 'unknown' for NaN."""
-  if math.isnan(value):
-    return 'unknown'
-  return f'{round(value, 3) + 0.0:{"+" if sign else ""}.3f}'  # + 0.0: no -0.000
-
-
-def p_words(p: float) -> str:
-  """'0.012', '< 0.001', or 'none' for NaN."""
-  if math.isnan(p):
-    return 'none'
-  return '< 0.001' if p < 0.001 else f'{p:.3f}'
-
-
-def interval_words(estimate: Estimate) -> str:
-  """'95 % interval +0.010 to +0.050', or that there is none."""
-  if not estimate.known:
-    return 'no interval: identical differences' if 'identical' in estimate.method else 'no interval'
-  return f'{100 * estimate.level:g} % interval {number(estimate.low)} to {number(estimate.high)}'
 
 
 def _counts(verdicts: Sequence[str], what: str) -> str:
@@ -237,4 +214,4 @@ def _outcome_words(comparison: Comparison) -> str:
   if 'at' not in cell:
     return comparison.outcome
   where = f'{cell["scope"]} parameters, {cell["part"]} part'
-  return f'{MEASURES[comparison.outcome]} ({where}) {moment_words(cell["at"])}:'
+  return f'{words_lib.metric(comparison.outcome)} ({where}) {words_lib.when(cell["at"])}:'

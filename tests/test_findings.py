@@ -14,13 +14,13 @@ import pytest
 import scipy.stats
 
 from csba_jax import comparisons, findings, mechanism, results, stats, verdicts
+from csba_jax import words as words_lib
 from csba_jax.errors import UserError
 from csba_jax.evidence import REFUTED, SUPPORTED, UNDECIDED
 from csba_jax.gradients import conflict as conflict_lib
 from csba_jax.gradients import flow as flow_lib
 from csba_jax.gradients.conflict import Conflict
 from csba_jax.report import markdown, page
-from csba_jax.report import words as words_lib
 from csba_jax.stats import Estimate
 
 simulated = types.SimpleNamespace(**runpy.run_path(Path(__file__).with_name('simulated.py')))
@@ -209,7 +209,7 @@ def test_a_gain_at_the_cost_of_the_head_is_an_offset(tmp_path):
   found = analysed(tmp_path, *simulated.make(seeds=10, effect=0.15, accuracy=-0.25, variants=TWO))
   assert claim(found, 'improves').verdict == SUPPORTED
   assert claim(found, 'offsetting').verdict == REFUTED
-  assert {c.outcome for c in found.offsets} == {'accuracy', 'mean F1 of the majority classes'}
+  assert {c.outcome for c in found.offsets} == {'accuracy', 'head F1'}
   assert all(c.difference.level == 0.9 for c in found.offsets)
 
 
@@ -417,7 +417,7 @@ def test_seeds_that_redraw_one_set_have_a_corrected_interval_beside(redrawn):
   # the verdict is that of the test stated before; the other stands beside it
   assert (one.verdict, one.corrected_verdict) == (REFUTED, UNDECIDED)
   assert claim(found, 'improves').verdict == REFUTED
-  ends = verdicts.interval_words(one.corrected)
+  ends = words_lib.within(one.corrected)
   words_of_it = f': not supported (corrected for the overlap of seeds: {ends}, which would be '
   assert f'{words_of_it}undecided).' in claim(found, 'improves').sentences[0]
   assert all(c.corrected.level == 0.9 and c.corrected_verdict for c in found.offsets)
@@ -426,6 +426,7 @@ def test_seeds_that_redraw_one_set_have_a_corrected_interval_beside(redrawn):
 def test_seeds_that_redraw_one_set_are_cautioned_about(redrawn, full, folded):
   found = findings.analyse(redrawn, resamples=499)
   assert found.caution in found.notes
+  assert claim(found, 'Overall').sentences[-1] == f'Caution: {found.caution}.'
   assert 'they speak of this set, not of new data; the corrected resampled t' in found.caution
   assert found.caution.endswith(
     'would give csba against none, cross entropy: undecided instead of not supported; '
@@ -484,7 +485,7 @@ def test_welch():
 def test_a_conflict_effect_is_recovered(full):
   end = {'at': '1', 'part': 'train', 'scope': 'common'}
   by = {c.outcome: c for c in pick(full.conflict, 'csba', 'none', **end)}
-  assert by.keys() == mechanism.MEASURES.keys()
+  assert by.keys() == set(mechanism.MEASURES)
   assert by['mean_cosine'].difference.value == pytest.approx(0.2, abs=0.06)
   assert by['mean_cosine'].verdict == ''
   for measure in mechanism.LESS_IS_BETTER:
@@ -504,7 +505,7 @@ def test_the_claim_on_conflict_is_of_the_end_and_the_lowest_matched_loss(full):
   assert len(sentences) == 2 * 2 * 2  # measures, moments, treatments
   assert all('(common parameters, train part)' in sentence for sentence in sentences)
   assert sum('at the end of the run: ' in sentence for sentence in sentences) == 4
-  assert sum('training loss came down to 0.3: ' in sentence for sentence in sentences) == 4
+  assert sum('at training loss ≤ 0.3: ' in sentence for sentence in sentences) == 4
 
 
 def test_conflict_has_every_moment_part_and_scope(full):
@@ -531,7 +532,7 @@ def test_a_loss_that_one_side_did_not_reach_is_no_comparison(tmp_path):
   assert one.difference.n == 3
   assert one.missing == ()  # both sides lack it
   sentences = ' '.join(claim(found, 'reduces').sentences)
-  assert 'when the training loss came down to 1: ' in sentences
+  assert 'at training loss ≤ 1: ' in sentences
 
 
 def test_a_moment_that_one_run_lacks_is_named(tmp_path):
@@ -779,7 +780,7 @@ def test_cells_are_told_apart_in_words(tmp_path):
     record['axes'] |= {'depth': 2}
     record['run'] += '-d2'
   study = comparisons.Study(written(tmp_path, about, records + more), 499)
-  words = [mechanism.cell_words(study, dict(cell)) for cell in study.cells]
+  words = [study.describe(dict(cell)) for cell in study.cells]
   assert words == ['cross entropy, depth 1', 'cross entropy, depth 2']
 
 
@@ -814,16 +815,43 @@ def test_an_unknown_outcome_is_an_error(tmp_path):
 
 
 def test_words():
-  assert verdicts.number(-0.0001) == '+0.000'
-  assert verdicts.number(0.5, False) == '0.500'
-  assert verdicts.number(math.nan) == 'unknown'
-  assert [verdicts.p_words(p) for p in (0.0004, 0.0156, math.nan)] == ['< 0.001', '0.016', 'none']
-  assert verdicts.interval_words(estimate(0.1, 0.0, 0.2, level=0.9)) == (
-    '90 % interval +0.000 to +0.200'
-  )
-  assert [mechanism.moment_words(at) for at in ('0', '0.1', '1', 'loss 0.3')] == [
+  assert words_lib.within(estimate(0.1, 0.0, 0.2, level=0.9)) == '90 % interval 0.000 to +0.200'
+  assert words_lib.within(estimate(0.1)) == 'no interval'
+  moments = ('0', '0.1', '1', 'loss 0.3')
+  assert [words_lib.when(at) for at in moments] == [
     'at the start',
     'after 10 % of the run',
     'at the end of the run',
-    'when the training loss came down to 0.3',
+    'at training loss ≤ 0.3',
   ]
+  assert [words_lib.moment(at) for at in moments] == ['start', '10 %', 'end', 'loss ≤ 0.3']
+  assert [words_lib.pairs(n, 'seeds') for n in (1, 2)] == ['1 pair of seeds', '2 pairs of seeds']
+
+
+def test_sentences_and_tables_name_a_condition_alike(tmp_path):
+  about, records = simulated.make(seeds=2, variants=TWO, methods=('balanced_softmax',))
+  more = copy.deepcopy(records)
+  for record in more:
+    record['axes'] |= {'imbalance_factor': 1.0}
+    record['run'] += '-if1'
+  study = comparisons.Study(written(tmp_path, about, records + more), 499)
+  cells = [dict(cell) for cell in study.cells]
+  assert [study.describe(cell) for cell in cells] == [
+    'balanced softmax, imbalance factor 1',
+    'balanced softmax, imbalance factor 33',
+  ]
+  assert [words_lib.cell(cell, cells) for cell in cells] == [
+    'imbalance factor 1',
+    'imbalance factor 33',
+  ]
+  assert words_lib.condition(cells[0] | {'at': '1', 'part': 'train'}, cells[:1]) == (
+    'balanced softmax'
+  )
+
+
+def test_every_metric_and_measure_has_one_name(full):
+  assert {c.outcome for c in full.offsets} == {'accuracy', 'head F1'}
+  sentences = ' '.join(claim(full, 'reduces').sentences)
+  for name in ('head-tail conflict', 'minority interference'):
+    assert f'{name} (common parameters, train part) at the end of the run: ' in sentences
+  assert full.noise[1].outcome.startswith('head-tail conflict (common parameters, train part) at')

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from csba_jax import words
 from csba_jax.findings import Comparison, Design, Findings, Link
-from csba_jax.report import figures, tabulate, words
+from csba_jax.report import figures, tabulate
 from csba_jax.report.blocks import Block, Figure, Fold, Section, Table, Text
 
 

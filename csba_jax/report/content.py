@@ -5,8 +5,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from csba_jax import words
 from csba_jax.findings import Findings, Score
-from csba_jax.report import associations, figures, measurements, tabulate, words
+from csba_jax.report import associations, figures, measurements, tabulate
 from csba_jax.report.blocks import Block, Code, Figure, Fold, Items, Section, Table, Text, Verdict
 
 _KNOWN = ('runs', 'failed', 'seconds', 'devices', 'commits', 'commands', 'versions', 'config')
@@ -83,7 +84,8 @@ def _scores(findings: Findings) -> Section | None:
     )
   caption = (
     f'Test metrics of each variant: mean over units [interval]; {words.level(estimates)}.'
-    ' n counts units, that is runs of different seeds or folds.'
+    ' n counts units, that is runs of different seeds or folds. Head (tail) F1: mean F1 of the'
+    ' majority (minority) classes.'
   )
   table = Table(caption, head, rows, 1 + several)
   return Section('Scores', 'scores', [table, *tabulate.reasons(estimates)])

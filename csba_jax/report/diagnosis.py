@@ -6,14 +6,12 @@ from csba_jax.gradients import flow as flow_lib
 from csba_jax.gradients.conflict import Conflict, interference
 from csba_jax.report import table
 
-LARGEST_MATRIX = 12  # classes; a wider one does not fit a terminal
-
 
 def describe(conflict: Conflict) -> str:
   """All of it; classes from the largest to the smallest."""
   flow = flow_lib.flow(conflict)
   parts = [_classes(conflict, flow), _layers(conflict, flow), _summary(conflict)]
-  if len(conflict.class_names) <= LARGEST_MATRIX:
+  if len(conflict.class_names) <= table.LARGEST_MATRIX:
     parts.insert(0, _matrix(conflict))
   return '\n\n'.join(parts)
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from csba_jax import words
 from csba_jax.findings import Comparison, Decoupling, Findings, Flow, Link, Matrix, Score
-from csba_jax.report import svg, words
+from csba_jax.report import svg
 from csba_jax.stats import Estimate
 
 MEASURES = ('head_tail_conflict', 'minority_interference', 'mean_cosine')

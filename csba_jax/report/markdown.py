@@ -4,8 +4,9 @@ import re
 import textwrap
 from collections.abc import Sequence
 
+from csba_jax import words
 from csba_jax.findings import Findings
-from csba_jax.report import content, words
+from csba_jax.report import content
 from csba_jax.report.blocks import Block, Code, Figure, Fold, Items, Table, Text, Verdict
 
 WIDTH = 100  # of paragraphs

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from csba_jax import words
 from csba_jax.findings import Comparison, Decoupling, Findings, Flow, Matrix
-from csba_jax.report import figures, tabulate, words
+from csba_jax.report import figures, tabulate
 from csba_jax.report.blocks import Block, Figure, Fold, Section, Table, Text
 
 _GLOSSARY = (

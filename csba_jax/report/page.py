@@ -4,8 +4,9 @@ import html
 from collections.abc import Sequence
 from importlib import resources
 
+from csba_jax import words
 from csba_jax.findings import REFUTED, SUPPORTED, UNDECIDED, Findings
-from csba_jax.report import content, words
+from csba_jax.report import content
 from csba_jax.report.blocks import (
   Block,
   Code,

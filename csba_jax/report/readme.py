@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from csba_jax import findings as findings_lib
-from csba_jax import results
+from csba_jax import results, words
 from csba_jax.errors import UserError
 from csba_jax.files import write_atomically
 from csba_jax.findings import Findings
-from csba_jax.report import markdown, words
+from csba_jax.report import markdown
 from csba_jax.workdir import writing_to
 
 BEGIN, END = '<!-- results: made by csba-report --readme -->', '<!-- end of results -->'

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from csba_jax.report import words
+from csba_jax import words
 
 LARGEST_ANNOTATED = 20  # classes; more numbers than that cannot be read
 _LEVELS = 12  # steps of a colour scale

@@ -13,6 +13,7 @@ HEADLINES = (
   ('balanced accuracy', 'balanced_accuracy'),
   ('accuracy', 'accuracy'),
 )
+LARGEST_MATRIX = 12  # classes; a wider one does not fit a terminal
 GROUPS = ('many', 'medium', 'few')
 
 

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from csba_jax import words
 from csba_jax.findings import Comparison, Findings, Score
-from csba_jax.report import figures, words
+from csba_jax.report import figures, table
 from csba_jax.report.blocks import Table, Text
-
-LARGEST_MATRIX = 10  # classes; a wider one does not fit a terminal
 
 
 def by_cell(rows: Sequence[Any], findings: Findings) -> list[tuple[Mapping[str, Any], list]]:
@@ -112,7 +111,7 @@ def matrix_table(
   findings: Findings, values: np.ndarray, caption: str, *, digits: int = 2, diagonal: bool = False
 ) -> Table | None:
   """A class-by-class matrix, largest class first; None where there are too many classes."""
-  if len(values) > LARGEST_MATRIX:
+  if len(values) > table.LARGEST_MATRIX:
     return None
   order = figures.order(findings)
   rows = []

@@ -142,9 +142,9 @@ def test_same_findings_same_text(made_up, text):
 
 
 def test_many_classes_have_no_matrices(made_up):
-  made = made_up.findings(('none', 'csba'), ('drw',), classes=[f'c{i}' for i in range(12)], seeds=2)
+  made = made_up.findings(('none', 'csba'), ('drw',), classes=[f'c{i}' for i in range(13)], seeds=2)
   text = markdown.render(made)
-  assert 'c11 (50)' in text
+  assert 'c12 (50)' in text
   assert 'Cosines, none.' not in text
 
 

@@ -7,7 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from csba_jax.report import page, svg, words
+from csba_jax import words
+from csba_jax.report import page, svg
 from csba_jax.stats import Estimate
 
 ANCHORS = 'summary notes scores differences non-inferiority classes matrices moments flow'

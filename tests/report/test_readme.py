@@ -138,7 +138,7 @@ def test_numbers_are_those_of_the_scores(two_methods):
   assert len(found) == len(two_methods.scores) == 4
   assert sorted(int(row[3]) for row in found) == [2, 3, 3, 3]  # one run failed
   for row, score in zip(found, two_methods.scores, strict=True):
-    assert row[0].replace('\\', '') == score.cell['method']
+    assert row[0] == score.cell['method'].replace('_', ' ')
     assert row[1:3] == [f'`{score.variant}`', f'{score.parameters:,}']
     assert int(row[3]) == score.metrics['f1:snow'].n
     for cell, name in zip(

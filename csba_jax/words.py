@@ -1,4 +1,4 @@
-"""Numbers, moments and conditions as the report writes them."""
+"""Numbers, moments and conditions as findings and reports write them."""
 
 import math
 import re
@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from csba_jax.findings import Comparison
+from csba_jax.evidence import Comparison
 from csba_jax.stats import Estimate
 
 NONE = '–'  # a number that is not there
@@ -45,7 +45,7 @@ def number(value: Any, digits: int = 3, signed: bool = False) -> str:
   value = float('nan') if value is None else float(value)
   if not math.isfinite(value):
     return NONE
-  value += 0.0  # no minus zero
+  value = 0.0 if abs(value) < 1e-12 else value  # no minus zero, no rounding error
   if value and (abs(value) >= 10_000 or abs(value) < 0.5 * 10**-digits):
     text = f'{value:.1g}' if abs(value) < 1 else f'{value:.2e}'  # at least its sign is seen
   else:
@@ -75,6 +75,19 @@ def probability(p: float) -> str:
   if not math.isfinite(p):
     return NONE
   return '< 0.001' if p < 0.001 else f'{p:.3f}'
+
+
+def within(estimate: Estimate) -> str:
+  """'95 % interval +0.010 to +0.050', or that there is none."""
+  if not estimate.known:
+    return 'no interval: identical differences' if 'identical' in estimate.method else 'no interval'
+  low, high = (number(end, signed=True) for end in (estimate.low, estimate.high))
+  return f'{100 * estimate.level:g} % interval {low} to {high}'
+
+
+def pairs(n: int, of: str) -> str:
+  """'8 pairs of seeds', '1 pair of seeds'"""
+  return f'{n} pair{"s" * (n != 1)} of {of}'
 
 
 def integer(value: Any) -> str:
@@ -164,10 +177,14 @@ def outcome(comparison: Comparison) -> str:
 def cell(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
   """What sets a condition apart from the others of the study; '' where it is the only one."""
   names = [name for name in cell if name not in PLACE and _varies(name, cells)]
-  parts = [
-    value(cell[name]) if name == 'method' else f'{axis(name)} {value(cell[name])}' for name in names
-  ]
-  return ', '.join(parts)
+  return ', '.join(_setting(name, cell[name]) for name in names)
+
+
+def condition(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
+  """The same for a sentence: the method first, also where all have the same one."""
+  names = [n for n in cell if n == 'method' or (n not in PLACE and _varies(n, cells))]
+  names.sort(key=lambda name: name != 'method')
+  return ', '.join(_setting(name, cell[name]) for name in names)
 
 
 def constant(cells: Sequence[Mapping[str, Any]]) -> str:
@@ -196,6 +213,15 @@ def moment(at: str) -> str:
   if share is None:
     return clean(at)
   return {0.0: 'start', 1.0: 'end'}.get(share, f'{100 * share:g} %')
+
+
+def when(at: str) -> str:
+  """The same in a sentence: 'at the start', 'after 10 % of the run', 'at training loss ≤ 0.3'."""
+  if matched(at):
+    return f'at training {moment(at)}'
+  return {'start': 'at the start', 'end': 'at the end of the run'}.get(
+    moment(at), f'after {moment(at)} of the run'
+  )
 
 
 def by_moment(at: str) -> tuple[int, float, str]:
@@ -229,6 +255,11 @@ def columns(text: str) -> int:
     0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in 'WF' else 1
     for c in text
   )
+
+
+def _setting(name: str, setting: Any) -> str:
+  """'balanced softmax', 'imbalance factor 20'"""
+  return axis(setting) if name == 'method' else f'{axis(name)} {value(setting)}'
 
 
 def _varies(name: str, cells: Sequence[Mapping[str, Any]]) -> bool:
