@@ -1,12 +1,15 @@
 """TFDS sets prepared as array_record, read without TensorFlow."""
 
+import contextlib
 import functools
+import importlib.util
 import os
 import pathlib
 import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -125,30 +128,39 @@ tfds.builder(name, data_dir=root, file_format='array_record').download_and_prepa
 
 
 def prepare(name: str, data_dir: str = '') -> None:
-  """Downloads a set and prepares it as array_record with TensorFlow, unless it is there already.
+  """Downloads a set and prepares it as array_record, unless it is there already.
+
+  That takes TensorFlow. Where there is none, pip puts one into a temporary folder: no package that
+  is installed changes.
 
   Args:
     name: as of `TfdsSource`.
     data_dir: likewise.
 
   Raises:
-    UserError: no such set, no TensorFlow, no network or no room.
+    UserError: no such set, no network or no room.
   """
   root = _root(data_dir)
-  try:
+  with contextlib.suppress(UserError):
     _prepared_folder(name, root)
-  except UserError:
-    child = [sys.executable, '-c', _PREPARE, name, str(root)]
-    run = subprocess.run(
-      child, env=os.environ | {'CUDA_VISIBLE_DEVICES': '-1'}, capture_output=True, text=True
-    )
-    if run.returncode:
-      last = (run.stderr.strip().splitlines() or [f'exit code {run.returncode}'])[-1]
-      raise UserError(
-        f'the TFDS set {name}, downloaded and prepared in {root}',
-        last,
-        f'prepare it: {_build_command(name, root)}',
-      ) from None
+    return
+  with tempfile.TemporaryDirectory() as packages:
+    steps = [[sys.executable, '-c', _PREPARE, name, str(root)]]
+    if importlib.util.find_spec('tensorflow') is None:
+      pip = [sys.executable, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check']
+      needed = ['tensorflow-cpu', 'tensorflow-datasets', 'array_record']
+      steps.insert(0, [*pip, f'--target={packages}', *needed])
+    paths = [packages, *filter(None, [os.environ.get('PYTHONPATH')])]
+    variables = {'CUDA_VISIBLE_DEVICES': '-1', 'PYTHONPATH': os.pathsep.join(paths)}
+    for step in steps:
+      run = subprocess.run(step, env=os.environ | variables, capture_output=True, text=True)
+      if run.returncode:
+        last = (run.stderr.strip().splitlines() or [f'exit code {run.returncode}'])[-1]
+        raise UserError(
+          f'the TFDS set {name}, downloaded and prepared in {root}',
+          last,
+          f'prepare it: {_build_command(name, root)}',
+        )
 
 
 def _root(data_dir: str) -> pathlib.Path:

@@ -1,5 +1,6 @@
 """Sources: every image mode, every broken file, every wrong folder; no TensorFlow."""
 
+import importlib.util
 import io
 import json
 import os
@@ -740,17 +741,45 @@ def builder(name, data_dir, file_format):
 """
 
 
+# what it would find as pip, where there is no TensorFlow
+STUB_OF_PIP = """
+import pathlib, shutil, sys
+(target,) = [a.removeprefix('--target=') for a in sys.argv if a.startswith('--target=')]
+shutil.copytree(pathlib.Path(__file__).with_name('packages'), target, dirs_exist_ok=True)
+pathlib.Path(__file__).with_name('installed').write_text(' '.join(sys.argv[1:]))
+"""
+
+
 @pytest.fixture
 def stubs(tmp_path, monkeypatch):
-  for name in ('tensorflow', 'tensorflow_datasets'):
-    (tmp_path / 'stubs').mkdir(exist_ok=True)
-    (tmp_path / 'stubs' / f'{name}.py').write_text(STUB)
-  monkeypatch.setenv('PYTHONPATH', str(tmp_path / 'stubs'))
+  """A folder of packages with TensorFlow for child processes, and how this process sees it."""
+  packages, seen = tmp_path / 'stubs' / 'packages', tmp_path / 'seen'
+  for folder, names in ((packages, ('tensorflow', 'tensorflow_datasets')), (seen, ('tensorflow',))):
+    folder.mkdir(parents=True)
+    for name in names:
+      (folder / f'{name}.py').write_text(STUB)
+  (packages.parent / 'pip.py').write_text(STUB_OF_PIP)
+  monkeypatch.setenv('PYTHONPATH', str(packages))
+  monkeypatch.syspath_prepend(seen)
+  return packages
 
 
 def test_an_absent_set_is_prepared_as_array_record_off_the_accelerator(tmp_path, stubs):
   tfds_source.prepare('cifar10', str(tmp_path))
   assert (tmp_path / 'asked').read_text() == 'cifar10 array_record -1'
+
+
+def test_without_tensorflow_one_is_put_where_it_changes_nothing(tmp_path, stubs, monkeypatch):
+  monkeypatch.setenv('PYTHONPATH', str(stubs.parent))
+  (tmp_path / 'seen' / 'tensorflow.py').unlink()
+  importlib.invalidate_caches()
+  if importlib.util.find_spec('tensorflow') is not None:
+    pytest.skip('TensorFlow is installed')
+  tfds_source.prepare('cifar10', str(tmp_path))
+  assert (tmp_path / 'asked').read_text() == 'cifar10 array_record -1'
+  words = (stubs.parent / 'installed').read_text().split()
+  (target,) = [word.partition('=')[2] for word in words if word.startswith('--target=')]
+  assert not pathlib.Path(target).exists()  # gone with the work
 
 
 def test_a_prepared_set_is_left_alone(tmp_path, stubs, monkeypatch):
