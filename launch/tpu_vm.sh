@@ -1,0 +1,138 @@
+#!/usr/bin/env bash
+# A Cloud TPU VM, or slice of many, for one command: created, installed, run on every host, deleted.
+#   NAME=csba ZONE=us-west4-a TPU=v5litepod-16 BUCKET=my-bucket launch/tpu_vm.sh \
+#     csba-train --config=configs/cifar10_lt.py
+# Needs: gcloud, logged in, with the TPU API and quota for $TPU in $ZONE (v2 to v6e); a bucket (best
+# with a hierarchical namespace) that the VMs' service account may write. The bucket is mounted at
+# /mnt/csba on every host: data under gs://$BUCKET/tfds or your folder of photos as
+# --config.data.dir=/mnt/csba/FOLDER. --workdir=/mnt/csba/$NAME is added to the command, and copied
+# to runs/$NAME at the end. What runs is the last commit; changes that are not committed stay here.
+# Options: SPOT=1 (cheaper, may be taken away: then it is created anew), TRIES=10 starts at most,
+# KEEP=1 (leaves the VM for the next start), VERSION of the VM's image.
+# Costs: the TPU, every second from creation to deletion, also while it installs or waits; the
+# bucket, until you empty it. Every exit of this script deletes the VM; the death of its own machine
+# does not. To delete everything:
+#   gcloud compute tpus tpu-vm delete $NAME --zone=$ZONE --quiet
+#   gcloud storage rm --recursive gs://$BUCKET/$NAME
+# shellcheck disable=SC2329 # functions that traps call
+set -euo pipefail
+fail() { echo "tpu_vm.sh: $1" >&2; exit 1; }
+say() { echo "tpu_vm.sh: $1" >&2; }
+need() { [ -n "${!1:-}" ] || fail "expected \$$1, got none: set it to $2"; }
+need NAME 'a name for the VM and the run, e.g. csba'
+need ZONE 'a zone that has this TPU, e.g. us-west4-a'
+need TPU 'a type of accelerator, e.g. v5litepod-8'
+need BUCKET 'a Cloud Storage bucket for results, e.g. my-bucket'
+[ $# -gt 0 ] || fail 'expected a command, got none: add e.g. csba-train --config=configs/digits_lt.py'
+command -v gcloud >/dev/null || fail 'expected gcloud, got none: install the Google Cloud CLI'
+case $TPU in
+  v6e-*) image=v2-alpha-tpuv6e ;;
+  v5p-*) image=v2-alpha-tpuv5 ;;
+  v5litepod-*) image=v2-alpha-tpuv5-lite ;;
+  *) image=tpu-ubuntu2204-base ;;
+esac
+[[ $NAME =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || fail "expected small letters, digits and -, got $NAME"
+mount=${MOUNT:-/mnt/csba} program=$1
+spot=()
+if [ "${SPOT:-}" = 1 ]; then spot=(--spot); fi
+printf -v command '%q ' "$@" "--workdir=$mount/$NAME"
+
+tpu() { gcloud compute tpus tpu-vm "$1" "$NAME" "--zone=$ZONE" "${@:2}"; }
+state() { # READY, PREEMPTED, ...; nothing where there is no such VM
+  gcloud compute tpus tpu-vm list "--zone=$ZONE" "--filter=name~(^|/)$NAME\$" '--format=value(state)'
+}
+on_all() { # a command on every host; ends with the first exit code that is not 0
+  tpu ssh --worker=all --ssh-flag=-oServerAliveInterval=30 --ssh-flag=-oConnectTimeout=20 \
+    "--command=$1"
+}
+delete() {
+  if [ "${KEEP:-}" = 1 ]; then
+    say "$NAME is kept, and billed until you delete it: see the top of this file"
+  elif found=$(state) && [ -z "$found" ]; then
+    return
+  elif ! tpu delete --quiet; then
+    say "$NAME COULD NOT BE DELETED, and is billed: see the top of this file"
+    return 1
+  fi
+}
+collect() {
+  mkdir -p "runs/$NAME" && gcloud storage rsync --recursive "gs://$BUCKET/$NAME" "runs/$NAME"
+}
+finish() {
+  code=$?
+  trap '' INT TERM HUP
+  rm -rf "$files"
+  delete || code=$((code ? code : 1))
+  if [ -n "${ended:-}" ]; then collect || code=$((code ? code : 1)); fi
+  exit "$code"
+}
+stop() {
+  trap '' INT TERM HUP
+  say 'stopping: the run is saved, started again it goes on'
+  on_all "$stop_program" || true
+  exit "$1"
+}
+stop_program="pkill -TERM -x $program || true
+for _ in {1..120}; do pgrep -x $program >/dev/null || break; sleep 1; done"
+
+found=$(state)
+if [ -n "$found" ] && [ "${KEEP:-}" != 1 ]; then
+  fail "expected no TPU VM named $NAME, got one: delete it, name another, or use it with KEEP=1"
+fi
+files=$(mktemp -d)
+git -C "$(dirname "$0")" bundle create -q "$files/csba_jax.bundle" HEAD
+# What every host does. A connection that broke may have left the program running.
+cat >"$files/csba.sh" <<END
+set -eo pipefail
+$stop_program
+if ! mountpoint -q $mount; then
+  if ! command -v gcsfuse >/dev/null; then
+    package=gcsfuse_2.7.0_amd64.deb
+    curl -fsSLO https://github.com/GoogleCloudPlatform/gcsfuse/releases/download/v2.7.0/\$package
+    sudo apt-get install -y -qq ./\$package
+  fi
+  sudo mkdir -p $mount
+  sudo chown "\$(id -u)" $mount
+  gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 $BUCKET $mount
+fi
+rm -rf csba_jax
+git -c advice.detachedHead=false clone -q csba_jax.bundle csba_jax
+cd csba_jax
+python3 -m pip install --quiet --user uv==0.8.8
+uv=\$(python3 -m site --user-base)/bin/uv
+export VIRTUAL_ENV=\$HOME/venv PATH=\$HOME/venv/bin:\$PATH TFDS_DATA_DIR=$mount/tfds
+"\$uv" venv --quiet --allow-existing --python 3.12 "\$VIRTUAL_ENV" # the image's is too old
+"\$uv" pip install --quiet -r requirements.txt -e '.[tpu]'
+$command 2>&1 | sed -u "s/^/\$(hostname): /"
+END
+
+trap finish EXIT
+trap 'stop 130' INT
+trap 'stop 143' TERM
+trap 'stop 129' HUP
+for ((try = 1; try <= ${TRIES:-10}; try++)); do
+  found=$(state)
+  if [ -n "$found" ] && [ "$found" != READY ]; then
+    tpu delete --quiet # what was taken away cannot be started again
+    found=
+  fi
+  if [ -z "$found" ]; then
+    say "creating $NAME ($TPU), billed from now on"
+    tpu create "--accelerator-type=$TPU" "--version=${VERSION:-$image}" "${spot[@]}" --quiet
+  fi
+  say "start $try of ${TRIES:-10}"
+  {
+    gcloud compute tpus tpu-vm scp "$files/csba.sh" "$files/csba_jax.bundle" "$NAME:" \
+      "--zone=$ZONE" --worker=all && on_all 'bash csba.sh'
+  } &
+  code=0
+  wait $! || code=$?
+  case $code in
+    0) break ;;
+    75 | 134 | 255) ;; # told to stop, a process was lost, the connection was lost
+    *) if [ "$(state)" = READY ]; then break; fi ;;
+  esac
+  say "exit $code"
+done
+ended=1
+exit "$code"
