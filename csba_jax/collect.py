@@ -21,6 +21,7 @@ from csba_jax.workdir import read_result
 
 DIGITS = 5  # significant ones kept of every measured number
 OF_TUNING = ('validation_macro_f1', 'checkpoint_step', 'parameters', 'class_counts', 'timing')
+OF_TUNING += ('splits_sha256', 'source_sha256')  # of images, not of what a net made of them
 
 
 def collect(workdir: Path, test: bool = True) -> dict[str, Any]:

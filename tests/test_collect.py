@@ -198,6 +198,8 @@ def test_tuning_keeps_no_number_of_the_test_part(workdir):
     'parameters',
     'class_counts',
     'timing',
+    'splits_sha256',
+    'source_sha256',
   }
   assert kept['result'] == {name: whole[name] for name in kept['result']}
 
