@@ -14,12 +14,14 @@ Augment = Callable[[Array, Array], Array]
 
 def random_crop(key: Array, images: Array, padding: int) -> Array:
   """Pads with `padding` zeros on every side and cuts the old size out anew for each image."""
-  n, h, w, _ = images.shape
+  n, *shape = images.shape
   padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
   top, left = jax.random.randint(key, (2, n), 0, 2 * padding + 1)
-  rows = top[:, None] + jnp.arange(h)[None]
-  columns = left[:, None] + jnp.arange(w)[None]
-  return padded[jnp.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+  def cut(image: Array, row: Array, column: Array) -> Array:
+    return jax.lax.dynamic_slice(image, (row, column, 0), shape)
+
+  return jax.vmap(cut)(padded, top, left)  # not by index arrays: a mesh would gather all images
 
 
 def random_flip(key: Array, images: Array) -> Array:

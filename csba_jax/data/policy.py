@@ -178,14 +178,9 @@ def _look_up(tables: Array, data_table: Array, images: Array) -> Array:
   low, high = pixels.min(1)[..., None], pixels.max(1)[..., None]  # [N, ch, 1]
   chosen = jnp.where(kind == 1, _auto_contrast(low, high), tables[:, None].astype(jnp.int32))
   chosen = jnp.where(kind == 2, _equalize(pixels, high), chosen).astype(jnp.uint8)
-  found = chosen.reshape(-1).at[_cells(pixels)].get(mode='promise_in_bounds')
+  chosen = chosen.swapaxes(1, 2)  # image by image: over flat tables a mesh would gather all images
+  found = jnp.take_along_axis(chosen, pixels, 1, mode='promise_in_bounds')
   return found.reshape(images.shape)
-
-
-def _cells(pixels: Array) -> Array:
-  """Where the level of each pixel lies in flat tables [N, ch, 256].   [N, P, ch] -> the same"""
-  n, _, channels = pixels.shape
-  return 256 * jnp.arange(n * channels).reshape(n, 1, channels) + pixels
 
 
 def _auto_contrast(low: Array, high: Array) -> Array:
@@ -200,14 +195,17 @@ def _equalize(pixels: Array, high: Array) -> Array:
 
   Unchanged where step is 0.   [N, P, ch] int, [N, ch, 1] -> [N, ch, 256]
   """
-  n, count, channels = pixels.shape
-  level = jnp.arange(256).reshape(1, 1, 256)
-  histogram = jnp.zeros(n * channels * 256, jnp.int32).at[_cells(pixels)].add(1)
-  histogram = histogram.reshape(n, channels, 256)
+  count, level = pixels.shape[1], jnp.arange(256).reshape(1, 1, 256)
+  histogram = jax.vmap(jax.vmap(_histogram, in_axes=1))(pixels)
   step = (count - jnp.where(level == high, histogram, 0).sum(-1, keepdims=True)) // 255
   below = jnp.cumsum(histogram, -1) - histogram
   spread = jnp.minimum(jax.lax.div(below + step // 2, jnp.maximum(step, 1)), 255)
   return jnp.where(step > 0, spread, level)
+
+
+def _histogram(pixels: Array) -> Array:
+  """How many pixels have each level.   [P] int -> [256]"""
+  return jnp.zeros(256, jnp.int32).at[pixels].add(1)
 
 
 def _degenerate(enhancer: Array, images: Array) -> Array:
