@@ -7,6 +7,7 @@
 # /mnt/csba on every host: data under gs://$BUCKET/tfds or your folder of photos as
 # --config.data.dir=/mnt/csba/FOLDER. --workdir=/mnt/csba/$NAME is added to the command, and copied
 # to runs/$NAME at the end. What runs is the last commit; changes that are not committed stay here.
+# csba-study wants a single host (v5litepod-8 at most), the others take any slice.
 # Options: SPOT=1 (cheaper, may be taken away: then it is created anew), TRIES=10 starts at most,
 # KEEP=1 (leaves the VM for the next start), VERSION of the VM's image.
 # Costs: the TPU, every second from creation to deletion, also while it installs or waits; the
@@ -33,9 +34,13 @@ case $TPU in
 esac
 [[ $NAME =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || fail "expected small letters, digits and -, got $NAME"
 mount=${MOUNT:-/mnt/csba} program=$1
+shift
+case $program in # hosts of a slice know each other by the VM's metadata, where only `on` looks
+  csba-train | csba-evaluate | csba-diagnose) set -- --distributed=on --start_timeout=900 "$@" ;;
+esac
+printf -v command '%q ' "$program" "$@" "--workdir=$mount/$NAME"
 spot=()
 if [ "${SPOT:-}" = 1 ]; then spot=(--spot); fi
-printf -v command '%q ' "$@" "--workdir=$mount/$NAME"
 
 tpu() { gcloud compute tpus tpu-vm "$1" "$NAME" "--zone=$ZONE" "${@:2}"; }
 state() { # READY, PREEMPTED, ...; nothing where there is no such VM

@@ -52,7 +52,7 @@ HOST = {
 UV = """\
 #!/bin/sh
 mkdir -p "$HOME/venv/bin"
-cp "$STUB/program" "$HOME/venv/bin/csba-train"
+for name in csba-train csba-study; do cp "$STUB/program" "$HOME/venv/bin/$name"; done
 """
 PROGRAM = """\
 #!/bin/sh
@@ -154,8 +154,13 @@ def test_creates_installs_runs_deletes_and_collects(cloud):
   assert cloud.options('rsync')[-2:] == ['gs://bucket/run', 'runs/run']
   for host in ('host0', 'host1'):
     folder = cloud.stub / host
-    arguments = ['--config=a b.py', "--config.data.dir=it's", f'--workdir={cloud.folder}/mount/run']
-    assert (folder / 'arguments').read_text().splitlines() == arguments
+    assert (folder / 'arguments').read_text().splitlines() == [
+      '--distributed=on',
+      '--start_timeout=900',
+      '--config=a b.py',
+      "--config.data.dir=it's",
+      f'--workdir={cloud.folder}/mount/run',
+    ]
     assert (folder / 'mounts').read_text().endswith(f' bucket {cloud.folder}/mount\n')
   hostname = os.uname().nodename
   assert out.count(f'{hostname}: data: {cloud.folder}/mount/tfds, code: committed\n') == 2
@@ -168,6 +173,12 @@ def test_creates_installs_runs_deletes_and_collects(cloud):
 def test_the_image_follows_the_accelerator(cloud, tpu, image):
   assert cloud.run(TPU=tpu, SPOT='1')[0] == 0
   assert {f'--version={image}', '--spot'} < set(cloud.options('create'))
+
+
+def test_a_study_is_not_distributed(cloud):
+  assert cloud.run('csba-study', '--jobs=1')[0] == 0
+  arguments = (cloud.stub / 'host0/arguments').read_text().split()
+  assert arguments == ['--jobs=1', f'--workdir={cloud.folder}/mount/run']
 
 
 @pytest.mark.parametrize('left', [True, False])
