@@ -100,19 +100,16 @@ def measure(job: train.Job, cache_dir: str) -> dict[str, list[float]]:
   """Images/s of each side, in turns, and memory."""
   found = {side: [] for side in ('feed', 'feed, cold', 'step', 'step on the feed')}
   train_on = trained(job)
-  with feed_of(job) as feed:
-    batch = next(feed)
-  on_device = jax.device_put(batch)
-  train_on(on_device)
-  for turn in range(_TURNS.value):
-    found['feed, cold'].append(cold_rate(job, cache_dir))
-    with feed_of(job, turn * 10_000) as feed:
-      next(feed)
-      found['feed'].append(rate(job, lambda feed=feed: next(feed), _SECONDS.value, 1))
-    found['step'].append(rate(job, lambda: train_on(on_device), 0, _STEPS.value))
-    with feed_of(job) as feed:
-      next(feed)
-      on_feed = rate(job, lambda feed=feed: train_on(next(feed)), 0, _STEPS.value)
+  with feed_of(job, ENDLESS // 2) as steady:  # whose buffer is full when its turn comes
+    on_device = jax.device_put(next(steady))
+    train_on(on_device)
+    for turn in range(_TURNS.value):
+      found['feed, cold'].append(cold_rate(job, cache_dir))
+      with feed_of(job, turn * 10_000) as feed:
+        next(feed)
+        found['feed'].append(rate(job, lambda feed=feed: next(feed), _SECONDS.value, 1))
+      found['step'].append(rate(job, lambda: train_on(on_device), 0, _STEPS.value))
+      on_feed = rate(job, lambda: train_on(next(steady)), 0, _STEPS.value)
       found['step on the feed'].append(on_feed)
   return {'images_per_second': found, 'resident_mebibytes': memory(job)}
 
