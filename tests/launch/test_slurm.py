@@ -78,6 +78,19 @@ def get_config():
   c.seeds = 10
   return c
 """
+TRAIN = """
+from csba_jax import config
+
+
+def get_config():
+  c = config.default()
+  c.data.imbalance_factor = 20.0
+  c.data.test_fraction = 0.3
+  c.model.width = 0.05
+  c.train.batch_size = 32
+  c.train.epochs = 6
+  return c
+"""
 # A program that waits, and ends as it is told: signals and tasks without the weight of a training.
 STUB = """\
 import os, signal, sys, time
@@ -130,7 +143,12 @@ class Cluster:
     }
     (folder / 'bin').mkdir()
     (folder / 'stub.py').write_text(STUB)
-    for name, command in (('csba-study', '-m csba_jax.bin.study'), ('stub', folder / 'stub.py')):
+    commands = {
+      'csba-study': '-m csba_jax.bin.study',
+      'csba-train': '-m csba_jax.bin.train',
+      'stub': folder / 'stub.py',
+    }
+    for name, command in commands.items():
       (folder / 'bin' / name).write_text(f'#!/bin/sh\nexec {sys.executable} {command} "$@"\n')
       (folder / 'bin' / name).chmod(0o755)
 
@@ -210,11 +228,17 @@ class Cluster:
   def ended(self, job):
     """The state of a job that has ended."""
     busy = {'PENDING', 'RUNNING', 'COMPLETING', 'SUSPENDED'}
-    return wait_for(lambda: (s := self.state(job)) not in busy and s, 120)
+    return wait_for(lambda: (s := self.state(job)) not in busy and s, 240)
 
   def requeued(self, job):
-    """Waits until a job is in the queue again, then spares it the two minutes of waiting."""
+    """Waits until a job is in the queue again, then spares it the two minutes of waiting.
+
+    Not before the node has put away its script: it would put away that of the new start.
+    """
     wait_for(lambda: self.state(job) == 'PENDING' and self.field(job, 'Restarts') != '0', 120)
+    script = self.folder / f'daemon/job{int(self.field(job, "JobId")):05}'
+    wait_for(lambda: not script.exists(), 60)
+    time.sleep(1)
     self('scontrol', 'update', f'JobId={job}', 'StartTime=now')
 
 
@@ -362,3 +386,29 @@ def test_shards_can_be_told_for_a_part_of_an_array(cluster):
   job = cluster.submit('stub', '0', options=['--array=2'], SHARDS='4')
   assert cluster.ended(f'{job}_2') == 'COMPLETED'
   assert "['0', '--shard=2/4']" in cluster.log(f'{job}_2')
+
+
+def test_a_training_of_two_processes_saves_and_goes_on(cluster, tmp_path):
+  """csba-train itself: the two find each other, leave at one step when told, and end as one."""
+  config = tmp_path / 'train.py'
+  config.write_text(TRAIN)
+  workdir, port = tmp_path / 'run', str(free_ports(1)[0])
+  job = cluster.submit(
+    'csba-train',
+    f'--config={config}',
+    f'--workdir={workdir}',
+    options=['--ntasks=2'],
+    JAX_COORDINATOR_PORT=port,
+    JAX_COORDINATOR_BIND_ADDRESS=f'127.0.0.1:{port}',
+  )
+  metrics = workdir / 'metrics.jsonl'
+  wait_for(lambda: metrics.exists() and metrics.read_text().count('\n') >= 2, 240)
+  cluster('scancel', '--batch', '--signal=TERM', job)
+  cluster.requeued(job)
+  assert 'exit 75, to be started again' in cluster.log(job)
+  saved = metrics.read_text()
+  assert cluster.ended(job) == 'COMPLETED', cluster.log(job)
+  assert metrics.read_text().startswith(saved)
+  assert (workdir / 'result.json').exists()
+  lines = metrics.read_text().splitlines()
+  assert len(set(lines)) == len(lines)
