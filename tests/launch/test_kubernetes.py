@@ -6,6 +6,8 @@ there.
 
 import copy
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,13 @@ def test_a_misspelt_field_is_not(manifest):
       node = node[part]
     node[path[-1] + 'x'] = node.pop(path[-1])
     assert not passes(broken), path
+
+
+def test_the_binary_has_these_flags(manifest):
+  script = 'import csba_jax.bin.train; from absl import flags; print(*flags.FLAGS)'
+  done = subprocess.run([sys.executable, '-c', script], cwd=LAUNCH.parent, capture_output=True)
+  assert 'csba-train' in [*manifest.container['command'], *manifest.container['args']]
+  assert set(manifest.flags) <= set(done.stdout.decode().split()), done.stderr
 
 
 def test_processes_are_as_many_as_pods(manifest):
