@@ -1,6 +1,7 @@
 """What differs between CPU and accelerators, in one place."""
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +54,14 @@ def jit(function: Callable[..., Any], **options: Any) -> Callable[[], jax.stages
 def is_cpu() -> bool:
   """Whether programs run on the host."""
   return jax.default_backend() == 'cpu'
+
+
+def device_bytes() -> int:
+  """Bytes of memory of a device; on CPU, a device's share of what the host has."""
+  found = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
+  if found:
+    return found
+  return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // jax.local_device_count()
 
 
 def classes_at_once(classes: int, images: int) -> int:

@@ -120,7 +120,7 @@ def _add_training(config: ml_collections.ConfigDict) -> None:
   config.parallel.devices = 0  # 0 = all there are, of every process; they share each batch
   config.parallel.fsdp = 1  # devices that share one copy of parameters and optimiser state
   config.parallel.fake_devices = 0  # --dry_run for a mesh that is not there; 0 = what is there
-  config.parallel.hardware = 'h100'  # --dry_run: whose constants estimate the time of a step
+  config.parallel.hardware = 'h100'  # --dry_run: a row of csba_jax.hardware.HARDWARE
 
   config.diagnostics = ml_collections.ConfigDict()
   config.diagnostics.every = 0  # steps between measurements of class-gradient conflict; 0 = never

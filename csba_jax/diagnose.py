@@ -136,7 +136,7 @@ def _measure(
 ) -> Conflict:
   """The conflict of the net as it is evaluated over a part of its run's data."""
   state, layout = state.averaged(), parallel.Layout.of(state)
-  losses_fn = Partial(_losses_of(config, data, model), state.batch_stats)
+  losses_fn = Partial(_losses_of(config, data.class_counts, model), state.batch_stats)
   images = {'image': part.images, 'label': part.labels}
   common = {
     'num_classes': len(data.class_names),
@@ -203,18 +203,22 @@ class Probe:
   ):
     self._layout = layout
     self._config, self._data, self._model = config, data, model
-    train = {'image': data.train.images, 'label': data.train.labels}
+    self._losses = _losses_of(config, data.class_counts, model)
+    self._order = _from_input_to_output(model, data.image_shape)
     images, classes = config.diagnostics.images, len(data.class_names)
+    image = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), image)['params']
+    rows, depth = _check_probe(
+      params, model.head, images, classes, data.image_shape, layout.devices, backend.device_bytes()
+    )
+    train = {'image': data.train.images, 'label': data.train.labels}
     index, self._sizes = estimate.draw_folds(train, classes, 'train', images, FOLDS, config.seed)
-    depth = -(-index.shape[2] // layout.devices) * layout.devices  # each device an equal share
     index = np.pad(index, ((0, 0), (0, 0), (0, depth - index.shape[2])))
     filled = np.arange(depth) < self._sizes[:, :, None]
     own = layout.rows(depth)
-    index, filled = (x[..., own].reshape(classes * FOLDS, -1) for x in (index, filled))
+    index, filled = (x[..., own].reshape(rows, -1) for x in (index, filled))
     batch = {name: np.asarray(values[index]) for name, values in train.items()}
     self._batch = layout.place_rows(batch | {'mask': filled}, depth, axis=1)
-    self._losses = _losses_of(config, data, model)
-    self._order = _from_input_to_output(model, data.image_shape)
 
   def measure(self, state: TrainState) -> Conflict:
     """The conflict at a state, whose running statistics are taken as they are."""
@@ -238,6 +242,86 @@ class Probe:
 
 
 _probe_grams = backend.jit(group_grams, static_argnames=('layers', 'max_bytes', 'mesh'))
+
+
+def _check_probe(
+  params: Any,
+  head: str,
+  images: int,
+  classes: int,
+  image_shape: tuple[int, int, int],
+  devices: int,
+  room: int,
+) -> tuple[int, int]:
+  """Rows (class, fold) of a probe's batch and its images a row, the same on every device.
+
+  Raises:
+    UserError: what one of the devices would hold exceeds its `room`, in bytes.
+  """
+  rows, depth = classes * FOLDS, -(-images // FOLDS)
+  depth = -(-depth // devices) * devices
+  held = rows * depth // devices * int(np.prod(image_shape))
+  if held > room:
+    each = f'{depth // devices} images of each of {FOLDS} folds of {classes} classes'
+    raise UserError(
+      f"a device's share of the probe within its {room / 1e9:.1f} GB",
+      f'{held / 1e9:.1f} GB: {each}',
+      'set --config.diagnostics.images to fewer, or use more devices',
+    )
+  try:
+    leaves = jax.tree.leaves(params)
+    Layers.of(params, None, head).check_room(leaves, rows, room, devices, every_gram=True)
+  except UserError as error:
+    raise UserError(
+      f'{error.expected}, for a probe of {FOLDS} folds of {classes} classes',
+      error.found,
+      'set --config.diagnostics.every=0 and measure the trained net: csba-diagnose --layers=REGEX, '
+      'without its head',
+    ) from error
+  return rows, depth
+
+
+def lower_probe(
+  config: ml_collections.ConfigDict,
+  model: nn.Module,
+  state: TrainState,
+  class_counts: np.ndarray,
+  image_shape: tuple[int, int, int],
+  layout: parallel.Layout,
+  room: int,
+  one_row: bool = False,
+) -> jax.stages.Lowered:
+  """The compiled step of a `Probe`, before it is compiled; nothing is allocated.
+
+  Args:
+    config: of the run.
+    model: see there.
+    state: shapes, with shardings.
+    class_counts: of the training part.
+    image_shape: height, width, channels.
+    layout: where everything would lie.
+    room: bytes of a device; what exceeds it is a UserError.
+    one_row: the same for the first (class, fold) alone, in as many passes.
+  """
+  classes, devices = len(class_counts), layout.devices
+  images = config.diagnostics.images
+  rows, depth = _check_probe(state.params, model.head, images, classes, image_shape, devices, room)
+  max_bytes = backend.CLASS_GRADIENT_BYTES
+  if one_row:
+    rows, max_bytes = 1, max_bytes // rows
+
+  def of(dtype, *shape):
+    return jax.ShapeDtypeStruct((rows, depth, *shape), dtype, sharding=layout.split(1))
+
+  batch = {'image': of(np.uint8, *image_shape), 'label': of(np.int32), 'mask': of(np.bool_)}
+  return _probe_grams().lower(
+    Partial(_losses_of(config, class_counts, model), state.batch_stats),
+    state.params,
+    batch,
+    layers=Layers.of(state.params, None, model.head),
+    max_bytes=max_bytes,
+    mesh=layout.grams_mesh,
+  )
 
 
 def save(conflict: Conflict, workdir: Path) -> list[Path]:
@@ -280,10 +364,10 @@ def _model_losses(
 
 
 def _losses_of(
-  config: ml_collections.ConfigDict, data: pipeline.Data, model: nn.Module
+  config: ml_collections.ConfigDict, class_counts: np.ndarray, model: nn.Module
 ) -> Callable[..., Array]:
   parts = {'loss': config.loss.to_dict(), 'model': config.model.to_dict()}
-  counts = losses.counts_that_matter(config, data.class_counts)
+  counts = losses.counts_that_matter(config, class_counts)
   return _cached_losses(ml_collections.FrozenConfigDict(parts), counts, model)
 
 

@@ -33,9 +33,13 @@ def group_grams_of(
 
   Dispatch by dispatch, so that groups may be as large as they like and a loop outside may stop. On
   a mesh each device sums up its own images; sums meet once, when the Grams are formed.
+
+  Raises:
+    UserError: a layer whose sums exceed what a device has, or losses that are not finite.
   """
   leaves = jax.tree.leaves(params)
   mesh = mesh or Mesh(np.array([_device_of(leaves[0])]), ('images',))
+  layers.check_room(leaves, len(groups), backend.device_bytes(), mesh.size)
   size = min(backend.images_per_dispatch(), -(-max(map(len, groups)) // mesh.size)) * mesh.size
   mine = _own_rows(mesh, size)
   grams: list[np.ndarray] = []

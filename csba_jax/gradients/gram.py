@@ -105,6 +105,35 @@ class Layers:
       free -= size
     return groups
 
+  def check_room(
+    self, leaves: Sequence[Array], rows: int, room: int, devices: int = 1, every_gram: bool = False
+  ) -> None:
+    """Raises UserError where class gradients of one layer, or Grams, exceed what a device has.
+
+    A layer is the least that is formed at a time; where devices share the images, each holds the
+    sums of its own, and a copy of them in one piece that is reduced and scattered.
+
+    Args:
+      leaves: as in `passes`.
+      rows: of the Gram.
+      room: bytes that a device has.
+      devices: that share the images.
+      every_gram: whether all Grams are held at once, and not those of one pass.
+    """
+    sizes, of_gram = self.class_gradient_bytes(leaves, rows), 4 * rows**2
+    largest = max(range(len(sizes)), key=sizes.__getitem__)
+    needed = sizes[largest] * (2 if devices > 1 else 1)
+    grams = of_gram * (len(self.names) if every_gram else 1)
+    what, do = f'the {rows} class gradients of {self.names[largest]}', 'leave this layer out'
+    if grams > needed:
+      what, do = f'Grams of {rows} rows for {grams // of_gram} layers', 'leave layers out'
+    if needed + grams > room:
+      raise UserError(
+        f'class gradients and Grams within the {room / 1e9:.1f} GB of a device',
+        f'{(needed + grams) / 1e9:.1f} GB, {max(needed, grams) / 1e9:.1f} GB of them for {what}',
+        f'{do} (csba-diagnose --layers=REGEX, layer_fn), or take fewer classes or folds',
+      )
+
   def class_gradient_bytes(self, leaves: Sequence[Array], classes: int) -> list[int]:
     """Bytes that the class gradients of each layer take."""
     return [

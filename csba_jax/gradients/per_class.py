@@ -117,12 +117,15 @@ def class_grams(
     Grams by layer, and over scopes.
 
   Raises:
-    UserError: as `class_gradients`; a layer_fn or head that names nothing.
+    UserError: as `class_gradients`; a layer_fn or head that names nothing; a layer whose class
+      gradients exceed what a device has.
   """
   layers = Layers.of(params, layer_fn, head)
   if mesh is not None:  # whatever the types of its axes are elsewhere
     mesh = Mesh(mesh.devices, mesh.axis_names)
   prepared = _prepare(losses_fn, params, batch, num_classes, strategy, per_example, mesh)
+  devices, leaves = 1 if mesh is None else mesh.size, jax.tree.leaves(params)
+  layers.check_room(leaves, num_classes, backend.device_bytes(), devices, every_gram=True)
   traced = batches.is_tracing(prepared)
   static = {'layers': layers, 'mesh': mesh, 'max_bytes': max_bytes}
   found = (_class_grams if traced else _compiled_grams())(**prepared, **static)
