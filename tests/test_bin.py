@@ -158,6 +158,31 @@ def test_dry_run_needs_no_data_and_counts_the_papers_parameters(tmp_path):
     assert config['data']['imbalance_factor'] == 100.0
 
 
+def test_dry_run_of_a_mesh_that_is_not_there():
+  narrow = ['--dry_run', '--config.model.width=0.05', '--config.parallel.fake_devices=256']
+  arguments = [DIGITS, *narrow, '--config.parallel.fsdp=2', '--config.parallel.hardware=v6e']
+  flags = '--xla_backend_optimization_level=1 --xla_force_host_platform_device_count=3'
+  code, out, err = call('train', *arguments, '--config.train.batch_size=512', XLA_FLAGS=flags)
+  assert code == 0, err
+  lines = out.splitlines()
+  assert any(line.startswith('parameters: ') for line in lines)
+  expected = 'mesh: 256 devices that are not there, 2 of them to a copy of the state'
+  assert f'{expected}; constants of v6e' in lines
+  assert 'training step, on each device: 2 of 512 images' in out
+  assert out.count('  collectives: all-reduce ') == 2
+  for more, expected in (
+    ('train.batch_size=500', 'train.batch_size that 256 devices divide; found 500'),
+    (
+      'parallel.hardware=h1000',
+      'parallel.hardware among h100, h200, a100, v4, v5e, v5p, v6e; found',
+    ),
+    ('parallel.fake_devices=5000', 'parallel.fake_devices: 0 (none) to 4096; found 5000'),
+  ):
+    code, out, err = call('train', *arguments, f'--config.{more}')
+    assert (code, out, len(err.splitlines())) == (1, '', 1), err
+    assert expected in err
+
+
 def test_dry_run_of_a_folder_wants_the_number_of_classes():
   code, _, err = call('train', FOLDER, '--dry_run', CSBA_IMAGE_FOLDER='')
   assert code == 1

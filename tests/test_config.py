@@ -101,6 +101,7 @@ BORDERS = {
   'train.momentum': [0.0, 0],
   'train.weight_decay': [0.0],
   'data.folds': [0, 2],
+  'parallel.fake_devices': [0, 1, 4096],
   'diagnostics.every': [0, 1],
   'diagnostics.images': [4],
   'diagnostics.moments': ['', '0', '1', '0,0.5,1', '1,0'],
