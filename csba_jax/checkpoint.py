@@ -1,5 +1,13 @@
-"""Checkpoints of pytrees with orbax: asynchronous, the latest two and the best, never half."""
+"""Checkpoints of pytrees with orbax: asynchronous, the latest two and the best, never half.
 
+Orbax makes a checkpoint appear as a whole or not at all; it does not notice every byte that changes
+afterwards. Once one is finished, the SHA-256 of its files go into `<directory>-sums/`, and whoever
+reads it compares them first. Several processes save and read together; the first of them looks
+after the folders.
+"""
+
+import functools
+import hashlib
 import json
 import os
 import shutil
@@ -13,9 +21,12 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
+from csba_jax import processes
 from csba_jax.errors import UserError
+from csba_jax.files import write_atomically
 
 PyTree = Any
+_OF_ORBAX = ('_CHECKPOINT_METADATA', 'commit_success.txt')  # it changes them again later
 
 
 class Checkpoints:
@@ -38,6 +49,7 @@ class Checkpoints:
     policy = checkpoint_managers
     self._directory = Path(directory).absolute()
     self._warn = warn
+    self._read_only = read_only
     self._last_saved: int | None = None
     options = ocp.CheckpointManagerOptions(
       save_decision_policy=policy.FixedIntervalPolicy(1),
@@ -53,7 +65,7 @@ class Checkpoints:
     )
     if not read_only:
       self._guard(lambda: self._directory.mkdir(parents=True, exist_ok=True))
-      self._leave_out_damaged_scores()
+      processes.together(self._leave_out_damaged_scores)
     self._manager = self._guard(lambda: ocp.CheckpointManager(self._directory, options=options))
 
   def __enter__(self) -> 'Checkpoints':
@@ -61,6 +73,8 @@ class Checkpoints:
 
   def __exit__(self, exc_type, *exc_info) -> None:
     try:
+      if exc_type is None:
+        self.wait()
       self._guard(self._manager.close)
     except UserError:
       if exc_type is None:  # else the error under way tells more
@@ -73,14 +87,21 @@ class Checkpoints:
   def save(self, step: int, tree: PyTree, meta: dict[str, Any], score: float | None = None) -> None:
     """Starts saving; on return the tree may be donated. The last step again: nothing to do.
 
+    A step that an earlier process saved is saved anew: more has been done at it since.
+
     Raises:
       UserError: this or the save before could not be written.
     """
     if step == self._last_saved:
       return
+    self.wait()
+    if processes.is_first():
+      self._guard(lambda: self._sums(step).unlink(missing_ok=True))  # of an earlier process
+    if step in self.steps():
+      self._guard(lambda: self._manager.delete(step))
     self._last_saved = step
     # A copy: on CPU orbax reads the buffers in place while the next step, which owns them, runs.
-    tree = jax.tree.map(jnp.copy, tree)
+    tree = _copy(tree)
     args = ocp.args.Composite(state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
     metrics = None if score is None else {'score': score}
     self._guard(lambda: self._manager.save(step, args=args, metrics=metrics))
@@ -88,6 +109,8 @@ class Checkpoints:
   def wait(self) -> None:
     """Returns once all saves are on disk; raises UserError where one is not."""
     self._guard(self._manager.wait_until_finished)
+    if processes.is_first() and not self._read_only:
+      self._guard(self._keep_sums)
 
   def _guard(self, action: Callable[[], Any]) -> Any:
     try:
@@ -115,6 +138,7 @@ class Checkpoints:
 
     target = jax.tree.map(target_of, like)
     args = ocp.args.Composite(state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore())
+    processes.together(functools.partial(self._check_sums, step))
     try:
       restored = self._manager.restore(step, args=args)
     except Exception as error:
@@ -143,7 +167,8 @@ class Checkpoints:
         continue
       for newer, error in damaged:
         self._set_aside(newer, str(error))
-        self._manager.reload()
+      processes.wait()
+      self._manager.reload()
       return found
     if damaged:
       raise UserError(
@@ -159,6 +184,8 @@ class Checkpoints:
     Raises:
       UserError: no checkpoint has a readable one.
     """
+    if not processes.is_first():
+      return
     steps = {int(path.name) for path in self._directory.glob('*') if path.name.isdigit()}
     damaged = {}
     for step in steps:
@@ -176,12 +203,63 @@ class Checkpoints:
     for step, reason in damaged.items():
       self._set_aside(step, reason)
 
+  def _sums(self, step: int) -> Path:
+    return self._directory.with_name(f'{self._directory.name}-sums') / f'{step}.json'
+
+  def _keep_sums(self) -> None:
+    """Writes the sums of the last checkpoint saved here, and drops those of deleted ones."""
+    step, there = self._last_saved, self.steps()
+    if step is None or step not in there or self._sums(step).exists():
+      return
+    folder = self._sums(step).parent
+    folder.mkdir(exist_ok=True)
+    record = json.dumps(_sha256_of_files(self._directory / str(step)), indent=1)
+    write_atomically(self._sums(step), lambda file: file.write(record.encode()))
+    for path in folder.glob('*.json'):
+      if path.stem.isdigit() and int(path.stem) not in there:
+        path.unlink(missing_ok=True)
+
+  def _check_sums(self, step: int) -> None:
+    """Raises UserError where a file is not what it was; nothing to say without sums."""
+    if not processes.is_first():
+      return
+    try:
+      expected = json.loads(self._sums(step).read_text())
+    except (OSError, ValueError):  # killed before they were written, or written by an older version
+      return
+    found = _sha256_of_files(self._directory / str(step))
+    wrong = [name for name in sorted(expected) if found.get(name) != expected[name]]
+    if wrong:
+      what = 'missing' if wrong[0] not in found else 'not as it was saved'
+      raise UserError(
+        f'a whole checkpoint at step {step} in {self._directory}',
+        f'one that is damaged: {wrong[0]} is {what}',
+        f'use another of {self.steps()}',
+      )
+
   def _set_aside(self, step: int, reason: str) -> None:
+    if not processes.is_first():
+      return
     self._warn(f'checkpoint {step} is damaged, going back to the one before: {reason}')
     damaged = self._directory.with_name(f'{self._directory.name}-damaged')
     damaged.mkdir(exist_ok=True)
     shutil.rmtree(damaged / str(step), ignore_errors=True)  # from an earlier accident
     (self._directory / str(step)).rename(damaged / str(step))
+
+
+@jax.jit
+def _copy(tree: PyTree) -> PyTree:
+  """The tree in buffers of its own, where it lies."""
+  return jax.tree.map(jnp.copy, tree)
+
+
+def _sha256_of_files(folder: Path) -> dict[str, str]:
+  found = {}
+  for path in sorted(folder.rglob('*')):
+    if path.is_file() and path.name not in _OF_ORBAX:
+      with path.open('rb') as file:
+        found[str(path.relative_to(folder))] = hashlib.file_digest(file, 'sha256').hexdigest()
+  return found
 
 
 def _score(metrics: dict[str, float]) -> float:

@@ -142,6 +142,15 @@ class Layout:
     return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
 
 
+def one_at_a_time(result: PyTree) -> None:
+  """Waits for the result of a program with collectives before the next one is sent off.
+
+  With dozens of them under way the CPU backend's devices, which are threads, wait for each other
+  for ever (seen with two processes of four devices each, jaxlib 0.10.2).
+  """
+  jax.block_until_ready(result)
+
+
 def _id(device: jax.Device) -> int:
   return device.id
 

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C become a request that a loop answers at its next safe moment."""
 
+import os
 import signal
 import types
 
@@ -32,8 +33,11 @@ class StopRequest:
     self._calls = 0
 
   def __enter__(self) -> 'StopRequest':
-    mine = [] if processes.count() > 1 else EXIT_CODES
-    self._previous = {number: signal.signal(number, self._receive) for number in mine}
+    if processes.count() > 1:  # SIGTERM is the preemption service's; Ctrl-C is to mean the same
+      handlers = {signal.SIGINT: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
+    else:
+      handlers = dict.fromkeys(EXIT_CODES, self._receive)
+    self._previous = {number: signal.signal(number, f) for number, f in handlers.items()}
     return self
 
   def __exit__(self, *exc_info) -> None:

@@ -108,6 +108,7 @@ def estimate_statistics(
     index = stream.positions(step)
     images = layout.batch_of(lambda rows, index=index: data.train.images[index[rows]], len(index))
     stats = _statistics_step(model, state.params, stats, images, layout)
+    parallel.one_at_a_time(stats)
   return stats
 
 

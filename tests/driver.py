@@ -1,24 +1,28 @@
 """A training run of seconds, as a process that can be made to die at a chosen moment.
 
   python tests/driver.py WORKDIR [--end=PLACE:N] [--signal=KILL|TERM|INT] [--config.field=value ...]
+    [--float64] [--coordinator=HOST:PORT --processes=N --process=I [--peer_timeout=S]]
 
 With --end the N-th arrival at PLACE sends the signal to the process itself. PLACEs: see `places`.
+With --float64 parameters and computation are float64, which JAX_ENABLE_X64 must allow.
 """
 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
-from csba_jax import checkpoint, config, records, train
+from csba_jax import checkpoint, config, processes, records, startup, train, train_state
 from csba_jax import workdir as workdir_lib
 from csba_jax.bin import run
-from csba_jax.models import heads, layers, registry
+from csba_jax.models import heads, layers, multibranch, registry
 from csba_jax.signals import StopRequest
 
 EPOCHS, STEPS_PER_EPOCH = 3, 12
@@ -43,6 +47,25 @@ def build_tiny(num_classes, *_, classifier, depth):
 
 
 registry.MODELS['tiny'] = (build_tiny, ('none',))
+
+
+def build_wide_numbers(num_classes, image_shape, attention, width, _, **others):
+  return multibranch.build(num_classes, image_shape, attention, width, jnp.float64, **others)
+
+
+registry.MODELS['multibranch64'] = (build_wide_numbers, ('none', 'csba'))
+
+
+def in_float64():
+  """Makes every state that is begun float64."""
+  initial = train_state._initial
+
+  def wide(*args):
+    state = initial(*args)
+    return jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, state)
+
+  train_state._initial = wide
+  train_state._compiled_initial = jax.jit(wide, static_argnums=(0, 1, 2, 3))
 
 
 def tiny_config(**overrides):
@@ -87,17 +110,34 @@ def places(arrive):
   around(workdir_lib.Workdir, 'write_result', 'before-result', 'after-result')
 
 
-def start(workdir, *arguments, **kwargs):
-  """The driver as a child process; standard error is captured."""
-  command = [sys.executable, __file__, str(workdir), *arguments]
+def start(workdir, *arguments, devices=1, program=(__file__,), **kwargs):
+  """The driver as a child process with so many devices; standard error is captured."""
+  command = [sys.executable, *program, str(workdir), *arguments]
+  flags = '--xla_backend_optimization_level=1'  # as conftest.py has it, to the bit
   environment = os.environ | {
     'JAX_PLATFORMS': 'cpu',
     'PYTHONPATH': str(Path(__file__).parents[1]),
-    'XLA_FLAGS': '--xla_backend_optimization_level=1',  # as conftest.py has it, to the bit
+    'XLA_FLAGS': f'{flags} --xla_force_host_platform_device_count={devices}',
   }
+  if '--float64' in arguments:
+    environment['JAX_ENABLE_X64'] = '1'
   return subprocess.Popen(
     command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs
   )
+
+
+def start_all(workdir, *arguments, processes=2, devices=4, own=(), **kwargs):
+  """Several of them that are one run; `own` {process: [its arguments]}."""
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{free.getsockname()[1]}'
+  meet = (f'--coordinator={address}', f'--processes={processes}', '--config.parallel.devices=0')
+  return [
+    start(
+      workdir, *arguments, *meet, f'--process={i}', *dict(own).get(i, ()), devices=devices, **kwargs
+    )
+    for i in range(processes)
+  ]
 
 
 def finish(process):
@@ -116,28 +156,49 @@ def records_of(workdir):
   return json.loads((workdir / 'config.json').read_text()), lines, result
 
 
+def die_at(end, number):
+  """The process sends itself a signal, at an arrival that is written PLACE:N."""
+  place, count = end.split(':')
+  arrivals = {place: int(count)}
+
+  def arrive(at):
+    if at in arrivals:
+      arrivals[at] -= 1
+      if arrivals[at] == 0:
+        os.kill(os.getpid(), number)
+
+  places(arrive)
+
+
+def give_up(error):
+  print(f'driver.py: {error}', file=sys.stderr, flush=True)
+  os._exit(1)
+
+
 def main():
   workdir, *arguments = sys.argv[1:]
+  if '--float64' in arguments:
+    arguments.remove('--float64')
+    in_float64()
   options = dict(argument.removeprefix('--').split('=', 1) for argument in arguments)
+  launch = {
+    name: int(options.pop(name))
+    for name in ('processes', 'process', 'peer_timeout', 'start_timeout')
+    if name in options
+  }
+  launch['coordinator'] = options.pop('coordinator', '')
   end, number = options.pop('end', None), getattr(signal, 'SIG' + options.pop('signal', 'KILL'))
   overrides = {
     name.removeprefix('config.').replace('.', '__'): json.loads(value)
     for name, value in options.items()
   }
-  if end:
-    place, count = end.split(':')
-    arrivals = {place: int(count)}
-
-    def arrive(at):
-      if at in arrivals:
-        arrivals[at] -= 1
-        if arrivals[at] == 0:
-          os.kill(os.getpid(), number)
-
-    places(arrive)
   sys.argv[1:] = []
 
   def train_tiny():
+    startup.prepare()
+    processes.start(processes.Launch(**launch), give_up)
+    if end:  # not before: it asks for the devices
+      die_at(end, number)
     with StopRequest() as stop:
       train.train_and_evaluate(tiny_config(**overrides), workdir, stop)
     return stop.exit_code

@@ -11,7 +11,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from csba_jax import backend
+from csba_jax import backend, parallel
 from csba_jax.gradients.gram import Layers, accumulator
 from csba_jax.gradients.per_class import check_finite, gram_across, row_gradient
 
@@ -54,6 +54,7 @@ def group_grams_of(
         index = group[start : start + size]
         batch = _spread(mesh, _take(data, index, size, mine), size)
         rows, loss = _compiled_add()(losses_fn, params, rows, row, batch, wanted=wanted, mesh=mesh)
+        parallel.one_at_a_time(loss)
         if not grams:
           loss_sums[row] += loss
         done += len(index)
