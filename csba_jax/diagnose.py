@@ -252,17 +252,19 @@ def _check_probe(
   image_shape: tuple[int, int, int],
   devices: int,
   room: int,
+  folds: int = FOLDS,
+  layer_fn: Callable[[str], str | None] | None = None,
 ) -> tuple[int, int]:
   """Rows (class, fold) of a probe's batch and its images a row, the same on every device.
 
   Raises:
     UserError: what one of the devices would hold exceeds its `room`, in bytes.
   """
-  rows, depth = classes * FOLDS, -(-images // FOLDS)
+  rows, depth = classes * folds, -(-images // folds)
   depth = -(-depth // devices) * devices
   held = rows * depth // devices * int(np.prod(image_shape))
   if held > room:
-    each = f'{depth // devices} images of each of {FOLDS} folds of {classes} classes'
+    each = f'{depth // devices} images of each of {folds} folds of {classes} classes'
     raise UserError(
       f"a device's share of the probe within its {room / 1e9:.1f} GB",
       f'{held / 1e9:.1f} GB: {each}',
@@ -270,10 +272,10 @@ def _check_probe(
     )
   try:
     leaves = jax.tree.leaves(params)
-    Layers.of(params, None, head).check_room(leaves, rows, room, devices, every_gram=True)
+    Layers.of(params, layer_fn, head).check_room(leaves, rows, room, devices, every_gram=True)
   except UserError as error:
     raise UserError(
-      f'{error.expected}, for a probe of {FOLDS} folds of {classes} classes',
+      f'{error.expected}, for a probe of {folds} folds of {classes} classes',
       error.found,
       'set --config.diagnostics.every=0 and measure the trained net: csba-diagnose --layers=REGEX, '
       'without its head',
@@ -290,6 +292,8 @@ def lower_probe(
   layout: parallel.Layout,
   room: int,
   one_row: bool = False,
+  folds: int = FOLDS,
+  layer_fn: Callable[[str], str | None] | None = None,
 ) -> jax.stages.Lowered:
   """The compiled step of a `Probe`, before it is compiled; nothing is allocated.
 
@@ -302,10 +306,14 @@ def lower_probe(
     layout: where everything would lie.
     room: bytes of a device; what exceeds it is a UserError.
     one_row: the same for the first (class, fold) alone, in as many passes.
+    folds: of each class.
+    layer_fn: see `class_grams`; a `Probe` looks at all layers.
   """
   classes, devices = len(class_counts), layout.devices
-  images = config.diagnostics.images
-  rows, depth = _check_probe(state.params, model.head, images, classes, image_shape, devices, room)
+  images, head = config.diagnostics.images, model.head
+  rows, depth = _check_probe(
+    state.params, head, images, classes, image_shape, devices, room, folds, layer_fn
+  )
   max_bytes = backend.CLASS_GRADIENT_BYTES
   if one_row:
     rows, max_bytes = 1, max_bytes // rows
@@ -318,7 +326,7 @@ def lower_probe(
     Partial(_losses_of(config, class_counts, model), state.batch_stats),
     state.params,
     batch,
-    layers=Layers.of(state.params, None, model.head),
+    layers=Layers.of(state.params, layer_fn, head),
     max_bytes=max_bytes,
     mesh=layout.grams_mesh,
   )

@@ -20,7 +20,7 @@ from csba_jax import collectives, diagnose, hardware, optimizers, parallel, step
 from csba_jax.collectives import Collective
 from csba_jax.data import mixing, pipeline
 from csba_jax.errors import UserError
-from csba_jax.gradients.gram import Layers
+from csba_jax.gradients.gram import LayerFn, Layers
 from csba_jax.models import registry
 from csba_jax.report import table
 from csba_jax.train_state import TrainState
@@ -153,7 +153,12 @@ def compile_training(setting: Setting) -> jax.stages.Compiled:
   return lowered.compile(_FAST_TO_COMPILE)
 
 
-def measure_probe(setting: Setting, room: float) -> Cost:
+def measure_probe(
+  setting: Setting,
+  room: float,
+  folds: int = diagnose.FOLDS,
+  layer_fn: LayerFn | None = None,
+) -> Cost:
   """The step of the diagnostic; UserError where a device with `room` bytes cannot hold it.
 
   XLA counts the body of the loop over rows (class, fold) once; the work is that of one row, as
@@ -172,17 +177,20 @@ def measure_probe(setting: Setting, room: float) -> Cost:
       setting.image_shape,
       layout,
       int(room),
+      folds=folds,
+      layer_fn=layer_fn,
       **options,
     )
 
   cost = Cost.of(lower().compile(_FAST_TO_COMPILE), layout.devices)
-  rows = setting.num_classes * diagnose.FOLDS
-  layers = Layers.of(state.params, None, setting.model.head)
+  rows, leaves = setting.num_classes * folds, jax.tree.leaves(state.params)
+  layers = Layers.of(state.params, layer_fn, setting.model.head)
+  columns = sum(leaves[i].size for at in layers.members for i in at)
   return dataclasses.replace(
     cost,
     flops=lower(one_row=True).cost_analysis()['flops'] * rows,
-    highest_flops=2 * rows**2 * setting.parameters / layout.devices,  # of the Grams
-    bytes_accessed=4 * sum(layers.class_gradient_bytes(jax.tree.leaves(state.params), rows)),
+    highest_flops=2 * rows**2 * columns / layout.devices,  # of the Grams
+    bytes_accessed=4 * sum(layers.class_gradient_bytes(leaves, rows)),
   )
 
 
