@@ -1,5 +1,7 @@
 """The dry run: a mesh that is not there, what fits, how long a step would take, what exceeds it."""
 
+import importlib
+import json
 import math
 import subprocess
 import sys
@@ -243,3 +245,23 @@ def test_a_dry_run_says_what_does_not_fit():
   (line,) = (x for x in found.splitlines() if x.startswith('step of the diagnostic'))
   assert line.startswith('step of the diagnostic: does not fit: expected class gradients and Grams')
   assert '): fits into 14.9 GiB' in found  # the training step
+
+
+def test_a_device_has_memory():
+  assert 2**26 < backend.device_bytes() < 2**44
+
+
+# ---- docs/scaling.md
+
+
+def test_the_tables_of_the_page_are_those_of_the_results(monkeypatch):
+  monkeypatch.syspath_prepend(ROOT)
+  scaling = importlib.import_module('benchmarks.scaling')
+  found = json.loads(scaling.RESULTS.read_text())
+  for case in scaling.CASES:
+    lines = [(line['devices'], line['batch']) for line in found['lines'] if line['case'] == case]
+    wanted = {(n, batch) for n in scaling.DEVICES for batch in (1024, 128 * n)}
+    assert set(lines) == wanted
+  assert scaling.tables(found) in scaling.PAGE.read_text(), 'python -m benchmarks.scaling --write'
+  for fields in (scaling.fields('imagenet_lt', 8, 1024), scaling.fields('inaturalist', 8, 1024)):
+    assert fields.keys() <= config_lib.flatten(config_lib.default()).keys()
