@@ -28,9 +28,11 @@ class Inputs:
     self._streams, self._layout, self._records = streams, layout, records
     self._feed: streaming.Feed | None = None
     self.data: Mapping[str, Array] = {}
+    self.longest = total_steps or 1  # steps that may be taken at once; equal in all processes
     if part.streamed:
       start = records.progress.step
       rows = layout.rows(self._batch_size)
+      self.longest = streaming.batches_ahead(part, self._batch_size * len(streams))
       self._feed = streaming.Feed(part, streams, rows, start, total_steps)
       if records.progress.input is not None:
         self._feed.restore(records.progress.input)
@@ -51,6 +53,7 @@ class Inputs:
   def take(self, start: int, end: int) -> Mapping[str, Array]:
     """Inputs of steps start to end - 1, leaves [end - start, batch, ...], each step once."""
     if self._feed is None:
+      self._records.progress.input = None  # a stream that the run had before is of an older step
       return self._layout.place_batch(sampling.draw(self._streams, start, end), axis=1)
     batches = self._feed.take(end - start)
     self._records.progress.input = self._feed.state()

@@ -218,12 +218,12 @@ def run_steps(job: Job, state: TrainState, records: Records, stop: StopRequest) 
   Raises:
     Stopped: after a request, once the state is saved with what is still to be done at its step.
   """
-  steps, longest = compiled_steps(), backend.steps_per_dispatch(job.plan.log_every)
-  after = AfterStep(job, records, stop)
+  steps, after = compiled_steps(), AfterStep(job, records, stop)
   with (
     Inputs(job.data.train, job.streams, job.layout, job.plan.total, records) as inputs,
     TrainingBar(job.plan.total, records.progress.step) as bar,
   ):
+    longest = min(inputs.longest, backend.steps_per_dispatch(job.plan.log_every))
     try:
       after.run(state, bar)  # what a stop had left undone, or comes before the first step
       for first, last in job.plan.segments(records.progress.step):

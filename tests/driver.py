@@ -1,9 +1,10 @@
 """A training run of seconds, as a process that can be made to die at a chosen moment.
 
   python tests/driver.py WORKDIR [--end=PLACE:N] [--signal=KILL|TERM|INT] [--config.field=value ...]
-    [--float64] [--coordinator=HOST:PORT --processes=N --process=I [--peer_timeout=S]]
+    [--float64] [--coordinator=HOST:PORT --processes=N --process=I [--peer_timeout=S]] [--trace=FILE]
 
 With --end the N-th arrival at PLACE sends the signal to the process itself. PLACEs: see `places`.
+With --trace each of them is written to a file, for one who ends the process from outside.
 With --float64 parameters and computation are float64, which JAX_ENABLE_X64 must allow.
 """
 
@@ -19,7 +20,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from csba_jax import checkpoint, config, processes, records, startup, train, train_state
+from csba_jax import (
+  checkpoint,
+  config,
+  diagnose,
+  processes,
+  records,
+  startup,
+  train,
+  train_state,
+)
 from csba_jax import workdir as workdir_lib
 from csba_jax.bin import run
 from csba_jax.models import heads, layers, multibranch, registry
@@ -103,6 +113,8 @@ def places(arrive):
   around(workdir_lib.Workdir, 'begin', 'before-config', 'after-config')
   steps = train.compiled_steps()
   train.compiled_steps = lambda: wrap(steps, 'before-step', 'after-step')
+  around(diagnose.Probe, 'measure', 'before-diagnosis', 'after-diagnosis')
+  around(diagnose, 'moment', 'before-moment', 'after-moment')
   around(workdir_lib.Workdir, 'append_metrics', 'before-line', 'after-line')
   around(checkpoint.Checkpoints, 'save', 'before-save', 'saving')
   around(records.Records, 'wait', 'before-last-wait', 'all-saved')
@@ -126,12 +138,20 @@ def start(workdir, *arguments, devices=1, program=(__file__,), **kwargs):
   )
 
 
-def start_all(workdir, *arguments, processes=2, devices=4, own=(), **kwargs):
-  """Several of them that are one run; `own` {process: [its arguments]}."""
+def free_address():
+  """An address of this host whose port nobody uses."""
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
-    address = f'127.0.0.1:{free.getsockname()[1]}'
-  meet = (f'--coordinator={address}', f'--processes={processes}', '--config.parallel.devices=0')
+    return f'127.0.0.1:{free.getsockname()[1]}'
+
+
+def start_all(workdir, *arguments, processes=2, devices=4, own=(), **kwargs):
+  """Several of them that are one run; `own` {process: [its arguments]}."""
+  meet = (
+    f'--coordinator={free_address()}',
+    f'--processes={processes}',
+    '--config.parallel.devices=0',
+  )
   return [
     start(
       workdir, *arguments, *meet, f'--process={i}', *dict(own).get(i, ()), devices=devices, **kwargs
@@ -170,6 +190,13 @@ def die_at(end, number):
   places(arrive)
 
 
+def tell(trace):
+  """The process writes every place it comes to, one a line."""
+  file = open(trace, 'a')  # noqa: SIM115
+  print('start', file=file, flush=True)
+  places(lambda place: print(place, file=file, flush=True))
+
+
 def give_up(error):
   print(f'driver.py: {error}', file=sys.stderr, flush=True)
   os._exit(1)
@@ -187,6 +214,7 @@ def main():
     if name in options
   }
   launch['coordinator'] = options.pop('coordinator', '')
+  trace = options.pop('trace', None)
   end, number = options.pop('end', None), getattr(signal, 'SIG' + options.pop('signal', 'KILL'))
   overrides = {
     name.removeprefix('config.').replace('.', '__'): json.loads(value)
@@ -199,6 +227,8 @@ def main():
     processes.start(processes.Launch(**launch), give_up)
     if end:  # not before: it asks for the devices
       die_at(end, number)
+    if trace:
+      tell(trace)
     with StopRequest() as stop:
       train.train_and_evaluate(tiny_config(**overrides), workdir, stop)
     return stop.exit_code
