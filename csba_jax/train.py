@@ -208,7 +208,8 @@ def _prepare(
   job = Job.of(config, data)
   initial, origin = job.begin(resumes=folder.has_checkpoints())
   keep_splits(folder, data)
-  folder.begin()
+  for difference in folder.begin():
+    say(f'not as when this run began, so that its end may differ: {difference}')
   return job, initial, origin
 
 

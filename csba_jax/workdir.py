@@ -22,6 +22,7 @@ from csba_jax import processes
 from csba_jax.errors import UserError
 from csba_jax.files import write_atomically
 
+_DECISIVE = ('JAX_', 'XLA_', 'LIBTPU_', 'CUDA_VISIBLE', 'NVIDIA_TF32', 'NCCL_', 'OMP_NUM')
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
@@ -84,11 +85,18 @@ class Workdir:
           'name another --workdir, or take back these fields',
         )
 
-  def begin(self) -> None:
-    """Writes config.json, which makes the folder this config's for good."""
-    if processes.is_first() and not self.file('config.json').exists():
-      record = {'config': dict(self._config), 'versions': versions(), 'commit': commit()}
-      self.write_json('config.json', record)
+  def begin(self) -> list[str]:
+    """Writes config.json, which makes the folder this config's for good.
+
+    Returns:
+      What differs between the packages of config.json and those of now, 'name: THERE there, ...'.
+    """
+    if self.file('config.json').exists():
+      there = _read_json(self.file('config.json'), 'a workdir', 'config').get('versions', {})
+      return config_lib.differences(there, versions())
+    record = {'config': dict(self._config), 'versions': versions(), 'commit': commit()}
+    self.write_json('config.json', record | {'environment': environment()})
+    return []
 
   def file(self, name: str) -> Path:
     """Path of a file in the workdir."""
@@ -217,6 +225,17 @@ def versions() -> dict[str, str]:
   """Versions of Python and of the packages that decide the numbers."""
   return {'python': platform.python_version(), 'csba_jax': csba_jax.__version__} | {
     package: importlib.metadata.version(package) for package in PACKAGES
+  }
+
+
+def environment() -> dict[str, Any]:
+  """What else may decide the numbers or the speed: settings of JAX and XLA, and every package."""
+  packages = importlib.metadata.distributions()
+  found = {package.name: package.version for package in packages if package.name}
+  return {
+    'variables': {k: v for k, v in sorted(os.environ.items()) if k.startswith(_DECISIVE)},
+    'packages': dict(sorted(found.items(), key=lambda pair: pair[0].lower())),
+    'system': platform.platform(),
   }
 
 

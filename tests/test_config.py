@@ -371,6 +371,20 @@ def attributes_read():
   return found
 
 
+def test_where_a_run_runs_is_no_difference_of_what_it_is():
+  here, there = config_lib.default(), config_lib.default()
+  here.parallel.devices, here.data.input, here.data.cache_dir = 4, 'stream', '/elsewhere'
+  here.seed = 1
+  assert config_lib.differences(there, here) == ['seed: 0 there, 1 here']
+  found = config_lib.differences(there, here, everything=True)
+  assert [line.split(':')[0] for line in found] == [
+    'data.cache_dir',
+    'data.input',
+    'parallel.devices',
+    'seed',
+  ]
+
+
 def test_every_field_is_read_somewhere():
   read = attributes_read()
   for section, table in (('loss', losses.LOSSES), ('mixing', mixing.MIXINGS)):

@@ -23,7 +23,10 @@ def test_every_example_is_tested():
   assert {path.stem for path in (ROOT / 'examples').glob('*.py')} == set(CLASSES)
 
 
-@pytest.mark.parametrize('name', CLASSES)
+@pytest.mark.parametrize(
+  'name',
+  [pytest.param(n, marks=[pytest.mark.slow] if n != 'linen_cnn' else []) for n in CLASSES],
+)
 def test_example_trains_and_draws_its_conflict_matrix(name, tmp_path):
   if name == 'equinox_mlp':
     pytest.importorskip('equinox')

@@ -70,7 +70,7 @@ def test_every_row_trains_the_digits_and_can_be_taken_up_in_the_middle(driver, d
   assert np.mean(late) < np.mean(early[:3])  # it learns
   for before, after in zip(first, jax.tree.leaves(state.params), strict=True):
     assert (before != after).any()
-  again, repeated = steps(job, jax.tree.map(jax.numpy.asarray, kept), STEPS // 2, STEPS)
+  again, repeated = steps(job, job.layout.place_state(kept), STEPS // 2, STEPS)
   assert repeated == late
   assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), state, again))
 
@@ -103,7 +103,7 @@ def test_a_mixed_step_is_the_gradient_of_the_mixed_loss(driver, data):
   """One step of cmo by hand, from the same keys: augment both, paste, two losses by share."""
   job = job_of(driver, data, mixing__name='cmo', augment__crop_padding=0)
   state = job.begin()[0]
-  own, partner = (job.draw(0, 1)[name][0] for name in ('own', 'partner'))
+  own, partner = (sampling.draw(job.streams, 0, 1)[name][0] for name in ('own', 'partner'))
   part = data.train
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(job.config.seed), 0), 1 << 16)
   batch = {

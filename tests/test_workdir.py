@@ -33,6 +33,22 @@ def test_config_is_written_on_begin_and_compared_ever_after(tmp_path):
     Workdir(path, other).__enter__()
 
 
+def test_the_environment_is_kept_and_other_packages_are_named(tmp_path, monkeypatch):
+  monkeypatch.setenv('NCCL_ALGO', 'Ring')
+  monkeypatch.setenv('SECRET_TOKEN', 'x')
+  with Workdir(tmp_path, CONFIG) as folder:
+    assert folder.begin() == []
+    assert folder.begin() == []
+  environment = json.loads((tmp_path / 'config.json').read_text())['environment']
+  assert environment['variables']['NCCL_ALGO'] == 'Ring'
+  assert 'SECRET_TOKEN' not in environment['variables']
+  assert environment['packages']['numpy'] == np.__version__
+  assert environment['system']
+  monkeypatch.setattr(workdir_lib, 'versions', lambda: {'jax': '9.9'})
+  with Workdir(tmp_path, CONFIG) as folder:
+    assert "'9.9' here" in '; '.join(folder.begin())
+
+
 def test_a_second_holder_is_turned_away_until_the_first_leaves(tmp_path):
   with Workdir(tmp_path, CONFIG), pytest.raises(UserError, match='another process at work'):
     Workdir(tmp_path, CONFIG).__enter__()

@@ -100,7 +100,7 @@ def task(name):
 
 
 @pytest.mark.parametrize(
-  'at_once', [1, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, C))]
+  'at_once', [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3, C))]
 )
 @pytest.mark.parametrize('name', [*KINDS, *WRAPPERS])
 def test_equals_a_python_loop(monkeypatch, name, at_once):

@@ -96,7 +96,7 @@ def test_head_expression_matches_exactly_the_classifier(name, attention, kind):
   assert bool([p for p in names if p.startswith('class_gate/')]) == (attention == 'csba_class')
 
 
-@pytest.mark.parametrize('num_classes', [2, 10, 100])
+@pytest.mark.parametrize('num_classes', [2, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('name', ['resnet32_branches', 'vit'])  # multibranch: its own test
 def test_wide_control_has_the_capacity_of_csba(name, num_classes):
   make, image_shape = registry.MODELS[name][0], (32, 32, 3)

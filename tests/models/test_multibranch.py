@@ -105,8 +105,8 @@ def test_class_conditioning_adds_u_v_and_e():
   assert PARAMETERS['csba_class'] - PARAMETERS['csba'] == 2 * 3 * 160**2 + 10 * 3 * 160
 
 
-@pytest.mark.parametrize('width', [0.25, 0.5, 1.0])
-@pytest.mark.parametrize('num_classes', [2, 10, 100, 1000])
+@pytest.mark.parametrize('width', [pytest.param(0.25, marks=pytest.mark.slow), 0.5, 1.0])
+@pytest.mark.parametrize('num_classes', [2, 10, pytest.param(100, marks=pytest.mark.slow), 1000])
 def test_wide_control_has_the_capacity_of_csba(num_classes, width):
   wide, csba = (
     capacity.parameter_count(build(attention, CIFAR, width, num_classes), CIFAR)
@@ -199,8 +199,13 @@ def test_head_expression_matches_exactly_the_classifier(attention):
   assert not [name for name in names.keys() - matched if CLASSES in names[name].shape[-1:]]
 
 
+OTHER_SIZES = [12, 16, 20, 32, 48, 64, 256]
+
+
 @pytest.mark.parametrize('attention', multibranch.ATTENTIONS)
-@pytest.mark.parametrize('size', [8, 12, 16, 20, 32, 33, 48, 64, 224, 256])
+@pytest.mark.parametrize(
+  'size', [8, 33, 224, *(pytest.param(n, marks=pytest.mark.slow) for n in OTHER_SIZES)]
+)
 def test_every_input_size_gives_logits(attention, size):
   image_shape = (size, size, 3)
   _, logits = shapes(build(attention, image_shape), image_shape)
