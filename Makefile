@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint | format | bench | clean
+# make demo | test | test-all | soak | lint | format | bench | clean
 # Python 3.11 or later: the newest of python3.12, python3.11, python3 that is there, or PYTHON=...
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INPUTS := setup.cfg pyproject.toml requirements.txt
 
-.PHONY: demo test test-all lint format bench clean
+.PHONY: demo test test-all soak lint format bench clean
 
 demo: $(VENV)/installed
 	BIN=$(BIN) bash launch/demo.sh
@@ -17,6 +17,9 @@ test: $(VENV)/installed-test
 
 test-all: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+soak: $(VENV)/installed-test
+	JAX_PLATFORMS=cpu $(BIN)/python tests/soak.py --out=benchmarks/results/soak.md
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

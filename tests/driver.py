@@ -1,7 +1,8 @@
 """A training run of seconds, as a process that can be made to die at a chosen moment.
 
   python tests/driver.py WORKDIR [--end=PLACE:N] [--signal=KILL|TERM|INT] [--config.field=value ...]
-    [--float64] [--coordinator=HOST:PORT --processes=N --process=I [--peer_timeout=S]] [--trace=FILE]
+    [--float64] [--trace=FILE]
+    [--coordinator=HOST:PORT --processes=N --process=I [--peer_timeout=S]]
 
 With --end the N-th arrival at PLACE sends the signal to the process itself. PLACEs: see `places`.
 With --trace each of them is written to a file, for one who ends the process from outside.
