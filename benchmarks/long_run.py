@@ -1,0 +1,65 @@
+"""Memory of a training process over 10,000 steps, with evaluations, checkpoints and diagnoses.
+
+  python -m benchmarks.long_run [--epochs=1800] [--out=FILE.json]
+
+The digits with a narrow net, through csba-train; resident memory is read twice a second. Target: no
+growth from the second quarter of the steps to the last.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from absl import app, flags
+
+from benchmarks import environment
+
+_EPOCHS = flags.DEFINE_integer('epochs', 1800, 'Of six steps each.', 1)
+_OUT = flags.DEFINE_string('out', None, 'JSON file for the result.')
+QUARTERS = 4
+
+
+def main(_) -> None:
+  """Measures, prints a line, writes the JSON file."""
+  with tempfile.TemporaryDirectory() as folder:
+    samples = run(Path(folder) / 'run')
+  last = samples[-1][0]
+  means = []
+  for quarter in range(QUARTERS):
+    low, high = (last * part / QUARTERS for part in (quarter, quarter + 1))
+    inside = [mebibytes for step, mebibytes in samples if low < step <= high]
+    means.append(round(sum(inside) / len(inside)))
+  record = {'steps': last, 'mean_mebibytes_of_quarters': means} | environment.describe()
+  print(f'{last} steps, resident memory by quarter in MiB: {means}')
+  if _OUT.value:
+    Path(_OUT.value).write_text(json.dumps(record, indent=1) + '\n')
+
+
+def run(workdir: Path) -> list[tuple[int, float]]:
+  """(step, MiB) twice a second of a run's process, from its first line of metrics on."""
+  command = [sys.executable, '-m', 'csba_jax.bin.train', '--config=configs/digits_lt.py']
+  command += [f'--workdir={workdir}', '--config.model.width=0.05', '--config.train.save_every=600']
+  command += [f'--config.train.epochs={_EPOCHS.value}', '--config.train.eval_every=100']
+  command += ['--config.diagnostics.every=1000']
+  samples = []
+  with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    while process.poll() is None:
+      time.sleep(0.5)
+      try:
+        lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+        status = Path(f'/proc/{process.pid}/status').read_text()
+      except FileNotFoundError:  # not begun, or over
+        continue
+      resident = [line for line in status.splitlines() if line.startswith('VmRSS')]
+      if lines and resident:
+        samples.append((json.loads(lines[-1])['step'], int(resident[0].split()[1]) / 1024))
+  if process.returncode:
+    raise SystemExit(f'csba-train ended with {process.returncode}')
+  return samples
+
+
+if __name__ == '__main__':
+  app.run(main)
