@@ -116,6 +116,8 @@ class Checkpoints:
     try:
       return action()
     except Exception as error:
+      if processes.lost_another(error):
+        raise
       raise UserError(
         f'checkpoints to be read and written in {self._directory}',
         f'{type(error).__name__}: {" ".join(str(error).split())[:300]}',
@@ -142,6 +144,8 @@ class Checkpoints:
     try:
       restored = self._manager.restore(step, args=args)
     except Exception as error:
+      if processes.lost_another(error):
+        raise
       raise UserError(
         f'a whole checkpoint at step {step} in {self._directory}',
         f'one that is damaged or of another architecture ({" ".join(str(error).split())[:200]})',

@@ -2,7 +2,8 @@
 
 JAX's distributed runtime does it (one program on every process, collectives between them). Its
 coordination service aborts the processes that are left when one is lost (exit code 134): a
-collective that lost a member cannot be taken back.
+collective that lost a member cannot be taken back. A process whose collective fails sooner ends
+likewise.
 """
 
 import dataclasses
@@ -19,6 +20,16 @@ from csba_jax.errors import UserError
 T = TypeVar('T')
 MODES = ('auto', 'on', 'off')
 LONGEST_TEXT = 1 << 15  # bytes that a process may tell the others at once
+# in the errors of collectives and barriers that have lost a member
+_OF_A_LOSS = (
+  'CoordinationService',
+  'coordination service',
+  'heartbeat',
+  'Gloo',
+  'NCCL',
+  'closed by peer',
+  'reset by peer',
+)
 # number of processes: what is there only in a step of srun, or under mpirun
 _LAUNCHERS = {
   'SLURM_NTASKS': 'SLURM_STEP_NODELIST',
@@ -136,6 +147,30 @@ def start(launch: Launch, give_up: Callable[[UserError], None]) -> None:
     ) from error
   finally:
     alarm.cancel()
+  sys.excepthook = _leave_after_a_loss
+
+
+def lost_another(error: BaseException | None) -> bool:
+  """Whether an error says that another process of the run is gone: not this one's fault."""
+  if count() == 1:
+    return False
+  while error is not None:
+    if isinstance(error, sys.modules['jax'].errors.JaxRuntimeError) and any(
+      words in str(error) for words in _OF_A_LOSS
+    ):
+      return True
+    error = error.__cause__
+  return False
+
+
+def _leave_after_a_loss(kind, error, traceback) -> None:
+  """What follows an error that nothing has handled: an abort where another process is gone."""
+  if not lost_another(error):
+    sys.__excepthook__(kind, error, traceback)
+    return
+  reason = ' '.join(str(error).split())[:300]
+  print(f'another process of the run is lost: {reason}', file=sys.stderr, flush=True)
+  os.abort()  # as the coordination service would soon; an ordinary end would wait for the other
 
 
 def count() -> int:

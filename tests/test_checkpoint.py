@@ -1,12 +1,16 @@
 """Checkpoints: whole or absent, the latest two and the best."""
 
 import shutil
+import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from csba_jax import processes
 from csba_jax.checkpoint import Checkpoints
 from csba_jax.errors import UserError
 
@@ -180,3 +184,54 @@ def test_a_save_that_fails_is_one_line(tmp_path, monkeypatch):
       UserError, match='checkpoints to be read and written .*No space left.* whole checkpoint'
     ):
       checkpoints.save(5, tree_at(5), {})
+
+
+LOST = 'INTERNAL: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:1234'
+
+
+@pytest.mark.parametrize(
+  ('count', 'message', 'raised'),
+  [
+    (2, LOST, jax.errors.JaxRuntimeError),
+    (2, 'RESOURCE_EXHAUSTED: out of memory', UserError),
+    (1, LOST, UserError),
+  ],
+)
+def test_a_lost_process_is_no_fault_of_the_disk(tmp_path, monkeypatch, count, message, raised):
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, tree_at(1), {})
+    checkpoints.wait()
+
+    def fail(*args, **kwargs):
+      raise jax.errors.JaxRuntimeError(message)
+
+    with monkeypatch.context() as patch:
+      patch.setattr(checkpoints._manager, 'wait_until_finished', fail)
+      patch.setattr(checkpoints._manager, 'restore', fail)
+      patch.setattr(processes, 'together', lambda action: action())
+      patch.setattr(processes, 'count', lambda: count)
+      with pytest.raises(raised, match=message[:8]):
+        checkpoints.wait()
+      with pytest.raises(raised, match=message[:8]):
+        checkpoints.restore(1, LIKE)
+
+
+@pytest.mark.parametrize(
+  ('message', 'code', 'said'),
+  [
+    (LOST, -signal.SIGABRT, f'another process of the run is lost: {LOST}'),
+    ('RESOURCE_EXHAUSTED: out of memory', 1, 'Traceback'),
+  ],
+)
+def test_how_a_process_leaves_after_an_error_that_nothing_handles(message, code, said):
+  program = f"""
+import sys, jax
+from csba_jax import processes
+processes.count = lambda: 2
+sys.excepthook = processes._leave_after_a_loss
+raise jax.errors.JaxRuntimeError({message!r})
+"""
+  found = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+  assert found.returncode == code
+  assert said in found.stderr
+  assert ('Traceback' in found.stderr) == (code == 1)
