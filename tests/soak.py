@@ -126,8 +126,8 @@ class End:
     if self.signal == 'KILL':
       if self.codes[self.told] != -signal.SIGKILL:
         yield f'the one that was killed left with {self.codes[self.told]}'
-      if any(code == 0 for code in others):
-        yield f'others left with {others} as if all were done'
+      if self.phase != 'start-up' and any(code != -signal.SIGABRT for code in others):
+        yield f'others left with {others}'  # the launchers start a run again after this one alone
     elif set(self.codes) == {75}:
       if self.saved_at is None or self.saved_at != max(self.steps, default=None):
         yield f'says it saved at {self.saved_at}, and there are checkpoints of {self.steps}'

@@ -69,7 +69,9 @@ def test_a_kill_that_the_others_do_not_notice_is_a_problem(soak):
   assert ended(soak, **killed) == []
   assert ended(soak, **killed | {'seconds': [0.1, 61.0]}) == ['left after 61 s, more than 60']
   assert 'hung' in ended(soak, **killed | {'seconds': [0.1, soak.PATIENCE]})
-  assert ended(soak, **killed | {'codes': [-9, 0]}) == ['others left with [0] as if all were done']
+  assert ended(soak, **killed | {'codes': [-9, 0]}) == ['others left with [0]']
+  assert ended(soak, **killed | {'codes': [-9, 1]}) == ['others left with [1]']
+  assert ended(soak, **killed | {'codes': [-9, 1], 'phase': 'start-up'}) == []
 
 
 def test_one_bit_is_a_difference(soak):
