@@ -8,6 +8,7 @@ likewise.
 
 import dataclasses
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ _LAUNCHERS = {
   'SLURM_NTASKS': 'SLURM_STEP_NODELIST',
   'OMPI_COMM_WORLD_SIZE': 'OMPI_MCA_orte_hnp_uri',
 }
+_TPU_HOSTS = ('TPU_PROCESS_ADDRESSES', 'TPU_WORKER_HOSTNAMES')  # all of a slice, with commas
 
 
 class AgreedError(UserError):
@@ -46,8 +48,10 @@ class Launch:
   """How the processes of a run find each other.
 
   Attributes:
-    mode: 'auto': by themselves under srun, mpirun and on slices of several TPU hosts; 'on': in
-      whatever way JAX finds; 'off': this process is the only one.
+    mode: 'auto': by themselves under srun, mpirun (Open MPI 4) and on TPU hosts whose environment
+      names the others, as GKE's does; 'on': in whatever way JAX finds, which on plain TPU VMs is
+      to ask the metadata server ('auto' sends nothing over the network: such a VM is alone to it);
+      'off': this process is the only one.
     coordinator: HOST:PORT of process 0 where nothing of that sort starts them; '' otherwise.
     processes: how many there are, with `coordinator`.
     process: which of them this is, from 0.
@@ -71,8 +75,11 @@ class Launch:
         f'coordinator {self.coordinator!r}, processes {self.processes}, process {self.process}',
         'name all three, or none under srun, mpirun and on TPU slices',
       )
-    if self.coordinator and not self.coordinator.rpartition(':')[2].isdigit():
-      raise UserError('--coordinator=HOST:PORT', repr(self.coordinator), 'add the port')
+    host, _, port = self.coordinator.rpartition(':')
+    if self.coordinator and not (host and port.isdecimal() and 0 < int(port) < 2**16):
+      raise UserError(
+        '--coordinator=HOST:PORT with a port from 1 to 65535', repr(self.coordinator), 'mend it'
+      )
     if self.process >= max(self.processes, 1):
       raise UserError(
         f'--process from 0 to {self.processes - 1}', str(self.process), 'count from 0'
@@ -92,11 +99,13 @@ class Launch:
 
 
 def _is_launched() -> bool:
-  """Whether srun, mpirun or a TPU slice of several hosts started this process among others."""
+  """Whether the environment says that srun, mpirun or GKE started others beside this process."""
   for size, step in _LAUNCHERS.items():
     if step in os.environ and int(os.environ.get(size, 1)) > 1:
       return True
-  return ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '')
+  if int(os.environ.get('MEGASCALE_NUM_SLICES') or 1) > 1:  # of one TPU host each, perhaps
+    return True
+  return any(',' in os.environ.get(name, '') for name in _TPU_HOSTS)
 
 
 def start(launch: Launch, give_up: Callable[[UserError], None]) -> None:
@@ -112,6 +121,8 @@ def start(launch: Launch, give_up: Callable[[UserError], None]) -> None:
   launch.check()
   if not launch.several:
     return
+  if launch.process == 0:
+    _check_port(launch.coordinator)
   import jax
 
   where = launch.coordinator or 'the address that the launcher gives'
@@ -143,7 +154,10 @@ def start(launch: Launch, give_up: Callable[[UserError], None]) -> None:
     raise UserError(
       f'processes that find each other at {where}',
       str(error),
-      'start them with srun, mpirun or on TPU hosts, or name --coordinator, --processes, --process',
+      'name the host of process 0 and a port that is free there'
+      if launch.coordinator
+      else 'start them with srun, mpirun or on TPU hosts, or name --coordinator, --processes and '
+      '--process',
     ) from error
   finally:
     alarm.cancel()
@@ -171,6 +185,26 @@ def _leave_after_a_loss(kind, error, traceback) -> None:
   reason = ' '.join(str(error).split())[:300]
   print(f'another process of the run is lost: {reason}', file=sys.stderr, flush=True)
   os.abort()  # as the coordination service would soon; an ordinary end would wait for the other
+
+
+def _check_port(coordinator: str) -> None:
+  """Raises UserError where the first process cannot listen.
+
+  JAX would share the port with a coordinator that is left of another run, and may crash (a
+  segmentation fault of jaxlib 0.10.2) where something else has it.
+  """
+  named = os.environ.get('JAX_COORDINATOR_BIND_ADDRESS') or coordinator.rpartition(':')[2]
+  host, _, port = named.rpartition(':')
+  host = host.strip('[]')
+  family = socket.AF_INET6 if ':' in host else socket.AF_INET
+  try:
+    socket.create_server((host, int(port)), family=family).close()
+  except (OSError, ValueError) as error:
+    raise UserError(
+      'a port that process 0 can listen to',
+      f'{named}: {getattr(error, "strerror", None) or error}',
+      'name another one in --coordinator of all processes',
+    ) from error
 
 
 def count() -> int:
@@ -217,6 +251,8 @@ def together(action: Callable[[], T]) -> T:
   problem, result = None, None
   try:
     result = action()
+  except AgreedError:  # the others have it as well and do not wait for this one
+    raise
   except UserError as error:
     problem = error
   problems = gather(str(problem) if problem else '')

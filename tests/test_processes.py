@@ -1,0 +1,315 @@
+"""Several processes of one run: how they meet, what stops all of them, and a lost one."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import time
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from csba_jax import processes
+from csba_jax.errors import UserError
+from csba_jax.processes import AgreedError, Launch
+
+PEER_TIMEOUT = 10
+BOUND = 2 * PEER_TIMEOUT  # seconds; as docs/launching.md says
+COORDINATOR = {'coordinator': 'host:1234', 'processes': 2, 'process': 0}
+VARIABLES = [
+  'SLURM_NTASKS',
+  'SLURM_STEP_NODELIST',
+  'OMPI_COMM_WORLD_SIZE',
+  'OMPI_MCA_orte_hnp_uri',
+  'TPU_WORKER_HOSTNAMES',
+  'TPU_PROCESS_ADDRESSES',
+  'MEGASCALE_NUM_SLICES',
+]
+
+
+def ends(children, seconds=150):
+  """(exit code, standard error) of each child, all within so many seconds; none is left."""
+  deadline, found = time.monotonic() + seconds, []
+  try:
+    for child in children:
+      _, err = child.communicate(timeout=max(deadline - time.monotonic(), 0.1))
+      found.append((child.returncode, err))
+  finally:
+    for child in children:
+      if child.poll() is None:
+        child.kill()
+        child.communicate()
+  return found
+
+
+def lines_of(children, seconds=150):
+  """The one line with which each child ends, with exit code 1."""
+  lines = []
+  for code, err in ends(children, seconds):
+    assert code == 1, err
+    assert 'Traceback' not in err
+    assert err.count('driver.py: ') == 1
+    lines.append(err.strip().splitlines()[-1])
+    assert lines[-1].startswith('driver.py: expected ')
+  return lines
+
+
+@contextlib.contextmanager
+def a_taken_port():
+  """A port of this machine that something else listens to and never answers at."""
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    yield server.getsockname()[1]
+
+
+def free_port():
+  with a_taken_port() as port:
+    return port
+
+
+@pytest.mark.parametrize(
+  ('launch', 'message'),
+  [
+    ({'coordinator': 'host:1234'}, "--process together; found coordinator 'host:1234', processes"),
+    ({'processes': 2, 'process': 0}, "found coordinator '', processes 2, process 0; .* all three"),
+    (COORDINATOR | {'process': -1}, 'process -1; to fix it: name all three'),
+    (COORDINATOR | {'processes': 0}, 'processes 0, process 0; to fix it: name all three'),
+    (COORDINATOR | {'process': 2}, '--process from 0 to 1; found 2; to fix it: count from 0'),
+    (COORDINATOR | {'mode': 'off'}, '--distributed=auto with --coordinator; found off'),
+    ({'start_timeout': 0}, '--start_timeout of at least 1 second; found 0'),
+    ({'peer_timeout': -1}, '--peer_timeout of at least 1 second; found -1'),
+  ],
+)
+def test_flags_that_do_not_go_together(launch, message):
+  with pytest.raises(UserError, match=message):
+    Launch(**launch).check()
+  with pytest.raises(UserError, match=message):
+    processes.start(Launch(**launch), pytest.fail)
+
+
+@pytest.mark.parametrize(
+  'address', ['host', 'host:', ':', ':1234', '1234', 'host:0', 'host:65536', 'host:-1', 'host:²']
+)
+def test_an_address_without_host_or_port(address):
+  with pytest.raises(UserError, match='HOST:PORT with a port from 1 to 65535; found .*mend it'):
+    Launch(**COORDINATOR | {'coordinator': address}).check()
+
+
+@pytest.mark.parametrize('address', ['host:1', '10.0.0.1:65535', '[::1]:8476', 'a.b.c:12345'])
+def test_an_address_with_both(address):
+  Launch(**COORDINATOR | {'coordinator': address}).check()
+
+
+@pytest.mark.parametrize(
+  ('variables', 'several'),
+  [
+    ({}, False),
+    ({'SLURM_NTASKS': '2', 'SLURM_STEP_NODELIST': 'n'}, True),
+    ({'SLURM_NTASKS': '1', 'SLURM_STEP_NODELIST': 'n'}, False),
+    ({'SLURM_NTASKS': '2'}, False),  # a batch script: no step, one process
+    ({'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_MCA_orte_hnp_uri': '1.0;tcp://10.0.0.1:2'}, True),
+    ({'OMPI_COMM_WORLD_SIZE': '1', 'OMPI_MCA_orte_hnp_uri': '1.0;tcp://10.0.0.1:2'}, False),
+    ({'OMPI_COMM_WORLD_SIZE': '2'}, False),  # not Open MPI 4: JAX would find nobody
+    ({'TPU_WORKER_HOSTNAMES': 'a,b'}, True),
+    ({'TPU_WORKER_HOSTNAMES': 'localhost'}, False),
+    ({'TPU_PROCESS_ADDRESSES': 'a:8471,b:8471'}, True),
+    ({'TPU_PROCESS_ADDRESSES': 'local'}, False),
+    ({'TPU_WORKER_HOSTNAMES': 'a', 'MEGASCALE_NUM_SLICES': '2'}, True),
+    ({'TPU_WORKER_HOSTNAMES': 'a', 'MEGASCALE_NUM_SLICES': '1'}, False),
+    ({'MEGASCALE_NUM_SLICES': ''}, False),
+  ],
+)
+def test_what_auto_sees_in_the_environment(monkeypatch, variables, several):
+  for name in VARIABLES:
+    monkeypatch.delenv(name, raising=False)
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+  assert Launch().several is several
+  assert Launch(mode='on').several
+  assert not Launch(mode='off').several
+  assert Launch(**COORDINATOR).several
+  assert not Launch(**COORDINATOR | {'processes': 1}).several
+
+
+def test_a_single_process_meets_nobody(monkeypatch):
+  for name in VARIABLES:
+    monkeypatch.delenv(name, raising=False)
+  processes.start(Launch(), pytest.fail)
+  assert (processes.count(), processes.index(), processes.is_first()) == (1, 0, True)
+  assert processes.gather('a') == ['a']
+  assert processes.together(lambda: 5) == 5
+  with pytest.raises(UserError, match='expected a'):
+    processes.together(lambda: (_ for _ in ()).throw(UserError('a', 'b', 'c')))
+
+
+def fail(error):
+  raise error
+
+
+def test_an_error_of_one_is_an_error_of_all(monkeypatch):
+  """As each of two processes sees it; what they say to each other is made up."""
+  said = []
+
+  def gather(text):
+    said.append(text)
+    return [text, 'the disk is gone']
+
+  monkeypatch.setattr(processes, 'count', lambda: 2)
+  monkeypatch.setattr(processes, 'gather', gather)
+  with pytest.raises(AgreedError, match='found process 1: the disk is gone; to fix it: mend it'):
+    processes.together(lambda: 5)
+  with pytest.raises(AgreedError, match='expected a; found b; to fix it: c'):
+    processes.together(lambda: fail(UserError('a', 'b', 'c')))
+  assert said == ['', 'expected a; found b; to fix it: c']
+  with pytest.raises(AgreedError, match='expected a'):  # the others have left: nobody to talk to
+    processes.together(lambda: fail(AgreedError('a', 'b', 'c')))
+  assert len(said) == 2
+
+
+def test_configs_that_disagree_end_all_with_the_field(driver, tmp_path):
+  workdir = tmp_path / 'run'
+  children = driver.start_all(workdir, own={1: ['--config.train.momentum=0.5']})
+  for line in lines_of(children):
+    assert 'the same config in all processes; found in process 1 other than in process 0' in line
+    assert 'train.momentum: 0.9 there, 0.5 here' in line
+  assert not workdir.exists()
+
+
+@pytest.mark.slow
+def test_a_batch_that_the_devices_do_not_divide_ends_all(driver, tmp_path):
+  for line in lines_of(driver.start_all(tmp_path, '--config.train.batch_size=20')):
+    assert 'train.batch_size that 8 devices divide; found 20' in line
+    assert '--config.train.batch_size=16' in line
+  assert not (tmp_path / 'config.json').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('role', [0, 1])
+def test_one_that_waits_for_the_others_in_vain(driver, tmp_path, role):
+  address = f'127.0.0.1:{free_port()}'
+  options = [f'--coordinator={address}', '--processes=2', f'--process={role}', '--start_timeout=5']
+  began = time.monotonic()
+  [line] = lines_of([driver.start(tmp_path / 'run', *options)])
+  assert 5 < time.monotonic() - began < 40  # Python and JAX start first
+  assert f'2 processes that meet at {address} within 5 seconds; found not all of them' in line
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+def test_a_port_that_something_else_has(driver, tmp_path):
+  with a_taken_port() as port:
+    options = [f'--coordinator=127.0.0.1:{port}', '--processes=2', '--start_timeout=5']
+    children = [driver.start(tmp_path / 'run', *options, f'--process={i}') for i in range(2)]
+    first, second = lines_of(children)
+  assert f'a port that process 0 can listen to; found {port}: Address already in use' in first
+  assert f'2 processes that meet at 127.0.0.1:{port} within 5 seconds' in second
+  assert not (tmp_path / 'run').exists()
+
+
+def start_each(driver, workdirs, *arguments, **of_each):
+  """One run of as many processes as workdirs; `of_each` {argument of driver.start: values}."""
+  address = f'127.0.0.1:{free_port()}'
+  options = [*arguments, f'--coordinator={address}', f'--processes={len(workdirs)}']
+  options += ['--config.parallel.devices=0']
+  return [
+    driver.start(
+      workdir,
+      *options,
+      f'--process={i}',
+      devices=4,
+      **{name: values[i] for name, values in of_each.items()},
+    )
+    for i, workdir in enumerate(workdirs)
+  ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('found', ['nothing', 'a folder', 'a lock of another run'])
+def test_a_workdir_that_is_not_shared(driver, tmp_path, found):
+  workdirs = [tmp_path / 'a/run', tmp_path / 'b/run']
+  if found != 'nothing':
+    workdirs[1].mkdir(parents=True)
+  if found == 'a lock of another run':
+    (workdirs[1] / '.lock').write_text('0123456789abcdef')
+  for line in lines_of(start_each(driver, workdirs)):
+    assert 'a --workdir that all processes share' in line
+    assert f'what the first one wrote to {workdirs[1]}' in line
+    assert 'name a folder of a file system that every host has mounted' in line
+  assert os.listdir(workdirs[0]) == ['.lock']
+  assert not workdirs[1].exists() or os.listdir(workdirs[1]) in ([], ['.lock'])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('having', [0, 1])
+def test_data_that_one_process_alone_has(driver, tmp_path, having):
+  folder, rng = tmp_path / str(having) / 'photos', np.random.default_rng(0)
+  (tmp_path / '0').mkdir(), (tmp_path / '1').mkdir()
+  for name in 'abc':
+    (folder / name).mkdir(parents=True)
+    for i in range(40):
+      image = PIL.Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8))
+      image.save(folder / name / f'{i}.png')
+  options = ['source="image_folder"', 'dir="photos"', 'image_size=8', 'num_classes=3', 'channels=3']
+  lines = lines_of(
+    start_each(
+      driver,
+      [tmp_path / 'run'] * 2,
+      '--config.train.batch_size=8',
+      *[f'--config.data.{option}' for option in options],
+      cwd=[tmp_path / '0', tmp_path / '1'],
+    )
+  )
+  assert 'photos' in lines[1 - having]
+  assert 'found process' not in lines[1 - having]
+  assert f'all processes ready; found process {1 - having}: expected ' in lines[having]
+  assert 'photos' in lines[having]
+
+
+def wait_until_lost(child, seconds=150):
+  """Returns once a child has died or was stopped; it stays to be waited for."""
+  deadline = time.monotonic() + seconds
+  how = os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT
+  while os.waitid(os.P_PID, child.pid, how) is None:
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+
+
+# What the process that is left says: 0 knows who is missing, 1 that it is the service in 0.
+SAID = {
+  0: r'CoordinationService/\w+|coordination service',
+  1: r'tasks are unhealthy \(stopped sending heartbeats\):\s+1\s',
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('lost', 'name', 'moment'),
+  [
+    (0, 'KILL', 'after-step:15'),
+    (1, 'KILL', 'after-step:15'),
+    (0, 'STOP', 'after-step:15'),
+    (1, 'STOP', 'after-step:15'),
+    (0, 'KILL', 'saving:1'),
+    (1, 'KILL', 'saving:1'),
+    (1, 'STOP', 'before-evaluation:1'),
+  ],
+)
+def test_the_others_end_when_one_is_lost(driver, tmp_path, lost, name, moment):
+  end = [f'--end={moment}', f'--signal={name}']
+  children = driver.start_all(tmp_path, f'--peer_timeout={PEER_TIMEOUT}', own={lost: end})
+  try:
+    wait_until_lost(children[lost])
+    began = time.monotonic()
+    [(code, err)] = ends([children[1 - lost]], BOUND)
+    print(f'{lost} {name} {moment}: ended after {time.monotonic() - began:.1f} s')
+    assert code == -signal.SIGABRT, err
+    assert re.search(SAID[lost], err), err
+    if name == 'STOP':  # it comes back: the other is gone
+      children[lost].send_signal(signal.SIGCONT)
+      [(code, err)] = ends([children[lost]], BOUND)
+      assert code == -signal.SIGABRT, err
+  finally:
+    for child in children:
+      child.kill()
+      child.communicate()
