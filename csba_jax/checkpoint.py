@@ -95,10 +95,10 @@ class Checkpoints:
     if step == self._last_saved:
       return
     self.wait()
-    if processes.is_first():
-      self._guard(lambda: self._sums(step).unlink(missing_ok=True))  # of an earlier process
     if step in self.steps():
       self._guard(lambda: self._manager.delete(step))
+    if processes.is_first():  # not before: they tell what a process leaves that dies in between
+      self._guard(lambda: self._sums(step).unlink(missing_ok=True))
     self._last_saved = step
     # A copy: on CPU orbax reads the buffers in place while the next step, which owns them, runs.
     tree = _copy(tree)

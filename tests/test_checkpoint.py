@@ -72,22 +72,41 @@ def test_latest_of_none(tmp_path):
     assert checkpoints.restore_latest(LIKE) is None
 
 
+def files_of(checkpoint, part):
+  """Files of a checkpoint: array data, what describes it, the meta, the score."""
+  return {
+    'data': [path for path in sorted(checkpoint.rglob('d/*')) if path.is_file()],
+    'metadata': [checkpoint / 'state/_METADATA'],
+    'meta': [checkpoint / 'meta/metadata'],
+    'score': [checkpoint / 'metrics/metrics'],
+  }[part]
+
+
+def truncate(path):
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+  """Changes one bit in the middle."""
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+DAMAGES = {'truncated': truncate, 'deleted': lambda path: path.unlink(), 'flipped': flip}
+
+
 # A failed read leaves a task of orbax behind, which complains when Python collects it.
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
-@pytest.mark.parametrize('damage', ['data', 'metadata', 'meta', 'score'])
-def test_a_damaged_latest_is_set_aside(tmp_path, damage):
+@pytest.mark.parametrize('part', ['data', 'metadata', 'meta', 'score'])
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_a_damaged_latest_is_set_aside(tmp_path, part, damage):
   with Checkpoints(tmp_path / 'c') as checkpoints:
     for step in (1, 2):
       checkpoints.save(step, tree_at(step), {'step': step}, score=step)
-  files = {
-    'data': [path for path in (tmp_path / 'c/2').rglob('d/*') if path.is_file()],
-    'metadata': [tmp_path / 'c/2/state/_METADATA'],
-    'meta': [tmp_path / 'c/2/meta/metadata'],
-    'score': [tmp_path / 'c/2/metrics/metrics'],
-  }[damage]
-  for path in files:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  files = files_of(tmp_path / 'c/2', part)
   assert files
+  DAMAGES[damage](files[-1])
   warnings = []
   with Checkpoints(tmp_path / 'c', warn=warnings.append) as checkpoints:
     tree, meta = checkpoints.restore_latest(LIKE)
@@ -95,11 +114,82 @@ def test_a_damaged_latest_is_set_aside(tmp_path, damage):
     assert meta == {'step': 1}
     assert [warning for warning in warnings if 'checkpoint 2 is damaged' in warning] == warnings
     assert len(warnings) == 1
+    assert 'going back to the one before' in warnings[0]
+    assert files[-1].name in warnings[0]
     assert checkpoints.steps() == [1]
     checkpoints.save(2, tree_at(2), {'step': 2})
   assert (tmp_path / 'c-damaged/2').is_dir()
   with Checkpoints(tmp_path / 'c') as checkpoints:
     assert_is(checkpoints.restore_latest(LIKE)[0], 2)
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_a_damaged_one_is_found_for_what_it_is_on_every_way(tmp_path):
+  """Evaluation reads a step by its number, without a word about others."""
+  with Checkpoints(tmp_path / 'c') as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, tree_at(step), {})
+  flip(files_of(tmp_path / 'c/1', 'data')[-1])
+  with Checkpoints(tmp_path / 'c', read_only=True) as checkpoints:
+    with pytest.raises(UserError, match='damaged: .* is not as it was saved; .* another of'):
+      checkpoints.restore(1, LIKE)
+    assert_is(checkpoints.restore(2, LIKE)[0], 2)
+
+
+def test_sums_that_were_never_written_are_not_missed(tmp_path):
+  """A process may be killed between the end of a save and its sums."""
+  with Checkpoints(tmp_path / 'c') as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, tree_at(step), {})
+  sums = tmp_path / 'c-sums'
+  assert sorted(path.name for path in sums.iterdir()) == ['1.json', '2.json']
+  (sums / '2.json').unlink()
+  with Checkpoints(tmp_path / 'c', warn=pytest.fail) as checkpoints:
+    assert_is(checkpoints.restore_latest(LIKE)[0], 2)
+  (sums / '2.json').write_text('{"sta')
+  with Checkpoints(tmp_path / 'c', warn=pytest.fail) as checkpoints:
+    assert_is(checkpoints.restore_latest(LIKE)[0], 2)
+
+
+def test_sums_of_another_save_of_the_step_do_not_count(tmp_path, monkeypatch):
+  with Checkpoints(tmp_path / 'c') as checkpoints:
+    checkpoints.save(1, tree_at(1), {'done': []})
+  monkeypatch.setattr(Checkpoints, '_keep_sums', lambda self: None)  # killed before it gets there
+  with Checkpoints(tmp_path / 'c') as checkpoints:
+    checkpoints.save(1, tree_at(7), {'done': ['line']})
+  with Checkpoints(tmp_path / 'c', warn=pytest.fail) as checkpoints:
+    tree, meta = checkpoints.restore_latest(LIKE)
+  assert_is(tree, 7)
+  assert meta == {'done': ['line']}
+
+
+def test_sums_go_with_their_checkpoints(tmp_path):
+  with Checkpoints(tmp_path / 'c') as checkpoints:
+    for step in range(1, 6):
+      checkpoints.save(step, tree_at(step), {}, score=-step)
+  assert sorted(path.stem for path in (tmp_path / 'c-sums').iterdir()) == ['1', '4', '5']
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_a_step_that_was_half_deleted_to_be_saved_anew(tmp_path, monkeypatch):
+  with Checkpoints(tmp_path / 'c') as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, tree_at(step), {'step': step})
+  checkpoints = Checkpoints(tmp_path / 'c')
+
+  def die(step):
+    (tmp_path / 'c' / str(step) / 'meta/metadata').unlink()
+    raise OSError('killed')
+
+  monkeypatch.setattr(checkpoints._manager, 'delete', die)
+  with pytest.raises(UserError, match='killed'):
+    checkpoints.save(2, tree_at(2), {'step': 2})
+  checkpoints._manager.close()
+  warnings = []
+  with Checkpoints(tmp_path / 'c', warn=warnings.append) as checkpoints:
+    assert_is(checkpoints.restore_latest(LIKE)[0], 1)
+  assert len(warnings) == 1
+  assert 'meta/metadata is missing' in warnings[0]
 
 
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
