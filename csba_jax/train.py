@@ -292,18 +292,18 @@ class AfterStep:
     if plan.evaluates_at(step):
       self._once('validation', lambda: self._validate(state))
       bar.validated(self._score)
-    if plan.saves_at(step):
-      self._once('checkpoint', None)
+    done = self._records.progress.done
+    if plan.saves_at(step) and 'checkpoint' not in done:  # again, it would be without its score
+      done.append('checkpoint')
       self._records.save(state, self._score)
 
-  def _once(self, task: str, do: Callable[[], object] | None) -> None:
+  def _once(self, task: str, do: Callable[[], object]) -> None:
     done = self._records.progress.done
     if task in done:
       return
-    if do:
-      began = time.monotonic()
-      do()
-      self._spent += time.monotonic() - began
+    began = time.monotonic()
+    do()
+    self._spent += time.monotonic() - began
     done.append(task)
 
   @property

@@ -449,6 +449,25 @@ def test_a_lost_best_checkpoint_does_not_stop_the_run(driver, tmp_path, monkeypa
   assert result['validation_macro_f1'] is None
 
 
+def test_the_best_checkpoint_stays_the_best_where_a_run_goes_on_from_it(
+  driver, tmp_path, monkeypatch
+):
+  scores = iter([0.9, 0.1, 0.1])
+  monkeypatch.setattr(train.metrics, 'macro_f1_at', lambda *_: next(scores))
+  with StopRequest() as stop, monkeypatch.context() as patch:
+    save = train.Records.save
+
+    def save_and_be_told_to_stop(*args):
+      save(*args)
+      if not stop.requested:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    patch.setattr(train.Records, 'save', save_and_be_told_to_stop)
+    assert train.train_and_evaluate(driver.tiny_config(), str(tmp_path), stop) is None
+  result = run_here(driver, tmp_path)
+  assert (result['checkpoint_step'], result['validation_macro_f1']) == (12, 0.9)
+
+
 def test_parameters_that_overflow_are_never_saved(driver, tmp_path, monkeypatch):
   honest = train.compiled_steps()
 
