@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import time
 
 import numpy as np
@@ -275,10 +276,11 @@ def wait_until_lost(child, seconds=150):
     time.sleep(0.02)
 
 
-# What the process that is left says: 0 knows who is missing, 1 that it is the service in 0.
+# What the process that is left says: heartbeats know the task, a collective that broke does not.
+BROKEN = r'|another process of the run is lost'
 SAID = {
-  0: r'CoordinationService/\w+|coordination service',
-  1: r'tasks are unhealthy \(stopped sending heartbeats\):\s+1\s',
+  0: r'CoordinationService/\w+|coordination service' + BROKEN,
+  1: r'tasks are unhealthy \(stopped sending heartbeats\):\s+1\s' + BROKEN,
 }
 
 
@@ -313,3 +315,74 @@ def test_the_others_end_when_one_is_lost(driver, tmp_path, lost, name, moment):
     for child in children:
       child.kill()
       child.communicate()
+
+
+@pytest.fixture(scope='module')
+def finished(driver, tmp_path_factory):
+  """Workdir of an undisturbed run of two processes."""
+  workdir = tmp_path_factory.mktemp('runs') / 'undisturbed'
+  for code, err in ends(driver.start_all(workdir), 240):
+    assert code == 0, err
+  return workdir
+
+
+def steps_of(workdir):
+  folder = workdir / 'checkpoints'
+  return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_bit_that_flipped_in_a_checkpoint_of_two(driver, finished, tmp_path):
+  workdir = tmp_path / 'run'
+  for code, err in ends(driver.start_all(workdir, '--end=saving:3'), 240):
+    assert code in (-signal.SIGKILL, -signal.SIGABRT), err  # or it lost the other one first
+  *_, before, newest = steps_of(workdir)
+  files = (workdir / 'checkpoints' / str(newest) / 'state').rglob('d/*')
+  largest = max((path for path in files if path.is_file()), key=lambda path: path.stat().st_size)
+  data = bytearray(largest.read_bytes())
+  data[len(data) // 2] ^= 1
+  largest.write_bytes(data)
+  (code, first), (other_code, second) = ends(driver.start_all(workdir), 240)
+  assert code == other_code == 0, first + second
+  assert f'checkpoint {newest} is damaged, going back to the one before' in first
+  assert largest.name in first
+  assert f'going on from the checkpoint at step {before}' in first
+  assert 'damaged' not in second  # the first process speaks for the run
+  assert driver.records_of(workdir)[1:] == driver.records_of(finished)[1:]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A file system of 2 MB."""
+  folder = tmp_path / 'disk'
+  folder.mkdir()
+  try:
+    command = ['mount', '-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', str(folder)]
+    subprocess.run(command, check=True, capture_output=True)
+  except (OSError, subprocess.CalledProcessError) as error:
+    pytest.skip(f'needs the right to mount a tmpfs: {error}')
+  yield folder
+  subprocess.run(['umount', '-l', str(folder)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_disk_that_is_full_when_two_save(driver, finished, small_disk):
+  workdir, filler = small_disk / 'run', small_disk / 'filler'
+  for code, err in ends(driver.start_all(workdir, '--end=after-step:30'), 240):
+    assert code in (-signal.SIGKILL, -signal.SIGABRT), err
+  kept = steps_of(workdir)
+  disk = os.statvfs(small_disk)
+  filler.write_bytes(bytes(disk.f_bavail * disk.f_frsize - 20_000))  # room for lines, not for 36
+  children = driver.start_all(workdir, f'--peer_timeout={PEER_TIMEOUT}')
+  found = ends(children, 240)
+  said = [line for _, err in found for line in err.splitlines() if 'driver.py: expected' in line]
+  assert {code for code, _ in found} <= {1, -signal.SIGABRT}, found
+  assert said, found
+  assert all('free space' in line for line in said)
+  assert steps_of(workdir) == kept
+  filler.unlink()
+  for code, err in ends(driver.start_all(workdir), 240):
+    assert code == 0, err
+  assert driver.records_of(workdir)[1:] == driver.records_of(finished)[1:]
