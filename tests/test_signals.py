@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,3 +30,22 @@ def test_a_patient_request_takes_a_second_signal():
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGINT):
       os.kill(os.getpid(), number)
     assert stop.requested
+
+
+def test_before_there_is_anything_to_save_sigterm_leaves_with_its_code():
+  """While a binary starts, and after its result is written: started again it goes on."""
+  code = (
+    'import os, signal, time\n'
+    'from csba_jax.bin import run\n'
+    'run.run(lambda: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(60))\n'
+  )
+  root = Path(__file__).parents[1]
+  found = subprocess.run(
+    [sys.executable, '-c', code],
+    env=os.environ | {'PYTHONPATH': str(root)},
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
+  assert (found.returncode, found.stdout, found.stderr) == (75, '', '')

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from csba_jax import processes
+from csba_jax import processes, signals
 from csba_jax.errors import UserError
 
 
 def run(main: Callable[[], int | None]) -> None:
   """Runs main() under absl flags and exits with its code; 1 and one line for a UserError."""
   name = sys.argv[0].rsplit('/', 1)[-1]
+  signals.leave_on_sigterm()  # until a StopRequest takes it
   logging.set_verbosity(logging.ERROR)  # what JAX and orbax say below that is not for users
   try:
     app.run(lambda _: main(), flags_parser=_parse)
