@@ -152,6 +152,7 @@ def train_and_evaluate(
     started = time.monotonic()
     say(f'loading {config.data.source} {config.data.name or config.data.dir}'.rstrip())
     job, initial, origin = processes.together(lambda: _prepare(config, folder))
+    processes.together(lambda: _claim(folder, job.data))
     say('compiling')
     with Records(folder) as records:
       try:
@@ -202,15 +203,19 @@ def _check_processes(config: ml_collections.ConfigDict) -> None:
 def _prepare(
   config: ml_collections.ConfigDict, folder: Workdir
 ) -> tuple[Job, TrainState, dict[str, Any]]:
-  """All that can go wrong before the first step; with the last line the folder is this run's."""
+  """All that can go wrong before the first step."""
   data = pipeline.load(config, say)
   say(describe(data))
   job = Job.of(config, data)
   initial, origin = job.begin(resumes=folder.has_checkpoints())
+  return job, initial, origin
+
+
+def _claim(folder: Workdir, data: pipeline.Data) -> None:
+  """Makes the folder this run's, once every process is ready."""
   keep_splits(folder, data)
   for difference in folder.begin():
     say(f'not as when this run began, so that its end may differ: {difference}')
-  return job, initial, origin
 
 
 def run_steps(job: Job, state: TrainState, records: Records, stop: StopRequest) -> TrainState:

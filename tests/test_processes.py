@@ -265,6 +265,7 @@ def test_data_that_one_process_alone_has(driver, tmp_path, having):
   assert 'found process' not in lines[1 - having]
   assert f'all processes ready; found process {1 - having}: expected ' in lines[having]
   assert 'photos' in lines[having]
+  assert not (tmp_path / 'run/config.json').exists()  # the folder is still free
 
 
 def wait_until_lost(child, seconds=150):
