@@ -72,7 +72,26 @@ BAD_TRAINING = {
 }
 
 
-@pytest.mark.parametrize('case', BAD_TRAINING)
+# what other tests try too, without a process
+ELSEWHERE = (
+  'config not Python',
+  'wrong type',
+  'imbalance below 1',
+  'unknown model',
+  'unknown attention',
+  'unknown loss',
+  'deferred past the end',
+  'tau out of range',
+  'beta out of range',
+  'labels that do not mix',
+  'manifest of digits',
+  'size not as declared',
+)
+
+
+@pytest.mark.parametrize(
+  'case', [pytest.param(c, marks=[pytest.mark.slow] * (c in ELSEWHERE)) for c in BAD_TRAINING]
+)
 def test_bad_input_ends_in_one_line(tmp_path, case):
   arguments, expected = BAD_TRAINING[case]
   workdir = [] if case == 'no workdir' else [f'--workdir={tmp_path / "run"}']
@@ -142,6 +161,7 @@ def test_bad_input_of_the_others(binary, arguments, expected):
   assert expected in err
 
 
+@pytest.mark.slow
 def test_dry_run_needs_no_data_and_counts_the_papers_parameters(tmp_path):
   for attention, low, high in (('none', 1_343_250, 1_356_750), ('csba', 1_781_050, 1_798_950)):
     code, out, err = call(
@@ -158,6 +178,7 @@ def test_dry_run_needs_no_data_and_counts_the_papers_parameters(tmp_path):
     assert config['data']['imbalance_factor'] == 100.0
 
 
+@pytest.mark.slow
 def test_dry_run_of_a_mesh_that_is_not_there():
   narrow = ['--dry_run', '--config.model.width=0.05', '--config.parallel.fake_devices=256']
   arguments = [DIGITS, *narrow, '--config.parallel.fsdp=2', '--config.parallel.hardware=v6e']
@@ -183,6 +204,7 @@ def test_dry_run_of_a_mesh_that_is_not_there():
     assert expected in err
 
 
+@pytest.mark.slow
 def test_dry_run_of_a_folder_wants_the_number_of_classes():
   code, _, err = call('train', FOLDER, '--dry_run', CSBA_IMAGE_FOLDER='')
   assert code == 1

@@ -162,6 +162,7 @@ def test_training_sends_gradients_sums_of_batch_norm_and_the_loss_and_nothing_el
   assert sum(c.bytes for c in found) == 4 * numbers
 
 
+@pytest.mark.slow
 def test_mixing_within_the_batch_needs_its_partners_from_other_devices():
   setting, found = sent_by_training(config_of(mixing__name='mixup'))
   gathered = [array for c in found if c.kind == 'all-gather' for array in c.arrays]
@@ -171,6 +172,7 @@ def test_mixing_within_the_batch_needs_its_partners_from_other_devices():
   assert {c.kind for c in found} == {'all-reduce', 'all-gather'}
 
 
+@pytest.mark.slow
 def test_fsdp_gathers_parameters_and_reduces_gradients_in_two_stages():
   """Parameters are gathered once for a step, in pairs of devices.
 
@@ -288,7 +290,9 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize('way', WAYS)
+@pytest.mark.parametrize(
+  'way', [pytest.param(way, marks=[pytest.mark.slow] * (way != 'probe')) for way in WAYS]
+)
 def test_the_same_matrices_on_one_device_and_on_eight(digits, way):
   one, eight = (WAYS[way](*on(devices, digits)) for devices in (1, DEVICES))
   assert one.shape == eight.shape

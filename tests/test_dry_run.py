@@ -80,6 +80,7 @@ def described():
   return dry_run.describe(config_of(parallel__fake_devices=8, parallel__hardware='v5e'))
 
 
+@pytest.mark.slow
 def test_a_dry_run_names_mesh_costs_and_assumptions(described):
   setting = dry_run.Setting.of(config_of())
   lines = described.splitlines()
@@ -96,6 +97,7 @@ def test_a_dry_run_names_mesh_costs_and_assumptions(described):
   assert '40% of the peak' in described
 
 
+@pytest.mark.slow
 def test_a_dry_run_allocates_nothing():
   before = len(jax.live_arrays())
   setting = dry_run.Setting.of(config_of())
@@ -103,6 +105,7 @@ def test_a_dry_run_allocates_nothing():
   assert len(jax.live_arrays()) == before
 
 
+@pytest.mark.slow
 def test_memory_and_work_by_device():
   setting = dry_run.Setting.of(config_of())
   cost = dry_run.Cost.of(dry_run.compile_training(setting), 8)
@@ -116,6 +119,7 @@ def test_memory_and_work_by_device():
   assert whole.collectives == ()
 
 
+@pytest.mark.slow
 def test_work_of_the_diagnostic_counts_every_row():
   """As much as one gradient of all its images, and products of the rows."""
   setting = dry_run.Setting.of(config_of(parallel__devices=1, diagnostics__images=4))
@@ -127,6 +131,7 @@ def test_work_of_the_diagnostic_counts_every_row():
   assert cost.flops == pytest.approx(step.flops, rel=0.4)  # which moves parameters besides
 
 
+@pytest.mark.slow
 def test_a_mesh_that_is_not_there_in_a_process_of_its_own():
   """Whatever XLA_FLAGS and JAX_PLATFORMS say, 64 devices; and a batch that they do not divide."""
   script = """
@@ -240,6 +245,7 @@ def test_a_probe_that_exceeds_a_device_is_refused_before_the_first_step(monkeypa
   )
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_does_not_fit():
   found = dry_run.describe(config_of(data__num_classes=8142, parallel__hardware='v5e'))
   (line,) = (x for x in found.splitlines() if x.startswith('step of the diagnostic'))

@@ -115,7 +115,7 @@ def test_the_validation_part_is_all_of_it_under_the_same_prior(measured):
   np.testing.assert_array_equal(found.counts, counts)
   np.testing.assert_array_equal(found.class_counts, run.data.class_counts)
   np.testing.assert_allclose(found.prior, load(measured, '1', 'train').prior)
-  losses_fn = diagnose._losses_of(run.config, run.data, run.model)
+  losses_fn = diagnose._losses_of(run.config, run.data.class_counts, run.model)
   batch = {'image': run.data.val.images, 'label': run.data.val.labels}
   losses = np.asarray(losses_fn(run.state.batch_stats, run.state.params, batch))
   for c in np.flatnonzero(counts):
@@ -133,7 +133,7 @@ def test_the_untrained_net_has_statistics_of_the_training_images(measured):
   )
   raw = jax.tree.map(np.zeros_like, run.state.batch_stats)
   raw['norm']['var'] = np.ones_like(raw['norm']['var'])
-  losses_fn = diagnose._losses_of(run.config, run.data, run.model)
+  losses_fn = diagnose._losses_of(run.config, run.data.class_counts, run.model)
   batch = {'image': run.data.train.images, 'label': run.data.train.labels}
   as_made = np.asarray(losses_fn(raw, run.state.params, batch)).mean()
   mean = found.losses @ found.counts / found.counts.sum()
@@ -222,7 +222,7 @@ def test_moments_of_averages_are_of_the_averages(driver, tmp_path):
   run_here(config, tmp_path)
   run = trained.take_up(str(tmp_path), 'latest')
   found = load(tmp_path, '1', 'train')
-  losses_fn = diagnose._losses_of(run.config, run.data, run.model)
+  losses_fn = diagnose._losses_of(run.config, run.data.class_counts, run.model)
   batch = {'image': run.data.train.images, 'label': run.data.train.labels}
   mean = found.losses @ found.counts / found.counts.sum()
   averages = run.state.averages

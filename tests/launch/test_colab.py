@@ -248,10 +248,24 @@ def test_run_again_it_goes_on_from_what_is_there(ran, execute):
   ('settings', 'message'),
   [
     ({'IMBALANCE_FACTOR': 0.05}, r'expected data\.imbalance_factor: n_max / n_min >= 1.*; found'),
-    ({'EPOCHS': -1}, r'expected train\.epochs: at least 1; found -1; to fix it: .*'),
-    ({'SEEDS': 0}, r'expected SEEDS of at least 1; found 0; to fix it: .*'),
-    ({'DATA': 'birds'}, r"expected a recipe of .*; found 'birds'; to fix it: .*"),
-    ({'SAVE_TO': 'Google Drive'}, r'expected Colab, to save to Google Drive; found another .*'),
+    pytest.param(
+      {'EPOCHS': -1},
+      r'expected train\.epochs: at least 1; found -1; to fix it: .*',
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
+      {'SEEDS': 0}, r'expected SEEDS of at least 1; found 0; to fix it: .*', marks=pytest.mark.slow
+    ),
+    pytest.param(
+      {'DATA': 'birds'},
+      r"expected a recipe of .*; found 'birds'; to fix it: .*",
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
+      {'SAVE_TO': 'Google Drive'},
+      r'expected Colab, to save to Google Drive; found another .*',
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_a_bad_setting_is_one_line(settings, message, execute, tmp_path):
