@@ -131,6 +131,8 @@ class End:
       if self.phase != 'start-up' and any(code != -signal.SIGABRT for code in others):
         yield f'others left with {others}'  # the launchers start a run again after this one alone
     elif set(self.codes) == {75}:
+      if self.saved_at is None and self.phase == 'start-up':
+        return  # nothing to save yet
       if self.saved_at is None or self.saved_at != max(self.steps, default=None):
         yield f'says it saved at {self.saved_at}, and there are checkpoints of {self.steps}'
     elif self.phase != 'start-up':
