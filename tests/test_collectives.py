@@ -221,6 +221,7 @@ def test_evaluation_sends_its_sums_alone():
   assert sizes(a for c in found for a in c.arrays) == expected
 
 
+@pytest.mark.slow
 def test_the_diagnostic_scatters_class_sums_and_reduces_small_grams():
   """Each device reduces its share of a layer's [rows, parameters], and [rows, rows] is summed."""
   setting = dry_run.Setting.of(config_of())
@@ -290,9 +291,8 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize(
-  'way', [pytest.param(way, marks=[pytest.mark.slow] * (way != 'probe')) for way in WAYS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('way', WAYS)
 def test_the_same_matrices_on_one_device_and_on_eight(digits, way):
   one, eight = (WAYS[way](*on(devices, digits)) for devices in (1, DEVICES))
   assert one.shape == eight.shape

@@ -303,6 +303,7 @@ def start(*arguments):
   )
 
 
+@pytest.mark.slow
 def test_the_binary_prints_and_writes(workdir, tmp_path):
   shutil.copytree(workdir, tmp_path / 'run')
   arguments = ['--images=8', '--folds=2', '--checkpoint=init', '--layers=stage3|head']

@@ -43,6 +43,7 @@ def test_example_trains_and_draws_its_conflict_matrix(name, tmp_path):
   assert (cosines < 0).any()
 
 
+@pytest.mark.slow
 def test_blocks_of_own_model_run(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   page = (ROOT / 'docs' / 'own_model.md').read_text()
