@@ -39,9 +39,8 @@ def default() -> ml_collections.ConfigDict:
   config.data.folds = 0  # of cross-validation, in place of test_fraction; 0 = none
   config.data.fold = 0  # which of them is the test part; data.seed draws the folds
   config.data.strict = False  # image_folder: an unreadable file ends the run
-  config.data.manifest = (
-    ''  # image_folder: CSV file in the folder, or a path; columns `file` and group_column
-  )
+  # image_folder: CSV file in the folder, or a path; columns `file` and group_column
+  config.data.manifest = ''
   config.data.group_column = ''  # duplicates of one group stay on one side of every split
 
   config.augment = ml_collections.ConfigDict()

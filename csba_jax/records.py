@@ -45,7 +45,6 @@ class Records:
     self._checkpoints = Checkpoints(folder.file('checkpoints'), warn=say)
     self._events: EventFile | None = None
     self.progress = Progress()
-    self.resumed = False  # whether there was a checkpoint to go on from
 
   def __enter__(self) -> 'Records':
     return self
@@ -64,7 +63,7 @@ class Records:
     restored = self._checkpoints.restore_latest(initial)
     if restored is not None:
       initial, meta = restored
-      self.progress, self.resumed = Progress(**meta), True
+      self.progress = Progress(**meta)
       say(f'going on from the checkpoint at step {self.progress.step}')
     self._folder.rewind_metrics(self.progress.metrics_bytes)
     if not processes.is_first():
