@@ -64,11 +64,12 @@ def build_wide_numbers(num_classes, image_shape, attention, width, _, **others):
   return multibranch.build(num_classes, image_shape, attention, width, jnp.float64, **others)
 
 
-registry.MODELS['multibranch64'] = (build_wide_numbers, ('none', 'csba'))
-
-
 def in_float64():
-  """Makes every state that is begun float64."""
+  """Makes every state that is begun float64, and knows the net that computes so.
+
+  For a process of its own: another test reads the whole table of models in this one.
+  """
+  registry.MODELS['multibranch64'] = (build_wide_numbers, ('none', 'csba'))
   initial = train_state._initial
 
   def wide(*args):
