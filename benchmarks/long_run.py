@@ -1,12 +1,13 @@
 """Memory of a training process over 10,000 steps, with evaluations, checkpoints and diagnoses.
 
-  python -m benchmarks.long_run [--epochs=1800] [--out=FILE.json]
+  python -m benchmarks.long_run [--epochs=1800] [--arenas=1] [--out=FILE.json]
 
 The digits with a narrow net, through csba-train; resident memory is read twice a second. Target: no
 growth from the second quarter of the steps to the last.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,9 @@ from absl import app, flags
 from benchmarks import environment
 
 _EPOCHS = flags.DEFINE_integer('epochs', 1800, 'Of six steps each.', 1)
+_ARENAS = flags.DEFINE_integer(
+  'arenas', None, 'At most so many heaps of malloc (MALLOC_ARENA_MAX); as the system has it.', 1
+)
 _OUT = flags.DEFINE_string('out', None, 'JSON file for the result.')
 QUARTERS = 4
 
@@ -32,7 +36,8 @@ def main(_) -> None:
     low, high = (last * part / QUARTERS for part in (quarter, quarter + 1))
     inside = [mebibytes for step, mebibytes in samples if low < step <= high]
     means.append(round(sum(inside) / len(inside)))
-  record = {'steps': last, 'mean_mebibytes_of_quarters': means} | environment.describe()
+  record = {'steps': last, 'malloc_arenas': _ARENAS.value, 'mean_mebibytes_of_quarters': means}
+  record |= environment.describe()
   print(f'{last} steps, resident memory by quarter in MiB: {means}')
   if _OUT.value:
     Path(_OUT.value).write_text(json.dumps(record, indent=1) + '\n')
@@ -44,8 +49,10 @@ def run(workdir: Path) -> list[tuple[int, float]]:
   command += [f'--workdir={workdir}', '--config.model.width=0.05', '--config.train.save_every=600']
   command += [f'--config.train.epochs={_EPOCHS.value}', '--config.train.eval_every=100']
   command += ['--config.diagnostics.every=1000']
+  own = {'MALLOC_ARENA_MAX': str(_ARENAS.value)} if _ARENAS.value else {}
+  quiet = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
   samples = []
-  with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+  with subprocess.Popen(command, env=os.environ | own, **quiet) as process:
     while process.poll() is None:
       time.sleep(0.5)
       try:

@@ -4,8 +4,10 @@
     [--epochs=N] [--minutes=M] [--out=FILE.md] [--keep=DIR]
 
 A run is started over and over; each of its first LIVES lives is ended by a signal, to one process
-of it, after a random part of the time that an undisturbed run takes. The next one is left alone,
-and the end must be the undisturbed one's to the bit. A line for each signal goes to standard
+of it. Half of the moments are drawn from the time that an undisturbed run takes; since most of that
+is starting and compiling, the others are drawn from what it does after: a kind of AIMS, one of its
+turns, a moment of it. The next life is left alone, and the end must be the undisturbed one's to the
+bit. A line for each signal goes to standard
 output, the summary to --out. Exit code 1 where anything was not as promised.
 The settings go on side by side. After M minutes no further signal is sent.
 """
@@ -67,6 +69,13 @@ ORDER = (
   'diagnosing',
   'finishing',
 )
+AIMS = {  # seconds that a turn takes, about, on one device once it is compiled
+  'before-step': 0.002,
+  'before-save': 0.02,
+  'before-evaluation': 0.003,
+  'before-diagnosis': 0.005,
+  'before-moment': 0.1,
+}
 BEFORE_COMPILATION = ('start-up', 'loading', 'restoring', 'compiling')
 COMPILED = ('before-step', 'before-diagnosis', 'before-moment', 'before-evaluation')
 
@@ -95,12 +104,30 @@ class Setting:
 SETTINGS = {'one': Setting('one', 1, 1, 12), 'two': Setting('two', 2, 4, 6)}
 
 
+@dataclasses.dataclass(frozen=True)
+class Moment:
+  """So many seconds after the start, or after the n-th arrival at a place."""
+
+  seconds: float
+  place: str = ''
+  turn: int = 0
+
+  def __str__(self):
+    if not self.place:
+      return f'after {self.seconds:.1f} s'
+    return f'{1000 * self.seconds:.1f} ms after {self.place}:{self.turn}'
+
+  def counts_from(self, trace):
+    """Whether its seconds have begun."""
+    return not self.place or arrivals(trace).count(self.place) >= self.turn
+
+
 @dataclasses.dataclass
 class End:
   """One signal and what came of it."""
 
   signal: str
-  delay: float  # seconds after the start
+  moment: Moment
   told: int  # process
   phase: str  # in which it came
   seconds: list[float]  # until each process had left
@@ -139,11 +166,16 @@ class End:
       yield f'left with {self.codes}'
 
 
+def arrivals(trace):
+  """Places a process has come to, in order."""
+  return trace.read_text().split('\n')[:-1] if trace.exists() else []
+
+
 def phase_of(trace, half_written):
   """Where a process is, from its trace and from whether a checkpoint is half written."""
-  arrivals = trace.read_text().split('\n')[:-1] if trace.exists() else []
-  last = arrivals[-1] if arrivals else ''
-  if last in COMPILED and arrivals.count(last) == 1:
+  been = arrivals(trace)
+  last = been[-1] if been else ''
+  if last in COMPILED and been.count(last) == 1:
     return 'compiling'
   phase = PHASES.get(last, 'training')
   return 'saving' if phase == 'training' and half_written else phase
@@ -175,31 +207,38 @@ def wait_for(processes, began, patience):
   return ended
 
 
-def live(setting, workdir, delay=None, number='KILL', told=0):
+def traces_of(setting, workdir):
+  """Where each process of a run writes the places it comes to."""
+  return [workdir.with_name(f'{workdir.name}.trace{i}') for i in range(setting.processes)]
+
+
+def live(setting, workdir, moment=None, number='KILL', told=0):
   """One life of a run: (End or None where no signal was sent, codes, logs).
 
   Args:
     setting: see `Setting`.
     workdir: of the run.
-    delay: seconds after which a signal is sent; None: never.
+    moment: when a signal is sent; None: never.
     number: its name.
     told: the process that gets it.
   """
-  traces = [workdir.with_name(f'{workdir.name}.trace{i}') for i in range(setting.processes)]
+  traces = traces_of(setting, workdir)
   for trace in traces:
     trace.unlink(missing_ok=True)
   before = half_written(workdir)
   began = time.monotonic()
   processes = setting.start(workdir, traces)
-  sent = None
-  while delay is not None and any(process.poll() is None for process in processes):
-    if time.monotonic() - began >= delay:
+  sent, since = None, None
+  while moment and any(process.poll() is None for process in processes):
+    if since is None and moment.counts_from(traces[told]):
+      since = time.monotonic() if moment.place else began
+    if since is not None and time.monotonic() - since >= moment.seconds:
       if processes[told].poll() is None:
         phase = phase_of(traces[told], bool(half_written(workdir) - before))
         processes[told].send_signal(getattr(signal, f'SIG{number}'))
         sent = time.monotonic()
       break
-    time.sleep(0.005)
+    time.sleep(0.0005)  # an evaluation takes 3 ms
   patience = PATIENCE if sent else 600
   seconds = wait_for(processes, sent or began, patience)
   logs = [process.communicate()[1] for process in processes]
@@ -208,7 +247,7 @@ def live(setting, workdir, delay=None, number='KILL', told=0):
     return None, codes, logs
   end = End(
     number,
-    delay,
+    moment,
     told,
     phase,
     seconds,
@@ -253,12 +292,22 @@ def differences(state, expected):
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class Reference:
+  """A run that is left alone."""
+
+  state: dict  # its end
+  seconds: float  # that it takes
+  turns: dict[str, int]  # how often it comes to each of AIMS
+
+
 @dataclasses.dataclass
 class Outcome:
   """What came of many ends of one setting by one signal."""
 
   setting: Setting
   signal: str
+  reference: Reference
   seconds: float  # that a run takes from its start, when last seen
   ends: list[End] = dataclasses.field(default_factory=list)
   runs: int = 0
@@ -266,12 +315,13 @@ class Outcome:
 
 
 def undisturbed(setting, workdir):
-  """(end state, seconds) of a run that is left alone."""
+  """The Reference of a setting."""
   began = time.monotonic()
   _, codes, logs = live(setting, workdir)
   if any(codes):
     raise RuntimeError(f'the undisturbed run left with {codes}:\n' + '\n'.join(logs))
-  return end_state(workdir), time.monotonic() - began
+  seconds, been = time.monotonic() - began, arrivals(traces_of(setting, workdir)[0])
+  return Reference(end_state(workdir), seconds, {place: been.count(place) for place in AIMS})
 
 
 def soak(setting, number, ends, seed, root, reference, say=print, until=float('inf')):
@@ -287,15 +337,14 @@ def soak(setting, number, ends, seed, root, reference, say=print, until=float('i
     say: takes a line for each end.
     until: time.monotonic() after which no further signal is sent.
   """
-  expected, seconds = reference
-  outcome = Outcome(setting, number, seconds)
+  outcome = Outcome(setting, number, reference, reference.seconds)
   rng = np.random.default_rng([seed, setting.processes, ord(number[0])])
   while len(outcome.ends) < ends and time.monotonic() < until:
     workdir = root / f'{setting.name}-{number}-{seed}-{outcome.runs}'
     outcome.runs += 1
     found = list(_one_run(outcome, rng, workdir, ends, until, say))
     if not found:
-      found = [f'not the same: {name}' for name in differences(end_state(workdir), expected)]
+      found = [f'not the same: {name}' for name in differences(end_state(workdir), reference.state)]
       say(f'{workdir.name}: {found or "bit-identical"}')
     outcome.problems += [f'{workdir.name}: {problem}' for problem in found]
     if not found:
@@ -303,19 +352,29 @@ def soak(setting, number, ends, seed, root, reference, say=print, until=float('i
   return outcome
 
 
+def drawn(rng, outcome):
+  """A random Moment: of the whole time, or of what a run does once it is compiled."""
+  if rng.random() < 0.5:
+    return Moment(rng.uniform(0, outcome.seconds))
+  place = str(rng.choice(list(AIMS)))
+  # of the first half: a run that was taken up again comes to fewer of them
+  turn = int(rng.integers(1, outcome.reference.turns[place] // 2 + 1, endpoint=True))
+  return Moment(rng.uniform(0, AIMS[place]), place, turn)
+
+
 def _one_run(outcome, rng, workdir, ends, until, say):
   """Ends a run up to LIVES times and lets it finish; yields problems, which it is left with."""
   setting, saved_at = outcome.setting, None
   for remaining in range(LIVES, -1, -1):
-    delay, told = rng.uniform(0, outcome.seconds), int(rng.integers(setting.processes))
+    moment, told = drawn(rng, outcome), int(rng.integers(setting.processes))
     if not remaining or len(outcome.ends) >= ends or time.monotonic() > until:
-      delay = None
+      moment = None
     there, began = complete(workdir), time.monotonic()
-    end, codes, logs = live(setting, workdir, delay, outcome.signal, told)
+    end, codes, logs = live(setting, workdir, moment, outcome.signal, told)
     if end:
       outcome.ends.append(end)
       say(
-        f'{workdir.name}: SIG{end.signal} to process {told} after {delay:.1f} s, {end.phase};'
+        f'{workdir.name}: SIG{end.signal} to process {told} {end.moment}, {end.phase};'
         f' left after {"  ".join(f"{s:.1f}" for s in end.seconds)} s'
         f' with {" ".join(map(str, codes))}; checkpoints {end.steps}'
         + (f', stopped at {end.saved_at}' if end.saved_at is not None else '')
@@ -385,7 +444,7 @@ def report(outcomes, about):
 def all_of(setting, numbers, ends, seed, root, until):
   """Outcomes of a setting, one for each signal; what time there is they share."""
   reference = undisturbed(setting, root / f'{setting.name}-undisturbed')
-  print(f'{setting.name}: undisturbed {reference[1]:.0f} s', flush=True)
+  print(f'{setting.name}: undisturbed {reference.seconds:.0f} s', flush=True)
   outcomes = []
   for i, number in enumerate(numbers):
     share = (until - time.monotonic()) / (len(numbers) - i)

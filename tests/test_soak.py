@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 HERE = Path(__file__).parent
@@ -39,7 +40,7 @@ def ended(soak, **changes):
   """SIGTERM to the first of two processes in training, answered as promised."""
   end = soak.End(
     signal='TERM',
-    delay=1.0,
+    moment=soak.Moment(1.0),
     told=0,
     phase='training',
     seconds=[2.0, 2.0],
@@ -102,3 +103,29 @@ def test_phases(soak, tmp_path, places, half_written, phase):
     trace.write_text('\n'.join(places.split()) + '\n')
   assert soak.phase_of(trace, half_written) == phase
   assert phase in soak.ORDER
+
+
+def test_a_moment_counts_from_the_start_or_from_a_turn(soak, tmp_path):
+  trace = tmp_path / 'trace'
+  assert soak.Moment(1.5).counts_from(trace)
+  aimed = soak.Moment(0.01, 'before-save', 2)
+  assert not aimed.counts_from(trace)
+  trace.write_text('start\nbefore-save\nsaving\nbefore-sa')
+  assert not aimed.counts_from(trace)
+  trace.write_text('start\nbefore-save\nsaving\nbefore-save\n')
+  assert aimed.counts_from(trace)
+
+
+def test_half_of_the_moments_are_of_what_a_run_does_once_it_is_compiled(soak):
+  turns = dict.fromkeys(soak.AIMS, 10)
+  outcome = soak.Outcome(None, 'KILL', soak.Reference({}, 8.0, turns), seconds=8.0)
+  rng = np.random.default_rng(0)
+  moments = [soak.drawn(rng, outcome) for _ in range(1000)]
+  anywhere = [moment.seconds for moment in moments if not moment.place]
+  aimed = [moment for moment in moments if moment.place]
+  assert 450 < len(anywhere) < 550
+  assert 0 < min(anywhere) < 0.1
+  assert 7.9 < max(anywhere) < 8
+  assert {moment.place for moment in aimed} == set(soak.AIMS)
+  assert {moment.turn for moment in aimed} == set(range(1, 7))
+  assert all(moment.seconds < soak.AIMS[moment.place] for moment in aimed)
