@@ -7,8 +7,8 @@ A run is started over and over; each of its first LIVES lives is ended by a sign
 of it. Half of the moments are drawn from the time that an undisturbed run takes; since most of that
 is starting and compiling, the others are drawn from what it does after: a kind of AIMS, one of its
 turns, a moment of it. The next life is left alone, and the end must be the undisturbed one's to the
-bit. A line for each signal goes to standard output, the summary to --out. Exit code 1 where anything
-was not as promised.
+bit. A line for each signal goes to standard output, the summary to --out. Exit code 1 where
+anything was not as promised.
 The settings go on side by side. After M minutes no further signal is sent.
 """
 
