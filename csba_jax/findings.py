@@ -38,7 +38,7 @@ class Findings:
   name: str
   outcome: str  # primary, in words: 'macro-F1' or 'F1 of Physical-Damage'
   class_names: tuple[str, ...]
-  class_counts: np.ndarray  # [C] training images, of the first cell
+  class_counts: tuple[np.ndarray, ...]  # of each cell: [C] training images, means over its runs
   variants: tuple[str, ...]
   cells: tuple[Mapping[str, Any], ...]
   about: Mapping[str, Any]  # commands, versions, commits, devices, runs, failed, seconds, config
@@ -57,6 +57,11 @@ class Findings:
   leak: tuple[Comparison, ...]  # naive split against grouped folds
   design: tuple[Design, ...] = ()  # conflict against outcome over widths and depths
   caution: str = ''  # one of the notes that belongs beside every verdict
+
+  def counts_in(self, cell: Mapping[str, Any]) -> np.ndarray:
+    """Training images of each class in a cell, or in the cell that something was measured in."""
+    bases = [words_lib.base(one) for one in self.cells]
+    return self.class_counts[bases.index(words_lib.base(cell))]
 
 
 def analyse(results: Results, resamples: int = 9999) -> Findings:
@@ -102,12 +107,11 @@ def analyse(results: Results, resamples: int = 9999) -> Findings:
     overall = claims[-1]
     sentences = (*overall.sentences, f'Caution: {caution}.')
     claims = (*claims[:-1], dataclasses.replace(overall, sentences=sentences))
-  first_cell = [r for r in results.done if results_lib.cell(r) == study.cells[0]]
   return Findings(
     name=results.study['name'],
     outcome=words_lib.metric(study.outcome),
     class_names=tuple(results.done[0]['result']['class_names']),
-    class_counts=np.mean([r['result']['class_counts'] for r in first_cell], axis=0),
+    class_counts=_class_counts(study),
     variants=tuple(v for v in study.variants if any(study.results.runs(c, v) for c in study.cells)),
     cells=tuple(dict(cell) for cell in study.cells),
     about=_about(results),
@@ -127,6 +131,15 @@ def analyse(results: Results, resamples: int = 9999) -> Findings:
     leak=comparisons_lib.leak(study),
     design=design_lib.design(measured),
   )
+
+
+def _class_counts(study: Study) -> tuple[np.ndarray, ...]:
+  """Of each cell, [C] training images, means over its runs: folds differ by an image."""
+  counts: dict[tuple, list] = {}
+  for record in study.results.done:
+    key = results_lib.cell(record)
+    counts.setdefault(key, []).append(record['result']['class_counts'])
+  return tuple(np.mean(counts[cell], axis=0) for cell in study.cells)
 
 
 def _check_classes(results: Results) -> None:
@@ -161,7 +174,7 @@ def _about(results: Results) -> dict[str, Any]:
 
 
 def _noise(measured: mechanism.Measured) -> tuple[Comparison, ...]:
-  """Two sets of seeds of the same variant, each by the primary outcome and by conflict."""
+  """Two sets of runs of the same variant, each by the primary outcome and by conflict."""
   study, found = measured.study, []
   measure = words_lib.metric('head_tail_conflict')
   words = f'{measure} (common parameters, train part) {words_lib.when(mechanism.END)}'
@@ -214,7 +227,7 @@ def _notes(
   notes += [caution] if caution else []
   wrong = [c for c in noise if c.difference.excludes(0)]
   notes += [
-    f'noise floor: two sets of seeds of {c.treatment} differ in {c.outcome} '
+    f'noise floor: two sets of runs of {c.treatment} differ in {c.outcome} '
     f'({study.describe(c.cell)}); 1 in 20 does by chance'
     for c in wrong
   ]

@@ -199,7 +199,7 @@ def association(
   varying = (x != x[:1]).any(0) & (y != y[:1]).any(0)
   x, y = x[:, varying], y[:, varying]
   n, used = x.shape
-  words = f'Spearman over {n} seeds within class, mean of {used} of {classes} classes'
+  words = f'Spearman over {n} units within class, mean of {used} of {classes} classes'
   if n < 2 or used == 0:
     return Estimate(NAN, NAN, NAN, 0.95, n, NAN, f'no test: {words}')
   # r of any order of the seeds is a sum of n entries of this [S, S] matrix
@@ -227,7 +227,7 @@ def across_classes(
   _check(resamples=resamples)
   x, y = _seeds_and_classes(reduction, gain)
   seeds, n = x.shape
-  words = f'Spearman over {n} of {np.shape(gain)[1]} classes, means of {seeds} seeds'
+  words = f'Spearman over {n} of {np.shape(gain)[1]} classes, means of {seeds} units'
   value = float(_spearman(x.mean(0), y.mean(0))) if seeds and n > 1 else NAN
   if math.isnan(value) or n < 4:
     return Estimate(value, NAN, NAN, 0.95, n, NAN, f'no test: {words}')
@@ -287,7 +287,7 @@ def noise_floor(
   kept, left_out = _present(values, 'values')
   split = _split(kept, np.random.default_rng(seed))
   estimate = paired_difference(split, level, seed, resamples)
-  words = estimate.method.replace('seeds', 'pairs of seeds')
+  words = estimate.method.replace('seeds', 'pairs of units')
   return dataclasses.replace(estimate, method=f'noise floor, {words}{left_out}')
 
 

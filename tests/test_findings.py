@@ -719,7 +719,7 @@ def test_a_noise_floor_that_is_not_null_is_noted(tmp_path):
   assert one.difference.excludes(0)
   notes = findings._notes(study, (), (), (), [one])
   assert notes == (
-    'noise floor: two sets of seeds of none differ in macro-F1 (cross entropy); 1 in 20 does by '
+    'noise floor: two sets of runs of none differ in macro-F1 (cross entropy); 1 in 20 does by '
     'chance',
   )
 
@@ -759,7 +759,7 @@ def test_about(tmp_path):
   assert found.about['config'] == about['config']
   assert f'run {records[3]["run"]} failed: out of memory' in found.notes
   assert (found.name, found.class_names) == ('simulated', simulated.CLASSES)
-  assert found.class_counts.tolist() == simulated.COUNTS.tolist()
+  assert [counts.tolist() for counts in found.class_counts] == [simulated.COUNTS.tolist()]
   json.dumps(found.about)
 
 

@@ -326,7 +326,7 @@ def test_association_is_brute_force(ties):
   null = [mean_spearman(x, y[list(order)]) for order in itertools.permutations(range(5))]
   assert e.value == pytest.approx(mean_spearman(x, y), abs=1e-12)
   assert e.p == pytest.approx(two_sided(null, e.value), abs=1e-12)
-  assert (e.n, e.method) == (5, 'Spearman over 5 seeds within class, mean of 3 of 3 classes')
+  assert (e.n, e.method) == (5, 'Spearman over 5 units within class, mean of 3 of 3 classes')
 
 
 def test_the_interval_of_association_is_that_of_resampled_seeds():
@@ -378,7 +378,7 @@ def test_association_leaves_out_failed_seeds_and_then_classes_without_rank():
   spoilt_y = np.vstack([spoilt_y, np.ones(5)])
   e, clean = stats.association(spoilt_x, spoilt_y), stats.association(x[:, [0, 2]], y[:, [0, 2]])
   assert (e.value, e.low, e.p, e.n) == pytest.approx((clean.value, clean.low, clean.p, 7))
-  assert e.method == 'Spearman over 7 seeds within class, mean of 2 of 5 classes'
+  assert e.method == 'Spearman over 7 units within class, mean of 2 of 5 classes'
 
 
 def test_association_has_no_test_below_4_seeds_or_without_a_class():
@@ -387,7 +387,7 @@ def test_association_has_no_test_below_4_seeds_or_without_a_class():
   assert three.value == pytest.approx(mean_spearman(x, y))
   assert math.isnan(three.p)
   assert not three.known
-  assert three.method.startswith('no test: Spearman over 3 seeds')
+  assert three.method.startswith('no test: Spearman over 3 units')
   for nothing in (np.ones((6, 2)), np.full((6, 2), math.nan), np.ones((1, 2)), np.ones((6, 0))):
     e = stats.association(nothing, nothing)
     assert math.isnan(e.value)
@@ -427,7 +427,7 @@ def test_across_classes_is_brute_force():
   assert e.value == pytest.approx(scipy.stats.spearmanr(means_x, means_y).statistic, abs=1e-12)
   assert e.p == pytest.approx(two_sided(null, e.value), abs=1e-12)
   assert e.low < e.value < e.high
-  assert (e.n, e.method) == (6, 'Spearman over 6 of 6 classes, means of 4 seeds')
+  assert (e.n, e.method) == (6, 'Spearman over 6 of 6 classes, means of 4 units')
 
 
 def test_the_interval_across_classes_is_that_of_resampled_seeds():
@@ -452,7 +452,7 @@ def test_across_classes_edges():
   kept = [0, 1, 3, 4, 5]
   e, clean = stats.across_classes(x, spoilt), stats.across_classes(x[:, kept], y[:, kept])
   assert (e.value, e.low, e.p, e.n) == (clean.value, clean.low, clean.p, 5)
-  assert e.method == 'Spearman over 5 of 6 classes, means of 5 seeds'
+  assert e.method == 'Spearman over 5 of 6 classes, means of 5 units'
   few = stats.across_classes(x[:, :3], y[:, :3])
   assert few.method.startswith('no test')
   assert math.isnan(few.p)
@@ -581,7 +581,7 @@ def test_noise_floor_is_the_paired_difference_of_two_halves():
     expected.p,
     5,
   )
-  assert e.method == 'noise floor, bootstrap-t over 5 pairs of seeds'
+  assert e.method == 'noise floor, bootstrap-t over 5 pairs of units'
   shifted = stats.noise_floor(values + 10, seed=3)
   assert (shifted.low, shifted.high) == pytest.approx((e.low, e.high), rel=1e-9)
   assert stats.noise_floor([*values, math.nan], seed=3).method.endswith('(1 NaN left out)')

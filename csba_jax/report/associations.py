@@ -144,7 +144,7 @@ def _mantel(findings: Findings) -> Section | None:
 
 def _noise(findings: Findings) -> Section | None:
   text = (
-    'A variant against itself, one half of its seeds against the other: an effect of this size'
+    'A variant against itself, one half of its units against the other: an effect of this size'
     ' needs no cause.'
   )
   return _contrast(findings, findings.noise, 'Noise floor', 'noise', text)

@@ -163,9 +163,10 @@ def _classes(findings: Findings) -> Section | None:
 
 def _class_f1(findings: Findings, cell: Mapping[str, Any], scores: Sequence[Score]) -> Figure:
   estimates = [e for score in scores for e in score.per_class_f1]
+  labels = figures.class_labels(findings, cell)
   rows = [
     [label, *(words.interval(score.per_class_f1[c]) for score in scores)]
-    for label, c in zip(figures.class_labels(findings), figures.order(findings), strict=True)
+    for label, c in zip(labels, figures.order(findings, cell), strict=True)
   ]
   where = words.cell(cell, findings.cells)
   caption = (
@@ -195,6 +196,7 @@ def _confusions(findings: Findings) -> Section | None:
     tables = [
       tabulate.matrix_table(
         findings,
+        cell,
         100 * figures.row_normalised(score.confusion),
         f'Confusion matrix of {words.clean(score.variant)}, percent of the true class (row).',
         digits=0,

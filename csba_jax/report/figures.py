@@ -15,9 +15,9 @@ MEASURES = ('head_tail_conflict', 'minority_interference', 'mean_cosine')
 _NAN3 = (math.nan, math.nan, math.nan)
 
 
-def order(findings: Findings) -> np.ndarray:
-  """Classes from the largest to the smallest.   [C]"""
-  return np.argsort(-np.asarray(findings.class_counts, float), kind='stable')
+def order(findings: Findings, cell: Mapping[str, Any]) -> np.ndarray:
+  """Classes from the largest to the smallest of a condition.   [C]"""
+  return np.argsort(-np.asarray(findings.counts_in(cell), float), kind='stable')
 
 
 def before_and_after(findings: Findings) -> tuple[str, str]:
@@ -28,11 +28,12 @@ def before_and_after(findings: Findings) -> tuple[str, str]:
   return control, 'csba' if 'csba' in others else (others[0] if others else '')
 
 
-def class_labels(findings: Findings) -> list[str]:
-  """'name (training images)', from the largest class to the smallest."""
+def class_labels(findings: Findings, cell: Mapping[str, Any]) -> list[str]:
+  """'name (training images)', from the largest class of a condition to the smallest."""
+  counts = findings.counts_in(cell)
   return [
-    f'{words.clean(findings.class_names[c])} ({words.size(findings.class_counts[c])})'
-    for c in order(findings)
+    f'{words.clean(findings.class_names[c])} ({words.size(counts[c])})'
+    for c in order(findings, cell)
   ]
 
 
@@ -85,19 +86,20 @@ def per_class_f1(findings: Findings, scores: Sequence[Score]) -> list[str]:
   series = [
     svg.Series(
       words.clean(score.variant),
-      [triple(score.per_class_f1[c]) for c in order(findings)],
+      [triple(score.per_class_f1[c]) for c in order(findings, score.cell)],
       index(findings, score.variant),
     )
     for score in scores
   ]
   title = 'F1 of each class for each variant, classes from largest to smallest'
-  return [svg.dots(class_labels(findings), series, title=title, axis='F1 on the test images')]
+  labels = class_labels(findings, scores[0].cell)
+  return [svg.dots(labels, series, title=title, axis='F1 on the test images')]
 
 
 def matrices(findings: Findings, before: Matrix | None, after: Matrix | None) -> list[str]:
   """Conflict matrices of two variants in one colour scale, then their difference in its own."""
-  by_size = np.ix_(order(findings), order(findings))
-  labels = class_labels(findings)
+  cell = (before or after).cell
+  by_size, labels = np.ix_(*[order(findings, cell)] * 2), class_labels(findings, cell)
   given = [(words.clean(m.variant), m.cosine[by_size]) for m in (before, after) if m is not None]
   limit = scale([values for _, values in given])
   drawn = [
@@ -113,8 +115,8 @@ def matrices(findings: Findings, before: Matrix | None, after: Matrix | None) ->
 
 def confusions(findings: Findings, scores: Sequence[Score]) -> list[str]:
   """Confusion matrices, rows in percent of the true class."""
-  by_size = np.ix_(order(findings), order(findings))
-  labels = class_labels(findings)
+  cell = scores[0].cell
+  by_size, labels = np.ix_(*[order(findings, cell)] * 2), class_labels(findings, cell)
   return [
     svg.heat_map(
       row_normalised(score.confusion)[by_size],
@@ -182,14 +184,14 @@ def by_class(findings: Findings, flows: Sequence[Flow], what: str) -> list[str]:
   series = [
     svg.Series(
       words.clean(flow.variant),
-      [bare((flow.norms if norms else flow.shares)[c]) for c in order(findings)],
+      [bare((flow.norms if norms else flow.shares)[c]) for c in order(findings, flow.cell)],
       index(findings, flow.variant),
     )
     for flow in flows
   ]
   title = 'Norm of each class gradient' if norms else 'Share of each class in the batch gradient'
   axis = 'norm of the class gradient' if norms else 'share of the batch gradient'
-  labels = class_labels(findings)
+  labels = class_labels(findings, flows[0].cell)
   return [svg.dots(labels, series, title=title, axis=axis, log=norms, zero=not norms)]
 
 
@@ -233,10 +235,9 @@ def by_block(findings: Findings, found: Sequence[Decoupling], what: str) -> list
 
 def link(findings: Findings, one: Link) -> list[str]:
   """Reduction of conflict against gain of F1, a point for each class and unit."""
-  names, reduction, gain = class_labels(findings), np.asarray(one.reduction), np.asarray(one.gain)
-  groups = [
-    (name, reduction[:, c], gain[:, c]) for name, c in zip(names, order(findings), strict=True)
-  ]
+  names, classes = class_labels(findings, one.cell), order(findings, one.cell)
+  reduction, gain = np.asarray(one.reduction), np.asarray(one.gain)
+  groups = [(name, reduction[:, c], gain[:, c]) for name, c in zip(names, classes, strict=True)]
   pair = f'{words.clean(one.treatment)} against {words.clean(one.control)}'
   return [
     svg.scatter(

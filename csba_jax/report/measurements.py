@@ -84,7 +84,7 @@ def _pair_of_matrices(
   given = [(words.clean(m.variant), m.cosine) for m in (before, after) if m is not None]
   if len(given) == 2:
     given.append((f'{given[1][0]} − {given[0][0]}', given[1][1] - given[0][1]))
-  made = [tabulate.matrix_table(findings, m, f'Cosines, {name}.') for name, m in given]
+  made = [tabulate.matrix_table(findings, one.cell, m, f'Cosines, {name}.') for name, m in given]
   numbers = [table for table in made if table is not None] if tables else []
   return Figure(caption, lambda: figures.matrices(findings, before, after), numbers, False, key)
 
@@ -242,7 +242,7 @@ def _flow(findings: Findings) -> Section | None:
 
 def _flow_figures(findings: Findings, flows: Sequence[Flow]) -> list[Block]:
   place = tabulate.place(findings, flows[0], None)
-  labels = figures.class_labels(findings)
+  labels = figures.class_labels(findings, flows[0].cell)
   variants = [words.clean(flow.variant) for flow in flows]
   texts = {
     'norms': 'Norm of each class gradient in the scope shared, logarithmic',
@@ -253,7 +253,7 @@ def _flow_figures(findings: Findings, flows: Sequence[Flow]) -> list[Block]:
   for what, text in texts.items():
     rows = [
       [label, *(words.number(getattr(flow, what)[c]) for flow in flows)]
-      for label, c in zip(labels, figures.order(findings), strict=True)
+      for label, c in zip(labels, figures.order(findings, flows[0].cell), strict=True)
     ]
     caption = f'{text}; {place}. Means over units, without intervals.'
     numbers = Table(f'{text}; {place}.', ['class (training images)', *variants], rows)

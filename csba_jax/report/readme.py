@@ -58,7 +58,7 @@ def section(folder: Path, pool: bool = False) -> str:
 def of_study(findings: Findings, folder: str) -> str:
   """Verdicts, a table of scores, and where the rest is."""
   about = findings.about
-  counts = ' '.join(f'{n:.0f}' for n in findings.class_counts)
+  counts = ' '.join(f'{n:.0f}' for n in findings.class_counts[0])
   lines = [
     f'### {markdown.escape(findings.name)}',
     '',

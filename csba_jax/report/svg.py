@@ -104,7 +104,7 @@ def heat_map(
   classes = len(values)
   small = classes <= LARGEST_ANNOTATED
   side = 26 if small else max(3, 540 // classes)
-  shown = [short(label, 150, 11) for label in labels] if named and small else [''] * classes
+  shown = [short(label, 190, 11) for label in labels] if named and small else [''] * classes
   left = 26 + max([0, *(text_width(label, 11) + 8 for label in shown)])
   top = 44
   cells: dict[str, list[str]] = {}
@@ -262,8 +262,10 @@ class _Scale:
 
   def ticks(self) -> list[tuple[float, str]]:
     if self.log and self.high - self.low >= 1:
-      powers = range(math.ceil(self.low), math.floor(self.high) + 1)
-      return [(10.0**k, f'{10.0**k:g}') for k in powers]
+      powers = range(math.floor(self.low), math.floor(self.high) + 1)
+      between = (1,) if self.high - self.low >= 2 else (1, 2, 5)
+      values = [k * 10.0**power for power in powers for k in between]
+      return [(v, f'{v:g}') for v in values if self.low <= math.log10(v) <= self.high]
     low, high = (10**self.low, 10**self.high) if self.log else (self.low, self.high)
     rough = (high - low) / 7
     power = 10 ** math.floor(math.log10(rough))

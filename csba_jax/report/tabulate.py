@@ -108,14 +108,20 @@ def place(findings: Findings, one: Any, variant: Any) -> str:
 
 
 def matrix_table(
-  findings: Findings, values: np.ndarray, caption: str, *, digits: int = 2, diagonal: bool = False
+  findings: Findings,
+  cell: Mapping[str, Any],
+  values: np.ndarray,
+  caption: str,
+  *,
+  digits: int = 2,
+  diagonal: bool = False,
 ) -> Table | None:
   """A class-by-class matrix, largest class first; None where there are too many classes."""
   if len(values) > table.LARGEST_MATRIX:
     return None
-  order = figures.order(findings)
+  order, labels = figures.order(findings, cell), figures.class_labels(findings, cell)
   rows = []
-  for i, (label, c) in enumerate(zip(figures.class_labels(findings), order, strict=True)):
+  for i, (label, c) in enumerate(zip(labels, order, strict=True)):
     cells = [words.number(values[c, d], digits) if diagonal or c != d else '' for d in order]
     rows.append([f'{i + 1} {label}', *cells])
   head = ['class (training images)', *(str(i + 1) for i in range(len(order)))]

@@ -78,9 +78,8 @@ def bare(made):
 class _Maker:
   def __init__(self, variants, methods, classes, seeds, rng):
     self.variants, self.classes, self.seeds, self.rng = variants, classes, seeds, rng
-    self.counts = np.array(
-      [int(5000 * 100 ** (-c / (len(classes) - 1))) for c in range(len(classes))]
-    )
+    counts = np.array([int(5000 * 100 ** (-c / (len(classes) - 1))) for c in range(len(classes))])
+    self.counts = tuple(counts // (1 + i) for i in range(len(methods)))
     common = {'model': 'multibranch', 'imbalance_factor': 100.0, 'width': 1.0, 'split': 'grouped'}
     self.cells = tuple({'method': method, **common} for method in methods)
 

@@ -3,8 +3,10 @@
 import dataclasses
 import re
 
+import numpy as np
 import pytest
 
+from csba_jax import words
 from csba_jax.report import markdown
 
 SECTIONS = [
@@ -146,6 +148,18 @@ def test_many_classes_have_no_matrices(made_up):
   text = markdown.render(made)
   assert 'c12 (50)' in text
   assert 'Cosines, none.' not in text
+
+
+def test_classes_stand_with_their_images_in_each_condition(made_up):
+  found = made_up.findings(('none', 'csba'), classes=('ant', 'bee', 'cat'), seeds=2)
+  found = dataclasses.replace(found, class_counts=(np.array([9, 3, 1]), np.array([2, 8.5, 4])))
+  text = markdown.render(found).partition('## F1 of each class')[2].partition('\n## ')[0]
+  rows = [line.split('|')[1:3] for line in text.splitlines() if line.startswith('| ')]
+  names = [name.strip() for name, _ in rows if '(' in name and 'training' not in name]
+  assert names == ['ant (9)', 'bee (3)', 'cat (1)', 'bee (8.5)', 'cat (4)', 'ant (2)']
+  second = next(score for score in found.scores if score.cell['method'] == 'balanced_softmax')
+  row = next(f1.strip() for name, f1 in rows if 'bee (8.5)' in name)
+  assert row == words.interval(second.per_class_f1[1])  # the class's own, wherever it stands
 
 
 def test_what_was_measured_on_one_part_only(made_up):

@@ -200,6 +200,20 @@ def test_ticks_are_round(low, high, ticks):
 
 
 @pytest.mark.parametrize(
+  ('values', 'ticks'),
+  [
+    ((0.3, 8), ['0.5', '1', '2', '5']),  # a decade and a half
+    ((0.3, 60), ['1', '10']),
+    ((2, 8), ['2', '3', '4', '5', '6', '7', '8']),
+  ],
+)
+def test_logarithmic_axes_have_more_than_one_tick(values, ticks):
+  series = svg.Series('s', [(x, float('nan'), float('nan')) for x in values], 0)
+  drawn = svg.dots(['a', 'b'], [series], title='t', axis='x', log=True)
+  assert re.findall('class="m">([^<]*)<', drawn) == ticks
+
+
+@pytest.mark.parametrize(
   ('value', 'expected'),
   [
     *((0.0, '0.000'), (-0.0, '0.000'), (0.25, '+0.250'), (-1.5, '−1.500'), (-4e-4, '−0.0004')),
