@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
 from csba_jax import diagnose
 from csba_jax.config import numbers
 from csba_jax.gradients import conflict as conflict_lib
 from csba_jax.gradients.conflict import Conflict
-from csba_jax.records import moment_file
+from csba_jax.records import TESTED, moment_file
 from csba_jax.trained import config_of
 from csba_jax.workdir import read_result
 
+BRANCH = 'branch'  # what names of branches begin with
 DIGITS = 5  # significant ones kept of every measured number
 OF_TUNING = ('validation_macro_f1', 'checkpoint_step', 'parameters', 'class_counts', 'timing')
 OF_TUNING += ('splits_sha256', 'source_sha256')  # of images, not of what a net made of them
@@ -35,9 +35,11 @@ def collect(workdir: Path, test: bool = True) -> dict[str, Any]:
     'result': content of result.json.
     'conflict': for each moment and part: at, step, part, loss (mean over the part, classes by their
       share in it), losses, counts, prior, 'grams' {scope: upper triangle} of the scopes shared and
-      common, and 'scopes' {scope: summary} also of stages and branches.
+      common, of the last moment and the training part also of each branch, and 'scopes' {scope:
+      summary} also of stages and branches.
     'branches': for each moment and part what `decoupling.measure` found; the gates of the last
       moment alone, which are many numbers.
+    The last moment is the end of the run; after it comes that of the tested checkpoint.
     All numbers rounded to DIGITS significant digits but those of the result.
   """
   result, config = read_result(workdir), config_of(workdir)
@@ -47,17 +49,20 @@ def collect(workdir: Path, test: bool = True) -> dict[str, Any]:
   classes = len(result['class_names'])
   common = set(diagnose.common_layers(config, classes, (size, size, channels)))
   found: dict[str, Any] = {'result': result, 'conflict': [], 'branches': []}
-  moments = _moments(config)
-  for name in moments:
+  shares = [f'{share:g}' for share in sorted(numbers(config.diagnostics.moments))]
+  levels = [f'loss {level:g}' for level in numbers(config.diagnostics.loss_levels)]
+  for name in [*levels, *shares, TESTED]:
+    last = name in shares[-1:]
     for part in ('train', 'val'):
       path = workdir / 'conflict' / moment_file(name, part)
       if not path.with_name(f'{path.name}.npz').exists():
         continue  # a loss that was not reached, or no validation part
       conflict = Conflict.load(path.with_name(f'{path.name}.npz'))
       at = {'at': name, 'step': conflict.about['step'], 'part': part}
-      found['conflict'].append(at | _summary(conflict, common))
+      branches_too = last and part == 'train'
+      found['conflict'].append(at | _summary(conflict, common, branches_too))
       branches = json.loads(path.with_name(f'{path.name}.json').read_text())
-      if name != moments[-1]:
+      if not last:
         del branches['gates']
       found['branches'].append(at | _rounded(branches))
   return found
@@ -77,18 +82,13 @@ def hardware() -> str:
   return f'{name}, {cores} of {os.cpu_count()} cores'
 
 
-def _moments(config: ml_collections.ConfigDict) -> list[str]:
-  """Names of a run's moments, the last share last."""
-  shares = [f'{share:g}' for share in sorted(numbers(config.diagnostics.moments))]
-  return [f'loss {level:g}' for level in numbers(config.diagnostics.loss_levels)] + shares
-
-
-def _summary(conflict: Conflict, common: set[str]) -> dict[str, Any]:
+def _summary(conflict: Conflict, common: set[str], branches_too: bool) -> dict[str, Any]:
   """One measurement of conflict, as the contract of `collect` has it."""
   upper = np.triu_indices(len(conflict.class_names))
   scopes = _scopes(conflict.layers, common)
   grams = {'shared': conflict.gram('shared')}
   grams |= {name: _union(conflict, layers) for name, layers in scopes.items() if layers}
+  kept = ('shared', 'common', *(_branches(scopes) if branches_too else ()))
   there = conflict.counts > 0
   loss = float(conflict.losses @ conflict.counts / max(conflict.counts.sum(), 1))
   return _rounded(
@@ -97,9 +97,7 @@ def _summary(conflict: Conflict, common: set[str]) -> dict[str, Any]:
       'losses': np.where(there, conflict.losses, np.nan).tolist(),
       'counts': conflict.counts.tolist(),
       'prior': conflict.prior.tolist(),
-      'grams': {
-        scope: grams[scope][upper].tolist() for scope in ('shared', 'common') if scope in grams
-      },
+      'grams': {scope: grams[scope][upper].tolist() for scope in kept if scope in grams},
       'scopes': {
         name: conflict_lib.summary(gram, conflict.class_counts, conflict.prior)
         for name, gram in grams.items()
@@ -117,9 +115,13 @@ def _scopes(layers: Sequence[str], common: set[str]) -> dict[str, list[str]]:
   branches: dict[str, list[str]] = {}
   for layer in shared:
     for word in layer.split('/'):
-      if word.startswith('branch'):
+      if word.startswith(BRANCH):
         branches.setdefault(word, []).append(layer)
   return found | dict(sorted(branches.items()))
+
+
+def _branches(scopes: Sequence[str]) -> list[str]:
+  return [scope for scope in scopes if scope.startswith(BRANCH)]
 
 
 def _union(conflict: Conflict, layers: Sequence[str]) -> np.ndarray:

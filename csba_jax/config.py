@@ -124,9 +124,11 @@ def _add_training(config: ml_collections.ConfigDict) -> None:
   config.diagnostics = ml_collections.ConfigDict()
   config.diagnostics.every = 0  # steps between measurements of class-gradient conflict; 0 = never
   config.diagnostics.images = 8  # of each class in the fixed probe that is measured
-  # shares of the run after which it is measured on every training and validation image: '0,0.5,1'
+  # shares of the run after which it is measured on every training and validation image: '0,0.5,1';
+  # with any, the tested net is measured too
   config.diagnostics.moments = ''
-  # and when the mean training loss of a log line is at or below a level for the first time: '1,0.3'
+  # and when the mean loss over the training images, looked at with log lines, is first at or below
+  # a level: '1,0.3'
   config.diagnostics.loss_levels = ''
 
 

@@ -88,19 +88,14 @@ def moment(
   state: TrainState,
   check: Callable[[], None] = lambda: None,
 ) -> dict[str, tuple[Conflict, dict[str, Any]]]:
-  """Conflict and decoupling of a net in training over every image of its parts.
+  """Conflict and decoupling of a net over every image of its parts.
 
-  The net as it is evaluated. At step 0 the statistics of its BatchNorms say nothing yet: they are
-  first estimated over training batches, as `trained.take_up` does. `check` is called now and then,
-  and may raise.
+  With the parameters that are evaluated and the statistics that the state has: see `settled`.
+  `check` is called now and then, and may raise.
 
   Returns:
     {'train': (conflict, `decoupling.measure`), 'val': likewise if the run has a validation part}.
   """
-  state = state.averaged()
-  if int(state.step) == 0 and config.stage.method == 'none':
-    stats = trained.estimate_statistics(model, state, data, config)
-    state = state.replace(batch_stats=stats)
   found = {}
   for name, part in (('train', data.train), ('val', data.val)):
     if len(part):
@@ -120,6 +115,53 @@ def moment(
       )
       found[name] = conflict, branches
   return found
+
+
+def settled(
+  config: ml_collections.ConfigDict, data: pipeline.Data, model: nn.Module, state: TrainState
+) -> TrainState:
+  """A net in training as its moments measure it: averages where it has them, statistics renewed.
+
+  The running statistics of BatchNorm lag behind a net that changes: early in a run its loss with
+  them can be many times that of its batches. They are estimated anew over training batches, as
+  `trained.take_up` does for an untrained net. A second stage keeps those it has.
+  """
+  state = state.averaged()
+  if config.stage.method != 'none':
+    return state
+  return state.replace(batch_stats=trained.estimate_statistics(model, state, data, config))
+
+
+def training_loss(
+  config: ml_collections.ConfigDict,
+  data: pipeline.Data,
+  model: nn.Module,
+  state: TrainState,
+  check: Callable[[], None] = lambda: None,
+) -> float:
+  """Mean loss over every training image, as `moment` measures it: no class weights, no mixing."""
+  state = state.averaged()
+  layout, total = parallel.Layout.of(state), 0.0
+  losses_fn = Partial(_losses_of(config, data.class_counts, model), state.batch_stats)
+  for images, labels, mask in pipeline.eval_batches(data.train, config.train.batch_size, layout):
+    check()
+    total += float(_loss_sum(losses_fn, state.params, images, labels, mask, layout=layout))
+  return total / len(data.train)
+
+
+@functools.partial(jax.jit, static_argnames='layout')
+def _loss_sum(
+  losses_fn: Partial,
+  params: Any,
+  images: Array,
+  labels: Array,
+  mask: Array,
+  *,
+  layout: parallel.Layout,
+) -> Array:
+  losses_fn, params = layout.gather((losses_fn, params))
+  found = losses_fn(params, {'image': images, 'label': labels})
+  return layout.gather(jnp.where(mask, found, 0).sum())
 
 
 def _measure(

@@ -74,8 +74,8 @@ class Plan:
     """The moments that step number `step` ends."""
     return [name for name, at in self.moments if at == step]
 
-  def levels_reached(self, loss: float, known: Sequence[str]) -> list[str]:
-    """The loss levels that a mean training loss reaches and that are not known yet."""
+  def levels_at(self, loss: float, known: Sequence[str]) -> list[str]:
+    """The loss levels that a loss is at or below and that are not known yet."""
     names = [f'loss {level:g}' for level in self.loss_levels if loss <= level]
     return [name for name in names if name not in known]
 

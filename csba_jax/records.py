@@ -186,6 +186,9 @@ class Records:
     self._checkpoints.wait()
 
 
+TESTED = 'tested'  # the moment of the checkpoint that the test part is evaluated with
+
+
 def moment_file(name: str, part: str) -> str:
   """Name of a moment's files: with .npz the conflict, with .json the rest."""
   return f'moment_{name.replace(" ", "-")}_{part}'

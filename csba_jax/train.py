@@ -33,12 +33,13 @@ from csba_jax.inputs import Inputs
 from csba_jax.models import registry
 from csba_jax.plan import Plan
 from csba_jax.progress import TrainingBar, say
-from csba_jax.records import Records
+from csba_jax.records import TESTED, Records
 from csba_jax.signals import Stopped, StopRequest
 from csba_jax.step import StepFn, compiled_steps, make_step
 from csba_jax.train_state import TrainState
 from csba_jax.workdir import Workdir, writing_to
 
+NEAR = 2.0  # a line's loss over a level: from there on the loss that is measured is looked at
 # parts of a config that no compiled step knows
 _NOT_COMPILED = ('seed', 'data', 'diagnostics', 'parallel')
 
@@ -159,6 +160,7 @@ def train_and_evaluate(
         state = run_steps(job, records.resume(initial, origin), records, stop)
         say(f'evaluating the test set at step {records.progress.best_step}')
         best = records.best(state)
+        after_training(job, best, records, stop)
         sums = evaluate(
           job.program.model, best, job.data.test, job.batch_size, job.shift, stop.check
         )
@@ -255,6 +257,17 @@ def run_steps(job: Job, state: TrainState, records: Records, stop: StopRequest) 
   return state
 
 
+def after_training(job: Job, best: TrainState, records: Records, stop: StopRequest) -> None:
+  """The moment TESTED of a run that measures moments: the net whose test metrics are reported.
+
+  With the running statistics that it is tested with. A run that is stopped here measures it anew.
+  """
+  if job.plan.moments:
+    began, epoch = time.monotonic(), job.plan.epoch(records.progress.step)
+    found = diagnose.moment(job.config, job.data, job.program.model, best, stop.check)
+    records.moment_line(TESTED, epoch, found, time.monotonic() - began)
+
+
 class AfterStep:
   """What follows a step: diagnosis, moments, the log line, validation and checkpoint, in order.
 
@@ -324,14 +337,25 @@ class AfterStep:
     """Conflict and decoupling at a moment of the run, recorded under its names."""
     if names:
       began, job = time.monotonic(), self._job
+      state = diagnose.settled(job.config, job.data, job.program.model, state)
       found = diagnose.moment(job.config, job.data, job.program.model, state, self._stop.check)
       for name in names:
         self._records.moment_line(name, self._epoch, found, time.monotonic() - began)
 
   def _measure_levels(self, state: TrainState) -> None:
-    """Moments at levels of the mean training loss of a line, each reached once."""
-    progress = self._records.progress
-    reached = self._job.plan.levels_reached(np.mean(progress.losses), progress.levels)
+    """Moments at levels of the training loss, each reached once, by the net that is measured.
+
+    Its loss is not that of the line, whose batches are augmented, weighted and of several steps: it
+    is looked at where the line is within NEAR times a level.
+    """
+    progress, job = self._records.progress, self._job
+    if not job.plan.levels_at(np.mean(progress.losses) / NEAR, progress.levels):
+      return
+    settled = diagnose.settled(job.config, job.data, job.program.model, state)
+    loss = diagnose.training_loss(
+      job.config, job.data, job.program.model, settled, self._stop.check
+    )
+    reached = job.plan.levels_at(loss, progress.levels)
     self._measure(state, reached)
     progress.levels += reached
 

@@ -26,8 +26,8 @@ class TrainState(struct.PyTreeNode):
     return self.averages or {'params': self.params, 'batch_stats': self.batch_stats}
 
   def averaged(self) -> 'TrainState':
-    """The state whose parameters and statistics are those of `variables`."""
-    return self.replace(**self.variables())
+    """The state whose parameters and statistics are those of `variables`, without averages."""
+    return self.replace(**self.variables(), averages={})
 
 
 def move_averages(averages: PyTree, state: TrainState, decay: float) -> PyTree:

@@ -11,7 +11,8 @@ from csba_jax import grid, results
 from csba_jax.errors import UserError
 from csba_jax.results import Results
 
-FREE = ('diagnostics.', 'train.learning_rate')  # fields of a base that a tuning may have of its own
+# fields of a base that a tuning may have of its own: all but the rate only look at a run
+FREE = ('diagnostics.', 'train.log_every', 'train.save_every', 'train.learning_rate')
 
 
 def scores(found: Results) -> dict[str, dict[float, list[float]]]:

@@ -13,7 +13,7 @@ from csba_jax import config as config_lib
 from csba_jax.gradients import conflict as conflict_lib
 from csba_jax.gradients.conflict import Conflict
 from csba_jax.models import multibranch, registry
-from csba_jax.records import Records, moment_file
+from csba_jax.records import TESTED, Records, moment_file
 from csba_jax.signals import StopRequest
 from csba_jax.workdir import Workdir, read_result
 
@@ -64,7 +64,7 @@ def workdir(tmp_path_factory):
     folder.begin()
     with Records(folder) as records:
       records.resume(None, {})
-      for moment, step in (('0', 0), ('loss 0.9', 30), ('1', 99)):
+      for moment, step in (('0', 0), ('loss 0.9', 30), ('1', 99), (TESTED, 66)):
         records.progress.step = step
         found = {p: (made_up(names, rng, step, p), branches(rng)) for p in ('train', 'val')}
         records.moment_line(moment, step / 11, found, 1.0)
@@ -97,16 +97,17 @@ def common(config):
 # ---- what is kept
 
 
-def test_moments_and_parts_in_order_the_end_last(found):
+def test_moments_and_parts_in_order(found):
   entries = [(entry['at'], entry['part']) for entry in found['conflict']]
   assert entries == [
     ('loss 0.9', 'train'),
     ('loss 0.9', 'val'),
     *(('0', 'train'), ('0', 'val')),
     *(('1', 'train'), ('1', 'val')),
+    *(('tested', 'train'), ('tested', 'val')),
   ]
   assert [(entry['at'], entry['part']) for entry in found['branches']] == entries
-  assert [entry['step'] for entry in found['conflict']] == [30, 30, 0, 0, 99, 99]
+  assert [entry['step'] for entry in found['conflict']] == [30, 30, 0, 0, 99, 99, 66, 66]
   assert set(found) == {'result', 'conflict', 'branches'}
 
 
@@ -116,7 +117,7 @@ def test_the_result_is_that_of_the_run(workdir, found):
 
 def test_grams_come_back_from_their_upper_triangles(found, whole):
   entry = results.moment(found, '1', 'train')
-  assert set(entry['grams']) == {'shared', 'common'}
+  assert set(entry['grams']) == {'shared', 'common', *multibranch.BRANCHES}
   shared = results.gram(entry, 'shared')
   np.testing.assert_allclose(shared, whole.gram('shared'), rtol=CLOSE)
   np.testing.assert_array_equal(shared, shared.T)
@@ -125,6 +126,11 @@ def test_grams_come_back_from_their_upper_triangles(found, whole):
   expected = sum(whole.gram(name) for name in names)
   np.testing.assert_allclose(results.gram(entry, 'common'), expected, rtol=CLOSE)
   assert len(entry['grams']['common']) == 55
+  for branch in multibranch.BRANCHES:
+    own = sum(whole.gram(name) for name in names if f'/{branch}/' in name)
+    np.testing.assert_allclose(results.gram(entry, branch), own, rtol=CLOSE)
+  for at, part in (('1', 'val'), ('0', 'train'), ('tested', 'train')):
+    assert set(results.moment(found, at, part)['grams']) == {'shared', 'common'}
   assert (results.gram(entry, 'common') != shared).any()  # the gates of csba are not in it
 
 
@@ -178,7 +184,7 @@ def test_gates_are_kept_of_the_last_moment_alone(workdir, found):
         np.testing.assert_allclose(
           np.array(entry[kind][block], float), np.array(values, float), rtol=CLOSE
         )
-  assert 'head' in found['branches'][-1]['gates']
+  assert 'head' in found['branches'][-3]['gates']
 
 
 def test_a_record_is_strict_json_of_few_digits(found):
@@ -207,7 +213,7 @@ def test_tuning_keeps_no_number_of_the_test_part(workdir):
 def test_a_run_without_moments_or_validation_has_no_entries(driver, tmp_path):
   for name, fields, parts in (
     ('plain', {}, []),
-    ('last', {'diagnostics__moments': '1', 'data__val_fraction': 0.0}, ['train']),
+    ('last', {'diagnostics__moments': '1', 'data__val_fraction': 0.0}, ['train', 'train']),
   ):
     with StopRequest() as stop:
       config = driver.tiny_config(train__epochs=1, **fields)

@@ -56,27 +56,43 @@ def load(workdir, name, part):
   return Conflict.load(workdir / 'conflict' / f'{moment_file(name, part)}.npz')
 
 
-def first_at_or_below(workdir, level):
-  return next((x['step'] for x in training_lines(workdir) if x['train_loss'] <= level), None)
+def step_of(workdir, name):
+  return load(workdir, name, 'train').about['step']
+
+
+def mean_loss(conflict):
+  return conflict.losses @ conflict.counts / conflict.counts.sum()
+
+
+def settled(run):
+  return diagnose.settled(run.config, run.data, run.model, run.state)
+
+
+def loss_with(run, batch_stats):
+  losses_fn = diagnose._losses_of(run.config, run.data.class_counts, run.model)
+  batch = {'image': run.data.train.images, 'label': run.data.train.labels}
+  return float(np.asarray(losses_fn(batch_stats, run.state.params, batch)).mean())
 
 
 def test_a_moment_writes_its_files_and_its_line(driver, measured):
   total = driver.EPOCHS * driver.STEPS_PER_EPOCH
-  steps = {'0': 0, '0.5': total // 2, '1': total}
-  steps |= {f'loss {level}': first_at_or_below(measured, level) for level in (2.2, 1.5)}
-  assert None not in steps.values()
-  assert first_at_or_below(measured, 0.01) is None
+  result = json.loads((measured / 'result.json').read_text())
+  steps = {'0': 0, '0.5': total // 2, '1': total, 'tested': result['checkpoint_step']}
+  steps |= {f'loss {level}': step_of(measured, f'loss {level}') for level in (2.2, 1.5)}
   expected = {
     f'moment_{name}_{part}.{kind}'
-    for name in ('0', '0.5', '1', 'loss-2.2', 'loss-1.5')
+    for name in ('0', '0.5', '1', 'tested', 'loss-2.2', 'loss-1.5')
     for part in ('train', 'val')
     for kind in ('npz', 'json')
   }
   assert {path.name for path in (measured / 'conflict').iterdir()} == expected
-  assert sorted(line['step'] for line in moment_lines(measured)) == sorted(steps.values())
+  at = steps | {'tested': total}  # it is measured when the run has ended
+  lines = moment_lines(measured)
+  assert sorted(line['step'] for line in lines) == sorted(at.values())
   for name, step in steps.items():
-    line = next(x for x in moment_lines(measured) if x['step'] == step)
-    assert line['epoch'] == step / driver.STEPS_PER_EPOCH
+    here = [line for line in lines if line['step'] == at[name]]
+    line = here[-1] if name == 'tested' else here[0]
+    assert line['epoch'] == at[name] / driver.STEPS_PER_EPOCH
     assert line['timing']['diagnostics_seconds'] > 0
     for part in ('train', 'val'):
       found = load(measured, name, part)
@@ -93,10 +109,11 @@ def test_names_of_files():
   assert moment_file('loss 0.3', 'val') == 'moment_loss-0.3_val'
 
 
-def test_the_end_equals_what_csba_diagnose_says(measured):
-  run = trained.take_up(str(measured), 'latest')
+def test_the_tested_net_is_what_csba_diagnose_looks_at(measured):
+  run = trained.take_up(str(measured), 'best')
   expected = diagnose.diagnose_run(run, diagnose.Sampling(exact=True))
-  found = load(measured, '1', 'train')
+  found = load(measured, 'tested', 'train')
+  assert found.about['step'] == int(run.state.step)
   assert set(found.scopes) == set(expected.scopes)
   scale = np.abs(expected.gram('total')).max()
   for scope in expected.scopes:
@@ -117,7 +134,7 @@ def test_the_validation_part_is_all_of_it_under_the_same_prior(measured):
   np.testing.assert_allclose(found.prior, load(measured, '1', 'train').prior)
   losses_fn = diagnose._losses_of(run.config, run.data.class_counts, run.model)
   batch = {'image': run.data.val.images, 'label': run.data.val.labels}
-  losses = np.asarray(losses_fn(run.state.batch_stats, run.state.params, batch))
+  losses = np.asarray(losses_fn(settled(run).batch_stats, run.state.params, batch))
   for c in np.flatnonzero(counts):
     assert found.losses[c] == pytest.approx(losses[run.data.val.labels == c].mean(), rel=1e-4)
 
@@ -205,14 +222,14 @@ def test_several_moments_at_one_step_are_measured_once(driver, tmp_path, monkeyp
     data__val_fraction=0.0,
   )
   run_here(config, tmp_path)
-  assert calls == [5, 5, 14]  # 5: of the shares, and of the line; 14: the end
-  names = ['0.34', '0.3401', '0.99', '1', 'loss-8', 'loss-9']
+  assert calls == [5, 5, 14, 14]  # 5: of the shares, and of the line; 14: the end, the tested net
+  names = ['0.34', '0.3401', '0.99', '1', 'loss-8', 'loss-9', 'tested']
   assert sorted(path.name for path in (tmp_path / 'conflict').iterdir()) == sorted(
     f'moment_{name}_train.{kind}' for name in names for kind in ('npz', 'json')
   )
   a, b = load(tmp_path, '0.34', 'train'), load(tmp_path, 'loss 9', 'train')
   np.testing.assert_array_equal(a.grams, b.grams)
-  assert [line['step'] for line in moment_lines(tmp_path)] == [5, 5, 5, 5, 14, 14]
+  assert [line['step'] for line in moment_lines(tmp_path)] == [5, 5, 5, 5, 14, 14, 14]
 
 
 def test_moments_of_averages_are_of_the_averages(driver, tmp_path):
@@ -221,15 +238,18 @@ def test_moments_of_averages_are_of_the_averages(driver, tmp_path):
   )
   run_here(config, tmp_path)
   run = trained.take_up(str(tmp_path), 'latest')
-  found = load(tmp_path, '1', 'train')
+  found = load(tmp_path, 'tested', 'train')
   losses_fn = diagnose._losses_of(run.config, run.data.class_counts, run.model)
   batch = {'image': run.data.train.images, 'label': run.data.train.labels}
-  mean = found.losses @ found.counts / found.counts.sum()
+  mean = mean_loss(found)
   averages = run.state.averages
   of_averages = losses_fn(averages['batch_stats'], averages['params'], batch).mean()
   of_last = losses_fn(run.state.batch_stats, run.state.params, batch).mean()
   assert mean == pytest.approx(float(of_averages), rel=1e-4)
   assert abs(float(of_last) - float(of_averages)) > 1e-3
+  of_end = mean_loss(load(tmp_path, '1', 'train'))  # of the averages too, statistics renewed
+  assert of_end == pytest.approx(mean, rel=0.1)
+  assert abs(of_end - mean) > 1e-6
 
 
 def test_the_loss_of_a_moment_has_no_class_weights(driver, tmp_path):
@@ -239,7 +259,7 @@ def test_the_loss_of_a_moment_has_no_class_weights(driver, tmp_path):
   )
   run_here(config, tmp_path)
   run = trained.take_up(str(tmp_path), 'latest')
-  found = load(tmp_path, '1', 'train')
+  found = load(tmp_path, 'tested', 'train')
   np.testing.assert_allclose(found.prior, np.full(10, 0.1))
   expected = diagnose.diagnose_run(run, diagnose.Sampling(exact=True))
   np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-5)
@@ -270,21 +290,54 @@ def test_moments_that_are_no_whole_steps_come_after():
 
 def test_levels_are_reached_once_and_at_the_level():
   plan = Plan(12, 36, 5, 12, 0, loss_levels=(1.0, 0.3))
-  assert plan.levels_reached(1.01, []) == []
-  assert plan.levels_reached(1.0, []) == ['loss 1']
-  assert plan.levels_reached(0.9, ['loss 1']) == []
-  assert plan.levels_reached(0.1, []) == ['loss 1', 'loss 0.3']
-  assert plan.levels_reached(0.3, ['loss 1']) == ['loss 0.3']
-  assert plan.levels_reached(float('nan'), []) == []
+  assert plan.levels_at(1.01, []) == []
+  assert plan.levels_at(1.0, []) == ['loss 1']
+  assert plan.levels_at(0.9, ['loss 1']) == []
+  assert plan.levels_at(0.1, []) == ['loss 1', 'loss 0.3']
+  assert plan.levels_at(0.3, ['loss 1']) == ['loss 0.3']
+  assert plan.levels_at(float('nan'), []) == []
 
 
-def test_a_level_is_reached_once_though_the_loss_rises_again(driver, measured):
-  """The level of the first line, and of every line after it."""
-  reached = [line for line in moment_lines(measured) if line['step'] not in (0, 18, 36)]
-  below = [x['step'] for x in training_lines(measured) if x['train_loss'] <= 2.2]
-  assert len(below) > 2
-  assert [line['step'] for line in reached].count(below[0]) == 1
-  assert load(measured, 'loss 2.2', 'train').about['step'] == below[0]
+def test_a_level_is_reached_by_the_loss_of_the_net_that_is_measured(driver, tmp_path, monkeypatch):
+  """At the first log line, near enough by its batches, where that loss is at or below it; once."""
+  looked = []
+  honest = diagnose.training_loss
+
+  def kept(config, data, model, state, check):
+    looked.append((int(state.step), honest(config, data, model, state, check)))
+    return looked[-1][1]
+
+  monkeypatch.setattr(diagnose, 'training_loss', kept)
+  config = driver.tiny_config(diagnostics__loss_levels='1.6,1.2', train__epochs=3)
+  run_here(config, tmp_path)
+  lines = {x['step']: x['train_loss'] for x in training_lines(tmp_path)}
+  for level in (1.6, 1.2):
+    conflict = load(tmp_path, f'loss {level}', 'train')
+    step = conflict.about['step']
+    assert mean_loss(conflict) <= level  # what the moment is called
+    assert mean_loss(conflict) == pytest.approx(dict(looked)[step], rel=1e-5)
+    assert all(loss > level for at, loss in looked if at < step)
+    assert all(lines[at] <= train.NEAR * 1.6 for at, _ in looked)
+  assert [at for at, _ in looked] == [
+    at for at in lines if lines[at] <= train.NEAR * 1.6 and at <= step
+  ]  # and none after the last level
+
+
+def test_statistics_are_renewed_at_a_moment(measured):
+  """What lags behind is not measured: the loss is that of the batches' own statistics."""
+  run = trained.take_up(str(measured), 'latest')
+  found = mean_loss(load(measured, '1', 'train'))
+  assert found == pytest.approx(loss_with(run, settled(run).batch_stats), rel=1e-4)
+  assert abs(found - loss_with(run, run.state.batch_stats)) > 1e-5
+  assert settled(run).params is run.state.params
+
+
+def test_a_second_stage_keeps_its_statistics(measured):
+  run = trained.take_up(str(measured), 'latest')
+  config = run.config.copy_and_resolve_references()
+  config.stage.method = 'crt'
+  kept = diagnose.settled(config, run.data, run.model, run.state)
+  assert kept.batch_stats is run.state.batch_stats
 
 
 @pytest.mark.parametrize('longest', [1, 3, 6, 100])

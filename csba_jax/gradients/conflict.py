@@ -126,8 +126,20 @@ def head_tail_conflict(cosines: np.ndarray, class_counts: np.ndarray) -> float:
   return conflict_rate(cosines, majority[:, None] & minority[None])
 
 
+def minority_interference(gram: np.ndarray, class_counts: np.ndarray, prior: np.ndarray) -> float:
+  """Mean over the minority of min(1, `interference`): of what they gain, how much the others undo.
+
+  In [0, 1]. Cut at 1, all of it, because the ratio has no bound: a class whose own gradient is
+  small for a moment would be the mean of all classes, and its run the mean of all runs.
+  """
+  _, minority = majority_minority(class_counts)
+  undone = np.minimum(interference(gram, prior)[minority], 1)
+  known = undone[~np.isnan(undone)]
+  return float(known.mean()) if known.size else float('nan')
+
+
 def summary(gram: np.ndarray, class_counts: np.ndarray, prior: np.ndarray) -> dict[str, float]:
-  """`conflict_rate`, `head_tail_conflict`, mean cosine and mean `interference` of the minority.
+  """`conflict_rate`, `head_tail_conflict`, mean cosine and `minority_interference`.
 
   Means are over what is defined, NaN where nothing is; pairs of classes are unordered.
 
@@ -138,14 +150,11 @@ def summary(gram: np.ndarray, class_counts: np.ndarray, prior: np.ndarray) -> di
   """
   cosines = conflict_matrix(gram)
   off = cosines[np.triu(~np.isnan(cosines), 1)]
-  _, minority = majority_minority(class_counts)
-  disturbed = interference(gram, prior)[minority]
-  known = disturbed[~np.isnan(disturbed)]
   return {
     'conflict_rate': conflict_rate(cosines),
     'head_tail_conflict': head_tail_conflict(cosines, class_counts),
     'mean_cosine': float(off.mean()) if off.size else float('nan'),
-    'minority_interference': float(known.mean()) if known.size else float('nan'),
+    'minority_interference': minority_interference(gram, class_counts, prior),
   }
 
 
