@@ -6,6 +6,7 @@ The protocol, fixed before any run is looked at (docs/study.md):
   bootstrap-t one and the test flips signs; over folds both are Nadeau and Bengio's corrected t.
 - Where seeds redraw training and test images from one set, the corrected t stands beside them, with
   the verdict that it would give; it was added after the digits were run, and decides nothing.
+- Test metrics lie in [0, 1]: intervals are cut to that, those of differences to [-1, 1].
 - The primary family is csba and csba_class, each against none and none_wide, in every main cell, on
   the primary outcome; Holm over all of it. se, cbam and none_wide against none are shown beside it.
 - Where there are folds and grouped splits, cells of naive splits are outside all comparisons but
@@ -14,6 +15,8 @@ The protocol, fixed before any run is looked at (docs/study.md):
 
 import dataclasses
 import functools
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +26,14 @@ import scipy.stats
 from csba_jax import results as results_lib
 from csba_jax import stats
 from csba_jax import words as words_lib
-from csba_jax.evidence import REFUTED, SUPPORTED, UNDECIDED, Comparison, Score
+from csba_jax.evidence import (
+  REFUTED,
+  SIGNIFICANCE,
+  SUPPORTED,
+  UNDECIDED,
+  Comparison,
+  Score,
+)
 from csba_jax.results import Cell, Results
 from csba_jax.stats import Estimate
 
@@ -32,7 +42,6 @@ FAMILY = tuple((treatment, control) for treatment in TREATMENTS for control in C
 SECONDARY = (('se', 'none'), ('cbam', 'none'), ('none_wide', 'none'))
 OFFSETS = ('accuracy', 'head_f1')  # what a gain may not cost
 METRICS = ('macro_f1', 'accuracy', 'balanced_accuracy', 'head_f1', 'tail_f1')
-SIGNIFICANCE = 0.05
 NOISE_SEEDS = 4  # fewer cannot be split into two sets with an interval
 NAN = float('nan')
 
@@ -76,33 +85,39 @@ class Study:
     return tuple(dict.fromkeys([*self.config.get('variants', ()), *run]))
 
   @functools.cached_property
-  def folds(self) -> bool:
-    """Whether units are folds of a cross-validation."""
-    asked = self.config.get('base', {}).get('data', {}).get('folds') or 0
-    return asked > 0 or len({record['axes']['fold'] for record in self.results.done}) > 1
+  def folds(self) -> int:
+    """How many parts the cross-validation has whose folds are the units; 0 without one."""
+    last = max((record['axes']['fold'] for record in self.results.done), default=0)
+    found = int(self._data.get('folds') or last + 1)
+    return found if found > 1 else 0
 
   @functools.cached_property
-  def redrawn(self) -> float:
-    """Test part / training pool, where seeds redraw both from one set of images; else 0.
+  def redrawn(self) -> bool:
+    """Whether seeds redraw training and test images from one set.
 
-    The pool is what is left of the set before its tail is cut. It is 0 for folds, for a separate
-    test set, and where all seeds have the same split.
+    Not so with folds, with a separate test set, and where all seeds have the same split.
     """
-    data = self.config.get('base', {}).get('data', {})
+    data = self._data
     if self.folds or (data.get('source') == 'tfds' and data.get('test_split')):
-      return 0.0
+      return False
     splits: dict[tuple, set] = {}
     for record in self.results.done:
       at = (results_lib.cell(record), record['axes']['variant'])
       splits.setdefault(at, set()).add(record['result'].get('splits_sha256'))
-    fraction = float(data.get('test_fraction') or 0)
-    return fraction / (1 - fraction) if any(len(s) > 1 for s in splits.values()) else 0.0
+    return bool(data.get('test_fraction')) and any(len(s) > 1 for s in splits.values())
 
-  def corrected(self, values: np.ndarray, level: float = 0.95) -> Estimate | None:
-    """Of seeds that redraw one set: what `estimate` leaves out, the overlap of their images."""
-    if not self.redrawn:
-      return None
-    return stats.corrected_resampled_t(values, self.redrawn, level, 'seeds')
+  @property
+  def test_to_rest(self) -> float:
+    """Test images / all other images of the set, also those that a cut tail leaves out.
+
+    One rule for folds and for seeds that redraw one set, see `stats.corrected_resampled_t`.
+    """
+    share = 1 / self.folds if self.folds else float(self._data['test_fraction'])
+    return share / (1 - share)
+
+  @property
+  def _data(self) -> Mapping[str, Any]:
+    return self.config.get('base', {}).get('data', {})
 
   @property
   def main_cells(self) -> tuple[Cell, ...]:
@@ -121,28 +136,37 @@ class Study:
       pair for pair in candidates if set(pair) <= set(self.variants) and there.intersection(pair)
     ]
 
-  def estimate(self, values: np.ndarray, ratio: float) -> Estimate:
-    """Interval and test of the mean of values [n], one for each unit, by the study's protocol.
+  def estimate(self, differences: np.ndarray, largest: float = 1.0) -> Estimate:
+    """Interval and test of the mean of differences [n] of units, by the study's protocol.
 
     Args:
-      ratio: n_test / n_train of a fold; not looked at without folds.
+      largest: that a difference can be, up or down; 1 for metrics in [0, 1].
     """
+    return self._estimate(differences).cut(-largest, largest)
+
+  def non_inferiority(self, differences: np.ndarray, margin: float) -> Estimate:
+    """The same for an interval of 90 % that is judged by a margin."""
+    ratio = self.test_to_rest if self.folds and len(differences) else None
+    found = stats.non_inferiority(differences, margin, ratio, resamples=self.resamples)
+    return found.cut(-1, 1)
+
+  def corrected(self, differences: np.ndarray, level: float = 0.95) -> Estimate | None:
+    """Of seeds that redraw one set: what `estimate` leaves out, the overlap of their images."""
+    if not self.redrawn:
+      return None
+    found = stats.corrected_resampled_t(differences, self.test_to_rest, level, 'seeds')
+    return found.cut(-1, 1)
+
+  def mean(self, values: np.ndarray) -> Estimate:
+    """Interval of the mean of one variant's metric [n]; a test against 0 would say nothing."""
+    found = self._estimate(values).cut(0, 1)
+    method = found.method.replace('identical differences', 'identical values')
+    return dataclasses.replace(found, p=NAN, method=method)
+
+  def _estimate(self, values: np.ndarray) -> Estimate:
     if self.folds and len(values) > 1:
-      return stats.corrected_resampled_t(values, ratio)
+      return stats.corrected_resampled_t(values, self.test_to_rest)
     return stats.paired_difference(values, resamples=self.resamples)
-
-  def mean(self, values: np.ndarray, ratio: float) -> Estimate:
-    """Interval of the mean of one variant's values [n]; a test against 0 would say nothing."""
-    return dataclasses.replace(self.estimate(values, ratio), p=NAN)
-
-
-def test_to_train(records: Sequence[results_lib.Record]) -> float:
-  """Mean over runs of test images / training images."""
-  ratios = [
-    np.sum(r['result']['per_class']['support']) / np.sum(r['result']['class_counts'])
-    for r in records
-  ]
-  return float(np.mean(ratios)) if ratios else NAN
 
 
 def scores(study: Study) -> tuple[Score, ...]:
@@ -153,7 +177,6 @@ def scores(study: Study) -> tuple[Score, ...]:
       runs = list(study.results.runs(cell, variant).values())
       if not runs:
         continue
-      ratio = test_to_train(runs)
       names = dict.fromkeys([study.outcome, *METRICS])
       by_class = np.stack([results_lib.per_class_f1(run) for run in runs])
       found.append(
@@ -162,10 +185,10 @@ def scores(study: Study) -> tuple[Score, ...]:
           variant=variant,
           parameters=int(runs[0]['result']['parameters']),
           metrics={
-            name: study.mean(np.array([results_lib.outcome(run, name) for run in runs]), ratio)
+            name: study.mean(np.array([results_lib.outcome(run, name) for run in runs]))
             for name in names
           },
-          per_class_f1=tuple(study.mean(values, ratio) for values in by_class.T),
+          per_class_f1=tuple(study.mean(values) for values in by_class.T),
           confusion=np.sum([run['result']['confusion_matrix'] for run in runs], axis=0),
         )
       )
@@ -183,13 +206,10 @@ def compare(
   units, missing = results_lib.pairs(study.results, cell, *pair)
   sides = [[study.results.runs(cell, variant)[unit] for unit in units] for variant in pair]
   treated, control = (np.array([results_lib.outcome(r, measure) for r in side]) for side in sides)
-  ratio = test_to_train(sides[0] + sides[1])
   if margin is None:
-    difference = study.estimate(treated - control, ratio)
+    difference = study.estimate(treated - control)
   else:
-    difference = stats.non_inferiority(
-      treated - control, margin, ratio if study.folds and units else None, 0, study.resamples
-    )
+    difference = study.non_inferiority(treated - control, margin)
   return Comparison(
     *pair,
     cell=dict(cell),
@@ -228,10 +248,27 @@ def primary(study: Study) -> tuple[Comparison, ...]:
       corrected_verdict=gain_verdict(comparison.corrected, float(other), study.smallest_effect)
       if comparison.corrected
       else '',
+      limits=(0.0, study.smallest_effect),
     )
     for comparison, p, other in zip(family, adjusted, corrected, strict=True)
   ]
   return (*judged, *others)
+
+
+def too_few_seeds(tests: int, seeds: int) -> str:
+  """That nothing can be supported by a family of so many tests over so many seeds; '' if it can.
+
+  Sign flips of n seeds have p >= 2^(1 - n), and Holm multiplies the smallest p by the number of
+  tests.
+  """
+  smallest = tests * 2.0 ** (1 - seeds)
+  if smallest < SIGNIFICANCE:
+    return ''
+  needed = 1 + math.floor(math.log2(tests / SIGNIFICANCE)) + 1
+  return (
+    f'no comparison of the family can be supported: with so few seeds and {tests} tests '
+    f"Holm's adjusted p is at least {min(smallest, 1):.3f}; {needed} seeds would do"
+  )
 
 
 def gain_verdict(difference: Estimate, adjusted_p: float, smallest_effect: float) -> str:
@@ -256,6 +293,7 @@ def offsets(study: Study) -> tuple[Comparison, ...]:
           offset_verdict(estimate, study.margin) if estimate else ''
           for estimate in (comparison.difference, comparison.corrected)
         )
+        comparison = dataclasses.replace(comparison, limits=(-study.margin,))
         found.append(dataclasses.replace(comparison, verdict=verdict, corrected_verdict=corrected))
   return tuple(found)
 
@@ -273,7 +311,7 @@ def noise(study: Study, cell: Cell, variant: str, outcome: str, values: np.ndarr
   """A variant against itself, half of its units against the other half; must come out null.
 
   Args:
-    outcome: what the values [n] are, in words.
+    outcome: what the values [n], in [0, 1], are, in words.
   """
   return Comparison(
     treatment=variant,
@@ -282,7 +320,7 @@ def noise(study: Study, cell: Cell, variant: str, outcome: str, values: np.ndarr
     outcome=outcome,
     treatment_mean=NAN,  # of random halves: nothing to learn from
     control_mean=NAN,
-    difference=stats.noise_floor(values, resamples=study.resamples),
+    difference=stats.noise_floor(values, resamples=study.resamples).cut(-1, 1),
   )
 
 
@@ -313,7 +351,7 @@ def leak(study: Study) -> tuple[Comparison, ...]:
           outcome=words_lib.metric(study.outcome),
           treatment_mean=mean_of(a, a),
           control_mean=mean_of(b, b),
-          difference=welch(a, b),
+          difference=welch(a, b).cut(-1, 1),
         )
       )
   return tuple(found)
@@ -328,6 +366,8 @@ def welch(a: np.ndarray, b: np.ndarray) -> Estimate:
     return Estimate(value, NAN, NAN, 0.95, n, NAN, f'no interval: {words}')
   if np.ptp(a) == 0 and np.ptp(b) == 0:
     return Estimate(value, NAN, NAN, 0.95, n, NAN, f'no interval: no spread in {words}')
-  test = scipy.stats.ttest_ind(a, b, equal_var=False)
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore', RuntimeWarning)  # one side may do without spread
+    test = scipy.stats.ttest_ind(a, b, equal_var=False)
   low, high = test.confidence_interval(0.95)
   return Estimate(value, float(low), float(high), 0.95, n, float(test.pvalue), f'Welch t, {words}')

@@ -32,7 +32,7 @@ def left_out(study: Study) -> list[str]:
       elif every and len(some) == len(every):
         notes.append(f'{name} is left out: no seed or fold has a run of every size')
       elif some:
-        units = ', '.join(map(results_lib.unit_words, some))
+        units = ', '.join(results_lib.unit_words(study.results, unit) for unit in some)
         notes.append(f'{name} without {units}, which not every size has')
   return notes
 

@@ -9,6 +9,7 @@ import numpy as np
 from csba_jax.stats import Estimate
 
 SUPPORTED, REFUTED, UNDECIDED = 'supported', 'not supported', 'undecided'
+SIGNIFICANCE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +25,11 @@ class Comparison:
   difference: Estimate  # treatment - control
   adjusted_p: float = float('nan')  # Holm over the family; NaN outside it
   verdict: str = ''  # supported | not supported | undecided; '' where none is given
+  limits: tuple[float, ...] = ()  # that the verdict holds the ends of the interval against
   missing: tuple[str, ...] = ()  # 'csba without seed 3': units that one side lacks
   corrected: Estimate | None = None  # where seeds redraw one set: the interval that knows it
   corrected_verdict: str = ''  # what that interval would say; takes no part in any claim
+  losses: tuple[float, float] | None = None  # of conflict: mean training losses of both sides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +95,10 @@ class Decoupling:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Link:
-  """Conflict reduction against F1 gain, paired by seed within class."""
+  """Conflict reduction against F1 gain, paired by unit within class.
+
+  A variant against itself: less conflict against more F1 among its own runs, the noise floor.
+  """
 
   treatment: str
   control: str
@@ -102,7 +108,7 @@ class Link:
   across: Estimate  # correlation over classes of the means over units
   reduction: np.ndarray  # [S, C]
   gain: np.ndarray  # [S, C]
-  verdict: str
+  verdict: str  # '' of what is shown beside the claim and takes no part in it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

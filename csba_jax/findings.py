@@ -12,7 +12,7 @@ from csba_jax import design as design_lib
 from csba_jax import mechanism, verdicts
 from csba_jax import results as results_lib
 from csba_jax import words as words_lib
-from csba_jax.comparisons import NOISE_SEEDS, SIGNIFICANCE, Study
+from csba_jax.comparisons import NOISE_SEEDS, Study
 from csba_jax.errors import UserError
 from csba_jax.evidence import REFUTED as REFUTED
 from csba_jax.evidence import SUPPORTED as SUPPORTED
@@ -25,6 +25,7 @@ from csba_jax.evidence import Flow as Flow
 from csba_jax.evidence import Link as Link
 from csba_jax.evidence import Matrix as Matrix
 from csba_jax.evidence import Score as Score
+from csba_jax.gradients.conflict import majority_minority
 from csba_jax.results import Results
 from csba_jax.stats import Estimate
 
@@ -39,6 +40,8 @@ class Findings:
   outcome: str  # primary, in words: 'macro-F1' or 'F1 of Physical-Damage'
   class_names: tuple[str, ...]
   class_counts: tuple[np.ndarray, ...]  # of each cell: [C] training images, means over its runs
+  groups: tuple[np.ndarray, ...]  # of each cell: [2, C] shares of its runs with a class in the
+  # majority and in the minority: 0 or 1 but where runs differ
   variants: tuple[str, ...]
   cells: tuple[Mapping[str, Any], ...]
   about: Mapping[str, Any]  # commands, versions, commits, devices, runs, failed, seconds, config
@@ -94,6 +97,7 @@ def analyse(results: Results, resamples: int = 9999) -> Findings:
   study = Study(results, resamples)
   _check_classes(results)
   results_lib.outcome(results.done[0], study.outcome)  # an unknown one ends here
+  counts = _class_counts(study)
   measured = mechanism.Measured(study)
   primary = comparisons_lib.primary(study)
   offsets = comparisons_lib.offsets(study)
@@ -111,7 +115,8 @@ def analyse(results: Results, resamples: int = 9999) -> Findings:
     name=results.study['name'],
     outcome=words_lib.metric(study.outcome),
     class_names=tuple(results.done[0]['result']['class_names']),
-    class_counts=_class_counts(study),
+    class_counts=tuple(of_runs.mean(0) for of_runs in counts),
+    groups=tuple(np.mean([majority_minority(run) for run in of_runs], 0) for of_runs in counts),
     variants=tuple(v for v in study.variants if any(study.results.runs(c, v) for c in study.cells)),
     cells=tuple(dict(cell) for cell in study.cells),
     about=_about(results),
@@ -133,13 +138,13 @@ def analyse(results: Results, resamples: int = 9999) -> Findings:
   )
 
 
-def _class_counts(study: Study) -> tuple[np.ndarray, ...]:
-  """Of each cell, [C] training images, means over its runs: folds differ by an image."""
+def _class_counts(study: Study) -> list[np.ndarray]:
+  """Of each cell, [runs, C] training images: folds differ by an image."""
   counts: dict[tuple, list] = {}
   for record in study.results.done:
     key = results_lib.cell(record)
     counts.setdefault(key, []).append(record['result']['class_counts'])
-  return tuple(np.mean(counts[cell], axis=0) for cell in study.cells)
+  return [np.array(counts[cell]) for cell in study.cells]
 
 
 def _check_classes(results: Results) -> None:
@@ -267,18 +272,12 @@ def _caution(
 
 
 def _power(study: Study, family: Sequence[Comparison]) -> list[str]:
-  """Whether any result could have been significant: sign flips of n seeds have p >= 2^(1 - n)."""
+  """Whether any result could have been significant."""
   tested = [c for c in family if not math.isnan(c.difference.p)]
   if study.folds or not tested:
     return []
-  smallest = len(tested) * 2.0 ** (1 - max(c.difference.n for c in tested))
-  if smallest < SIGNIFICANCE:
-    return []
-  needed = 1 + math.floor(math.log2(len(tested) / SIGNIFICANCE)) + 1
-  return [
-    f'no comparison of the family can be supported: with so few seeds and {len(tested)} tests '
-    f"Holm's adjusted p is at least {min(smallest, 1):.3f}; {needed} seeds would do"
-  ]
+  found = comparisons_lib.too_few_seeds(len(tested), max(c.difference.n for c in tested))
+  return [found] if found else []
 
 
 def _capacity(study: Study) -> list[str]:

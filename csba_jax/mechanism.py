@@ -14,7 +14,6 @@ from csba_jax import results as results_lib
 from csba_jax import stats
 from csba_jax import words as words_lib
 from csba_jax.comparisons import FAMILY, NAN, SECONDARY, SIGNIFICANCE, TREATMENTS, Study, mean_of
-from csba_jax.comparisons import test_to_train as ratio_of
 from csba_jax.evidence import (
   REFUTED,
   SUPPORTED,
@@ -28,15 +27,17 @@ from csba_jax.evidence import (
 from csba_jax.gradients import conflict as conflict_lib
 from csba_jax.results import Cell, Record
 from csba_jax.stats import Estimate
+from csba_jax.words import TESTED
 
 MEASURES = tuple(words_lib.MEASURES)
 LESS_IS_BETTER = ('head_tail_conflict', 'minority_interference', 'conflict_rate')
 SCOPES, PARTS, END = ('common', 'shared'), ('train', 'val'), '1'
 SMALLEST_REDUCTION = 0.1  # of the control's mean: less would not matter
 SMALLEST_CORRELATION = 0.3  # less would not matter
+FARTHEST_LOSS = 1.25  # ratio of two losses, from where on they are not matched
 LINKS = {  # what is reduced, by class
-  'interference': 'interference with the class (common parameters, training images, end of run)',
-  'cosine': 'mean negative cosine of the class (common parameters, training images, end of run)',
+  'interference': 'interference with the class',
+  'cosine': 'mean negative cosine of the class',
 }
 
 
@@ -66,16 +67,9 @@ class Measured:
     if scope not in (entry.get('grams') or {}):
       kept = (entry.get('scopes') or {}).get(scope) or {}
       return {name: NAN if value is None else float(value) for name, value in kept.items()}
-    gram, counts = results_lib.gram(entry, scope), np.array(record['result']['class_counts'])
-    cosines = conflict_lib.conflict_matrix(gram)
-    _, minority = conflict_lib.majority_minority(counts)
+    counts = np.array(record['result']['class_counts'])
     prior = np.array(entry['prior'], np.float64)
-    return {
-      'head_tail_conflict': conflict_lib.head_tail_conflict(cosines, counts),
-      'minority_interference': _mean(conflict_lib.interference(gram, prior)[minority]),
-      'mean_cosine': _mean(cosines[np.triu_indices(len(cosines), 1)]),
-      'conflict_rate': conflict_lib.conflict_rate(cosines),
-    }
+    return conflict_lib.summary(results_lib.gram(entry, scope), counts, prior)
 
 
 def conflict(measured: Measured) -> tuple[Comparison, ...]:
@@ -97,7 +91,11 @@ def conflict(measured: Measured) -> tuple[Comparison, ...]:
 def compare(
   measured: Measured, cell: Cell, pair: tuple[str, str], what: tuple[str, str, str, str]
 ) -> Comparison:
-  """A measure (at, part, scope, measure) of two variants, with `reduction_verdict`."""
+  """A measure (at, part, scope, measure) of two variants, with `reduction_verdict`.
+
+  No verdict where none_wide takes part: its parameters of the scope common have the same names, and
+  other shapes. Undecided at a level of loss where the losses came to lie too far apart.
+  """
   study, (at, part, scope, measure) = measured.study, what
   units, missing = results_lib.pairs(study.results, cell, *pair)
   sides = [[study.results.runs(cell, variant)[unit] for unit in units] for variant in pair]
@@ -105,14 +103,19 @@ def compare(
   there = [[results_lib.moment(r, at, part) is not None for r in side] for side in sides]
   for variant, own, other in ((pair[0], *there), (pair[1], *there[::-1])):
     lacking = [
-      results_lib.unit_words(unit)
+      results_lib.unit_words(study.results, unit)
       for unit, here, elsewhere in zip(units, own, other, strict=True)
       if elsewhere and not here
     ]
     if lacking:
       missing += (f"{variant} without the moment '{at}' ({part}) of {', '.join(lacking)}",)
-  difference = study.estimate(treated - control, ratio_of(sides[0] + sides[1]))
+  difference = study.estimate(treated - control, 2 if measure == 'mean_cosine' else 1)
   control_mean = mean_of(control, treated)
+  losses = _losses(sides, at)
+  verdict = ''
+  if measure in LESS_IS_BETTER and 'none_wide' not in pair:
+    comparable = not words_lib.matched(at) or are_matched(losses)
+    verdict = reduction_verdict(difference, control_mean) if comparable else UNDECIDED
   return Comparison(
     *pair,
     cell={**dict(cell), 'at': at, 'part': part, 'scope': scope},
@@ -120,9 +123,27 @@ def compare(
     treatment_mean=mean_of(treated, control),
     control_mean=control_mean,
     difference=difference,
-    verdict=reduction_verdict(difference, control_mean) if measure in LESS_IS_BETTER else '',
+    verdict=verdict,
+    limits=(0.0, -SMALLEST_REDUCTION * control_mean) if verdict else (),
     missing=missing,
+    losses=losses,
   )
+
+
+def _losses(sides: Sequence[Sequence[Record]], at: str) -> tuple[float, float]:
+  """Training losses of both sides at a moment: geometric means over the units that both reached."""
+  pairs = [[results_lib.moment(r, at, 'train') for r in pair] for pair in zip(*sides, strict=True)]
+  found = [[entry['loss'] for entry in pair] for pair in pairs if None not in pair]
+  known = np.array([pair for pair in found if None not in pair], np.float64).reshape(-1, 2)
+  if not len(known):
+    return NAN, NAN
+  return tuple(float(x) for x in np.exp(np.log(known).mean(0)))
+
+
+def are_matched(losses: tuple[float, float]) -> bool:
+  """Whether two losses are within a factor of FARTHEST_LOSS."""
+  treated, control = losses
+  return 1 / FARTHEST_LOSS <= treated / control <= FARTHEST_LOSS  # False for NaN
 
 
 def reduction_verdict(difference: Estimate, control_mean: float) -> str:
@@ -143,33 +164,51 @@ def links(study: Study) -> tuple[Link, ...]:
     reduction[s, c] = conflict_c(control) - conflict_c(treatment),  gain[s, c] likewise of F1
 
   paired by unit s, where conflict_c is the interference with c, or the mean over d != c of
-  max(0, -cos[c, d]). Rank statistics: a class that misses a value in a unit is left out, and a unit
-  that misses all, see `stats.association`, whose permutations take folds as exchangeable.
+  max(0, -cos[c, d]), of the net that was tested, to which the F1 belongs. Rank statistics: a class
+  that misses a value in a unit is left out, and a unit that misses all, see `stats.association`,
+  whose permutations take folds as exchangeable.
+
+  Beside it, without a verdict: the same at the end of the run; of the other variants against none;
+  and of each variant against itself (-conflict_c against F1 of its own runs), which shows what runs
+  of one net have in common with the claim.
   """
+  decisive = TESTED if TESTED in moments(study.results.done) else END
   found = []
   for cell in study.main_cells:
-    for pair in study.pairs_of(cell, [(treatment, 'none') for treatment in TREATMENTS]):
-      units, _ = results_lib.pairs(study.results, cell, *pair)
-      runs = [[study.results.runs(cell, variant)[unit] for unit in units] for variant in pair]
-      if not units:
-        continue
-      f1 = [np.stack([results_lib.per_class_f1(r) for r in side]) for side in runs]
-      for measure, words in LINKS.items():
-        level = [np.stack([conflict_by_class(r, measure) for r in side]) for side in runs]
-        reduction, gain = level[1] - level[0], f1[0] - f1[1]
-        if np.isnan(reduction).all():
-          continue
-        within = stats.association(reduction, gain, resamples=study.resamples)
-        across = stats.across_classes(reduction, gain, resamples=study.resamples)
-        found.append(
-          Link(*pair, dict(cell), words, within, across, reduction, gain, link_verdict(within))
-        )
+    claimed = study.pairs_of(cell, [(treatment, 'none') for treatment in TREATMENTS])
+    beside = study.pairs_of(cell, SECONDARY)
+    itself = [(variant, variant) for variant in study.variants]
+    for at in dict.fromkeys((decisive, END)):
+      found += [link for pair in claimed for link in _links(study, cell, pair, at, at == decisive)]
+    for pair in (*beside, *itself):
+      found += _links(study, cell, pair, decisive, False)
   return tuple(found)
 
 
-def conflict_by_class(record: Record, measure: str) -> np.ndarray:
-  """Interference, or mean negative cosine, of each class at the end, [C]; NaN: not measured."""
-  entry = results_lib.moment(record, END, 'train')
+def _links(study: Study, cell: Cell, pair: tuple[str, str], at: str, judged: bool) -> list[Link]:
+  """By each measure; of a variant against itself, its own runs as they are."""
+  units, _ = results_lib.pairs(study.results, cell, *pair)
+  runs = [[study.results.runs(cell, variant)[unit] for unit in units] for variant in pair]
+  if not units:
+    return []
+  f1 = [np.stack([results_lib.per_class_f1(r) for r in side]) for side in runs]
+  alone, found = pair[0] == pair[1], []
+  for measure, words in LINKS.items():
+    level = [np.stack([conflict_by_class(r, measure, at) for r in side]) for side in runs]
+    reduction, gain = (-level[0], f1[0]) if alone else (level[1] - level[0], f1[0] - f1[1])
+    if np.isnan(reduction).all():
+      continue
+    within = stats.association(reduction, gain, resamples=study.resamples)
+    across = stats.across_classes(reduction, gain, resamples=study.resamples)
+    where = f'{words} (common parameters, training images, {words_lib.moment(at)})'
+    verdict = link_verdict(within) if judged else ''
+    found.append(Link(*pair, dict(cell), where, within, across, reduction, gain, verdict))
+  return found
+
+
+def conflict_by_class(record: Record, measure: str, at: str) -> np.ndarray:
+  """Interference, or mean negative cosine, of each class at a moment, [C]; NaN: not measured."""
+  entry = results_lib.moment(record, at, 'train')
   if entry is None or 'common' not in (entry.get('grams') or {}):
     return np.full(len(record['result']['class_counts']), NAN)
   gram = results_lib.gram(entry, 'common')
@@ -190,12 +229,14 @@ def link_verdict(within: Estimate) -> str:
 
 
 def matrices(study: Study) -> tuple[Matrix, ...]:
-  """Mean cosines of every variant at the start and at the end."""
+  """Mean cosines of every variant at the start and at the end, there also of each branch."""
   found = []
   for cell, variant, runs in _by_variant(study):
     for at in ('0', END):
       for part in PARTS:
-        for scope in SCOPES:
+        entries = [results_lib.moment(run, at, part) or {} for run in runs]
+        kept = dict.fromkeys(scope for entry in entries for scope in entry.get('grams') or {})
+        for scope in dict.fromkeys((*SCOPES, *kept)):
           grams = _grams(runs, at, part, scope)
           if grams:
             cosines = mean_over(conflict_lib.conflict_matrix(np.stack(grams)), 0)

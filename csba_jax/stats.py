@@ -41,6 +41,11 @@ class Estimate:
     """Whether there is an interval and the number lies outside it."""
     return self.known and not self.low <= number <= self.high
 
+  def cut(self, low: float, high: float) -> 'Estimate':
+    """The interval cut to what the number can be: no true value, so no coverage, is lost."""
+    ends = np.clip([self.low, self.high], low, high)  # NaN stays NaN
+    return dataclasses.replace(self, low=float(ends[0]), high=float(ends[1]))
+
 
 def paired_difference(
   differences: np.ndarray, level: float = 0.95, seed: int = 0, resamples: int = 9999
@@ -90,25 +95,28 @@ def paired_difference(
 
 
 def corrected_resampled_t(
-  differences: np.ndarray, test_to_train: float, level: float = 0.95, units: str = 'folds'
+  differences: np.ndarray, test_to_rest: float, level: float = 0.95, units: str = 'folds'
 ) -> Estimate:
   """Mean over folds, or over random splits of one set; t interval and test that know the overlap.
 
-    t = m / sqrt((1 / n + n_test / n_train) s^2),  n - 1 degrees of freedom
+    t = m / sqrt((1 / n + n_test / n_rest) s^2),  n - 1 degrees of freedom
 
   Nadeau and Bengio 2003. Folds share training images, so that the plain t test takes n folds for
-  far more evidence than they are; n_test / n_train stands in for their unknown correlation, which
-  makes this a good approximation and not an exact test. Without any spread there is no interval,
-  and p is 1 for a mean of 0, else NaN: the formula divides by 0.
+  far more evidence than they are; n_test / n_rest, their n_test / n_train, stands in for an unknown
+  correlation, which makes this a good approximation and not an exact test. That correlation comes
+  from drawing test and training parts from one set, so n_rest is all of the set but the test part,
+  also where the tail is then cut: training parts with a cut tail share fewer images than the ratio
+  takes them to. Without any spread there is no interval, and p is 1 for a mean of 0, else NaN: the
+  formula divides by 0.
 
   Args:
     differences: [repeats * folds] treatment - control of the same fold.
-    test_to_train: n_test / n_train of one fold: 1 / (k - 1) for k folds.
+    test_to_rest: n_test / n_rest: 1 / (k - 1) for k folds, f / (1 - f) for a test part of share f.
     units: what they are, for `method`.
   """
   _check(level)
-  if not (math.isfinite(test_to_train) and test_to_train > 0):
-    raise UserError('n_test / n_train > 0', f'{test_to_train}', 'give 1 / (k - 1) for k folds')
+  if not (math.isfinite(test_to_rest) and test_to_rest > 0):
+    raise UserError('n_test / n_rest > 0', f'{test_to_rest}', 'give 1 / (k - 1) for k folds')
   kept, left_out = _present(differences, 'differences')
   n = len(kept)
   if n < 2:
@@ -118,7 +126,7 @@ def corrected_resampled_t(
     p = 1.0 if mean == 0 else NAN
     words = f'no interval: identical differences over {n} {units}{left_out}'
     return Estimate(mean, NAN, NAN, level, n, p, words)
-  error = float(np.sqrt((1 / n + test_to_train) * kept.var(ddof=1)))
+  error = float(np.sqrt((1 / n + test_to_rest) * kept.var(ddof=1)))
   p = float(2 * scipy.stats.t.sf(abs(mean) / error, n - 1))
   low, high = (float(end) for end in scipy.stats.t.interval(level, n - 1, mean, error))
   return Estimate(mean, low, high, level, n, p, f'corrected resampled t over {n} {units}{left_out}')
@@ -144,7 +152,7 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 def non_inferiority(
   differences: np.ndarray,
   margin: float,
-  test_to_train: float | None = None,
+  test_to_rest: float | None = None,
   seed: int = 0,
   resamples: int = 9999,
 ) -> Estimate:
@@ -157,13 +165,13 @@ def non_inferiority(
   Args:
     differences: [n] treatment - control, where more is better.
     margin: largest loss that would not matter, > 0, in the unit of the differences.
-    test_to_train: None for `paired_difference` over seeds, a ratio for `corrected_resampled_t`.
+    test_to_rest: None for `paired_difference` over seeds, a ratio for `corrected_resampled_t`.
   """
   _check_margin(margin)
-  if test_to_train is None:
+  if test_to_rest is None:
     estimate = paired_difference(differences, 0.9, seed, resamples)
   else:
-    estimate = corrected_resampled_t(differences, test_to_train, 0.9)
+    estimate = corrected_resampled_t(differences, test_to_rest, 0.9)
   return dataclasses.replace(estimate, method=f'{estimate.method}, margin {margin:g}')
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from csba_jax import words as words_lib
 from csba_jax.comparisons import TREATMENTS, Study
 from csba_jax.evidence import REFUTED, SUPPORTED, UNDECIDED, Claim, Comparison, Link
-from csba_jax.mechanism import END
+from csba_jax.mechanism import END, SMALLEST_CORRELATION, are_matched
 
 CONFLICT_MEASURES = ('head_tail_conflict', 'minority_interference')  # that the claim rests on
 
@@ -125,7 +125,7 @@ def _reductions(study, conflict, treatment: str, control: str) -> Judged:
         lines.append((_sentence(study, cell, here[END]), here[END].verdict))
       if levels:
         matched = here[min(levels, key=lambda at: float(at[5:]))]
-        lines.append((_sentence(study, cell, matched), matched.verdict))
+        lines.append((_at_loss(study, cell, matched), matched.verdict))
       else:
         words = (
           f'{treatment} against {control}, {cell}: no loss that two pairs of runs came down to'
@@ -135,21 +135,28 @@ def _reductions(study, conflict, treatment: str, control: str) -> Judged:
   return judged
 
 
+def _at_loss(study: Study, cell: str, comparison: Comparison) -> str:
+  losses = ' against '.join(map(words_lib.number, comparison.losses))
+  far = '' if are_matched(comparison.losses) else ' (the losses are too far apart to compare)'
+  return _sentence(study, cell, comparison, f'losses {losses}', far)
+
+
 def _links(study, links, treatment: str, control: str) -> Judged:
   judged = []
   for at in study.main_cells:
     cell = study.describe(dict(at))
     lines = []
     for link in links:
-      if (link.treatment, link.control) != (treatment, control) or link.cell != dict(at):
+      same = (link.treatment, link.control) == (treatment, control) and link.cell == dict(at)
+      if not (same and link.verdict):  # else shown beside the claim
         continue
       within, across = (words_lib.number(e.value, signed=True) for e in (link.within, link.across))
       words = (
         f'{treatment} against {control}, {cell}, {link.measure}: rank correlation over runs of its '
         f'reduction with the gain in F1, mean over classes, {within} '
-        f'({words_lib.within(link.within)}, p {words_lib.probability(link.within.p)}, '
-        f'{words_lib.pairs(link.within.n, "runs")}); over classes {across} '
-        f'(p {words_lib.probability(link.across.p)}, '
+        f'({words_lib.within(link.within, (SMALLEST_CORRELATION,))}, '
+        f'p {words_lib.probability(link.within.p)}, {words_lib.pairs(link.within.n, "runs")}); '
+        f'over classes {across} (p {words_lib.probability(link.across.p)}, '
         f'{link.across.n} classes)'
       )
       lines.append((f'{words}: {link.verdict}.', link.verdict))
@@ -188,10 +195,11 @@ def _sentence(
   """'csba against none, cross entropy: macro-F1 0.7 against 0.6, difference +0.1 (...): ...'"""
   c = comparison
   units = words_lib.pairs(c.difference.n, 'folds' if study.folds else 'seeds')
-  numbers = [words_lib.within(c.difference), extra, units]
+  numbers = [words_lib.within(c.difference, c.limits), extra, units]
   if c.corrected is not None and c.corrected.known:
     verdict = f', which would be {c.corrected_verdict}' if c.corrected_verdict else ''
-    ending += f' (corrected for the overlap of seeds: {words_lib.within(c.corrected)}{verdict})'
+    corrected = words_lib.within(c.corrected, c.limits)
+    ending += f' (corrected for the overlap of seeds: {corrected}{verdict})'
   means = f'{words_lib.number(c.treatment_mean)} against {words_lib.number(c.control_mean)}'
   return (
     f'{c.treatment} against {c.control}, {cell}: {_outcome_words(c)} {means}, '

@@ -6,9 +6,10 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from csba_jax.evidence import Comparison
+from csba_jax.evidence import SIGNIFICANCE, Comparison
 from csba_jax.stats import Estimate
 
+TESTED = 'tested'  # the moment of the checkpoint whose test metrics are reported
 NONE = '–'  # a number that is not there
 PLACE = ('at', 'part', 'scope')  # where and when conflict was measured, in a comparison's cell
 MEASURES = {  # as in the summaries of a conflict matrix
@@ -40,12 +41,13 @@ def clean_lines(text: Any) -> str:
   return _printable(str(text))
 
 
-def number(value: Any, digits: int = 3, signed: bool = False) -> str:
-  """A real minus, no minus zero; a dash for NaN."""
+def number(value: Any, digits: int = 3, signed: bool = False, limits: Sequence[float] = ()) -> str:
+  """A real minus, no minus zero; a dash for NaN; more digits next to one of the limits."""
   value = float('nan') if value is None else float(value)
   if not math.isfinite(value):
     return NONE
   value = 0.0 if abs(value) < 1e-12 else value  # no minus zero, no rounding error
+  digits = _digits(value, digits, limits)
   if value and (abs(value) >= 10_000 or abs(value) < 0.5 * 10**-digits):
     text = f'{value:.1g}' if abs(value) < 1 else f'{value:.2e}'  # at least its sign is seen
   else:
@@ -55,33 +57,37 @@ def number(value: Any, digits: int = 3, signed: bool = False) -> str:
   return text.replace('-', '−')
 
 
-def interval(estimate: Estimate, digits: int = 3, signed: bool = False) -> str:
+def interval(
+  estimate: Estimate, digits: int = 3, signed: bool = False, limits: Sequence[float] = ()
+) -> str:
   """0.512 [0.480, 0.544]; a dash in the brackets without an interval."""
   if not math.isfinite(estimate.value):
     return NONE
-  return f'{number(estimate.value, digits, signed)} {ends(estimate, digits, signed)}'
+  return f'{number(estimate.value, digits, signed)} {ends(estimate, digits, signed, limits)}'
 
 
-def ends(estimate: Estimate | None, digits: int = 3, signed: bool = False) -> str:
+def ends(
+  estimate: Estimate | None, digits: int = 3, signed: bool = False, limits: Sequence[float] = ()
+) -> str:
   """[0.480, 0.544]; a dash in the brackets without an interval, or alone without an estimate."""
   if estimate is None:
     return NONE
-  found = [number(end, digits, signed) for end in (estimate.low, estimate.high)]
+  found = [number(end, digits, signed, limits) for end in (estimate.low, estimate.high)]
   return f'[{", ".join(found) if estimate.known else NONE}]'
 
 
 def probability(p: float) -> str:
-  """Three digits, '< 0.001' below what they can show; a dash for NaN."""
+  """Three digits, more next to 0.05, '< 0.001' below what they can show; a dash for NaN."""
   if not math.isfinite(p):
     return NONE
-  return '< 0.001' if p < 0.001 else f'{p:.3f}'
+  return '< 0.001' if p < 0.001 else number(p, limits=(SIGNIFICANCE,))
 
 
-def within(estimate: Estimate) -> str:
+def within(estimate: Estimate, limits: Sequence[float] = ()) -> str:
   """'95 % interval +0.010 to +0.050', or that there is none."""
   if not estimate.known:
     return 'no interval: identical differences' if 'identical' in estimate.method else 'no interval'
-  low, high = (number(end, signed=True) for end in (estimate.low, estimate.high))
+  low, high = (number(end, signed=True, limits=limits) for end in (estimate.low, estimate.high))
   return f'{100 * estimate.level:g} % interval {low} to {high}'
 
 
@@ -196,7 +202,7 @@ def constant(cells: Sequence[Mapping[str, Any]]) -> str:
 def last(moments: Sequence[str]) -> str:
   """The last share of the run that was measured; else the lowest level of loss."""
   ordered = sorted(set(moments), key=by_moment)
-  shares = [at for at in ordered if not matched(at)]
+  shares = [at for at in ordered if not matched(at) and at != TESTED]
   return (shares or ordered)[-1]
 
 
@@ -209,6 +215,8 @@ def moment(at: str) -> str:
   """'0' -> start, '0.1' -> 10 %, '1' -> end, 'loss 0.3' -> loss ≤ 0.3."""
   if at.startswith('loss '):
     return f'loss ≤ {clean(at[5:])}'
+  if at == TESTED:
+    return 'tested net'
   share = _float(at)
   if share is None:
     return clean(at)
@@ -219,17 +227,21 @@ def when(at: str) -> str:
   """The same in a sentence: 'at the start', 'after 10 % of the run', 'at training loss ≤ 0.3'."""
   if matched(at):
     return f'at training {moment(at)}'
+  if at == TESTED:
+    return 'of the tested net'
   return {'start': 'at the start', 'end': 'at the end of the run'}.get(
     moment(at), f'after {moment(at)} of the run'
   )
 
 
 def by_moment(at: str) -> tuple[int, float, str]:
-  """Sorts shares of the run upward, then levels of loss downward."""
+  """Sorts shares of the run upward, then the tested net, then levels of loss downward."""
   if at.startswith('loss '):
-    return 1, -(_float(at[5:]) or 0.0), at
+    return 2, -(_float(at[5:]) or 0.0), at
+  if at == TESTED:
+    return 1, 0.0, at
   share = _float(at)
-  return (0, share, at) if share is not None else (2, 0.0, at)
+  return (0, share, at) if share is not None else (3, 0.0, at)
 
 
 def at(comparison: Comparison) -> str:
@@ -255,6 +267,15 @@ def columns(text: str) -> int:
     0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in 'WF' else 1
     for c in text
   )
+
+
+def _digits(value: float, digits: int, limits: Sequence[float]) -> int:
+  """So many, and no fewer than `digits`, that the value is seen on its side of every limit."""
+  for more in range(digits, 10):
+    rounded = round(value, more)
+    if all((rounded < x, rounded > x) == (value < x, value > x) for x in limits):
+      return more
+  return digits  # equal up to rounding errors
 
 
 def _setting(name: str, setting: Any) -> str:

@@ -241,7 +241,9 @@ def _scopes(cosines, gram, own):
     'conflict_rate': float((upper < 0).mean()),
     'head_tail_conflict': float((cosines[:2, 2:] < 0).mean()),
     'mean_cosine': float(upper.mean()),
-    'minority_interference': float(conflict_lib.interference(gram, PRIOR)[2:].mean()),
+    'minority_interference': float(
+      np.minimum(conflict_lib.interference(gram, PRIOR)[2:], 1).mean()
+    ),
   }
   layers = {
     scope: {key: value + float(own.normal(0, 0.01)) for key, value in whole.items()}

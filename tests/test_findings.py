@@ -321,6 +321,7 @@ def test_identical_results_decide_nothing(tmp_path):
   for text in (markdown.render(found), page.render(found)):
     assert '0.000 [–]' in text
     assert 'no interval: identical differences over 8 seeds' in ' '.join(text.split())
+    assert 'no interval: identical values over 8 seeds' in ' '.join(text.split())  # of scores
 
 
 def test_csba_class_has_sentences_but_no_vote(tmp_path):
@@ -380,7 +381,62 @@ def test_folds_take_the_corrected_interval(folded):
   assert any('folds share training images' in note for note in folded.notes)
 
 
-def test_the_ratio_is_of_test_to_training_images(tmp_path):
+def estimates_of(found):
+  """{(low, high): {where: estimates}} by what they can be."""
+  compared = (*found.comparisons, *found.offsets)
+  cosines, rates = (
+    [c.difference for c in found.conflict if (c.outcome == 'mean_cosine') == cosine]
+    for cosine in (True, False)
+  )
+  return {
+    (0, 1): {'means': [e for s in found.scores for e in (*s.metrics.values(), *s.per_class_f1)]},
+    (-1, 1): {
+      'differences': [c.difference for c in compared],
+      'corrected': [c.corrected for c in compared if c.corrected],
+      'conflict': rates,
+      'noise': [c.difference for c in found.noise],
+      'leak': [c.difference for c in found.leak],
+    },
+    (-2, 2): {'cosines': cosines},
+  }
+
+
+def wild(**options):
+  """A study of few units, which rarely agree; of conflict, the summaries alone."""
+  about, records = simulated.make(variants=TWO, **options)
+  rng = np.random.default_rng(6)
+  for record in records:
+    result = record['result'] | dict.fromkeys(comparisons.METRICS[:3], float(rng.integers(0, 2)))
+    result['per_class']['f1'] = rng.integers(0, 2, 4).astype(float).tolist()
+    record['result'] = result
+    for entry in record['conflict']:
+      entry['grams'] = {}
+      shares = dict.fromkeys(mechanism.LESS_IS_BETTER, float(rng.integers(0, 2)))
+      cosine = float(2 * rng.integers(0, 2) - 1)
+      entry['scopes'] = {'common': {**shares, 'mean_cosine': cosine}}
+  return about, records
+
+
+@pytest.mark.parametrize('options', [{'folds': 4, 'seeds': 1, 'leak': 0.1}, {'redrawn': True}])
+def test_no_interval_ends_where_its_number_cannot_be(tmp_path, monkeypatch, options):
+  read = written(tmp_path, *wild(**{'seeds': 4, **options}))
+  found = findings.analyse(read, resamples=499)
+  absent = 'corrected' if 'folds' in options else 'leak'
+  for (low, high), groups in estimates_of(found).items():
+    for where, estimates in groups.items():
+      ends = [end for e in estimates if e.known for end in (e.low, e.high)]
+      assert all(low <= end <= high for end in ends), where
+      assert {low, high} & set(ends) or where == absent, where  # some were cut
+  monkeypatch.setattr(Estimate, 'cut', lambda self, low, high: self)
+  uncut = findings.analyse(read, resamples=499)
+  assert [c.verdict for c in uncut.claims] == [c.verdict for c in found.claims]
+  for group in ('comparisons', 'offsets', 'conflict', 'noise', 'leak'):
+    for a, b in zip(getattr(uncut, group), getattr(found, group), strict=True):
+      assert (a.verdict, a.corrected_verdict) == (b.verdict, b.corrected_verdict)
+      assert a.difference.excludes(0) == b.difference.excludes(0)
+
+
+def test_the_ratio_is_of_test_images_to_the_rest_of_the_set(tmp_path):
   made = simulated.make(seeds=2, folds=3, variants=TWO)
   study = comparisons.Study(written(tmp_path, *made), 499)
   comparison = comparisons.compare(study, study.cells[0], ('csba', 'none'), 'macro_f1')
@@ -389,7 +445,18 @@ def test_the_ratio_is_of_test_to_training_images(tmp_path):
     for r in made[1]
   }
   differences = [by['csba', r, f] - by['none', r, f] for r in range(2) for f in range(3)]
-  assert comparison.difference == stats.corrected_resampled_t(differences, 200 / 632)
+  # 200 images are tested and 632 train: how many train says nothing of what a cut tail left out
+  assert comparison.difference == stats.corrected_resampled_t(differences, 1 / 2)
+
+
+def test_folds_are_those_asked_for_else_those_that_were_run(tmp_path):
+  about, records = simulated.make(seeds=1, folds=5, variants=TWO)
+  some = [r for r in records if r['axes']['fold'] < 4]
+  study = comparisons.Study(written(tmp_path / 'a', about, some), 499)
+  assert (study.folds, study.test_to_rest) == (5, 1 / 4)
+  about['config']['base']['data']['folds'] = 0
+  study = comparisons.Study(written(tmp_path / 'b', about, some), 499)
+  assert (study.folds, study.test_to_rest) == (4, 1 / 3)
 
 
 @pytest.fixture(scope='module')
@@ -446,8 +513,9 @@ def test_seeds_that_redraw_one_set_are_cautioned_about(redrawn, full, folded):
 def test_one_split_for_all_seeds_is_not_redrawn(redrawn):
   same = [r | {'result': r['result'] | {'splits_sha256': 'one'}} for r in redrawn.done]
   study = comparisons.Study(dataclasses.replace(redrawn, done=tuple(same)), 499)
-  assert study.redrawn == 0
-  assert comparisons.Study(redrawn, 499).redrawn == pytest.approx(3 / 7)
+  assert not study.redrawn
+  assert comparisons.Study(redrawn, 499).redrawn
+  assert comparisons.Study(redrawn, 499).test_to_rest == pytest.approx(3 / 7)
 
 
 def test_naive_splits_are_for_the_leak_alone(folded):
@@ -544,6 +612,54 @@ def test_a_moment_that_one_run_lacks_is_named(tmp_path):
   assert f'csba against none, cross entropy: {lacking}' in found.notes
 
 
+def test_losses_that_are_too_far_apart_are_not_matched(tmp_path, full):
+  """The level was reached by both, but not at the same loss: no verdict on conflict there."""
+  about, records = simulated.make(variants=TWO)
+  for record in records:
+    for entry in record['conflict']:
+      if entry['at'] == 'loss 0.3' and record['axes']['variant'] == 'csba':
+        entry['loss'] /= 1.3
+  found = analysed(tmp_path, about, records)
+  at = {'at': 'loss 0.3', 'part': 'train', 'scope': 'common'}
+  far, near = (
+    next(c for c in pick(x.conflict, 'csba', 'none', **at) if c.outcome == 'head_tail_conflict')
+    for x in (found, full)
+  )
+  assert near.verdict == SUPPORTED
+  assert far.verdict == UNDECIDED
+  assert far.difference.high < 0
+  both = [
+    [
+      results.moment(r, 'loss 0.3', 'train')['loss']
+      for r in records
+      if r['axes']['variant'] == variant
+    ]
+    for variant in ('csba', 'none')
+  ]
+  assert far.losses == pytest.approx([np.exp(np.mean(np.log(x))) for x in both])
+  assert mechanism.are_matched(near.losses)
+  sentences = claim(found, 'reduces').sentences
+  (words,) = [x for x in sentences if 'at training loss ≤ 0.3' in x and 'head-tail' in x]
+  assert words.endswith(': undecided (the losses are too far apart to compare).')
+  assert ' against '.join(words_lib.number(x) for x in far.losses) in words
+
+
+@pytest.mark.parametrize(
+  ('losses', 'wanted'),
+  [((1.0, 1.25), True), ((1.25, 1.0), True), ((1.0, 1.26), False), ((math.nan, 1.0), False)],
+)
+def test_losses_are_matched_within_a_factor(losses, wanted):
+  assert mechanism.are_matched(losses) is wanted
+
+
+def test_a_wider_net_has_no_verdict_on_conflict(full):
+  """Its parameters of the scope common are not those of the others, though their names are."""
+  found = [c for c in full.conflict if 'none_wide' in (c.treatment, c.control)]
+  assert found
+  assert not any(c.verdict for c in found)
+  assert any(c.verdict for c in full.conflict)
+
+
 def test_without_a_matched_loss_the_claim_is_undecided(tmp_path):
   about, records = simulated.make(variants=TWO)
   for record in records:
@@ -585,7 +701,7 @@ def test_without_measurements_there_is_still_a_report(tmp_path):
 
 def test_a_link_is_recovered(tmp_path):
   found = analysed(tmp_path, *simulated.make(seeds=24, link=0.95, variants=TWO))
-  by = {link.measure.split()[0]: link for link in found.links}
+  by = {link.measure.split()[0]: link for link in found.links if link.verdict}
   for link in by.values():
     assert link.within.value > 0.3
     assert link.verdict == SUPPORTED
@@ -596,15 +712,80 @@ def test_a_link_is_recovered(tmp_path):
 
 def test_no_link_is_made_up(tmp_path):
   found = analysed(tmp_path, *simulated.make(seeds=24, link=0, variants=TWO))
-  assert all(abs(link.within.value) < 0.3 for link in found.links)
+  assert all(abs(link.within.value) < 0.3 for link in found.links if link.verdict)
   assert claim(found, 'Less conflict goes').verdict != SUPPORTED
+
+
+def with_tested(about, records, change):
+  """The same records with a moment of the tested net, `change` of that of the end."""
+  for record in records:
+    for entry in [e for e in record['conflict'] if e['at'] == '1']:
+      record['conflict'].append(change(record, entry | {'at': 'tested'}))
+  return about, records
+
+
+def test_the_tested_net_decides_the_link(tmp_path):
+  """What was measured at the end, of another net, is shown beside it."""
+
+  def shuffled(record, entry):
+    others = np.random.default_rng(record['axes']['seed'])
+    gram = results.gram(entry, 'common')
+    noise = others.normal(0, 1, gram.shape) * 0.3 * np.sqrt(np.outer(*[np.diag(gram)] * 2))
+    np.fill_diagonal(noise, 0)
+    gram = gram + (noise + noise.T) * (record['axes']['variant'] == 'csba')
+    packed = gram[np.triu_indices(len(gram))].tolist()
+    return entry | {'grams': {'shared': packed, 'common': packed}}
+
+  found = analysed(
+    tmp_path, *with_tested(*simulated.make(seeds=30, link=0.9, variants=TWO), shuffled)
+  )
+  judged = [link for link in found.links if link.verdict]
+  assert all('tested net' in link.measure for link in judged)
+  end = [link for link in found.links if 'images, end)' in link.measure]
+  assert (len(judged), len(end)) == (2, 2)
+  for of_end, of_tested in zip(end, judged, strict=True):
+    assert of_end.within.value > of_tested.within.value + 0.1
+  assert not any('images, end)' in s for s in claim(found, 'Less conflict').sentences)
+
+
+def test_beside_the_link_stand_controls_and_every_variant_alone(full):
+  pairs = [(link.treatment, link.control) for link in full.links if not link.verdict]
+  beside = [*comparisons.SECONDARY, *((v, v) for v in simulated.VARIANTS)]
+  assert pairs == [pair for pair in beside for _ in mechanism.LINKS]
+
+
+def test_a_variant_alone_is_its_conflict_against_its_f1(tmp_path):
+  about, records = simulated.make(seeds=6, variants=('none',))
+  found = analysed(tmp_path, about, records)
+  alone = next(link for link in found.links if 'cosine' in link.measure)
+  assert (alone.treatment, alone.control, alone.verdict) == ('none', 'none', '')
+  for s, record in enumerate(records):
+    gram = results.gram(results.moment(record, '1', 'train'), 'common')
+    norms = np.sqrt(np.diag(gram))
+    for c in range(4):
+      cosines = [gram[c, d] / (norms[c] * norms[d]) for d in range(4) if d != c]
+      assert alone.reduction[s, c] == pytest.approx(-np.mean([max(0, -x) for x in cosines]))
+    assert alone.gain[s].tolist() == record['result']['per_class']['f1']
+
+
+def test_matrices_of_branches_are_of_what_was_kept(tmp_path):
+  about, records = simulated.make(seeds=2, variants=TWO)
+  for record in records:
+    for entry in record['conflict']:
+      if (entry['at'], entry['part']) == ('1', 'train'):
+        entry['grams']['branch3x3'] = entry['grams']['common']
+  found = analysed(tmp_path, about, records)
+  own = [m for m in found.matrices if m.scope == 'branch3x3']
+  assert [(m.variant, m.at, m.part) for m in own] == [(v, '1', 'train') for v in TWO]
+  of_common = next(m for m in found.matrices if (m.at, m.part, m.scope) == ('1', 'train', 'common'))
+  np.testing.assert_array_equal(own[0].cosine, of_common.cosine)
 
 
 def test_link_points_are_the_differences_of_one_unit(tmp_path):
   about, records = simulated.make(seeds=3, variants=TWO)
   found = analysed(tmp_path, about, records)
   by = {(r['axes']['variant'], r['axes']['seed']): r for r in records}
-  interfering, cosine = found.links
+  interfering, cosine = (link for link in found.links if link.verdict)
   for seed in range(3):
     treated, control = by['csba', seed], by['none', seed]
     f1 = [np.array(r['result']['per_class']['f1']) for r in (treated, control)]
@@ -763,6 +944,14 @@ def test_about(tmp_path):
   json.dumps(found.about)
 
 
+def test_majority_and_minority_are_those_of_the_runs(tmp_path):
+  about, records = simulated.make(seeds=4, variants=TWO)
+  records[0]['result']['class_counts'] = [400, 100, 60, 12]
+  found = analysed(tmp_path, about, records)
+  (shares,) = found.groups
+  np.testing.assert_allclose(shares, [[1, 7 / 8, 0, 0], [0, 1 / 8, 1, 1]])
+
+
 def test_unequal_capacity_is_noted(tmp_path, full):
   about, records = simulated.make(seeds=2, variants=('none', 'none_wide', 'csba'))
   for record in records:
@@ -826,6 +1015,51 @@ def test_words():
   ]
   assert [words_lib.moment(at) for at in moments] == ['start', '10 %', 'end', 'loss ≤ 0.3']
   assert [words_lib.pairs(n, 'seeds') for n in (1, 2)] == ['1 pair of seeds', '2 pairs of seeds']
+
+
+@pytest.mark.parametrize(
+  ('low', 'high', 'limits', 'wanted'),
+  [
+    (-0.025, 0.00966, (0, 0.01), '−0.025 to +0.0097'),  # a gain of 0.01 is excluded
+    (-0.025, 0.01034, (0, 0.01), '−0.025 to +0.0103'),
+    (-0.025, 0.0096, (), '−0.025 to +0.010'),
+    (-0.0199, 0.02, (-0.02,), '−0.0199 to +0.020'),
+    (-0.0004, 0.0004, (0, 0.01), '−0.0004 to +0.0004'),
+    (-0.0201, 0.3, (-0.02,), '−0.0201 to +0.300'),
+    (0.01, 0.0100000000000001, (0.01,), '+0.010 to +0.010'),  # rounding errors
+  ],
+)
+def test_ends_are_seen_on_their_side_of_what_decides(low, high, limits, wanted):
+  one = estimate(0.0, low, high)
+  assert words_lib.within(one, limits) == f'95 % interval {wanted}'
+  ends = words_lib.ends(one, signed=True, limits=limits)
+  assert ends == f'[{wanted.replace(" to ", ", ")}]'
+
+
+def test_correlations_and_probabilities_are_seen_on_their_side():
+  one = estimate(0.1, -0.2, 0.2996)
+  assert words_lib.interval(one, 2) == '0.10 [−0.20, 0.30]'
+  assert words_lib.interval(one, 2, limits=(0.3,)) == '0.10 [−0.20, 0.2996]'
+  assert [words_lib.probability(p) for p in (0.04996, 0.05, 0.0504, 0.3)] == [
+    *('0.04996', '0.050', '0.0504', '0.300')
+  ]
+
+
+def test_a_verdict_and_the_interval_beside_it_agree(tmp_path):
+  about, records = simulated.make(seeds=8, effect=0, variants=TWO)
+  spread = np.array([0.01, -0.02, 0.015, -0.03, 0.0, 0.02, -0.01, -0.025])
+  high = stats.paired_difference(spread, resamples=499).high
+  control = {r['axes']['seed']: r['result'] for r in records if r['axes']['variant'] == 'none'}
+  for record in records:
+    if record['axes']['variant'] == 'csba':
+      of_none, seed = control[record['axes']['seed']]['macro_f1'], record['axes']['seed']
+      record['result']['macro_f1'] = of_none + spread[seed] - high + 0.0098
+  found = analysed(tmp_path, about, records)
+  assert found.comparisons[0].difference.high == pytest.approx(0.0098)
+  assert claim(found, 'improves').verdict == REFUTED
+  assert ' to +0.0098, ' in claim(found, 'improves').sentences[0]
+  table = markdown.render(found).partition('## Paired differences')[2]
+  assert ', +0.0098] |' in table
 
 
 def test_sentences_and_tables_name_a_condition_alike(tmp_path):

@@ -58,6 +58,21 @@ def test_an_estimate_without_an_interval_excludes_nothing():
   assert [known.excludes(x) for x in (0, 1, 3, 5, 6)] == [True, False, False, False, True]
 
 
+def test_cutting_an_interval_leaves_all_else():
+  whole = stats.Estimate(0.1, -0.2, 1.3, 0.95, 9, 0.01, 'words')
+  assert whole.cut(0, 1) == stats.Estimate(0.1, 0.0, 1.0, 0.95, 9, 0.01, 'words')
+  assert whole.cut(-1, 2) == whole
+  assert not stats.Estimate(0.1, math.nan, math.nan, 0.95, 1, math.nan, '').cut(0, 1).known
+
+
+def test_cut_intervals_cover_as_often():
+  rng = np.random.default_rng(0)
+  shares = rng.beta(0.3, 1.2, (500, 5))  # mean 0.2
+  found = [stats.corrected_resampled_t(row, 0.25) for row in shares]
+  assert any(e.low < 0 for e in found)
+  assert [e.excludes(0.2) for e in found] == [e.cut(0, 1).excludes(0.2) for e in found]
+
+
 # paired_difference
 
 
@@ -298,7 +313,7 @@ def test_non_inferiority_is_the_lower_end_of_the_90_percent_interval():
   same = stats.paired_difference(DIFFERENCES - 1, level=0.9)
   assert (over_seeds.low, over_seeds.high, over_seeds.p) == (same.low, same.high, same.p)
   assert over_seeds.method == 'bootstrap-t over 10 seeds, margin 0.5'
-  over_folds = stats.non_inferiority(DIFFERENCES - 1, 0.5, test_to_train=0.25)
+  over_folds = stats.non_inferiority(DIFFERENCES - 1, 0.5, test_to_rest=0.25)
   same = stats.corrected_resampled_t(DIFFERENCES - 1, 0.25, level=0.9)
   assert (over_folds.low, over_folds.high, over_folds.p) == (same.low, same.high, same.p)
   for e in (over_seeds, over_folds):
@@ -621,8 +636,8 @@ HALF_NAN = np.array([[0, math.nan, 1, 1], [2, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 
     (lambda: stats.paired_difference([1, math.inf]), 'found an infinite number'),
     (lambda: stats.paired_difference([1, 2], level=95), '0 < level < 1; found level 95'),
     (lambda: stats.paired_difference([1, 2], resamples=10), 'resamples >= 99; found 10'),
-    (lambda: stats.corrected_resampled_t([1, 2], 0), 'n_test / n_train > 0; found 0'),
-    (lambda: stats.corrected_resampled_t([1, 2], math.nan), 'n_test / n_train > 0; found nan'),
+    (lambda: stats.corrected_resampled_t([1, 2], 0), 'n_test / n_rest > 0; found 0'),
+    (lambda: stats.corrected_resampled_t([1, 2], math.nan), 'n_test / n_rest > 0; found nan'),
     (lambda: stats.corrected_resampled_t([1, 2], 0.25, level=1), '0 < level < 1; found level 1'),
     (lambda: stats.holm([0.5, 1.5]), 'p-values from 0 to 1, or NaN; found [0.5, 1.5]'),
     (lambda: stats.holm(0.5), 'p_values [m], finite or NaN; found shape ()'),

@@ -6,6 +6,7 @@ import numpy as np
 
 from csba_jax import words
 from csba_jax.findings import Comparison, Design, Findings, Link
+from csba_jax.mechanism import SMALLEST_CORRELATION
 from csba_jax.report import figures, tabulate
 from csba_jax.report.blocks import Block, Figure, Fold, Section, Table, Text
 
@@ -20,7 +21,8 @@ def _links(findings: Findings) -> Section | None:
   if not findings.links:
     return None
   blocks: list[Block] = []
-  for i, link in enumerate(findings.links):
+  drawn = [link for link in findings.links if link.verdict] or findings.links
+  for i, link in enumerate(drawn):
     where = words.cell(link.cell, findings.cells)
     pair = f'{words.clean(link.treatment)} against {words.clean(link.control)}'
     name = f'{pair}, {where}' if where else pair
@@ -41,10 +43,10 @@ def _links(findings: Findings) -> Section | None:
   rows = [
     [
       *([words.cell(link.cell, findings.cells)] * several),
-      f'{words.clean(link.treatment)} − {words.clean(link.control)}',
+      _pair(link),
       words.clean(link.measure),
       str(link.within.n),
-      words.interval(link.within, 2, signed=True),
+      words.interval(link.within, 2, signed=True, limits=(SMALLEST_CORRELATION,)),
       words.probability(link.within.p),
       words.interval(link.across, 2, signed=True),
       words.probability(link.across.p),
@@ -56,11 +58,19 @@ def _links(findings: Findings) -> Section | None:
   caption = (
     'Does less conflict go with more F1? Within class: correlation over units, mean over classes,'
     ' which the size of a class cannot explain. Across classes: correlation of the means over'
-    f' units. Method: {words.methods(estimates)}.'
+    ' units. Only rows with a verdict enter a claim. Within a variant: less conflict against more'
+    ' F1 among runs of one net, what needs no treatment; p is not corrected for the number of rows.'
+    f' Method: {words.methods(estimates)}.'
   )
   table = Table(caption, head, rows, 2 + several)
   blocks = [blocks[0], table, *tabulate.reasons(estimates), *blocks[1:]]
   return Section('Conflict reduction and F1 gain', 'links', blocks)
+
+
+def _pair(link: Link) -> str:
+  if link.treatment == link.control:
+    return f'within {words.clean(link.treatment)}'
+  return f'{words.clean(link.treatment)} − {words.clean(link.control)}'
 
 
 def _link(findings: Findings, link: Link, name: str) -> Figure:

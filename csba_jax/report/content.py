@@ -84,11 +84,18 @@ def _scores(findings: Findings) -> Section | None:
     )
   caption = (
     f'Test metrics of each variant: mean over units [interval]; {words.level(estimates)}.'
-    ' n counts units, that is runs of different seeds or folds. Head (tail) F1: mean F1 of the'
-    ' majority (minority) classes.'
+    ' n counts units, that is runs of different seeds or folds. Here and below, intervals are cut'
+    ' to what the number can be: a metric from 0 to 1, a difference of two from −1 to 1.'
   )
   table = Table(caption, head, rows, 1 + several)
-  return Section('Scores', 'scores', [table, *tabulate.reasons(estimates)])
+  groups = Text(
+    'Head (tail) F1: mean F1 of the majority (minority) classes. Majority: the classes of more than'
+    ' 100 training images; minority: the others. Where one of them would be empty: the largest and'
+    ' the smallest third of the classes.',
+    'small',
+  )
+  blocks = [table, *tabulate.reasons(estimates), groups, *tabulate.groups(findings)]
+  return Section('Scores', 'scores', blocks)
 
 
 def _differences(findings: Findings) -> Section | None:
@@ -132,7 +139,7 @@ def _offsets(findings: Findings) -> Section | None:
   text = Text(
     f'Does CSBA cost anything elsewhere? Non-inferiority is supported where the whole interval'
     f' lies above {words.number(-margin, 3) if margin else "the margin"}: then the treatment is'
-    f' not worse{limit}.'
+    f' not worse{limit}. p is that of no difference at all.'
   )
   names = ' and of '.join(dict.fromkeys(map(words.outcome, findings.offsets)))
   shaded = 'Shaded: the margin on both sides of zero.' if margin else ''

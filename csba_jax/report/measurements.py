@@ -5,16 +5,20 @@ from typing import Any
 
 from csba_jax import words
 from csba_jax.findings import Comparison, Decoupling, Findings, Flow, Matrix
+from csba_jax.mechanism import FARTHEST_LOSS
 from csba_jax.report import figures, tabulate
 from csba_jax.report.blocks import Block, Figure, Fold, Section, Table, Text
 
 _GLOSSARY = (
   'Conflict: a negative cosine between two class gradients. Head-tail conflict: the share of pairs'
   ' of a majority and a minority class in conflict. Minority interference: how much of the progress'
-  ' that a minority class makes with its own gradient the other classes undo (1: all of it), mean'
-  ' over minority classes. Mean cosine: over all pairs of classes. Scope shared: all parameters but'
-  ' the classifier head; common: those that a variant shares with the one without attention, the'
-  ' scope in which variants can be compared. Part train or val: the images measured on.'
+  ' that a minority class makes with its own gradient the other classes undo (1: all of it, and no'
+  ' more is counted), mean over minority classes. Mean cosine: over all pairs of classes. Scope'
+  ' shared: all parameters but the classifier head; common: those that a variant has in common with'
+  ' the one without attention, the scope in which variants can be compared (of none_wide the same'
+  ' layers, wider, so that its differences have no verdict). Part train or val: the images measured'
+  ' on. Statistics of BatchNorm are estimated anew at every moment, but for the tested net (the'
+  ' checkpoint whose test metrics are reported), which is measured as it was tested.'
 )
 _FIRST = ('common', 'train')  # scope and part that are shown open
 _MOST_FOLDED = 24  # pairs of matrices in the details
@@ -50,7 +54,7 @@ def _matrices(findings: Findings) -> Section | None:
   if not pairs:
     return None
   pairs.sort(key=lambda pair: pair[:2])
-  blocks: list[Block] = [Text(_GLOSSARY, 'small')]
+  blocks: list[Block] = [Text(_GLOSSARY, 'small'), *tabulate.groups(findings)]
   most = _MOST_FOLDED if len(findings.class_names) <= 20 else 0
   folded = []
   for i, (_, _, _, before, after) in enumerate(pairs[: 1 + most]):
@@ -119,7 +123,7 @@ def _curves(
       [*filter(None, [words.cell(cell, findings.cells)]), f'scope {scope}, part {flows[0].part}']
     )
     over = (
-      'where the training loss first reached a level: conflict at equal loss'
+      'at the first log line where the loss over the training images is at or below a level'
       if matched
       else 'over the run, from initialisation to its end'
     )
@@ -196,36 +200,42 @@ def _conflict_differences(
   estimates = [c.difference for c in found]
   where = f' ({place})' if place else ''
   caption = (
-    f'Differences of conflict {"at equal training loss" if matched else "over the run"}{where},'
+    f'Differences of conflict {"at matched training loss" if matched else "over the run"}{where},'
     f' treatment − control, paired by unit; {words.level(estimates)}. Negative: less conflict;'
     ' of the mean cosine, positive is less.'
   )
-  table = _conflict_table(found, caption)
+  if matched:
+    caption += (
+      ' Losses: geometric means over the training images; undecided where they differ by more than'
+      f' a factor of {FARTHEST_LOSS:g}.'
+    )
+  table = _conflict_table(found, caption, matched)
   if matched:
     return [table, *tabulate.reasons(estimates)]
   figure = Figure(caption, lambda: figures.differences_over_moments(findings, found), [table])
   return [figure, *tabulate.reasons(estimates)]
 
 
-def _conflict_table(found: Sequence[Comparison], caption: str) -> Table:
+def _conflict_table(found: Sequence[Comparison], caption: str, matched: bool) -> Table:
   judged = any(c.verdict for c in found)
-  head = ['measure', 'comparison', 'moment', 'n', 'treatment', 'control']
+  head = ['measure', 'comparison', 'moment', *(['losses'] * matched), 'n', 'treatment', 'control']
   head += ['difference', 'p', *(['verdict'] * judged)]
   rows = [
     [
       words.outcome(c),
       words.versus(c),
       words.moment(words.at(c)),
+      *([' / '.join(map(words.number, c.losses or (None, None)))] * matched),
       str(c.difference.n),
       words.number(c.treatment_mean),
       words.number(c.control_mean),
-      words.interval(c.difference, signed=True),
+      words.interval(c.difference, signed=True, limits=c.limits),
       words.probability(c.difference.p),
       *([c.verdict or words.NONE] * judged),
     ]
     for c in found
   ]
-  return Table(caption, head, rows, 3)
+  return Table(caption, head, rows, 3 + matched)
 
 
 def _flow(findings: Findings) -> Section | None:
@@ -279,8 +289,9 @@ def _flow_figures(findings: Findings, flows: Sequence[Flow]) -> list[Block]:
 def _decoupling(findings: Findings) -> Section | None:
   blocks: list[Block] = []
   texts = {
-    'cka': 'Similarity of the branches: debiased linear CKA of two branches’ pooled features, mean'
-    ' over pairs of branches; 1: the same up to rotation and scale, 0: unrelated',
+    'cka': 'Similarity of the branches: debiased linear CKA of two branches’ pooled features (after'
+    ' the gates, where there are any), mean over pairs of branches; 1: the same up to rotation and'
+    ' scale, 0: unrelated',
     'gate_spread': 'Spread of the gates: standard deviation over classes of the mean gate, mean'
     ' over channels; 0: the gates do not depend on the class',
   }

@@ -7,11 +7,12 @@ from csba_jax import results, words
 from csba_jax.errors import UserError
 from csba_jax.files import write_atomically
 from csba_jax.findings import Findings
-from csba_jax.report import markdown
+from csba_jax.report import figures, markdown
 from csba_jax.workdir import writing_to
 
 BEGIN, END = '<!-- results: made by csba-report --readme -->', '<!-- end of results -->'
 METRICS = ('accuracy', 'balanced_accuracy')  # beside the primary outcome and macro-F1
+MOST_CLASSES = 20  # whose training images are listed
 
 
 def update(readme: str, folder: str, pool: bool = False) -> str:
@@ -58,15 +59,13 @@ def section(folder: Path, pool: bool = False) -> str:
 def of_study(findings: Findings, folder: str) -> str:
   """Verdicts, a table of scores, and where the rest is."""
   about = findings.about
-  counts = ' '.join(f'{n:.0f}' for n in findings.class_counts[0])
   lines = [
     f'### {markdown.escape(findings.name)}',
     '',
     f'{about["runs"]} runs, {about["failed"]} failed; {len(findings.class_names)} classes, images '
-    f'to train in the first condition: {counts}. {markdown.escape("; ".join(about["devices"]))}, '
-    f'JAX {about["versions"].get("jax", "?")}. Whole report: '
-    f'[{folder}/report.md]({folder}/report.md), `report.html` beside it. '
-    'Made by:',
+    f'to train in the first condition: {markdown.escape(_training_images(findings))}. '
+    f'{markdown.escape("; ".join(about["devices"]))}, JAX {about["versions"].get("jax", "?")}. '
+    f'Whole report: [{folder}/report.md]({folder}/report.md), `report.html` beside it. Made by:',
     '',
     # as it is, but that no command can look like one of the marks
     *(f'    {words.clean(command).replace("<!--", "<! --")}' for command in about['commands']),
@@ -80,6 +79,14 @@ def of_study(findings: Findings, folder: str) -> str:
     *_scores(findings),
   ]
   return '\n'.join(lines) + '\n'
+
+
+def _training_images(findings: Findings) -> str:
+  """'Clean (149), Dusty (136), Broken (8)', the largest class first; of many classes both ends."""
+  names, counts = findings.class_names, findings.class_counts[0]
+  order = figures.order(findings, findings.cells[0])
+  labels = [f'{words.clean(names[c])} ({counts[c]:.0f})' for c in order]
+  return ', '.join(labels) if len(labels) <= MOST_CLASSES else f'{labels[0]} to {labels[-1]}'
 
 
 def _scores(findings: Findings) -> list[str]:
@@ -97,4 +104,4 @@ def _scores(findings: Findings) -> list[str]:
     cell = markdown.escape(words.cell(score.cell, findings.cells) or 'all')
     number = score.metrics[first].n
     rows.append(f'| {cell} | `{score.variant}` | {score.parameters:,} | {number} | {metrics} |')
-  return [*rows, '', 'Means over runs with 95 % intervals in brackets.']
+  return [*rows, '', 'Means over runs with 95 % intervals in brackets, cut to 0 to 1.']

@@ -49,7 +49,7 @@ def _one(
 
 
 def _several(differences: np.ndarray, names: tuple[str, str]) -> list[str]:
-  found, seeds = stats.paired_difference(differences), len(differences)
+  found, seeds = stats.paired_difference(differences).cut(-1, 1), len(differences)
   mean = f'{names[0]} - {names[1]}, mean of {seeds} seeds: macro-F1 {found.value:+.3f}'
   if not found.known:
     return [f'{mean}; {found.method}.']

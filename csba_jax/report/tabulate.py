@@ -9,7 +9,9 @@ import numpy as np
 from csba_jax import words
 from csba_jax.findings import Comparison, Findings, Score
 from csba_jax.report import figures, table
-from csba_jax.report.blocks import Table, Text
+from csba_jax.report.blocks import Block, Items, Table, Text
+
+_MOST_NAMED = 12  # classes; of more, how many there are
 
 
 def by_cell(rows: Sequence[Any], findings: Findings) -> list[tuple[Mapping[str, Any], list]]:
@@ -56,11 +58,11 @@ def comparison_table(
       words.versus(c),
       str(c.difference.n),
       *([words.number(c.treatment_mean), words.number(c.control_mean)] * means),
-      words.interval(c.difference, signed=True),
+      words.interval(c.difference, signed=True, limits=c.limits),
       words.probability(c.difference.p),
       *([words.probability(c.adjusted_p)] * adjusted),
       *([c.verdict or words.NONE] * judged),
-      *([words.ends(c.corrected, signed=True)] * corrected),
+      *([words.ends(c.corrected, signed=True, limits=c.limits)] * corrected),
       *([c.corrected_verdict or words.NONE] * (corrected and judged)),
     ]
     for c in comparisons
@@ -79,6 +81,33 @@ def reasons(estimates: Sequence[Any]) -> list[Text]:
   """A small paragraph on why some of the estimates have no interval; [] where all have one."""
   text = words.without_interval(estimates)
   return [Text(text, 'small')] if text else []
+
+
+def groups(findings: Findings) -> list[Block]:
+  """Which classes are the majority and which the minority, once for conditions that agree on it."""
+  cells: dict[str, list[str]] = {}
+  for cell, shares in zip(findings.cells, findings.groups, strict=True):
+    cells.setdefault(_groups(findings, cell, shares), []).append(words.cell(cell, findings.cells))
+  if len(cells) == 1:
+    cells = {text: ['all runs'] for text in cells}
+  return [Items([f'{"; ".join(found)}: {text}' for text, found in cells.items()], 'small')]
+
+
+def _groups(findings: Findings, cell: Mapping[str, Any], shares: np.ndarray) -> str:
+  """Of one condition; a group of a single class must not be taken for a mean over classes."""
+  majority, minority = (_group(findings, cell, of_group) for of_group in shares)
+  names = zip(('head F1', 'tail F1'), shares, strict=True)
+  alone = [f'{name} is that of a single class' for name, s in names if np.count_nonzero(s) == 1]
+  return '; '.join([f'majority {majority}', f'minority {minority}', *alone]) + '.'
+
+
+def _group(findings: Findings, cell: Mapping[str, Any], shares: np.ndarray) -> str:
+  """Names from the largest class to the smallest, with the share of runs where it is not all."""
+  classes = [c for c in figures.order(findings, cell) if shares[c] > 0]
+  if len(classes) > _MOST_NAMED:
+    return f'{len(classes)} classes'
+  some = {c: f' (in {100 * shares[c]:.0f} % of the runs)' if shares[c] < 1 else '' for c in classes}
+  return ', '.join(words.clean(findings.class_names[c]) + some[c] for c in classes) or 'no class'
 
 
 def setting(findings: Findings, name: str) -> float:

@@ -11,7 +11,7 @@ def describe(found: Results) -> str:
   """Mean validation score of every learning rate, the chosen one with a star."""
   scores = tuning.scores(found)
   rates = sorted({rate for by_rate in scores.values() for rate in by_rate})
-  varying = _varying(list(scores))
+  varying = tuning.varying(list(scores))
   rows = [['mean validation score at learning rate', *(f'{rate:g} ' for rate in rates)]]
   for key, by_rate in scores.items():
     best = tuning.best(by_rate)
@@ -23,9 +23,3 @@ def describe(found: Results) -> str:
   runs = sorted({len(values) for by_rate in scores.values() for values in by_rate.values()})
   number = f'{runs[0]}' if len(runs) == 1 else f'{runs[0]} to {runs[-1]}'
   return f'{table.align(rows)}\n* chosen; runs a number: {number}; no test part was looked at'
-
-
-def _varying(keys: list[str]) -> set[str]:
-  """The words in which keys differ."""
-  sets = [set(key.split()) for key in keys]
-  return set().union(*sets) - set.intersection(*sets)

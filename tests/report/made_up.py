@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from csba_jax import findings as lib
+from csba_jax.gradients.conflict import majority_minority
 from csba_jax.stats import Estimate
 
 VARIANTS = ('none', 'none_wide', 'se', 'cbam', 'csba', 'csba_class')
@@ -34,6 +35,7 @@ def findings(
     outcome='macro-F1',
     class_names=tuple(classes),
     class_counts=make.counts,
+    groups=tuple(np.array(majority_minority(counts), float) for counts in make.counts),
     variants=tuple(variants),
     cells=make.cells,
     about=make.about(),

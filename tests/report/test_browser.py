@@ -1,15 +1,20 @@
 """report.html in a real browser: from disk, offline, in both colour schemes, on a phone."""
 
+import io
 import os
 import pathlib
 import re
+import sys
 
+import PIL.Image
 import pytest
 
 from csba_jax.report import page
 
 pytestmark = pytest.mark.slow
 
+ROOT = pathlib.Path(__file__).parents[2]
+COMMITTED = sorted(ROOT.glob('results/*/report.html'))
 BROWSER = os.environ.get('CSBA_CHROMIUM', '/usr/bin/chromium')
 FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run']
 FLAGS += ['--disable-background-networking', '--disable-component-update', '--disable-sync']
@@ -51,11 +56,19 @@ OVERLAPS = """() => [...document.querySelectorAll('svg')].flatMap(svg => {
 })"""
 
 
+def lacking(reason):
+  """Skips the test; fails it where CI is true, which has to open every page."""
+  (pytest.fail if os.environ.get('CI') == 'true' else pytest.skip)(reason)
+
+
 @pytest.fixture(scope='module')
 def browser():
   if not pathlib.Path(BROWSER).exists():
-    pytest.skip(f'no {BROWSER}: apt-get install chromium fonts-dejavu-core')
-  api = pytest.importorskip('playwright.sync_api', reason='no playwright: pip install playwright')
+    lacking(f'no {BROWSER}: apt-get install chromium fonts-dejavu-core')
+  try:
+    from playwright import sync_api as api
+  except ImportError:
+    lacking('no playwright: pip install playwright')
   with api.sync_playwright() as playwright:
     started = playwright.chromium.launch(executable_path=BROWSER, headless=True, args=FLAGS)
     yield started
@@ -63,13 +76,11 @@ def browser():
 
 
 @pytest.fixture
-def opened(browser, tmp_path):
-  """Opens findings as a page; at the end nothing may have gone wrong in it."""
+def open_file(browser):
+  """Opens a page; at the end nothing may have gone wrong in it."""
   wrong, contexts = [], []
 
-  def open_page(findings, size, scheme='light'):
-    path = tmp_path / 'report.html'
-    path.write_text(page.render(findings), encoding='utf-8')
+  def open_path(path, size, scheme='light'):
     context = browser.new_context(offline=True, viewport=size, color_scheme=scheme)
     contexts.append(context)
     tab = context.new_page()
@@ -83,10 +94,22 @@ def opened(browser, tmp_path):
     assert asked == [path.resolve().as_uri()]  # no other file
     return tab
 
-  yield open_page
+  yield open_path
   for context in contexts:
     context.close()
   assert wrong == []
+
+
+@pytest.fixture
+def opened(open_file, tmp_path):
+  """Opens findings as a page."""
+
+  def open_page(findings, size, scheme='light'):
+    path = tmp_path / 'report.html'
+    path.write_text(page.render(findings), encoding='utf-8')
+    return open_file(path, size, scheme)
+
+  return open_page
 
 
 def open_details(tab):
@@ -149,6 +172,42 @@ def test_prints_all_of_it(opened, made_up):
   assert tab.evaluate('getComputedStyle(document.body).backgroundColor') == 'rgb(255, 255, 255)'
   assert tab.evaluate("getComputedStyle(document.querySelector('nav')).display") == 'none'
   assert tab.pdf().startswith(b'%PDF')
+
+
+@pytest.mark.parametrize('size', [PHONE, DESK], ids=['phone', 'desk'])
+@pytest.mark.parametrize('path', COMMITTED, ids=[path.parent.name for path in COMMITTED])
+def test_committed_reports_are_seen(open_file, path, size):
+  tab = open_file(path, size)
+  assert colors(tab.screenshot()) > 10
+  open_details(tab)
+  sizes = tab.evaluate(SIZES)
+  assert len(sizes) > 40
+  assert min(min(box) for box in sizes) > 0
+  assert tab.evaluate('document.documentElement.scrollWidth') <= size['width']
+  assert tab.evaluate(CLIPPED) == []
+  assert tab.evaluate(OVERLAPS) == []
+  for figure in tab.locator('svg:not(.key)').all()[:3]:
+    assert colors(figure.screenshot()) > 10
+
+
+def colors(png):
+  """How many colours a picture has; a blank one has one."""
+  image = PIL.Image.open(io.BytesIO(png)).convert('RGB')
+  return len(image.getcolors(image.width * image.height))
+
+
+@pytest.mark.parametrize('lacks', ['the browser', 'playwright'])
+@pytest.mark.parametrize('ci', ['true', ''])
+def test_what_is_lacking_fails_where_ci_is_true(monkeypatch, lacks, ci):
+  monkeypatch.setenv('CI', ci)
+  if lacks == 'the browser':
+    monkeypatch.setitem(globals(), 'BROWSER', '/nowhere/chromium')
+  else:
+    monkeypatch.setitem(globals(), 'BROWSER', __file__)
+    monkeypatch.setitem(sys.modules, 'playwright', None)
+  wanted = pytest.fail.Exception if ci else pytest.skip.Exception
+  with pytest.raises(wanted, match='install'):
+    next(browser.__wrapped__())
 
 
 def contrast(ink, paper):

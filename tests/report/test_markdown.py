@@ -68,6 +68,45 @@ def test_scores_to_the_letter(made_up):
   )
 
 
+def test_captions_say_what_intervals_and_p_are(text):
+  words_of_it = ' '.join(text.split())
+  assert 'intervals are cut to what the number can be: a metric from 0 to 1, ' in words_of_it
+  assert 'the margin of 0.02. p is that of no difference at all. ' in words_of_it
+
+
+def with_groups(made, *shares):
+  return dataclasses.replace(made, groups=tuple(np.array(of_cell, float) for of_cell in shares))
+
+
+def groups_of(text, section):
+  """The items of a section that name the groups, each on one line."""
+  part = text.partition(f'## {section}\n')[2].partition('\n## ')[0]
+  (items,) = (block for block in part.split('\n\n') if ': majority ' in block)
+  return items.replace('\n  ', ' ').splitlines()
+
+
+@pytest.mark.parametrize('section', ['Scores', 'Conflict matrices before and after CSBA'])
+def test_head_and_tail_are_named_once_for_conditions_that_agree(made_up, section):
+  made = made_up.findings(('none', 'csba'), classes=('ant', 'b|d', 'cat', 'dog'), seeds=2)
+  of_all = [[1, 1, 0, 0], [0, 0, 1, 1]]
+  text = markdown.render(with_groups(made, of_all, of_all))
+  assert groups_of(text, section) == ['- all runs: majority ant, b\\|d; minority cat, dog.']
+  text = markdown.render(with_groups(made, of_all, [[1, 0, 0, 0], [0, 0.25, 0, 1]]))
+  assert groups_of(text, section) == [
+    '- cross entropy: majority ant, b\\|d; minority cat, dog.',
+    '- balanced softmax: majority ant; minority b\\|d (in 25 % of the runs), dog; head F1 is that'
+    ' of a single class.',
+  ]
+
+
+def test_many_classes_of_a_group_are_counted(made_up):
+  made = made_up.findings(('none', 'csba'), ('drw',), classes=[f'c{i}' for i in range(40)], seeds=2)
+  text = markdown.render(with_groups(made, [[1] * 13 + [0] * 27, [0] * 28 + [1] * 12]))
+  twelve = ', '.join(f'c{i}' for i in range(28, 40))
+  (line,) = groups_of(text, 'Scores')
+  assert line == f'- all runs: majority 13 classes; minority {twelve}.'
+
+
 def test_tables_are_aligned_and_complete(text):
   for table in tables(text):
     assert len({len(line) for line in table}) == 1, table[0]

@@ -1,10 +1,12 @@
 """The results section of a README: the numbers of the studies, and nothing else touched."""
 
+import dataclasses
 import re
 import runpy
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from csba_jax import findings, results
@@ -153,12 +155,26 @@ def test_numbers_are_those_of_the_scores(two_methods):
 def test_verdicts_and_where_it_comes_from(two_methods):
   text = readme.of_study(two_methods, 'results/x')
   assert text.startswith('### simulated\n\n11 runs, 1 failed; 4 classes, ')
-  assert ': 400 160 60 12. simulated CPU, JAX 0.10.2. ' in text
+  images = (
+    'images to train in the first condition: clean (400), dusty (160), snow (60), broken (12)'
+  )
+  assert f'; 4 classes, {images}. simulated CPU, JAX 0.10.2. ' in text
   assert '[results/x/report.md](results/x/report.md)' in text
   command = 'csba-study --config=configs/simulated.py --workdir=runs/simulated'
   assert f'Made by:\n\n    {command}\n' in text
   found = [row for row in rows(text, 'link of the argument')[2:] if len(row) == 2]
   assert found == [[claim.title, f'**{claim.verdict}**'] for claim in two_methods.claims]
+
+
+def test_training_images_are_named_largest_first_and_many_by_their_ends(two_methods):
+  def text(names, counts):
+    found = dataclasses.replace(two_methods, class_names=names, class_counts=[np.array(counts)] * 2)
+    return readme.of_study(found, 'results/x').split(' in the first condition: ')[1]
+
+  assert text(('a|b', '*c*', 'd'), [8, 148.6, 9.4]).startswith('\\*c\\* (149), d (9), a\\|b (8). ')
+  names = tuple(f'c{i}' for i in range(21))
+  assert text(names, range(21)).startswith('c20 (20) to c0 (0). ')
+  assert text(names[:20], range(20)).startswith('c19 (19), c18 (18), ')
 
 
 def test_a_caution_stands_below_the_verdicts(tmp_path, two_methods):

@@ -72,6 +72,11 @@ def test_several_seeds():
   assert 'no interval' in seeds.describe([GOOD, GOOD], [SAME, SAME], NAMES)
 
 
+def test_an_interval_of_two_seeds_ends_where_f1_can_be():
+  text = seeds.describe([POOR, GOOD], [GOOD, POOR], NAMES)
+  assert 'macro-F1 +0.000, 95 % interval -1.000 to +1.000.' in text
+
+
 def test_seeds_come_in_pairs():
   for treated, control in (([], []), ([GOOD], [GOOD, GOOD])):
     with pytest.raises(UserError, match='results of the same seeds, at least one; found'):
