@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 from jax import Array
 from jax.tree_util import Partial
 
-from csba_jax import backend, decoupling, losses, parallel, plots, trained
+from csba_jax import backend, decoupling, losses, parallel, plots, room, trained
 from csba_jax.data import augment, pipeline, sampling
 from csba_jax.errors import UserError
 from csba_jax.gradients import estimate, flow
@@ -248,11 +248,9 @@ class Probe:
     self._losses = _losses_of(config, data.class_counts, model)
     self._order = _from_input_to_output(model, data.image_shape)
     images, classes = config.diagnostics.images, len(data.class_names)
-    image = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.float32)
-    params = jax.eval_shape(model.init, jax.random.key(0), image)['params']
-    rows, depth = _check_probe(
-      params, model.head, images, classes, data.image_shape, layout.devices, backend.device_bytes()
-    )
+    params = room.shapes(model, data.image_shape)
+    sizes = (images, classes, FOLDS, data.image_shape, layout.devices)
+    rows, depth = room.check_probe(params, model.head, *sizes, backend.device_bytes())
     train = {'image': data.train.images, 'label': data.train.labels}
     index, self._sizes = estimate.draw_folds(train, classes, 'train', images, FOLDS, config.seed)
     index = np.pad(index, ((0, 0), (0, 0), (0, depth - index.shape[2])))
@@ -286,43 +284,17 @@ class Probe:
 _probe_grams = backend.jit(group_grams, static_argnames=('layers', 'max_bytes', 'mesh'))
 
 
-def _check_probe(
-  params: Any,
-  head: str,
-  images: int,
-  classes: int,
-  image_shape: tuple[int, int, int],
-  devices: int,
-  room: int,
-  folds: int = FOLDS,
-  layer_fn: Callable[[str], str | None] | None = None,
-) -> tuple[int, int]:
-  """Rows (class, fold) of a probe's batch and its images a row, the same on every device.
-
-  Raises:
-    UserError: what one of the devices would hold exceeds its `room`, in bytes.
-  """
-  rows, depth = classes * folds, -(-images // folds)
-  depth = -(-depth // devices) * devices
-  held = rows * depth // devices * int(np.prod(image_shape))
-  if held > room:
-    each = f'{depth // devices} images of each of {folds} folds of {classes} classes'
-    raise UserError(
-      f"a device's share of the probe within its {room / 1e9:.1f} GB",
-      f'{held / 1e9:.1f} GB: {each}',
-      'set --config.diagnostics.images to fewer, or use more devices',
-    )
-  try:
-    leaves = jax.tree.leaves(params)
-    Layers.of(params, layer_fn, head).check_room(leaves, rows, room, devices, every_gram=True)
-  except UserError as error:
-    raise UserError(
-      f'{error.expected}, for a probe of {folds} folds of {classes} classes',
-      error.found,
-      'set --config.diagnostics.every=0 and measure the trained net: csba-diagnose --layers=REGEX, '
-      'without its head',
-    ) from error
-  return rows, depth
+def check_room(
+  config: ml_collections.ConfigDict, data: pipeline.Data, model: nn.Module, devices: int
+) -> None:
+  """Raises UserError where what config.diagnostics wants of a run exceeds one of its devices."""
+  wanted, classes = config.diagnostics, len(data.class_names)
+  params, available = room.shapes(model, data.image_shape), backend.device_bytes()
+  if wanted.every:
+    sizes = (wanted.images, classes, FOLDS, data.image_shape, devices)
+    room.check_probe(params, model.head, *sizes, available)
+  if wanted.moments or wanted.loss_levels:
+    room.check_moments(params, model.head, classes, devices, available)
 
 
 def lower_probe(
@@ -332,30 +304,20 @@ def lower_probe(
   class_counts: np.ndarray,
   image_shape: tuple[int, int, int],
   layout: parallel.Layout,
-  room: int,
+  available: int,
   one_row: bool = False,
   folds: int = FOLDS,
   layer_fn: Callable[[str], str | None] | None = None,
 ) -> jax.stages.Lowered:
   """The compiled step of a `Probe`, before it is compiled; nothing is allocated.
 
-  Args:
-    config: of the run.
-    model: see there.
-    state: shapes, with shardings.
-    class_counts: of the training part.
-    image_shape: height, width, channels.
-    layout: where everything would lie.
-    room: bytes of a device; what exceeds it is a UserError.
-    one_row: the same for the first (class, fold) alone, in as many passes.
-    folds: of each class.
-    layer_fn: see `class_grams`; a `Probe` looks at all layers.
+  Of a state as shapes, with shardings; with `one_row` for the first (class, fold) alone, in as many
+  passes. UserError where a device with `available` bytes cannot hold it.
   """
   classes, devices = len(class_counts), layout.devices
   images, head = config.diagnostics.images, model.head
-  rows, depth = _check_probe(
-    state.params, head, images, classes, image_shape, devices, room, folds, layer_fn
-  )
+  sizes = (images, classes, folds, image_shape, devices)
+  rows, depth = room.check_probe(state.params, head, *sizes, available, layer_fn)
   max_bytes = backend.CLASS_GRADIENT_BYTES
   if one_row:
     rows, max_bytes = 1, max_bytes // rows

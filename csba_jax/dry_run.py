@@ -16,9 +16,18 @@ import ml_collections
 import numpy as np
 import optax
 
-from csba_jax import collectives, diagnose, hardware, optimizers, parallel, step, train_state
+from csba_jax import (
+  backend,
+  collectives,
+  diagnose,
+  hardware,
+  optimizers,
+  parallel,
+  step,
+  train_state,
+)
 from csba_jax.collectives import Collective
-from csba_jax.data import mixing, pipeline
+from csba_jax.data import mixing, pipeline, streaming
 from csba_jax.errors import UserError
 from csba_jax.gradients.gram import LayerFn, Layers
 from csba_jax.models import registry
@@ -49,7 +58,7 @@ class Setting:
     image_shape = (config.data.image_size, config.data.image_size, config.data.channels)
     model = registry.build(config.model, num_classes, image_shape)
     tx, _ = optimizers.build(config, STEPS)
-    layout = parallel.layout(config)
+    layout = parallel.layout(config, fake=True)
     state = train_state.shapes(model, tx, image_shape, config.train.ema_decay > 0)
     return cls(config, num_classes, image_shape, model, tx, layout.like(state), layout)
 
@@ -89,6 +98,43 @@ class Cost:
     return held - m.alias_size_in_bytes
 
 
+@dataclasses.dataclass(frozen=True)
+class Images:
+  """What lies on each device beside the compiled programs: see `inputs.Inputs`."""
+
+  held: int  # bytes, as far as they are known
+  words: str
+
+  @classmethod
+  def of(cls, setting: Setting) -> 'Images':
+    """Streamed, the batches of one dispatch; else all training images, if they can be counted.
+
+    The long tail is cut from the images of the source: these are the most that it can be.
+    """
+    config, image = setting.config, math.prod(setting.image_shape)
+    try:
+      number = len(pipeline.open_sources(config.data)[0])
+    except UserError:
+      number = 0
+    limit = backend.IN_MEMORY_BYTES
+    if config.data.input == 'stream' or (config.data.input == 'auto' and number * image > limit):
+      streams = 2 if mixing.kind_of(config.mixing.name).partner else 1
+      batch = config.train.batch_size * streams
+      one = pipeline.Part(np.broadcast_to(np.uint8(0), (1, *setting.image_shape)), np.zeros(1))
+      steps = min(config.train.log_every, streaming.batches_ahead(one, batch))
+      held = (steps - 1) * batch * image // setting.layout.devices  # one is in `memory` already
+      return cls(held, f'and {held / 2**30:.3f} GiB of {steps} streamed batches')
+    if number:
+      held = number * image
+      return cls(held, f'and up to {held / 2**30:.3f} GiB of training images')
+    most = f', up to {limit / 2**30:.0f} GiB of them,' if config.data.input == 'auto' else ''
+    return cls(
+      0,
+      f'without the training images{most} which data.input={config.data.input} puts on every '
+      'device and which cannot be counted: there is no data',
+    )
+
+
 def use_fake_devices(number: int) -> None:
   """That many CPU devices, whatever XLA_FLAGS and JAX_PLATFORMS say; before any use of devices.
 
@@ -117,15 +163,15 @@ def describe(config: ml_collections.ConfigDict) -> str:
     config = config.copy_and_resolve_references()
     config.parallel.devices = config.parallel.fake_devices
   setting = Setting.of(config)
-  compiled = compile_training(setting)
+  compiled, images = compile_training(setting), Images.of(setting)
   return '\n'.join(
     [
       _parameter_table(setting.state),
       f'parameters: {setting.parameters}',
-      _cost(compiled, config.train.batch_size),
+      _cost(compiled, setting),
       _mesh(setting),
-      *_describe_training(setting, Cost.of(compiled, setting.layout.devices), accelerator),
-      *_describe_probe(setting, accelerator),
+      *_describe_training(setting, Cost.of(compiled, setting.layout.devices), images, accelerator),
+      *_describe_probe(setting, images, accelerator),
       _ASSUMPTIONS,
       f'config: {json.dumps(config.to_dict(), indent=2)}',
     ]
@@ -213,7 +259,7 @@ def _parameter_table(state: TrainState) -> str:
   return table.align(rows)
 
 
-def _cost(compiled: jax.stages.Compiled, batch_size: int) -> str:
+def _cost(compiled: jax.stages.Compiled, setting: Setting) -> str:
   flops = compiled.cost_analysis().get('flops', float('nan'))
   memory = compiled.memory_analysis()
   mebibytes = {
@@ -223,10 +269,12 @@ def _cost(compiled: jax.stages.Compiled, batch_size: int) -> str:
     'shared by argument and output': memory.alias_size_in_bytes,
   }
   sizes = ', '.join(f'{name} {size / 2**20:.1f}' for name, size in mebibytes.items())
-  device = jax.devices()[0].device_kind
+  devices, kind = setting.layout.devices, jax.devices()[0].device_kind
+  where, of = (f'{devices} devices ({kind})', ' of each device') if devices > 1 else (kind, '')
   return (
-    f'one step of {batch_size} images on {device}: {flops / 1e9:.2f} GFLOP as XLA counts them\n'
-    f'memory of the compiled step in MiB: {sizes}'
+    f'one step of {setting.config.train.batch_size} images on {where}: {flops / 1e9:.2f} GFLOP{of} '
+    'as XLA counts them\n'
+    f'memory{of} of the compiled step in MiB: {sizes}'
   )
 
 
@@ -247,7 +295,7 @@ def _mesh(setting: Setting) -> str:
 
 
 def _describe_training(
-  setting: Setting, cost: Cost, accelerator: hardware.Accelerator
+  setting: Setting, cost: Cost, images: Images, accelerator: hardware.Accelerator
 ) -> list[str]:
   batch, devices = setting.config.train.batch_size, setting.layout.devices
   own = _bytes_of(setting.state)
@@ -256,21 +304,23 @@ def _describe_training(
     f'training step, on each device: {batch // devices} of {batch} images, '
     f'{_bytes_of(setting.state.params) / 2**20:.1f} MiB of parameters, {own / 2**20:.1f} MiB of '
     'state',
-    *_costs(cost, accelerator),
+    *_costs(cost, images, accelerator),
     f'  time: {_milliseconds(taken)}, {batch / taken.total:.0f} images/s in all',
   ]
 
 
-def _describe_probe(setting: Setting, accelerator: hardware.Accelerator) -> list[str]:
-  images = setting.config.diagnostics.images
+def _describe_probe(
+  setting: Setting, images: Images, accelerator: hardware.Accelerator
+) -> list[str]:
+  probed = setting.config.diagnostics.images
   try:
     cost = measure_probe(setting, accelerator.memory)
   except UserError as error:
     return [f'step of the diagnostic: does not fit: {error}']
   return [
-    f'step of the diagnostic (diagnostics.every), on each device: its share of {images} images of '
+    f'step of the diagnostic (diagnostics.every), on each device: its share of {probed} images of '
     f'each of {setting.num_classes} classes in {diagnose.FOLDS} folds',
-    *_costs(cost, accelerator),
+    *_costs(cost, images, accelerator),
     f'  time: {_milliseconds(seconds(setting, cost, accelerator))}',
   ]
 
@@ -287,10 +337,10 @@ def seconds(setting: Setting, cost: Cost, accelerator: hardware.Accelerator) -> 
   )
 
 
-def _costs(cost: Cost, accelerator: hardware.Accelerator) -> list[str]:
+def _costs(cost: Cost, images: Images, accelerator: hardware.Accelerator) -> list[str]:
   """Memory, FLOPs and what is sent, a line each."""
   memory = cost.memory
-  fits = 'fits' if cost.held <= accelerator.memory else 'does not fit'
+  fits = 'fits' if cost.held + images.held <= accelerator.memory else 'does not fit'
   highest = f' and {cost.highest_flops / 1e9:.2f} at the highest precision'
   sent = [
     f'{kind} {t.number} of {t.bytes / 2**20:.3f} MiB in all, {t.sent / 2**20:.3f} MiB sent'
@@ -300,7 +350,7 @@ def _costs(cost: Cost, accelerator: hardware.Accelerator) -> list[str]:
     f'  memory: {cost.held / 2**30:.3f} GiB (arguments {memory.argument_size_in_bytes / 2**20:.1f},'
     f' temporary {memory.temp_size_in_bytes / 2**20:.1f}, output '
     f'{memory.output_size_in_bytes / 2**20:.1f}, shared {memory.alias_size_in_bytes / 2**20:.1f} '
-    f'MiB): {fits} into {accelerator.memory / 2**30:.1f} GiB',
+    f'MiB), {images.words}: {fits} into {accelerator.memory / 2**30:.1f} GiB',
     f'  work: {cost.flops / 1e9:.2f} GFLOP{highest if cost.highest_flops else ""}, '
     f'{cost.bytes_accessed / 2**30:.3f} GiB of memory read and written',
     f'  collectives: {"; ".join(sent) or "none"}',

@@ -6,17 +6,20 @@ a step needs them, gradients are reduced and scattered). The program is the same
 devices and processes: XLA's partitioner adds what has to be sent (one program, several processes).
 """
 
+import collections
 import dataclasses
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 from jax import Array
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from csba_jax import processes
+from csba_jax import processes, startup
 from csba_jax.errors import UserError
 
 PyTree = Any
@@ -155,12 +158,23 @@ def _id(device: jax.Device) -> int:
   return device.id
 
 
-def layout(config: ml_collections.ConfigDict) -> Layout:
+def layout(config: ml_collections.ConfigDict, *, fake: bool = False) -> Layout:
   """The mesh that config.parallel describes, over the first of all processes' devices.
 
+  Args:
+    config: of a run.
+    fake: whether config.parallel.fake_devices means something: nothing is going to be run.
+
   Raises:
-    UserError: more devices than there are, or a number that something else does not divide.
+    UserError: more devices than there are, a number that something else does not divide, or
+      config.deterministic on devices that were not told.
   """
+  if config.parallel.fake_devices and not fake:
+    raise UserError(
+      'parallel.fake_devices with --dry_run alone',
+      f'{config.parallel.fake_devices} in a run',
+      'add --dry_run, or set --config.parallel.fake_devices=0',
+    )
   there = jax.devices()
   wanted = config.parallel.devices or len(there)
   if wanted > len(there):
@@ -174,6 +188,14 @@ def layout(config: ml_collections.ConfigDict) -> Layout:
       'parallel.devices=0 with several processes', str(wanted), 'start fewer processes'
     )
   check(config, wanted)
+  _check_slices(there[:wanted], config.parallel.fsdp)
+  if config.deterministic and there[0].platform == 'gpu' and startup.missing_flags():
+    raise UserError(
+      f'XLA_FLAGS with {" ".join(startup.missing_flags())} for deterministic=True',
+      repr(os.environ.get('XLA_FLAGS', '')),
+      'set them before JAX starts (csba_jax.startup.prepare(deterministic=True) does), or set '
+      '--config.deterministic=False',
+    )
   return Layout(_mesh(there[:wanted], config.parallel.fsdp))
 
 
@@ -184,9 +206,50 @@ def for_evaluation(config: ml_collections.ConfigDict) -> Layout:
   return Layout(_mesh(there[: min(wanted, len(there)) or None], 1))
 
 
-def _mesh(devices: list[jax.Device], fsdp: int) -> Mesh:
-  shape, types = (len(devices) // fsdp, fsdp), (jax.sharding.AxisType.Auto,) * 2
-  return jax.make_mesh(shape, AXES, types, devices=devices)
+def _mesh(devices: Sequence[jax.Device], fsdp: int) -> Mesh:
+  return Mesh(_arranged(devices, fsdp), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+
+def _arranged(devices: Sequence[jax.Device], fsdp: int) -> np.ndarray:
+  """Devices [data, fsdp]; those that share a copy of the state are the closest to each other.
+
+  Devices of one `slice_index` have a fast network: the GPUs of a node, the chips of a TPU slice,
+  whose place in its torus counts besides. (`jax.make_mesh` takes devices of one slice alone.)
+  """
+  shape, slices = (len(devices) // fsdp, fsdp), len({_slice(device) for device in devices})
+  if devices[0].platform == 'tpu' and slices > 1:
+    inside = (shape[0] // slices, fsdp)
+    return mesh_utils.create_hybrid_device_mesh(
+      inside, (slices, 1), devices, allow_split_physical_axes=True
+    )
+  if devices[0].platform == 'tpu':
+    try:
+      return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    except AssertionError:  # parallel.devices that are no box of the torus: any order is right
+      pass
+  # by slice first: a launcher may deal processes out to the nodes in turn
+  ordered = sorted(devices, key=lambda device: (_slice(device), device.process_index, device.id))
+  return np.array(ordered).reshape(shape)
+
+
+def _slice(device: jax.Device) -> int:
+  return getattr(device, 'slice_index', 0)  # CPU devices have none
+
+
+def _check_slices(devices: Sequence[jax.Device], fsdp: int) -> None:
+  """Raises UserError where devices that share a copy would be some of one node, some of another."""
+  sizes = set(collections.Counter(map(_slice, devices)).values())
+  if sizes == {len(devices)} or all(size % fsdp == 0 for size in sizes):
+    return
+  tpu = devices[0].platform == 'tpu'
+  if not tpu and len(sizes) == 1 and fsdp % min(sizes) == 0:
+    return  # whole nodes: slower, for a state that one node does not hold
+  node, beyond = ('TPU slice', '') if tpu else ('node', ', or is a multiple of them')
+  raise UserError(
+    f'parallel.fsdp that divides the {min(sizes)} devices of a {node}{beyond}',
+    str(fsdp),
+    'set --config.parallel.fsdp to 1 or another divisor',
+  )
 
 
 def check(config: ml_collections.ConfigDict, devices: int) -> None:

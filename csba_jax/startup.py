@@ -25,3 +25,13 @@ def prepare(deterministic: bool = False) -> None:
 
     root = Path(os.environ.get('CSBA_CACHE_DIR') or '~/.cache/csba_jax').expanduser()
     jax.config.update('jax_compilation_cache_dir', str(root / 'xla'))
+
+
+def missing_flags() -> list[str]:
+  """Those of DETERMINISTIC that the environment does not set, or sets to something else."""
+  found = dict(word.partition('=')[::2] for word in os.environ.get('XLA_FLAGS', '').split())
+
+  def is_set(name):
+    return name in found and found[name].lower() in ('', '1', 'true')
+
+  return [flag for flag in DETERMINISTIC if not is_set(flag.partition('=')[0])]

@@ -9,7 +9,8 @@
 # to runs/$NAME at the end. What runs is the last commit; changes that are not committed stay here.
 # csba-study wants a single host (v5litepod-8 at most), the others take any slice.
 # Options: SPOT=1 (cheaper, may be taken away: then it is created anew), TRIES=10 starts at most,
-# KEEP=1 (leaves the VM for the next start), VERSION of the VM's image.
+# those that find no capacity included (but for the first, whose error ends this script), PAUSE=60
+# seconds between looks, KEEP=1 (leaves the VM for the next start), VERSION of the VM's image.
 # Costs: the TPU, every second from creation to deletion, also while it installs or waits; the
 # bucket, until you empty it. Every exit of this script deletes the VM; the death of its own machine
 # does not. To delete everything:
@@ -39,7 +40,7 @@ case $program in # hosts of a slice know each other by the VM's metadata, where 
   csba-train | csba-evaluate | csba-diagnose) set -- --distributed=on --start_timeout=900 "$@" ;;
 esac
 printf -v command '%q ' "$program" "$@" "--workdir=$mount/$NAME"
-spot=()
+tries=${TRIES:-10} pause=${PAUSE:-60} spot=()
 if [ "${SPOT:-}" = 1 ]; then spot=(--spot); fi
 
 tpu() { gcloud compute tpus tpu-vm "$1" "$NAME" "--zone=$ZONE" "${@:2}"; }
@@ -49,6 +50,32 @@ state() { # READY, PREEMPTED, ...; nothing where there is no such VM
 on_all() { # a command on every host; ends with the first exit code that is not 0
   tpu ssh --worker=all --ssh-flag=-oServerAliveInterval=30 --ssh-flag=-oConnectTimeout=20 \
     "--command=$1"
+}
+rest() { # in the background: a signal is heard at once
+  sleep "$pause" &
+  resting=$!
+  wait $resting
+  resting=
+}
+make_ready() { # creates, starts or waits for the VM; fails where there is none to be had
+  for ((look = 0; look < 30; look++)); do
+    found=$(state) || exit 1
+    case $found in
+      READY) return ;;
+      '')
+        say "creating $NAME ($TPU), billed from now on"
+        tpu create "--accelerator-type=$TPU" "--version=${VERSION:-$image}" "${spot[@]}" --quiet
+        return
+        ;;
+      PREEMPTED | TERMINATED) tpu delete --quiet || return ;; # it cannot be started again
+      STOPPED) tpu start || return ;;
+      *) # CREATING, STARTING, RESTARTING, ...: of its own accord it will be another
+        say "$NAME is $found"
+        rest
+        ;;
+    esac
+  done
+  return 1
 }
 delete() {
   if [ "${KEEP:-}" = 1 ]; then
@@ -66,6 +93,7 @@ collect() {
 finish() {
   code=$?
   trap '' INT TERM HUP
+  [ -z "${resting:-}" ] || kill "$resting" || true
   rm -rf "$files"
   delete || code=$((code ? code : 1))
   if [ -n "${ended:-}" ]; then collect || code=$((code ? code : 1)); fi
@@ -115,17 +143,18 @@ trap finish EXIT
 trap 'stop 130' INT
 trap 'stop 143' TERM
 trap 'stop 129' HUP
-for ((try = 1; try <= ${TRIES:-10}; try++)); do
-  found=$(state)
-  if [ -n "$found" ] && [ "$found" != READY ]; then
-    tpu delete --quiet # what was taken away cannot be started again
-    found=
+known=$found # whether there has been a VM of this name
+for ((try = 1; try <= tries; try++)); do
+  say "start $try of $tries"
+  code=0
+  make_ready || code=$?
+  if [ "$code" != 0 ]; then
+    [ -n "$known" ] || exit "$code" # a wrong zone, no quota: it would fail again
+    say "no VM to be had, exit $code"
+    ((try == tries)) || rest
+    continue
   fi
-  if [ -z "$found" ]; then
-    say "creating $NAME ($TPU), billed from now on"
-    tpu create "--accelerator-type=$TPU" "--version=${VERSION:-$image}" "${spot[@]}" --quiet
-  fi
-  say "start $try of ${TRIES:-10}"
+  known=1
   {
     gcloud compute tpus tpu-vm scp "$files/csba.sh" "$files/csba_jax.bundle" "$NAME:" \
       "--zone=$ZONE" --worker=all && on_all 'bash csba.sh'

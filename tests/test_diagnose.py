@@ -16,7 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from csba_jax import diagnose, losses, optimizers, parallel, train, train_state, trained
+from csba_jax import (
+  backend,
+  diagnose,
+  losses,
+  optimizers,
+  parallel,
+  train,
+  train_state,
+  trained,
+)
 from csba_jax.data import pipeline, sampling
 from csba_jax.errors import UserError
 from csba_jax.gradients import class_gradients, class_grams
@@ -181,6 +190,32 @@ def test_snapshots_and_lines_of_a_run(workdir, run):
     assert line['timing']['diagnostics_seconds'] > 0
   assert snapshot.class_names == run.data.class_names
   assert any(b'conflict_rate' in path.read_bytes() for path in (workdir / 'tensorboard').iterdir())
+
+
+@pytest.mark.parametrize(
+  ('fields', 'room', 'expected'),
+  [
+    (
+      {'diagnostics__moments': '0.5'},
+      30_000,
+      'Grams within the 0.0 GB of a device, for moments of 10 classes; found .* class gradients of '
+      'hidden; to fix it: set --config.diagnostics.moments',
+    ),
+    ({'diagnostics__loss_levels': '0.5'}, 30_000, 'for moments of 10 classes; found '),
+    ({'diagnostics__every': 7}, 30_000, 'for a probe of 4 folds of 10 classes; found .*every=0'),
+    ({'diagnostics__every': 7, 'diagnostics__images': 800}, 400_000, "device's share of the probe"),
+  ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+  driver, monkeypatch, tmp_path, fields, room, expected
+):
+  """And the same folder takes a run that follows the advice."""
+  monkeypatch.setattr(backend, 'device_bytes', lambda: room)
+  with pytest.raises(UserError, match=expected) as error:
+    run_here(driver.tiny_config(**fields), tmp_path / 'run')
+  assert '\n' not in str(error.value)
+  assert not [path for path in tmp_path.rglob('*') if path.is_file() and path.name != '.lock']
+  assert run_here(driver.tiny_config(train__epochs=1), tmp_path / 'run')
 
 
 def leaves_of(driver, workdir):

@@ -92,9 +92,58 @@ def test_a_dry_run_names_mesh_costs_and_assumptions(described):
   assert '8 images of each of 10 classes in 4 folds' in probe
   for name in ('memory', 'work', 'collectives', 'time'):
     assert len([line for line in lines if line.startswith(f'  {name}: ')]) == 2, name
-  assert described.count('fits into 14.9 GiB') == 2
+  images = 'and up to 0.000 GiB of training images: fits into 14.9 GiB'
+  assert described.count(images) == 2
   assert 'not measurements: XLA compiled these programs for CPUs' in described
   assert '40% of the peak' in described
+
+
+def test_costs_are_said_to_be_of_one_device():
+  compiled = jax.jit(lambda x: x @ x).lower(jnp.zeros((4, 4))).compile()
+  lines = dry_run._cost(compiled, dry_run.Setting.of(config_of())).splitlines()
+  assert lines[0].startswith('one step of 16 images on 8 devices (cpu): ')
+  assert lines[0].endswith(' GFLOP of each device as XLA counts them')
+  assert lines[1].startswith('memory of each device of the compiled step in MiB: arguments ')
+  alone = dry_run._cost(compiled, dry_run.Setting.of(config_of(parallel__devices=1)))
+  assert 'each device' not in alone
+  assert alone.startswith('one step of 16 images on cpu: ')
+
+
+def images_of(**fields):
+  return dry_run.Images.of(dry_run.Setting.of(config_of(**fields)))
+
+
+def test_images_count_where_it_is_said_what_fits(monkeypatch):
+  monkeypatch.delenv('CSBA_IMAGE_FOLDER', raising=False)
+  memory = images_of(data__input='memory')
+  assert memory.held == 1797 * 64  # all of the digits, on each device
+  assert memory.words == 'and up to 0.000 GiB of training images'
+  streamed = images_of(data__input='stream', train__log_every=11)
+  assert streamed.held == 10 * 16 * 64 // 8
+  assert 'GiB of 11 streamed batches' in streamed.words
+  pairs = images_of(data__input='stream', train__log_every=11, mixing__name='cmo')
+  assert pairs.held == 2 * streamed.held
+  large = images_of(data__input='stream', train__log_every=1000)
+  assert large.held == 63 * 16 * 64 // 8  # what waits in memory has a limit
+  monkeypatch.setattr(backend, 'IN_MEMORY_BYTES', 1000)
+  assert images_of().words.endswith('streamed batches')
+  nowhere = {'data__source': 'image_folder', 'data__channels': 3}
+  assert images_of(**nowhere) == dry_run.Images(
+    0,
+    'without the training images, up to 0 GiB of them, which data.input=auto puts on every device '
+    'and which cannot be counted: there is no data',
+  )
+  assert (
+    'images which data.input=memory puts on' in images_of(**nowhere, data__input='memory').words
+  )
+
+
+def test_images_that_fill_a_device_do_not_fit():
+  compiled = jax.jit(lambda x: x @ x).lower(jnp.zeros((4, 4))).compile()
+  cost, v5e = dry_run.Cost.of(compiled, 1), hardware.find('v5e')
+  for held, expected in ((4 * 2**30, 'images: fits into'), (15 * 2**30, 'images: does not fit ')):
+    lines = dry_run._costs(cost, dry_run.Images(held, 'and some images'), v5e)
+    assert expected in lines[0]
 
 
 @pytest.mark.slow
@@ -250,7 +299,7 @@ def test_a_dry_run_says_what_does_not_fit():
   found = dry_run.describe(config_of(data__num_classes=8142, parallel__hardware='v5e'))
   (line,) = (x for x in found.splitlines() if x.startswith('step of the diagnostic'))
   assert line.startswith('step of the diagnostic: does not fit: expected class gradients and Grams')
-  assert '): fits into 14.9 GiB' in found  # the training step
+  assert 'of training images: fits into 14.9 GiB' in found  # the training step
 
 
 def test_a_device_has_memory():

@@ -1,11 +1,14 @@
 """What JAX is told before it starts."""
 
 import os
+import types
 
 import jax
 import pytest
 
-from csba_jax import startup
+from csba_jax import config as config_lib
+from csba_jax import parallel, startup, study
+from csba_jax.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +48,48 @@ def test_a_cache_that_the_user_named_stays(monkeypatch, tmp_path):
   before = jax.config.jax_compilation_cache_dir
   startup.prepare()
   assert jax.config.jax_compilation_cache_dir == before
+
+
+@pytest.mark.parametrize(
+  ('flags', 'enough'),
+  [
+    ('', False),
+    (startup.DETERMINISTIC[0], False),
+    (' '.join(startup.DETERMINISTIC), True),
+    ('--xla_gpu_deterministic_ops --xla_gpu_exclude_nondeterministic_ops=1', True),
+    (f'{" ".join(startup.DETERMINISTIC)} --xla_gpu_deterministic_ops=false', False),  # the last
+  ],
+)
+def test_a_gpu_that_was_not_told_is_no_silent_no(monkeypatch, flags, enough):
+  """Whoever calls the library, such as a notebook, is told."""
+  monkeypatch.setenv('XLA_FLAGS', flags)
+  gpu = types.SimpleNamespace(platform='gpu', process_index=0, id=0, slice_index=0)
+  config = config_lib.default()
+  config.deterministic = True
+  parallel.layout(config)  # of the CPU, which needs none
+  monkeypatch.setattr(jax, 'devices', lambda: [gpu])
+  monkeypatch.setattr(parallel, '_mesh', lambda *_: None)
+  if enough:
+    parallel.layout(config)
+    return
+  with pytest.raises(UserError, match='expected XLA_FLAGS with .* for deterministic=True') as error:
+    parallel.layout(config)
+  assert '\n' not in str(error.value)
+  config.deterministic = False
+  parallel.layout(config)
+
+
+@pytest.mark.parametrize('deterministic', [False, True])
+def test_workers_of_a_study_are_prepared_before_they_run(monkeypatch, deterministic):
+  config = config_lib.default()
+  config.deterministic = deterministic
+  done = []
+  monkeypatch.setattr(study.signal, 'signal', lambda *_: None)
+  monkeypatch.setattr(study, '_end_with_parent', lambda: None)
+  monkeypatch.setattr(startup, 'prepare', lambda deterministic: done.append(deterministic))
+  monkeypatch.setattr(study, 'do_run', lambda name, *_: done.append(name))
+  connection = types.SimpleNamespace(
+    recv=lambda: ('run', 'shape', config.to_dict()), send=lambda found: None
+  )
+  study._serve(connection, None, [])
+  assert done == [deterministic, 'run']

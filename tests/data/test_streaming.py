@@ -3,20 +3,25 @@
 import dataclasses
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from csba_jax import backend
+from csba_jax import backend, train, trained
 from csba_jax import config as config_lib
+from csba_jax.checkpoint import Checkpoints
 from csba_jax.data import mixing, pipeline, sampling, streaming
 from csba_jax.data.rows import Rows
 from csba_jax.errors import UserError
+from csba_jax.signals import StopRequest
 
 ROOT = Path(__file__).parents[2]
 BATCH, STEPS, ALL = 8, 40, np.arange(8)
@@ -383,3 +388,82 @@ def test_a_part_knows_whether_it_is_streamed(parts):
   memory, streamed = parts
   assert (memory.streamed, streamed.streamed) == (False, True)
   assert len(dataclasses.replace(streamed).images) == len(streamed) == 61
+
+
+# ---- whole runs
+
+
+def run_here(driver, workdir, **fields):
+  with StopRequest() as stop:
+    assert train.train_and_evaluate(driver.tiny_config(**fields), str(workdir), stop)
+
+
+def end_of(driver, workdir):
+  """(bytes of the last checkpoint's arrays, metric lines, result) of a run, and where it was."""
+  config, lines, result = driver.records_of(workdir)
+  state = trained.take_up(str(workdir), 'latest').state
+  found = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
+  return (found, lines, result), config['config']['data']['input']
+
+
+@pytest.fixture(scope='module')
+def in_memory(driver, tmp_path_factory):
+  """The end of a run of 36 steps from memory."""
+  workdir = tmp_path_factory.mktemp('memory') / 'run'
+  run_here(driver, workdir, data__input='memory')
+  end, where = end_of(driver, workdir)
+  assert where == 'memory'
+  return end
+
+
+def test_a_streamed_run_is_that_from_memory_to_the_bit(driver, in_memory, tmp_path):
+  run_here(driver, tmp_path / 'run', data__input='stream')
+  assert end_of(driver, tmp_path / 'run') == (in_memory, 'stream')
+
+
+def test_partners_are_streamed_to_the_bit_too(driver, tmp_path):
+  ends = []
+  for place in ('memory', 'stream'):
+    fields = {'mixing__name': 'cmo', 'sampler__name': 'progressive', 'train__epochs': 1}
+    run_here(driver, tmp_path / place, data__input=place, **fields)
+    ends.append(end_of(driver, tmp_path / place)[0])
+  assert ends[0] == ends[1]
+
+
+def test_a_killed_stream_goes_on_from_disk_or_from_memory(driver, in_memory, tmp_path):
+  """kill -9 in the third epoch: whichever way it goes on, it ends as if nothing had happened."""
+  streamed = '--config.data.input="stream"'
+  code, _, err = driver.finish(driver.start(tmp_path / 'run', streamed, '--end=after-step:30'))
+  assert code == -signal.SIGKILL, err
+  with Checkpoints(tmp_path / 'run/checkpoints', read_only=True) as checkpoints:
+    assert 12 in checkpoints.steps()  # the second may be under way
+  shutil.copytree(tmp_path / 'run', tmp_path / 'moved')
+  for name, place in (('run', 'stream'), ('moved', 'memory')):
+    run_here(driver, tmp_path / name, data__input=place)
+    assert end_of(driver, tmp_path / name)[0] == in_memory
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_stream_their_own_rows_to_the_bit(driver, tmp_path):
+  """Two processes of four devices: from memory, streamed, and streamed with kill -9 of both."""
+
+  def run(name, place, *arguments):
+    children = driver.start_all(
+      tmp_path / name, f'--config.data.input="{place}"', '--peer_timeout=30', *arguments
+    )
+    ends = [driver.finish(child) for child in children]
+    return [code for code, *_ in ends], ends
+
+  for name in ('memory', 'stream'):
+    codes, ends = run(name, name)
+    assert codes == [0, 0], ends
+  codes, ends = run('killed', 'stream', '--end=after-step:30')
+  assert -signal.SIGKILL in codes, ends
+  assert 0 not in codes, ends  # the one that dies later may have lost the other
+  codes, ends = run('killed', 'stream')
+  assert codes == [0, 0], ends
+  assert 'going on from the checkpoint at step' in ends[0][2]
+  expected, _ = end_of(driver, tmp_path / 'memory')
+  for name in ('stream', 'killed'):
+    assert end_of(driver, tmp_path / name) == (expected, 'stream')

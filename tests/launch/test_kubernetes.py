@@ -234,4 +234,6 @@ def test_the_header_says_how_to_start_and_how_to_delete(manifest):
     header = re.match(r'(#.*\n)+', text).group()
     for words in ('Needs: ', 'Costs: ', 'kubectl apply', 'kubectl delete jobset csba'):
       assert words in header
+    # a bucket whose metadata is cached shows one host nothing of what another wrote
+    assert 'metadata-cache:ttl-secs:0' in header
   assert manifest.container['image'] == 'IMAGE', 'what the header replaces'

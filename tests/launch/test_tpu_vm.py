@@ -19,8 +19,12 @@ next() { local line; line=$(head -n 1 "$STUB/$1"); sed -i 1d "$STUB/$1"; echo "$
 case "$1 $2 $3 $4" in
   'compute tpus tpu-vm list')
     [ ! -e "$STUB/blind" ] || exit 1
+    [ ! -s "$STUB/states" ] || next states >"$STUB/state"
     [ ! -e "$STUB/state" ] || cat "$STUB/state" ;;
-  'compute tpus tpu-vm create') echo READY >"$STUB/state"; exit "$(cat "$STUB/create_code")" ;;
+  'compute tpus tpu-vm create')
+    [ "$(next creations)" != none ] || exit 1
+    echo READY >"$STUB/state"; exit "$(cat "$STUB/create_code")" ;;
+  'compute tpus tpu-vm start') echo READY >"$STUB/state" ;;
   'compute tpus tpu-vm delete') [ ! -e "$STUB/undeletable" ] || exit 1; rm "$STUB/state" ;;
   'compute tpus tpu-vm scp') for host in "$STUB"/host*; do cp "$5" "$6" "$host"; done ;;
   'compute tpus tpu-vm ssh')
@@ -95,9 +99,15 @@ class Cloud:
     path.write_text(text)
     path.chmod(0o755)
 
-  def start(self, *arguments, codes=('0',), **settings):
-    """The script as a process; each start of the program takes the next exit code."""
-    (self.stub / 'codes').write_text(''.join(f'{code}\n' for code in codes))
+  def start(self, *arguments, codes=('0',), creations=(), states=(), **settings):
+    """The script as a process.
+
+    Each start of the program takes the next exit code, each creation of a VM says whether there is
+    `none` to be had, and each look at its state finds the next.
+    """
+    lists = {'codes': codes, 'creations': creations, 'states': states}
+    for name, lines in lists.items():
+      (self.stub / name).write_text(''.join(f'{line}\n' for line in lines))
     settings = SETTINGS | settings
     return subprocess.Popen(
       ['bash', str(self.repository / 'launch/tpu_vm.sh'), *(arguments or ['csba-train'])],
@@ -107,6 +117,7 @@ class Cloud:
         'HOME': str(self.folder),
         'STUB': str(self.stub),
         'MOUNT': str(self.folder / 'mount'),
+        'PAUSE': '0',
         **{name: value for name, value in settings.items() if value is not None},
       },
       stdout=subprocess.PIPE,
@@ -211,6 +222,57 @@ def test_a_vm_that_was_taken_away_is_created_anew(cloud):
   assert code == 0, err
   again = ['delete', 'create', 'scp', 'ssh']
   assert cloud.verbs() == ['create', 'scp', 'ssh', *again, 'delete', 'rsync']
+
+
+def test_a_creation_that_finds_no_capacity_afterwards_is_one_of_the_tries(cloud):
+  creations = ['made', 'none', 'none', 'made']
+  code, _, err = cloud.run(codes=['lost', '0'], creations=creations, SPOT='1')
+  assert code == 0, err
+  again = ['delete', 'create', 'create', 'create', 'scp', 'ssh']
+  assert cloud.verbs() == ['create', 'scp', 'ssh', *again, 'delete', 'rsync']
+  assert err.count('no VM to be had, exit 1') == 2
+
+
+def test_creations_without_capacity_have_a_limit(cloud):
+  code, _, err = cloud.run(codes=['lost'], creations=['made', 'none', 'none'], TRIES='3')
+  assert code == 1, err
+  again = ['delete', 'create', 'create']
+  assert cloud.verbs() == ['create', 'scp', 'ssh', *again, 'rsync']  # what it had saved
+
+
+def test_a_signal_while_it_waits_for_capacity_is_heard(cloud):
+  process = cloud.start(codes=['lost'], creations=['made', *['none'] * 9], PAUSE='600')
+  end = time.monotonic() + 60
+  while 'no VM' not in process.stderr.readline():
+    assert time.monotonic() < end
+  time.sleep(0.5)
+  process.send_signal(signal.SIGTERM)
+  process.communicate(timeout=30)
+  assert process.returncode == 143
+
+
+@pytest.mark.parametrize(
+  ('states', 'expected'),
+  [
+    (['CREATING'] * 3 + ['READY'] * 2, []),
+    (['RESTARTING', 'STARTING', 'READY', 'READY'], []),
+    (['STOPPED', 'STOPPED', 'READY'], ['start']),
+    (['STOPPING', 'STOPPING', 'STOPPED', 'READY'], ['start']),
+    (['TERMINATED', 'TERMINATED'], ['delete', 'create']),
+    (['PREEMPTED', 'PREEMPTED'], ['delete', 'create']),
+  ],
+)
+def test_a_kept_vm_is_waited_for_or_started_unless_it_was_taken_away(cloud, states, expected):
+  code, _, err = cloud.run(states=states, KEEP='1')
+  assert code == 0, err
+  assert cloud.verbs() == [*expected, 'scp', 'ssh', 'rsync']
+
+
+def test_a_vm_that_never_is_ready_has_a_limit(cloud):
+  code, _, err = cloud.run(states=['REPAIRING'] * 90, KEEP='1', TRIES='2')
+  assert code == 1
+  assert err.count('run is REPAIRING') == 60
+  assert cloud.verbs() == ['rsync']
 
 
 def test_starts_have_a_limit(cloud):
