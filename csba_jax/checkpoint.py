@@ -1,9 +1,9 @@
 """Checkpoints of pytrees with orbax: asynchronous, the latest two and the best, never half.
 
 Orbax makes a checkpoint appear as a whole or not at all; it does not notice every byte that changes
-afterwards. Once one is finished, the SHA-256 of its files go into `<directory>-sums/`, and whoever
-reads it compares them first. Several processes save and read together; the first of them looks
-after the folders.
+afterwards. Just before one appears, the SHA-256 of its files go into `<directory>-sums/`, and
+whoever reads it compares them first. Several processes save and read together; the first of them
+looks after the folders.
 """
 
 import functools
@@ -62,6 +62,7 @@ class Checkpoints:
       best_fn=_score,  # without it best_step() would silently be the latest
       best_mode='max',
       read_only=read_only,
+      async_options=ocp.AsyncOptions(post_finalization_callback=self._keep_sums),
     )
     if not read_only:
       self._guard(lambda: self._directory.mkdir(parents=True, exist_ok=True))
@@ -110,7 +111,7 @@ class Checkpoints:
     """Returns once all saves are on disk; raises UserError where one is not."""
     self._guard(self._manager.wait_until_finished)
     if processes.is_first() and not self._read_only:
-      self._guard(self._keep_sums)
+      self._guard(self._drop_sums)
 
   def _guard(self, action: Callable[[], Any]) -> Any:
     try:
@@ -211,25 +212,33 @@ class Checkpoints:
     return self._directory.with_name(f'{self._directory.name}-sums') / f'{step}.json'
 
   def _keep_sums(self) -> None:
-    """Writes the sums of the last checkpoint saved here, and drops those of deleted ones."""
-    step, there = self._last_saved, self.steps()
-    if step is None or step not in there or self._sums(step).exists():
-      return
-    folder = self._sums(step).parent
-    folder.mkdir(exist_ok=True)
-    record = json.dumps(_sha256_of_files(self._directory / str(step)), indent=1)
+    """Writes the sums of the checkpoint that is being saved: what orbax calls before it appears.
+
+    In a thread of the first process, once every file is written. Killed after the sums, a process
+    leaves those of a checkpoint that is not there, which its next save replaces.
+    """
+    step = self._last_saved
+    [unfinished] = self._directory.glob(f'{step}.orbax-checkpoint-tmp*')
+    self._sums(step).parent.mkdir(exist_ok=True)
+    record = json.dumps(_sha256_of_files(unfinished), indent=1)
     write_atomically(self._sums(step), lambda file: file.write(record.encode()))
-    for path in folder.glob('*.json'):
-      if path.stem.isdigit() and int(path.stem) not in there:
+
+  def _drop_sums(self) -> None:
+    """Deletes the sums of deleted checkpoints, and what a killed process left half written."""
+    kept = {str(step) for step in self.steps()}
+    for path in self._sums(0).parent.glob('*'):
+      if path.stem not in kept:
         path.unlink(missing_ok=True)
 
   def _check_sums(self, step: int) -> None:
-    """Raises UserError where a file is not what it was; nothing to say without sums."""
+    """Raises UserError where a file is not what it was; without sums says that none can tell."""
     if not processes.is_first():
       return
     try:
       expected = json.loads(self._sums(step).read_text())
-    except (OSError, ValueError):  # killed before they were written, or written by an older version
+    except (OSError, ValueError) as error:  # deleted, damaged, or of an older version
+      reason = ' '.join(str(error).split())
+      self._warn(f'checkpoint {step} is read unchecked, without its sums: {reason}')
       return
     found = _sha256_of_files(self._directory / str(step))
     wrong = [name for name in sorted(expected) if found.get(name) != expected[name]]

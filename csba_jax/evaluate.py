@@ -1,5 +1,6 @@
 """Evaluation: every example once, sums on the device, ratios on the host."""
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from csba_jax import losses, metrics, parallel, trained
 from csba_jax.data import augment, pipeline
 from csba_jax.errors import UserError
 from csba_jax.metrics import Confusion
+from csba_jax.signals import StopRequest
 from csba_jax.train_state import TrainState
 
 
@@ -63,6 +65,7 @@ def evaluate_run(
   split: str = 'test',
   data_dir: str | None = None,
   post_hoc_tau: float | None = None,
+  stop: StopRequest | None = None,
 ) -> dict[str, Any]:
   """The metrics of a checkpoint of a run, as in result.json; writes nothing.
 
@@ -72,8 +75,10 @@ def evaluate_run(
     split: 'test' or 'val'.
     data_dir: see `trained.take_up`.
     post_hoc_tau: takes the place of the run's loss.post_hoc_tau; choose it on 'val'.
+    stop: entered once the run is read, and asked before each batch.
 
   Raises:
+    Stopped: after a signal.
     UserError: as `trained.take_up`, a part without images, or a tau that is no finite number >= 0.
   """
   if post_hoc_tau is not None and not 0 <= post_hoc_tau < math.inf:
@@ -84,7 +89,9 @@ def evaluate_run(
     raise UserError(f'a {split} part with images', 'none in this run', 'use --split=test')
   tau = run.config.loss.post_hoc_tau if post_hoc_tau is None else post_hoc_tau
   shift = losses.post_hoc_shift(tau, run.data.class_counts)
-  sums = evaluate(run.model, run.state, part, run.config.train.batch_size, shift)
+  with contextlib.ExitStack() as stack:
+    tick = stack.enter_context(stop).check if stop else lambda: None
+    sums = evaluate(run.model, run.state, part, run.config.train.batch_size, shift, tick)
   return metrics.summarise(sums, run.data.class_counts) | {
     'checkpoint_step': int(run.state.step),
     'post_hoc_tau': tau,

@@ -224,6 +224,13 @@ def _notes(
   notes += _power(study, [c for c in primary if (c.treatment, c.control) in comparisons_lib.FAMILY])
   notes += _capacity(study)
   notes += design_lib.left_out(study)
+  moments = mechanism.moments(results.done)
+  if moments and words_lib.TESTED not in moments:
+    notes.append(
+      'conflict was measured by an earlier version: with running statistics, which lag behind early '
+      "in a run, at levels of the batches' loss, and not of the tested net; the end of the run "
+      'stands in for it'
+    )
   if study.folds:
     notes.append(
       'folds share training images: the tests of links and of the noise floor take them as '

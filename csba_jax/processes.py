@@ -3,15 +3,19 @@
 JAX's distributed runtime does it (one program on every process, collectives between them). Its
 coordination service aborts the processes that are left when one is lost (exit code 134): a
 collective that lost a member cannot be taken back. A process whose collective fails sooner ends
-likewise.
+likewise. One that leaves with an error of its user's tells the others first: they leave with it.
 """
 
+import atexit
+import contextlib
 import dataclasses
 import os
+import re
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -20,6 +24,9 @@ from csba_jax.errors import UserError
 
 T = TypeVar('T')
 MODES = ('auto', 'on', 'off')
+FAILED = 'csba_jax/failed'  # where a process tells the coordination service why it leaves
+POLL = 1.0  # seconds between two looks at it
+FAREWELL = 10.0  # seconds in which all are to have seen it
 LONGEST_TEXT = 1 << 15  # bytes that a process may tell the others at once
 # in the errors of collectives and barriers that have lost a member
 _OF_A_LOSS = (
@@ -125,17 +132,20 @@ def start(launch: Launch, give_up: Callable[[UserError], None]) -> None:
     _check_port(launch.coordinator)
   import jax
 
-  where = launch.coordinator or 'the address that the launcher gives'
-  late = UserError(
-    f'{launch.processes or "all"} processes that meet at {where} within '
-    f'{launch.start_timeout} seconds',
-    'not all of them',
-    'start all, with the same --coordinator, and let its port through the firewall',
-  )
-  alarm = threading.Timer(launch.start_timeout, give_up, [late])
+  def late():
+    give_up(
+      UserError(
+        f'{launch.processes or "all"} processes that meet at {_where(launch)} within '
+        f'{launch.start_timeout} seconds',
+        'not all of them',
+        'start all, with the same --coordinator, and let its port through the firewall',
+      )
+    )
+
+  alarm = threading.Timer(launch.start_timeout, late)
   alarm.daemon = True
   alarm.start()
-  named = {}
+  named = {'local_device_ids': _own_devices(os.environ)}
   if launch.coordinator:
     named = {
       'coordinator_address': launch.coordinator,
@@ -152,7 +162,7 @@ def start(launch: Launch, give_up: Callable[[UserError], None]) -> None:
     )
   except (ValueError, RuntimeError, OSError) as error:
     raise UserError(
-      f'processes that find each other at {where}',
+      f'processes that find each other at {_where(launch)}',
       str(error),
       'name the host of process 0 and a port that is free there'
       if launch.coordinator
@@ -162,6 +172,104 @@ def start(launch: Launch, give_up: Callable[[UserError], None]) -> None:
   finally:
     alarm.cancel()
   sys.excepthook = _leave_after_a_loss
+  _watch_the_others()
+
+
+_leaving = threading.Lock()  # held by the thread that ends this process
+
+
+def leave(error: UserError) -> None:
+  """Ends this process of several with an error of its own, code 1, once the others have seen it.
+
+  They end with it, in the same way, wherever they are: a process that is merely gone would be lost
+  to them, which a launcher would answer by starting all again.
+  """
+  _say_and_part(error, f'process {index()}: {error}')
+
+
+def _say_and_part(error: UserError, told: str = '') -> None:
+  """Prints the error, tells it to the others, meets them once more and ends the process."""
+  with _leaving:
+    print(f'{sys.argv[0].rsplit("/", 1)[-1]}: {error}', file=sys.stderr, flush=True)
+    with contextlib.suppress(Exception):  # whoever cannot be met is lost: this one leaves anyway
+      client = _client()
+      if told:
+        with contextlib.suppress(Exception):  # another one was first
+          client.key_value_set(FAILED, told)
+      client.wait_at_barrier(f'{FAILED}/seen', int(FAREWELL * 1000))
+    if is_first():
+      time.sleep(0.5)  # the service, which is this process, outlives those that ask it
+    os._exit(1)
+
+
+def _client():
+  """JAX's connection to the coordination service: what stands behind no public name."""
+  from jax._src import distributed
+
+  return distributed.global_state.client
+
+
+def _watch_the_others() -> None:
+  """Looks, in a thread, whether another process has said why it leaves."""
+  ended = threading.Event()
+
+  def watch():
+    while not ended.wait(POLL):
+      with contextlib.suppress(Exception):  # there is nothing, or nobody to ask
+        found = _client().key_value_try_get(FAILED)
+        _say_and_part(_of_another(found))
+
+  thread = threading.Thread(target=watch, daemon=True)
+  thread.start()
+
+  @atexit.register  # before JAX's own: no thread is to be in a call of C++ when Python ends
+  def _end():
+    ended.set()
+    thread.join(FAREWELL)
+
+
+def _of_another(found: str) -> AgreedError:
+  return AgreedError('all processes ready', found, 'mend it there')
+
+
+def _where(launch: Launch) -> str:
+  """The address of process 0, which JAX may have found out."""
+  with contextlib.suppress(ImportError, AttributeError):
+    from jax._src import distributed
+
+    if found := launch.coordinator or distributed.global_state.coordinator_address:
+      return found
+  return launch.coordinator or 'the address that the launcher gives'
+
+
+def _own_devices(environment: Mapping[str, str]) -> list[int] | None:
+  """What JAX is to be told of a task's GPUs: [] = all it can see, None = one by its local number.
+
+  The latter is what JAX does under srun and mpirun (and nowhere else): right where all tasks of a
+  host see all its GPUs, and wrong where a task is alone there or was given its own ones.
+  """
+  if environment.get('JAX_LOCAL_DEVICE_IDS'):
+    return None
+  tasks = _tasks_here(environment)
+  given = any(
+    name in environment and (name != 'SLURM_TRES_PER_TASK' or 'gpu' in environment[name])
+    for name in ('SLURM_GPUS_PER_TASK', 'SLURM_TRES_PER_TASK')
+  )
+  visible = environment.get('CUDA_VISIBLE_DEVICES', environment.get('ROCR_VISIBLE_DEVICES'))
+  fewer = visible is not None and len([x for x in visible.split(',') if x]) < tasks
+  return [] if tasks == 1 or given or fewer else None
+
+
+def _tasks_here(environment: Mapping[str, str]) -> int:
+  """How many tasks srun or mpirun started on this host; 0 if neither says."""
+  if size := environment.get('OMPI_COMM_WORLD_LOCAL_SIZE'):
+    return int(size)
+  counts = []  # of each node; written 2(x3),1
+  for part in environment.get('SLURM_STEP_TASKS_PER_NODE', '').split(','):
+    if found := re.fullmatch(r'(\d+)(?:\(x(\d+)\))?', part):
+      counts += [int(found[1])] * int(found[2] or 1)
+  node = environment.get('SLURM_NODEID', '')
+  return counts[int(node)] if node.isdigit() and int(node) < len(counts) else 0
 
 
 def lost_another(error: BaseException | None) -> bool:
@@ -182,6 +290,8 @@ def _leave_after_a_loss(kind, error, traceback) -> None:
   if not lost_another(error):
     sys.__excepthook__(kind, error, traceback)
     return
+  if _leaving.locked():  # it had said why it leaves
+    time.sleep(2 * FAREWELL)
   reason = ' '.join(str(error).split())[:300]
   print(f'another process of the run is lost: {reason}', file=sys.stderr, flush=True)
   os.abort()  # as the coordination service would soon; an ordinary end would wait for the other
@@ -260,17 +370,23 @@ def together(action: Callable[[], T]) -> T:
     raise AgreedError(*_parts(problem)) from problem
   for process, found in enumerate(problems):
     if found:
-      raise AgreedError('all processes ready', f'process {process}: {found}', 'mend it there')
+      raise _of_another(f'process {process}: {found}')
   return result
 
 
-def check_equal(what: str, mine: str, differences: Callable[[str, str], Sequence[str]]) -> None:
+def check_equal(
+  what: str,
+  mine: str,
+  differences: Callable[[str, str], Sequence[str]],
+  do: str = 'start all of them with the same command',
+) -> None:
   """Raises AgreedError in every process unless all have the same text.
 
   Args:
     what: the text is.
     mine: this process's.
     differences: of the first process's text and another one.
+    do: what puts it right.
   """
   texts = gather(mine)
   for process, text in enumerate(texts):
@@ -278,7 +394,7 @@ def check_equal(what: str, mine: str, differences: Callable[[str, str], Sequence
       raise AgreedError(
         f'the same {what} in all processes',
         f'in process {process} other than in process 0: {"; ".join(differences(texts[0], text))}',
-        'start all of them with the same command',
+        do,
       )
 
 

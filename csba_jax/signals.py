@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import types
 
 from csba_jax import processes
@@ -9,9 +10,31 @@ from csba_jax import processes
 EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}  # 75 = EX_TEMPFAIL: start me again
 
 
-def leave_on_sigterm() -> None:
-  """SIGTERM ends the process with its code at once: while there is nothing to save, or no more."""
-  signal.signal(signal.SIGTERM, lambda number, _: os._exit(EXIT_CODES[number]))
+def leave_when_told() -> None:
+  """A signal ends the process with its code at once: while there is nothing to save, or no more.
+
+  Until another handler takes it. Also while the main thread is in a call that lets no handler of
+  Python run, such as waiting for the other processes or compiling. In the main thread, once.
+  """
+  for number in EXIT_CODES:
+    signal.signal(number, _leave)
+  reader, writer = os.pipe()
+  os.set_blocking(writer, False)
+  signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # where Python notes a signal at once
+  threading.Thread(target=_watch, args=[reader], daemon=True).start()
+
+
+def _leave(number: int, frame: types.FrameType | None = None) -> None:
+  del frame
+  os._exit(EXIT_CODES[number])
+
+
+def _watch(reader: int) -> None:
+  """Reads the numbers of the signals that have come."""
+  while True:
+    for number in os.read(reader, 1):
+      if number in EXIT_CODES and signal.getsignal(number) is _leave:
+        _leave(number)
 
 
 class Stopped(Exception):
@@ -28,24 +51,33 @@ class StopRequest:
   notice) of any of them; all have to call `check` equally often, and it raises in all of them at
   the same call.
 
-  Use as a context manager in the main thread; `exit_code` is what to leave with.
+  Use as a context manager in the main thread, as often as one likes: entered already, it stays as
+  it is. `exit_code` is what to leave with.
   """
 
   def __init__(self, patient: bool = False):
     self._patient = patient
     self._signal: int | None = None
+    self._passed_on: int | None = None
     self._previous = {}
+    self._entered = 0
     self._calls = 0
 
   def __enter__(self) -> 'StopRequest':
-    if processes.count() > 1:  # SIGTERM is the preemption service's; Ctrl-C is to mean the same
-      handlers = {signal.SIGINT: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
+    self._entered += 1
+    if self._entered > 1:
+      return self
+    if processes.count() > 1:
+      handlers = {signal.SIGINT: self._pass_on}
     else:
       handlers = dict.fromkeys(EXIT_CODES, self._receive)
     self._previous = {number: signal.signal(number, f) for number, f in handlers.items()}
     return self
 
   def __exit__(self, *exc_info) -> None:
+    self._entered -= 1
+    if self._entered:
+      return
     for number, handler in self._previous.items():
       signal.signal(number, handler)
 
@@ -54,6 +86,12 @@ class StopRequest:
     self._signal = number
     if not self._patient:
       signal.signal(number, signal.SIG_DFL)
+
+  def _pass_on(self, number: int, frame: types.FrameType | None) -> None:
+    """Ctrl-C in one of several processes, whose preemption service knows SIGTERM alone."""
+    del frame
+    self._passed_on = number
+    os.kill(os.getpid(), signal.SIGTERM)
 
   @property
   def requested(self) -> bool:
@@ -67,7 +105,8 @@ class StopRequest:
 
       self._calls += 1
       if multihost_utils.reached_preemption_sync_point(self._calls):
-        self._signal = signal.SIGTERM
+        passed_on = processes.gather(str(self._passed_on or ''))
+        self._signal = signal.SIGINT if any(passed_on) else signal.SIGTERM
     if self.requested:
       raise Stopped
 

@@ -1,7 +1,9 @@
 """Training, read top to bottom: what a run is, the loop that owns I/O, and what follows a step."""
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +41,7 @@ from csba_jax.step import StepFn, compiled_steps, make_step
 from csba_jax.train_state import TrainState
 from csba_jax.workdir import Workdir, writing_to
 
+PIXELS = 2**26  # bytes of each part of the data that the processes of a run compare
 NEAR = 2.0  # a line's loss over a level: from there on the loss that is measured is looked at
 # parts of a config that no compiled step knows
 _NOT_COMPILED = ('seed', 'data', 'diagnostics', 'parallel')
@@ -93,6 +96,7 @@ class Job:
       plan.total,
       layout,
     )
+    diagnose.check_room(config, data, program.model, layout.devices)
     own = sampling.Stream.of(
       config.sampler, data.train.labels, config.train.batch_size, plan.total, config.seed
     )
@@ -139,25 +143,30 @@ def train_and_evaluate(
   Args:
     config: see csba_jax.config.
     workdir: folder of this run and of no other, which all processes see.
-    stop: asks the run to save and leave.
+    stop: asks the run to save and leave. Entered here, if it is not already, once there is
+      something to save: until then a signal does what it did before.
 
   Returns:
     The content of result.json, or None when stopped; a finished run returns it at once.
   """
   config_lib.check(config)
   _check_processes(config)
-  with Workdir(workdir, config.to_dict()) as folder:
+  with Workdir(workdir, config.to_dict()) as folder, contextlib.ExitStack() as stack:
     if (result := folder.result()) is not None:
       say(f'{folder.path} is finished: nothing to do')
       return result
     started = time.monotonic()
     say(f'loading {config.data.source} {config.data.name or config.data.dir}'.rstrip())
     job, initial, origin = processes.together(lambda: _prepare(config, folder))
+    _check_same_data(job.data)
     processes.together(lambda: _claim(folder, job.data))
-    say('compiling')
     with Records(folder) as records:
+      state = records.resume(initial, origin)
+      stack.enter_context(stop)
       try:
-        state = run_steps(job, records.resume(initial, origin), records, stop)
+        stop.check()  # a signal to one of several processes has waited for this
+        say('compiling')
+        state = run_steps(job, state, records, stop)
         say(f'evaluating the test set at step {records.progress.best_step}')
         best = records.best(state)
         after_training(job, best, records, stop)
@@ -165,7 +174,10 @@ def train_and_evaluate(
           job.program.model, best, job.data.test, job.batch_size, job.shift, stop.check
         )
       except Stopped:
-        say(f'stopped at step {records.progress.step}: saved, start again to go on')
+        if folder.has_checkpoints():
+          say(f'stopped at step {records.progress.step}: saved, start again to go on')
+        else:
+          say('stopped before the first step: start again to begin')
         return None
     data = job.data
     folder.write_result(
@@ -211,6 +223,32 @@ def _prepare(
   job = Job.of(config, data)
   initial, origin = job.begin(resumes=folder.has_checkpoints())
   return job, initial, origin
+
+
+def _check_same_data(data: pipeline.Data) -> None:
+  """Raises AgreedError unless all processes have read the same data."""
+  if processes.count() == 1:
+    return
+  found = {
+    'splits': data.splits.sha256,
+    'names and labels': data.splits.source_sha256,
+    'pixels': _pixels_sha256(data),
+  }
+
+  def differences(first, other):
+    first, other = json.loads(first), json.loads(other)
+    return [f'{k} {other[k][:12]}, not {first[k][:12]}' for k in first if first[k] != other[k]]
+
+  processes.check_equal('data', json.dumps(found), differences, 'give every host the same files')
+
+
+def _pixels_sha256(data: pipeline.Data) -> str:
+  """Of all images; of many, of PIXELS bytes of images that are spread over each part."""
+  digest = hashlib.sha256()
+  for part in (data.train, data.val, data.test):
+    stride = max(1, len(part) * int(np.prod(data.image_shape)) // PIXELS)
+    digest.update(part.images[::stride].tobytes())
+  return digest.hexdigest()
 
 
 def _claim(folder: Workdir, data: pipeline.Data) -> None:
@@ -383,9 +421,11 @@ class AfterStep:
 def keep_splits(folder: Workdir, data: pipeline.Data) -> None:
   """splits.npz of the run, written once; a run that goes on must have the data it had."""
   path = folder.file('splits.npz')
+  if not processes.is_first():
+    return  # all have the same data, and this one may look while the first one writes
   if path.exists():
     pipeline.check_splits(data.splits, path)
-  elif processes.is_first():
+  else:
     with writing_to(folder.path):
       data.splits.save(path)
 

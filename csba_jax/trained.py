@@ -80,7 +80,7 @@ def take_up(
     state = state.replace(batch_stats=estimate_statistics(model, state, data, config))
     return Trained(folder, config, data, model, state)
   like = layout.like(train_state.shapes(model, tx, data.image_shape, averages))
-  with Checkpoints(_checkpoints_of(folder), read_only=True) as checkpoints:
+  with Checkpoints(_checkpoints_of(folder), read_only=True, warn=say) as checkpoints:
     step = _find_step(checkpoints, folder, which, like)
     state, _ = checkpoints.restore(step, like)
   return Trained(folder, config, data, model, state)

@@ -1,10 +1,11 @@
 """A training run of seconds, as a process that can be made to die at a chosen moment.
 
-  python tests/driver.py WORKDIR [--end=PLACE:N] [--signal=KILL|TERM|INT] [--config.field=value ...]
-    [--float64] [--trace=FILE]
+  python tests/driver.py WORKDIR [--end=PLACE:N] [--signal=KILL|TERM|INT|none]
+    [--config.field=value ...] [--float64] [--trace=FILE]
     [--coordinator=HOST:PORT --processes=N --process=I [--peer_timeout=S]]
 
-With --end the N-th arrival at PLACE sends the signal to the process itself. PLACEs: see `places`.
+With --end the N-th arrival at PLACE sends the signal to the process itself, or with none raises an
+error of the user's. PLACEs: see `places`.
 With --trace each of them is written to a file, for one who ends the process from outside.
 With --float64 parameters and computation are float64, which JAX_ENABLE_X64 must allow.
 """
@@ -33,6 +34,8 @@ from csba_jax import (
 )
 from csba_jax import workdir as workdir_lib
 from csba_jax.bin import run
+from csba_jax.data import pipeline
+from csba_jax.errors import UserError
 from csba_jax.models import heads, layers, multibranch, registry
 from csba_jax.signals import StopRequest
 
@@ -112,6 +115,7 @@ def places(arrive):
   def around(owner, name, before, after):
     setattr(owner, name, wrap(getattr(owner, name), before, after))
 
+  around(pipeline, 'load', 'before-load', 'after-load')
   around(workdir_lib.Workdir, 'begin', 'before-config', 'after-config')
   steps = train.compiled_steps()
   train.compiled_steps = lambda: wrap(steps, 'before-step', 'after-step')
@@ -179,13 +183,15 @@ def records_of(workdir):
 
 
 def die_at(end, number):
-  """The process sends itself a signal, at an arrival that is written PLACE:N."""
+  """The process sends itself a signal, or fails, at an arrival that is written PLACE:N."""
   place, count = end.split(':')
   arrivals = {place: int(count)}
 
   def arrive(at):
     if at in arrivals:
       arrivals[at] -= 1
+      if arrivals[at] == 0 and number is None:
+        raise UserError('a disk', 'none', 'buy one')
       if arrivals[at] == 0:
         os.kill(os.getpid(), number)
 
@@ -217,7 +223,7 @@ def main():
   }
   launch['coordinator'] = options.pop('coordinator', '')
   trace = options.pop('trace', None)
-  end, number = options.pop('end', None), getattr(signal, 'SIG' + options.pop('signal', 'KILL'))
+  end, number = options.pop('end', None), options.pop('signal', 'KILL')
   overrides = {
     name.removeprefix('config.').replace('.', '__'): json.loads(value)
     for name, value in options.items()
@@ -228,11 +234,11 @@ def main():
     startup.prepare()
     processes.start(processes.Launch(**launch), give_up)
     if end:  # not before: it asks for the devices
-      die_at(end, number)
+      die_at(end, None if number == 'none' else getattr(signal, f'SIG{number}'))
     if trace:
       tell(trace)
-    with StopRequest() as stop:
-      train.train_and_evaluate(tiny_config(**overrides), workdir, stop)
+    stop = StopRequest()
+    train.train_and_evaluate(tiny_config(**overrides), workdir, stop)
     return stop.exit_code
 
   run.run(train_tiny)

@@ -47,6 +47,8 @@ OPTIONS = (
 PHASES = {
   '': 'start-up',  # imports, meeting the others
   'start': 'loading',
+  'before-load': 'loading',
+  'after-load': 'loading',
   'before-config': 'loading',
   'after-config': 'restoring',
   'before-diagnosis': 'diagnosing',
@@ -76,7 +78,8 @@ AIMS = {  # seconds that a turn takes, about, on one device once it is compiled
   'before-diagnosis': 0.005,
   'before-moment': 0.1,
 }
-BEFORE_COMPILATION = ('start-up', 'loading', 'restoring', 'compiling')
+NOTHING_TO_SAVE = ('start-up', 'loading', 'restoring')
+COMPILATION = ('restoring', 'compiling')  # a signal that comes behind the last look before it
 COMPILED = ('before-step', 'before-diagnosis', 'before-moment', 'before-evaluation')
 
 
@@ -146,7 +149,8 @@ class End:
     """What is not as promised."""
     others = [code for i, code in enumerate(self.codes) if i != self.told]
     limit, slowest = LIMIT[self.signal], max(self.seconds)
-    if slowest > limit and self.phase not in BEFORE_COMPILATION:
+    waits = self.phase == 'start-up' and others  # for the one that has left, START_TIMEOUT long
+    if slowest > limit and self.phase not in COMPILATION and not waits:
       yield f'left after {slowest:.0f} s, more than {limit}'
     if max(self.seconds) >= PATIENCE:
       yield 'hung'
@@ -158,8 +162,8 @@ class End:
       if self.phase != 'start-up' and any(code != -signal.SIGABRT for code in others):
         yield f'others left with {others}'  # the launchers start a run again after this one alone
     elif set(self.codes) == {75}:
-      if self.saved_at is None and self.phase == 'start-up':
-        return  # nothing to save yet
+      if self.saved_at is None and self.phase in NOTHING_TO_SAVE:
+        return
       if self.saved_at is None or self.saved_at != max(self.steps, default=None):
         yield f'says it saved at {self.saved_at}, and there are checkpoints of {self.steps}'
     elif self.phase != 'start-up':
@@ -391,6 +395,8 @@ def _one_run(outcome, rng, workdir, ends, until, say):
       problems.append(f'went on from {went_on[1]} though it had stopped at {saved_at}')
     if 'damaged' in logs[0]:
       problems.append('a checkpoint was damaged')
+    if 'unchecked' in logs[0]:
+      problems.append('a checkpoint had no sums')
     if problems:
       for i, log in enumerate(logs):
         workdir.with_name(f'{workdir.name}.log{i}').write_text(log)

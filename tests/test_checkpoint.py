@@ -4,13 +4,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from csba_jax import processes
+from csba_jax import checkpoint, processes
 from csba_jax.checkpoint import Checkpoints
 from csba_jax.errors import UserError
 
@@ -136,25 +137,106 @@ def test_a_damaged_one_is_found_for_what_it_is_on_every_way(tmp_path):
     assert_is(checkpoints.restore(2, LIKE)[0], 2)
 
 
-def test_sums_that_were_never_written_are_not_missed(tmp_path):
-  """A process may be killed between the end of a save and its sums."""
+def finished(folder, step):
+  """Waits until a checkpoint is there, without a word to the one who saves it."""
+  deadline = time.monotonic() + 60
+  while not (folder / str(step)).is_dir():
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_a_checkpoint_has_its_sums_from_the_moment_it_is_there(tmp_path):
+  """The one that a killed process goes on from is its last: nothing came after it."""
+  saving = Checkpoints(tmp_path / 'c')
+  for step in (1, 2):
+    saving.save(step, tree_at(step), {})
+    finished(tmp_path / 'c', step)
+    assert (tmp_path / f'c-sums/{step}.json').exists()
+  shutil.copytree(tmp_path / 'c', tmp_path / 'killed')
+  shutil.copytree(tmp_path / 'c-sums', tmp_path / 'killed-sums')
+  saving.__exit__(None, None, None)
+  flip(files_of(tmp_path / 'killed/2', 'data')[-1])
+  warnings = []
+  with Checkpoints(tmp_path / 'killed', warn=warnings.append) as checkpoints:
+    assert_is(checkpoints.restore_latest(LIKE)[0], 1)
+  assert len(warnings) == 1
+  assert 'checkpoint 2 is damaged, going back to the one before' in warnings[0]
+
+
+KILLED = """
+import os, sys
+import jax.numpy as jnp
+from csba_jax import checkpoint
+tree = {'w': jnp.full((3, 4), 2, jnp.float32), 'n': jnp.asarray(2, jnp.int32)}
+checkpoints = checkpoint.Checkpoints(sys.argv[1])
+checkpoints.save(1, tree, {})
+checkpoints.wait()
+write = checkpoint.write_atomically
+def die(*args):
+  if sys.argv[2] == 'after':
+    write(*args)
+  os._exit(9)
+checkpoint.write_atomically = die
+checkpoints.save(2, tree, {})
+checkpoints.wait()
+"""
+
+
+@pytest.mark.parametrize('moment', ['before', 'after'])
+def test_killed_at_the_sums_of_a_checkpoint_it_is_not_there(tmp_path, moment):
+  found = subprocess.run(
+    [sys.executable, '-c', KILLED, tmp_path / 'c', moment], capture_output=True, text=True
+  )
+  assert found.returncode == 9, found.stderr
+  assert (tmp_path / 'c-sums/2.json').exists() == (moment == 'after')
+  with Checkpoints(tmp_path / 'c', warn=pytest.fail) as checkpoints:
+    assert checkpoints.steps() == [1]
+    checkpoints.restore_latest(LIKE)
+    checkpoints.save(2, tree_at(7), {})
+  assert sorted(path.name for path in (tmp_path / 'c-sums').iterdir()) == ['1.json', '2.json']
+  with Checkpoints(tmp_path / 'c', warn=pytest.fail) as checkpoints:
+    assert_is(checkpoints.restore_latest(LIKE)[0], 7)
+
+
+def test_a_disk_without_room_for_the_sums_is_one_line(tmp_path, monkeypatch):
+  checkpoints = Checkpoints(tmp_path / 'c')
+  checkpoints.save(1, tree_at(1), {})
+  checkpoints.wait()
+
+  def fail(*args):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(checkpoint, 'write_atomically', fail)
+  checkpoints.save(2, tree_at(2), {})
+  with pytest.raises(UserError, match='checkpoints to be read and written .*No space left'):
+    checkpoints.wait()
+  monkeypatch.undo()
+  checkpoints.__exit__(UserError, None, None)
+  with Checkpoints(tmp_path / 'c', warn=pytest.fail) as checkpoints:
+    assert_is(checkpoints.restore_latest(LIKE)[0], 1)
+
+
+def test_sums_that_are_not_there_are_said_to_be_missing(tmp_path):
   with Checkpoints(tmp_path / 'c') as checkpoints:
     for step in (1, 2):
       checkpoints.save(step, tree_at(step), {})
-  sums = tmp_path / 'c-sums'
+  sums, half = tmp_path / 'c-sums', tmp_path / 'c-sums/.2.json.abcd'
   assert sorted(path.name for path in sums.iterdir()) == ['1.json', '2.json']
-  (sums / '2.json').unlink()
-  with Checkpoints(tmp_path / 'c', warn=pytest.fail) as checkpoints:
-    assert_is(checkpoints.restore_latest(LIKE)[0], 2)
-  (sums / '2.json').write_text('{"sta')
-  with Checkpoints(tmp_path / 'c', warn=pytest.fail) as checkpoints:
-    assert_is(checkpoints.restore_latest(LIKE)[0], 2)
+  half.write_text('{"sta')  # of a process that was killed
+  for damage in ((sums / '2.json').unlink, lambda: (sums / '2.json').write_text('{"sta')):
+    damage()
+    warnings = []
+    with Checkpoints(tmp_path / 'c', warn=warnings.append) as checkpoints:
+      assert_is(checkpoints.restore_latest(LIKE)[0], 2)
+    assert len(warnings) == 1
+    assert 'checkpoint 2 is read unchecked, without its sums: ' in warnings[0]
+  assert not half.exists()
 
 
-def test_sums_of_another_save_of_the_step_do_not_count(tmp_path, monkeypatch):
+def test_sums_of_another_save_of_the_step_do_not_count(tmp_path):
   with Checkpoints(tmp_path / 'c') as checkpoints:
     checkpoints.save(1, tree_at(1), {'done': []})
-  monkeypatch.setattr(Checkpoints, '_keep_sums', lambda self: None)  # killed before it gets there
   with Checkpoints(tmp_path / 'c') as checkpoints:
     checkpoints.save(1, tree_at(7), {'done': ['line']})
   with Checkpoints(tmp_path / 'c', warn=pytest.fail) as checkpoints:
@@ -316,7 +398,7 @@ def test_a_lost_process_is_no_fault_of_the_disk(tmp_path, monkeypatch, count, me
 def test_how_a_process_leaves_after_an_error_that_nothing_handles(message, code, said):
   program = f"""
 import sys, jax
-from csba_jax import processes
+from csba_jax import checkpoint, processes
 processes.count = lambda: 2
 sys.excepthook = processes._leave_after_a_loss
 raise jax.errors.JaxRuntimeError({message!r})

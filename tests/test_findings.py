@@ -748,6 +748,17 @@ def test_the_tested_net_decides_the_link(tmp_path):
   assert not any('images, end)' in s for s in claim(found, 'Less conflict').sentences)
 
 
+def test_measurements_of_an_earlier_version_are_noted(tmp_path, full):
+  """They lack the tested net: the end decides, and what is different is said."""
+  note = next(n for n in full.notes if 'earlier version' in n)
+  assert 'the end of the run stands in for it' in note
+  assert 'estimated anew' not in markdown.render(full)
+  same = with_tested(*simulated.make(seeds=4, variants=TWO), lambda record, entry: entry)
+  found = analysed(tmp_path, *same)
+  assert not any('earlier version' in n for n in found.notes)
+  assert 'estimated anew' in ' '.join(markdown.render(found).split())
+
+
 def test_beside_the_link_stand_controls_and_every_variant_alone(full):
   pairs = [(link.treatment, link.control) for link in full.links if not link.verdict]
   beside = [*comparisons.SECONDARY, *((v, v) for v in simulated.VARIANTS)]

@@ -56,6 +56,11 @@ def test_a_stop_that_is_not_as_promised_is_a_problem(soak):
   assert ended(soak) == []
   assert ended(soak, seconds=[2.0, 31.0]) == ['left after 31 s, more than 30']
   assert ended(soak, seconds=[2.0, 31.0], phase='compiling') == []
+  assert ended(soak, seconds=[2.0, 31.0], phase='loading') == ['left after 31 s, more than 30']
+  assert ended(soak, seconds=[2.0, 31.0], codes=[75, 1], phase='start-up') == []
+  alone = {'seconds': [31.0], 'codes': [75], 'phase': 'start-up', 'logs': ['']}
+  assert ended(soak, **alone) == ['left after 31 s, more than 30']
+  assert ended(soak, phase='loading', logs=['', ''], steps=[]) == []
   assert ended(soak, codes=[75, 0]) == ['left with [75, 0]']
   assert ended(soak, codes=[-15, 75]) == ['left with [-15, 75]']
   assert ended(soak, codes=[-15, -6], finished=True) == []

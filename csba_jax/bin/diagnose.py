@@ -22,6 +22,7 @@ def main() -> int:
   """Measures the class-gradient conflict of a run's net; prints it and writes conflict/."""
   workdir = run.required(_WORKDIR, 'runs/digits')
   launch.start(_LAUNCH)
+  launch.compare(_WORKDIR, _CHECKPOINT, _EXACT, _TARGET, _IMAGES, _FOLDS, _SEED, _LAYERS)
 
   from csba_jax import diagnose, trained
   from csba_jax.progress import WorkBar, say
@@ -31,9 +32,10 @@ def main() -> int:
   sampling = diagnose.Sampling(
     _EXACT.value, _TARGET.value, _IMAGES.value, _FOLDS.value, _SEED.value
   )
+  found = trained.take_up(workdir, _CHECKPOINT.value, _DATA_DIR.value)
   with StopRequest() as stop:
     try:
-      found = trained.take_up(workdir, _CHECKPOINT.value, _DATA_DIR.value)
+      stop.check()  # a signal to one of several processes has waited for this
       with WorkBar(stop.check) as bar:
         conflict = diagnose.diagnose_run(found, sampling, _LAYERS.value, bar.update)
     except Stopped:

@@ -20,13 +20,21 @@ def main() -> int:
   """Evaluates a checkpoint of a run and prints every metric; writes nothing."""
   workdir = run.required(_WORKDIR, 'runs/digits')
   launch.start(_LAUNCH)
+  launch.compare(_WORKDIR, _CHECKPOINT, _SPLIT, _TAU)
 
   from csba_jax import evaluate
+  from csba_jax.progress import say
   from csba_jax.report import table
+  from csba_jax.signals import Stopped, StopRequest
 
-  result = evaluate.evaluate_run(
-    workdir, _CHECKPOINT.value, _SPLIT.value, _DATA_DIR.value, _TAU.value
-  )
+  stop = StopRequest()
+  try:
+    result = evaluate.evaluate_run(
+      workdir, _CHECKPOINT.value, _SPLIT.value, _DATA_DIR.value, _TAU.value, stop
+    )
+  except Stopped:
+    say('stopped')
+    return stop.exit_code
   where = f'{_SPLIT.value} part, checkpoint of step {result["checkpoint_step"]} in {workdir}'
   launch.tell(f'{table.single(result)}\n{where}')
   return 0

@@ -1,5 +1,6 @@
 """How the processes of a run start: the flags for it, and what comes before JAX is used."""
 
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -37,6 +38,17 @@ def start(holders: Mapping[str, flags.FlagHolder], deterministic: bool = False) 
     os._exit(1)
 
   processes.start(processes.Launch(**{k: flag.value for k, flag in holders.items()}), give_up)
+
+
+def compare(*holders: flags.FlagHolder) -> None:
+  """Raises AgreedError in every process unless these flags are the same in all."""
+
+  def differences(first, other):
+    first, other = json.loads(first), json.loads(other)
+    return [f'--{k} {other[k]!r}, not {first[k]!r}' for k in first if first[k] != other[k]]
+
+  mine = json.dumps({flag.name: flag.value for flag in holders})
+  processes.check_equal('flags', mine, differences)
 
 
 def tell(text: str) -> None:

@@ -1,6 +1,5 @@
 """What every binary does: parse flags, call main, and turn an error of the user's into one line."""
 
-import os
 import sys
 from collections.abc import Callable
 
@@ -14,14 +13,14 @@ from csba_jax.errors import UserError
 def run(main: Callable[[], int | None]) -> None:
   """Runs main() under absl flags and exits with its code; 1 and one line for a UserError."""
   name = sys.argv[0].rsplit('/', 1)[-1]
-  signals.leave_on_sigterm()  # until a StopRequest takes it
+  signals.leave_when_told()  # until a StopRequest takes it
   logging.set_verbosity(logging.ERROR)  # what JAX and orbax say below that is not for users
   try:
     app.run(lambda _: main(), flags_parser=_parse)
   except UserError as error:
-    print(f'{name}: {error}', file=sys.stderr, flush=True)
     if processes.count() > 1 and not isinstance(error, processes.AgreedError):
-      os._exit(1)  # the others wait for this process somewhere, and it is not to wait for them
+      processes.leave(error)  # the others wait for this process somewhere
+    print(f'{name}: {error}', file=sys.stderr, flush=True)
     sys.exit(1)
 
 

@@ -30,8 +30,8 @@ def main() -> int:
   from csba_jax.report import table
   from csba_jax.signals import StopRequest
 
-  with StopRequest() as stop:
-    result = train.train_and_evaluate(config, workdir, stop)
+  stop = StopRequest()
+  result = train.train_and_evaluate(config, workdir, stop)
   if result is None:
     return stop.exit_code
   launch.tell(f'{table.single(result)}\nworkdir: {workdir}')

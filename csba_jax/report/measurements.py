@@ -17,7 +17,10 @@ _GLOSSARY = (
   ' shared: all parameters but the classifier head; common: those that a variant has in common with'
   ' the one without attention, the scope in which variants can be compared (of none_wide the same'
   ' layers, wider, so that its differences have no verdict). Part train or val: the images measured'
-  ' on. Statistics of BatchNorm are estimated anew at every moment, but for the tested net (the'
+  ' on.'
+)
+_STATISTICS = (
+  ' Statistics of BatchNorm are estimated anew at every moment, but for the tested net (the'
   ' checkpoint whose test metrics are reported), which is measured as it was tested.'
 )
 _FIRST = ('common', 'train')  # scope and part that are shown open
@@ -54,7 +57,9 @@ def _matrices(findings: Findings) -> Section | None:
   if not pairs:
     return None
   pairs.sort(key=lambda pair: pair[:2])
-  blocks: list[Block] = [Text(_GLOSSARY, 'small'), *tabulate.groups(findings)]
+  anew = any(flow.at == words.TESTED for flow in findings.flows)  # else a note says how
+  glossary = _GLOSSARY + _STATISTICS * anew
+  blocks: list[Block] = [Text(glossary, 'small'), *tabulate.groups(findings)]
   most = _MOST_FOLDED if len(findings.class_names) <= 20 else 0
   folded = []
   for i, (_, _, _, before, after) in enumerate(pairs[: 1 + most]):

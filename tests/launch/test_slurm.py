@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -95,13 +96,19 @@ def get_config():
 STUB = """\
 import os, signal, sys, time
 rank, ranks = os.environ['SLURM_PROCID'], os.environ['SLURM_NTASKS']
+print('tasks of node', os.environ['SLURM_NODEID'], os.environ['SLURM_STEP_TASKS_PER_NODE'])
 print('task', rank, 'of', ranks, sys.argv[1:], flush=True)
 signal.signal(signal.SIGTERM, lambda *_: (print('told', flush=True), os._exit(75)))
 if sys.argv[1].isdigit():
   os._exit(int(sys.argv[1]))
 if sys.argv[1] == 'abort' and rank == '1':
   os.abort()
-if sys.argv[1] == 'once' and os.environ.get('SLURM_RESTART_COUNT'):
+if sys.argv[1] == 'killed' and not os.environ.get('SLURM_RESTART_COUNT'):
+  if rank == '1':
+    os.kill(os.getpid(), signal.SIGKILL)
+  time.sleep(1)
+  os.abort()  # as the others do that lost it
+if sys.argv[1] in ('once', 'killed') and os.environ.get('SLURM_RESTART_COUNT'):
   os._exit(0)
 time.sleep(600 if sys.argv[1] != 'abort' else 1)
 """
@@ -353,8 +360,19 @@ def test_a_training_has_a_process_for_each_task_and_survives_the_loss_of_one(clu
   log = cluster.log(job)
   assert "0: task 0 of 2 ['abort']" in log
   assert "1: task 1 of 2 ['abort']" in log
-  assert 'task 1: Aborted' in log  # which process was lost
+  assert 'tasks of node 0 2' in log  # what csba_jax.processes counts the tasks of a host by
+  assert f'task 1 on {platform.node()} left with 134' in log  # which process was lost
   assert 'exit 134, to be started again' in log
+
+
+def test_a_killed_task_is_one_that_the_others_have_lost(cluster):
+  """The code of the killed one, 137, is higher than the 134 of those that go on from here."""
+  job = cluster.submit('stub', 'killed', options=['--ntasks=2'])
+  cluster.requeued(job)
+  log = cluster.log(job)
+  assert f'task 1 on {platform.node()} left with 137' in log
+  assert 'exit 134, to be started again' in log
+  assert cluster.ended(job) == 'COMPLETED'
 
 
 def test_all_tasks_of_a_training_are_told(cluster):
