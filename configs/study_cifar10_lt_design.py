@@ -2,7 +2,8 @@ r"""CIFAR-10-LT: does the conflict matrix guide depth and width of the multi-bra
 
   csba-study --config=configs/study_cifar10_lt_design.py --workdir=runs/study_design --shard=0/8
 
-`none` and `csba` at three widths and two depths. Result: not yet run.
+120 runs: `none` and `csba` at three widths and two depths. Exploratory: with the learning rate of
+the recipe, which was tuned for none of them. Result: not yet run.
 """
 
 from csba_jax import config

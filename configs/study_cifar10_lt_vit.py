@@ -2,7 +2,8 @@ r"""CIFAR-10-LT: a small vision transformer with and without CSBA over its heads
 
   csba-study --config=configs/study_cifar10_lt_vit.py --workdir=runs/study_vit --shard=0/8
 
-Result: not yet run.
+100 runs. Exploratory: with the learning rate of the recipe, which was tuned for none of the
+variants. Result: not yet run.
 """
 
 from csba_jax import config

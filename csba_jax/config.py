@@ -1,5 +1,6 @@
 """Defaults, checks and differences of a run's configuration: what ml_collections leaves to us."""
 
+import functools
 import importlib.util
 import math
 from collections.abc import Callable, Mapping
@@ -271,6 +272,25 @@ def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     nested = isinstance(value, Mapping | ml_collections.ConfigDict)
     flat |= flatten(value, f'{prefix}{key}.') if nested else {f'{prefix}{key}': value}
   return flat
+
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A config as nested dicts, in which fields that came later than it have their default."""
+  return _merged(_plain_default(), config)
+
+
+@functools.cache
+def _plain_default() -> dict[str, Any]:
+  return default().to_dict()
+
+
+def _merged(like: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+  merged = {}
+  for key in [*like, *(key for key in config if key not in like)]:
+    value = config.get(key, like.get(key))
+    nested = isinstance(value, Mapping | ml_collections.ConfigDict)
+    merged[key] = _merged(like.get(key) or {}, value) if nested else value
+  return merged
 
 
 _WHERE = ('parallel.', 'data.input', 'data.cache_dir')  # where a run runs, not what it is

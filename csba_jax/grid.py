@@ -29,9 +29,18 @@ METHODS: dict[str, dict[str, Any]] = {
   # deferred re-weighting (Cao et al. 2019) of the cross-entropy
   'drw': _PLAIN | {'loss.weights': 'effective', 'loss.weights_start': 0.8},
 }
-# fields that say where things lie, or that are of single runs: two runs that differ in these alone
-# are of one study
+# fields that say where things lie: two runs that differ in these alone are of one study
 PLACES = ('data.dir', 'data.cache_dir')
+# fields of the base that the grid sets in every run, and the axes that say to what
+_SET = {'seed': 'first_seed', 'data.seed': 'first_seed', 'data.fold': 'repeats'}
+_SET |= {'model.attention': 'variants'} | dict.fromkeys(_PLAIN, 'methods')
+# and those that it sets where an axis has values, or for single cells: nothing else in the configs
+# of a study's runs differs
+OF_RUN = (
+  *_SET,
+  *('model.name', 'model.width', 'model.depth', 'train.learning_rate'),
+  *('data.imbalance_factor', 'data.profile', 'data.manifest', 'data.group_column'),
+)
 
 
 def is_place(field: str) -> bool:
@@ -48,14 +57,14 @@ def default() -> ml_collections.ConfigDict:
   c.methods = ('cross_entropy',)  # rows of csba_jax.grid.METHODS
   # further axes; () = as in the base
   c.models = ()
-  c.imbalance_factors = ()  # 1 = every image there is
+  c.imbalance_factors = ()  # 1 = every image there is; above, exp where the base is natural
   c.widths = ()
   c.depths = ()
   c.learning_rates = ()
   c.seeds = 10  # of initial weights and batches; each also has a long-tail subset of its own
   c.first_seed = 0
   c.subsets = 0  # draw only so many subsets, which the seeds take in turn; 0 = one for each seed
-  c.repeats = 1  # of the cross-validation, where base.data.folds > 0; seeds do not count then
+  c.repeats = 1  # of the cross-validation, where base.data.folds > 0: in place of seeds, subsets
   c.naive_repeats = 0  # of it with duplicates on both sides, to show what that is worth
   c.tuned_by = ''  # folder of the study whose validation scores choose the learning rates
   c.test = True  # False: the runs only tune, and no number of their test part is kept
@@ -77,7 +86,7 @@ _RANGES = {
   'subsets': ('0 (one for each seed) or more', lambda v: v >= 0),
   'repeats': ('at least 1', lambda v: v >= 1),
   'naive_repeats': ('0 or more', lambda v: v >= 0),
-  'outcome': ('macro_f1 or f1:CLASS', lambda v: v == 'macro_f1' or v.startswith('f1:')),
+  'outcome': ('macro_f1 or f1:CLASS', lambda v: v == 'macro_f1' or v[:3] == 'f1:' != v),
   'margin': ('0 < margin < 1', lambda v: 0 < v < 1),
   'smallest_effect': ('0 <= effect < 1', lambda v: 0 <= v < 1),
 }
@@ -127,6 +136,7 @@ def check(study: ml_collections.ConfigDict) -> None:
     if len(set(study[field])) < len(study[field]):
       raise UserError(f'{field} without repetitions', repr(study[field]), 'name each once')
   config_lib.check(study.base)
+  _check_unread(study)
   folds = study.base.data.folds
   if not folds and (study.repeats > 1 or study.naive_repeats):
     raise UserError(
@@ -138,6 +148,26 @@ def check(study: ml_collections.ConfigDict) -> None:
       'none',
       'set --config.naive_repeats=0',
     )
+
+
+def _check_unread(study: ml_collections.ConfigDict) -> None:
+  """Raises UserError for a field that would be set without any effect."""
+  base, default_base = config_lib.flatten(study.base), config_lib.flatten(config_lib.default())
+  for field, axis in _SET.items():
+    if base[field] != default_base[field]:
+      raise UserError(
+        f'base.{field} as by default ({default_base[field]!r}), which every run gets from {axis}',
+        repr(base[field]),
+        f'take it back, and set --config.{axis}=...',
+      )
+  by_default = default()
+  for field in ('seeds', 'subsets'):
+    if study.base.data.folds and study[field] != by_default[field]:
+      raise UserError(
+        f'{field} as by default ({by_default[field]}) with base.data.folds, whose units are folds',
+        repr(study[field]),
+        'take it back, and set --config.repeats=...',
+      )
 
 
 def _holds(test: Callable[[Any], bool], value: Any) -> bool:
@@ -188,10 +218,26 @@ def rate_key(axes: Mapping[str, Any]) -> str:
   return ' '.join(f'{axis}={axes[axis]}' for axis in sorted(axes) if axis not in left_out)
 
 
+def placeless(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """A run's config as JSON has it, without the places of this machine."""
+  plain = json.loads(json.dumps(config.to_dict()))
+  for field in PLACES:
+    section, name = field.split('.')
+    plain[section][name] = ''
+  return plain
+
+
 def digest(study: ml_collections.ConfigDict) -> str:
-  """Hex SHA-256 of what all runs of a study have in common, wherever their data lies."""
-  flat = config_lib.flatten(study.base)
-  kept = {field: value for field, value in flat.items() if not is_place(field)}
+  """Hex SHA-256 of what all runs of a study have in common, wherever their data lies.
+
+  Of fields that are not at their default, so that it stays as configs get new ones.
+  """
+  by_default = config_lib.flatten(config_lib.default())
+  kept = {
+    field: value
+    for field, value in config_lib.flatten(study.base).items()
+    if value != by_default[field] and not is_place(field)
+  }
   return hashlib.sha256(json.dumps([kept, study.test], sort_keys=True).encode()).hexdigest()
 
 

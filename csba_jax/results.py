@@ -19,23 +19,19 @@ from typing import Any
 import numpy as np
 
 from csba_jax import config as config_lib
-from csba_jax import grid, study_file
+from csba_jax import grid, results_file, study_file
 from csba_jax.errors import UserError
 from csba_jax.gradients.conflict import majority_minority
-from csba_jax.workdir import strict_json, writing_to
 
-SCHEMA = 1
-UNIT = ('split', 'repeat', 'fold', 'seed')
+UNIT = results_file.UNIT
 CELL = ('model', 'method', 'imbalance_factor', 'width', 'depth', 'learning_rate', 'split')
-FIELDS = ('study', 'run', 'status', 'axes', 'config_sha256', 'versions')  # of every record
 OWN = ('seed', 'data.seed', 'data.fold', 'model.attention')  # of a config: of unit and variant
+RATE = 'train.learning_rate'
 METRICS = ('macro_f1', 'accuracy', 'balanced_accuracy')
 
 Record = Mapping[str, Any]
 Unit = tuple[str, int, int, int]
 Cell = tuple[tuple[str, Any], ...]
-
-_mended: set[Path] = set()  # files that this process has appended to
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,105 +49,22 @@ class Results:
     return self._index.get((at, variant), {})
 
   @functools.cached_property
+  def folds(self) -> bool:
+    """Whether units are folds of a cross-validation."""
+    asked = self.study['config'].get('base', {}).get('data', {}).get('folds') or 0
+    return asked > 0 or len({record['axes']['fold'] for record in self.done}) > 1
+
+  @functools.cached_property
+  def splits(self) -> tuple[str, ...]:
+    """'grouped' and 'naive', or the one that there is."""
+    return tuple(sorted({record['axes']['split'] for record in self.done}))
+
+  @functools.cached_property
   def _index(self) -> dict[tuple[Cell, str], dict[Unit, Record]]:
     index: dict[tuple[Cell, str], dict[Unit, Record]] = {}
     for record in self.done:
       index.setdefault((cell(record), record['axes']['variant']), {})[unit(record)] = record
     return index
-
-
-def append(path: str | os.PathLike, record: Record) -> str | None:
-  """Adds one line, on disk on return, with a single write; NaN becomes null.
-
-  The first call of a process for a file repairs it: returns `repair`'s note, else None.
-  """
-  path = Path(path).absolute()
-  line = (strict_json(record) + '\n').encode()
-  note = None
-  if path not in _mended:
-    note = repair(path)
-    _mended.add(path)
-  with writing_to(path.parent):
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-      length = os.fstat(handle).st_size
-      written = os.write(handle, line)
-      if written < len(line):  # a full disk: no half line stays
-        os.ftruncate(handle, length)
-        raise OSError(f'no room for {len(line)} bytes in {path.name}')
-      os.fsync(handle)
-    finally:
-      os.close(handle)
-  return note
-
-
-def repair(path: str | os.PathLike) -> str | None:
-  """Makes good what a process that was killed while writing left at the end of a file.
-
-  A last line that is not a JSON object moves to PATH.torn; a whole one gets its line end.
-
-  Returns:
-    What was done, or None for a file that needs nothing or is not there.
-  """
-  path = Path(path)
-  if not path.exists():
-    return None
-  with writing_to(path.parent):
-    content = path.read_bytes()
-    start = _last_line(content)
-    whole = _parse(content[start:]) is not None
-    if start == len(content) or (whole and content.endswith(b'\n')):
-      return None
-    if whole:
-      with open(path, 'ab') as file:
-        file.write(b'\n')
-      return f'{path.name}: the last line had no line end; repaired, nothing is lost'
-    torn = path.with_name(f'{path.name}.torn')
-    with open(torn, 'ab') as file:  # on disk before the line goes from the results
-      file.write(content[start:].rstrip(b'\n') + b'\n')
-      file.flush()
-      os.fsync(file.fileno())
-    os.truncate(path, start)
-  return (
-    f'{path.name}: the last line was torn ({len(content) - start} bytes, kept in {torn.name}); '
-    'repaired, its run counts as not finished'
-  )
-
-
-def load(path: str | os.PathLike) -> tuple[list[dict[str, Any]], str | None]:
-  """The records of one file, in the order of its lines, and a note about a torn last line.
-
-  Reads only. A file that is not there has no records.
-
-  Raises:
-    UserError: a damaged line that is not the last, or a record of another kind.
-  """
-  path = Path(path)
-  try:
-    content = path.read_bytes()
-  except FileNotFoundError:
-    return [], None
-  except OSError as error:
-    raise UserError(
-      f'a readable {path}', error.strerror or str(error), 'mend its permissions'
-    ) from error
-  records, note = [], None
-  last = _last_line(content)
-  start = 0
-  for number, line in enumerate(content.splitlines(keepends=True), 1):
-    record = _parse(line)
-    if record is not None:
-      records.append(_checked(record, f'line {number} of {path}'))
-    elif start == last:
-      note = f'{path.name}: the last line is torn ({len(line)} bytes) and left out'
-    elif line.strip():
-      raise UserError(
-        f'a JSON object on each line of {path}',
-        f'a damaged line {number}',
-        f'take it out (sed -i {number}d FILE) and run the study again: it makes up that run',
-      )
-    start += len(line)
-  return records, note
 
 
 def read(folder: str | os.PathLike, pool: bool = False) -> Results:
@@ -165,7 +78,7 @@ def read(folder: str | os.PathLike, pool: bool = False) -> Results:
     pool: take runs of different provenance together, with a note for each difference.
 
   Raises:
-    UserError: no study or no run there; a damaged line before the last; finished runs of different
+    UserError: no study or no run there; a damaged line without a run; finished runs of different
       studies, configs, images or package versions, or variants on different splits (unless pooled);
       two runs of the same axes.
   """
@@ -173,8 +86,8 @@ def read(folder: str | os.PathLike, pool: bool = False) -> Results:
   study, files = study_file.read(folder), sorted(folder.glob('results*.jsonl'))
   notes, latest = [], {}
   for file in files:
-    records, note = load(file)
-    notes += [note] if note else []
+    records, found = results_file.load(file)
+    notes += found
     for record in records:
       name = (record['study'], record['run'])
       earlier = latest.get(name)
@@ -193,12 +106,14 @@ def read(folder: str | os.PathLike, pool: bool = False) -> Results:
     )
   ordered = sorted(latest.values(), key=_order)
   done = tuple(record for record in ordered if record['status'] == 'done')
-  notes += _provenance(done, folder, pool)
+  notes += study.get('rates_at_ends', ())
   _check_unique(done)
   made = {_place(record) for record in done}  # a run may have finished under another name
   failed = tuple(r for r in ordered if r['status'] == 'failed' and _place(r) not in made)
   commands = study_file.all_commands(folder, study)
-  return Results(study, done, failed, tuple(dict.fromkeys(notes)), commands)
+  found = Results(study, done, failed, (), commands)
+  notes += _provenance(found, folder, pool)
+  return dataclasses.replace(found, notes=tuple(dict.fromkeys(notes)))
 
 
 def unit(record: Record) -> Unit:
@@ -231,14 +146,18 @@ def pairs(
     if not sides[variant]:
       missing.append(f'{variant} without any run')
     elif lacking:
-      missing.append(f'{variant} without {", ".join(map(unit_words, lacking))}')
+      words = ', '.join(unit_words(results, unit) for unit in lacking)
+      missing.append(f'{variant} without {words}')
   return both, tuple(missing)
 
 
-def unit_words(of: Unit) -> str:
-  """'seed 3', or 'fold 1 of repeat 2' where there are folds or repeats."""
-  _, repeat, fold, seed = of
-  return f'fold {fold} of repeat {repeat} (seed {seed})' if fold or repeat else f'seed {seed}'
+def unit_words(results: Results, of: Unit) -> str:
+  """'seed 3'; of a cross-validation 'fold 1 of repeat 2 (seed 7)', with the split if it has two."""
+  split, repeat, fold, seed = of
+  if not results.folds:
+    return f'seed {seed}'
+  where = f' of the {split} split' if len(results.splits) > 1 else ''
+  return f'fold {fold} of repeat {repeat}{where} (seed {seed})'
 
 
 def outcome(record: Record, name: str) -> float:
@@ -262,7 +181,7 @@ def outcome(record: Record, name: str) -> float:
     f'an outcome among {", ".join(METRICS)}, head_f1, tail_f1 and f1: with a class '
     f'({", ".join(result["class_names"])})',
     repr(name),
-    'mend `outcome` in the config of the study',
+    "correct it in study.json and in the study's config alike",
   )
 
 
@@ -295,39 +214,6 @@ def gram(entry: Record, scope: str) -> np.ndarray:
   matrix = np.empty((classes, classes))
   matrix[rows, columns] = matrix[columns, rows] = np.array(packed, np.float64)
   return matrix
-
-
-def _last_line(content: bytes) -> int:
-  """Where the last line begins, with or without its line end."""
-  return content.rfind(b'\n', 0, max(len(content) - 1, 0)) + 1
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-  """The JSON object of a line; None for anything else."""
-  try:
-    record = json.loads(line)
-  except ValueError:  # also of bytes that are not UTF-8
-    return None
-  return record if isinstance(record, dict) else None
-
-
-def _checked(record: dict[str, Any], where: str) -> dict[str, Any]:
-  """The record, if it is one of this schema."""
-  axes = record.get('axes')
-  lacking = [field for field in FIELDS if field not in record]
-  lacking += [
-    f'axes.{a}' for a in ('variant', *UNIT) if not isinstance(axes, dict) or a not in axes
-  ]
-  if record.get('status') == 'done' and not record.get('result'):
-    lacking.append('result')
-  found = f'without {", ".join(lacking)}' if lacking else f'status {record["status"]!r}'
-  if record.get('schema') != SCHEMA:
-    found = f'schema {record.get("schema")}'
-  elif not lacking and record['status'] in ('done', 'failed'):
-    return record
-  raise UserError(
-    f'a record of csba-study, schema {SCHEMA}, on {where}', found, 'take the line out, or the file'
-  )
 
 
 def _order(record: Record) -> tuple:
@@ -363,15 +249,17 @@ def _check_unique(done: Sequence[Record]) -> None:
     seen[key] = record['run']
 
 
-def _provenance(done: Sequence[Record], folder: Path, pool: bool) -> list[str]:
+def _provenance(found: Results, folder: Path, pool: bool) -> list[str]:
   """Notes on runs that differ in origin; UserError where the numbers may differ for it."""
-  packages = sorted({name for record in done for name in record['versions']})
+  done = found.done
   strict = [_mixed('study', (r['study'] for r in done))]
-  strict += [_mixed('config_sha256', (str(r['config_sha256'])[:12] for r in done))]
-  strict += [_mixed(f'versions.{p}', (r['versions'].get(p) for r in done)) for p in packages]
+  without = [r for r in done if not r.get('config')]  # of others the configs are compared
+  strict += [_mixed('config_sha256', (str(r['config_sha256'])[:12] for r in without))]
+  versions = _versions(done)
+  strict += [_mixed(name, (v for v in of if v)) for name, of in versions]
   photos = (r['result'].get('source_sha256') for r in done)  # not kept by runs that only tune
   strict += [_mixed('source_sha256', (str(sha)[:12] for sha in photos if sha))]
-  strict += [*_configs(done), _splits(done)]
+  strict += [*_configs(done), _splits(found)]
   mixed = [words for words in strict if words]
   if mixed and not pool:
     raise UserError(
@@ -380,46 +268,61 @@ def _provenance(done: Sequence[Record], folder: Path, pool: bool) -> list[str]:
       'analyse them apart, in a folder each, or take them together with --pool',
     )
   loose = [_mixed(field, (r.get(field) for r in done)) for field in ('commit', 'device')]
+  # what was not recorded when a run was made is not known to be another one
+  loose += [_mixed(name, of) for name, of in versions if None in of]
   return [f'pooled: {words}' for words in mixed] + [
     f'runs of more than one {w}' for w in loose if w
   ]
 
 
-def _configs(done: Sequence[Record]) -> list[str]:
-  """Fields in which runs of one cell differ, and should not: all but those of variant and unit.
+def _versions(done: Sequence[Record]) -> list[tuple[str, list[str | None]]]:
+  """('versions.jax', that of each run) by package, None where a run does not name it."""
+  packages = sorted({name for record in done for name in record['versions']})
+  return [(f'versions.{p}', [record['versions'].get(p) for record in done]) for p in packages]
 
-  The learning rate, which is tuned for each variant by itself, is compared within a variant.
+
+def _configs(done: Sequence[Record]) -> list[str]:
+  """Fields in which runs differ, and should not: of all runs, but for those that the grid sets; of
+  one cell also these, but for those of variant and unit.
+
+  The learning rate, which is tuned for each variant by itself, is compared within a variant. Fields
+  that came later than a run count as their default, whatever digest its config has.
   """
   groups: dict[tuple, Counter] = {}
   for record in done:
+    if not record.get('config'):
+      continue
     at, variant = cell(record), record['axes']['variant']
-    flat = config_lib.flatten(record.get('config') or {})
+    flat = config_lib.flatten(config_lib.completed(record['config']))
     flat = {field: value for field, value in flat.items() if not grid.is_place(field)}
-    rate = {'train.learning_rate': flat.get('train.learning_rate')}
-    rest = {field: value for field, value in flat.items() if field not in (*OWN, *rate)}
-    for key, part in (((at,), rest), ((at, variant), rate)):
-      groups.setdefault(key, Counter())[json.dumps(part, sort_keys=True)] += 1
+    parts = {(): flat.keys() - {*grid.OF_RUN}, (at,): {*grid.OF_RUN} - {*OWN, RATE}}
+    for key, fields in (parts | {(at, variant): {RATE}}).items():
+      part = json.dumps({field: flat[field] for field in sorted(fields)})
+      groups.setdefault(key, Counter())[part] += 1
   found = []
-  for (at, *variant), configs in groups.items():
+  for key, configs in groups.items():
     parts = [(json.loads(text), count) for text, count in configs.most_common()]
     words = [config_lib.differences(parts[0][0], part) for part, _ in parts[1:]]
     fields = dict.fromkeys(line.split(':')[0] for lines in words for line in lines)
+    at, *variant = key or ((),)
     where = ', '.join([*variant, *(f'{axis} {value}' for axis, value in at)])
     found += [
-      f'{_mixed(f, (value for c, count in parts for value in [c.get(f)] * count))} ({where})'
+      _mixed(f, (value for c, count in parts for value in [c.get(f)] * count))
+      + (f' ({where})' if where else '')
       for f in fields
     ]
   return found
 
 
-def _splits(done: Sequence[Record]) -> str:
+def _splits(found: Results) -> str:
   """Units whose variants were not trained and tested on the same images; '' without any."""
   groups: dict[tuple, set] = {}
-  for record in done:
+  for record in found.done:
     sha = record['result'].get('splits_sha256')
     groups.setdefault((cell(record), unit(record)), set()).update([sha] if sha else [])
-  wrong = dict.fromkeys(unit_words(of) for (_, of), shas in groups.items() if len(shas) > 1)
-  return f'splits_sha256: of {", ".join(wrong)} not the same for all variants' if wrong else ''
+  of = (unit_words(found, unit) for (_, unit), shas in groups.items() if len(shas) > 1)
+  wrong = ', '.join(dict.fromkeys(of))
+  return f'splits_sha256: of {wrong} not the same for all variants' if wrong else ''
 
 
 def _mixed(name: str, values: Iterable[Any]) -> str:

@@ -1,12 +1,12 @@
 """A study: every run of a grid once, in worker processes, each a line of results.jsonl.
 
 Started again it does what is missing. A run that fails, or takes its process with it, is recorded
-with its error and does not stop the others; the next start tries it again.
+with its error and does not stop the others; the next start tries it again. A study that was killed
+may be started again at once: the workers it leaves stop for themselves, and are waited for.
 """
 
 import contextlib
 import dataclasses
-import json
 import multiprocessing
 import os
 import shutil
@@ -14,22 +14,24 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
+from csba_jax import comparisons, grid, results, results_file, startup, study_file, tuning
 from csba_jax import config as config_lib
-from csba_jax import grid, results, study_file, tuning
+from csba_jax.data import pipeline
 from csba_jax.errors import UserError
-from csba_jax.files import write_atomically
 from csba_jax.progress import say
 from csba_jax.signals import StopRequest
-from csba_jax.workdir import commit, lock_file, versions, writing_to
+from csba_jax.workdir import InUse, commit, lock_file, versions
 
-SCHEMA = results.SCHEMA
+SCHEMA = results_file.SCHEMA
+LEFT = 'left'  # status of a run that another process is at: neither done nor failed
+ORPHAN_SECONDS = 120.0  # for a worker of a study that was killed to save its run and to end
 SHAPES_KEPT = 4  # whose compiled programs a worker keeps: hundreds of megabytes each
 
 
@@ -39,7 +41,7 @@ class Outcome:
 
   done: int
   failed: int
-  missing: int  # not begun, or stopped on the way
+  missing: int  # not begun, stopped on the way, or left to another process
 
 
 def run_study(
@@ -63,21 +65,26 @@ def run_study(
     command: how it was started, for the report.
 
   Raises:
-    UserError: a config that cannot be run, a folder of another study, or one that is in use.
+    UserError: a config that cannot be run, an outcome that its data do not have, a folder of
+      another study, or one that is in use.
   """
   grid.check(study)
   index, number = grid.parse_shard(shard)
   if jobs < 1:
     raise UserError('--jobs of at least 1', str(jobs), 'set it to the number of cores, at most')
   folder = Path(workdir).expanduser().absolute()
-  rates = tuning.chosen_rates(study)
-  runs = grid.shard(grid.runs(study, rates), index, number)
+  runs = grid.runs(study, tuning.chosen_rates(study))
+  at_ends = tuning.at_ends(study)
+  mine = grid.shard(runs, index, number)
   name = 'results.jsonl' if number == 1 else f'results-{index:03d}-of-{number:03d}.jsonl'
   with lock_file(folder, f'.{name}.lock'):
-    _claim(folder, study, command)
     finished = _finished(folder, folder / name)
-    missing = [run for run in runs if not _is_among(finished, run, folder)]
-    say(f'{len(runs)} runs, {len(runs) - len(missing)} of them done; {jobs} at a time')
+    _check_outcome(study, finished)
+    study_file.claim(folder, study, command, number, at_ends)
+    missing = [run for run in mine if not _is_among(finished, run, folder)]
+    for words in [*too_few_seeds(study, runs), *at_ends]:
+      say(words)
+    say(f'{len(mine)} runs, {len(mine) - len(missing)} of them done; {jobs} at a time')
     about = {
       'schema': SCHEMA,
       'study': study.name,
@@ -85,54 +92,46 @@ def run_study(
       'versions': versions(),
       'commit': commit(),
     }
-    write = _Writer(folder / name, about, len(missing))
-    _work_off(missing, _Place(folder, study.test, keep_runs), jobs, stop, write)
+    place = _Place(folder, study.test, keep_runs)
+    write = _Writer(folder / name, about, len(missing), place)
+    _work_off(missing, place, jobs, stop, write)
     with contextlib.suppress(OSError):  # of runs that failed, or are kept
       (folder / 'runs').rmdir()
   left = len(missing) - write.done - write.failed
-  return Outcome(len(runs) - len(missing) + write.done, write.failed, left)
+  return Outcome(len(mine) - len(missing) + write.done, write.failed, left)
 
 
-def _claim(folder: Path, study: ml_collections.ConfigDict, command: str) -> None:
-  """study.json, which makes the folder this study's; its axes may grow, its base may not change."""
-  path = folder / study_file.NAME
-  config = json.loads(json.dumps(study.to_dict())) | {'base': _placeless(study.base)}
-  commands = [command]
-  if path.exists():
-    before = study_file.read(folder)
-    fixed = ('name', 'base', 'test', 'tuned_by', 'outcome', 'subsets')
-    fixed += ('margin', 'smallest_effect')  # stated before
-    there, here = ({key: c[key] for key in fixed} for c in (before['config'], config))
-    if different := config_lib.differences(there, here):
-      raise UserError(
-        f'the study that {folder} was started with',
-        '; '.join(different),
-        'name another --workdir, or take back these fields',
-      )
-    commands = [*study_file.commands(before), command]
-  record = {'name': study.name, 'config': config, 'commands': list(dict.fromkeys(commands))}
-  record |= {'versions': versions(), 'commit': commit()}
-  with writing_to(folder):
-    text = json.dumps(record, indent=1) + '\n'
-    write_atomically(path, lambda file: file.write(text.encode()))
+def too_few_seeds(study: ml_collections.ConfigDict, runs: Sequence[grid.Run]) -> list[str]:
+  """A line if no seed of the study can make a comparison of its family significant; else none."""
+  if study.base.data.folds or not study.test:
+    return []
+  cells = {results.cell({'axes': run.axes}) for run in runs}
+  pairs = [pair for pair in comparisons.FAMILY if set(pair) <= set(study.variants)]
+  tests = len(cells) * len(pairs)
+  words = comparisons.too_few_seeds(tests, study.seeds) if tests else ''
+  return [words] if words else []
 
 
-def _finished(folder: Path, own: Path) -> dict[Any, Any]:
-  """Config of each finished run in the folder, by its axes and by its name.
+def _finished(folder: Path, own: Path) -> dict[Any, results.Record]:
+  """Study, config and result of each finished run in the folder, by its axes and by its name.
 
-  Of every file of results there; a torn last line of `own` is mended.
+  Of every file of results there; a damaged line of `own` is mended.
   """
-  if note := results.repair(own):
+  if note := results_file.repair(own):
     say(note)
-  found: dict[Any, Any] = {}
+  found: dict[Any, results.Record] = {}
   for path in sorted(folder.glob('results*.jsonl')):
-    for record in results.load(path)[0]:
+    records, notes = results_file.load(path)
+    for note in notes:
+      say(note)
+    for record in records:
       if record['status'] == 'done':
-        found[record['run']] = found[frozenset(record['axes'].items())] = record['config']
+        kept = {key: record[key] for key in ('study', 'config', 'result')}
+        found[record['run']] = found[frozenset(record['axes'].items())] = kept
   return found
 
 
-def _is_among(finished: dict[Any, Any], run: grid.Run, folder: Path) -> bool:
+def _is_among(finished: Mapping[Any, results.Record], run: grid.Run, folder: Path) -> bool:
   """Whether a run is finished: a name says only what varies, and an axis may have grown.
 
   Raises:
@@ -141,7 +140,8 @@ def _is_among(finished: dict[Any, Any], run: grid.Run, folder: Path) -> bool:
   there = finished.get(frozenset(run.axes.items())) or finished.get(run.name)
   if there is None:
     return False
-  if different := config_lib.differences(there, _placeless(run.config)):
+  configs = map(config_lib.completed, (there['config'], grid.placeless(run.config)))
+  if different := config_lib.differences(*configs):
     raise UserError(
       f'the config that run {run.name} in {folder} was finished with',
       '; '.join(different),
@@ -150,33 +150,48 @@ def _is_among(finished: dict[Any, Any], run: grid.Run, folder: Path) -> bool:
   return True
 
 
-def _placeless(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """A run's config as JSON has it, without the places of this machine."""
-  plain = json.loads(json.dumps(config.to_dict()))
-  for field in grid.PLACES:
-    section, name = field.split('.')
-    plain[section][name] = ''
-  return plain
+def _check_outcome(
+  study: ml_collections.ConfigDict, finished: Mapping[Any, results.Record]
+) -> None:
+  """UserError for the F1 of a class that there is not, before a run is spent on it."""
+  if not study.test or not study.outcome.startswith('f1:'):
+    return
+  own = (record for record in finished.values() if record['study'] == study.name)
+  if (record := next(own, None)) is not None:
+    names = record['result']['class_names']
+  else:
+    names = pipeline.open_sources(study.base.data)[0].class_names  # decodes nothing
+  if study.outcome[3:] not in names:
+    raise UserError(
+      f'an outcome f1:CLASS with a class of the data ({", ".join(names)})',
+      repr(study.outcome),
+      'set --config.outcome=..., and correct study.json if it is there',
+    )
 
 
 class _Writer:
-  """Appends the lines of finished runs and says how far the study is."""
+  """Appends the lines of finished runs, clears their folders and says how far the study is."""
 
-  def __init__(self, path: Path, about: dict[str, Any], total: int, clock=time.monotonic):
-    self._path, self._about, self._total = path, about, total
-    self._clock, self._began = clock, clock()
+  def __init__(self, path: Path, about: dict[str, Any], total: int, place: '_Place'):
+    self._path, self._about, self._total, self._place = path, about, total, place
+    self._began = time.monotonic()
     self.done = self.failed = 0
 
   def __call__(self, run: grid.Run, found: dict[str, Any]) -> None:
     """`found`: status, seconds, device, and what `collect` has or the error."""
-    config = _placeless(run.config)
+    if found['status'] == LEFT:
+      say(f'{run.name}  left for the next start: {found["error"]}')
+      return
+    config = grid.placeless(run.config)
     record = self._about | {'run': run.name, 'axes': dict(run.axes), 'config': config} | found
-    if note := results.append(self._path, record):
+    if note := results_file.append(self._path, record):
       say(note)
     failed = found['status'] == 'failed'
+    if not failed:  # and not before its line is on disk
+      self._place.clear(run.name)
     self.failed, self.done = self.failed + failed, self.done + (not failed)
     past = self.done + self.failed
-    left = (self._clock() - self._began) / past * (self._total - past)
+    left = (time.monotonic() - self._began) / past * (self._total - past)
     how = f'failed: {found["error"]}' if failed else _score(found['result'])
     say(
       f'{past}/{self._total}  {run.name}  {how}  {found["seconds"]:.0f} s; '
@@ -201,6 +216,20 @@ class _Place:
   folder: Path
   test: bool
   keep_runs: bool
+
+  def workdir(self, name: str) -> Path:
+    """Folder of a run."""
+    return self.folder / 'runs' / name
+
+  def log(self, name: str) -> Path:
+    """What a run says on the way."""
+    return self.folder / 'runs' / f'{name}.log'
+
+  def clear(self, name: str) -> None:
+    """Takes the folder of a finished run away, unless it is to be kept."""
+    if not self.keep_runs:
+      shutil.rmtree(self.workdir(name), ignore_errors=True)
+      self.log(name).unlink(missing_ok=True)
 
 
 @dataclasses.dataclass
@@ -334,6 +363,8 @@ def _serve(connection: Connection, place: _Place, cores: Sequence[int]) -> None:
     shapes: set[str] = set()
     while True:
       name, shape, config = connection.recv()
+      if not shapes:  # later it would have no effect: JAX has started
+        startup.prepare(config['deterministic'])
       if shape not in shapes and len(shapes) == SHAPES_KEPT:
         jax.clear_caches()
         shapes.clear()
@@ -353,11 +384,12 @@ def _end_with_parent() -> None:
 def do_run(name: str, config: ml_collections.ConfigDict, place: _Place) -> dict[str, Any] | None:
   """Trains one run in a folder of its own and collects it; None if it was stopped.
 
-  What it says on the way goes to runs/NAME.log, which stays if it fails.
+  What it says on the way goes to its log. Where another process is still at work in its folder, a
+  worker of a study that was killed, it waits for ORPHAN_SECONDS, then leaves the run to it.
   """
   from csba_jax import collect, train  # here, because the first process only waits
 
-  workdir, log = place.folder / 'runs' / name, place.folder / 'runs' / f'{name}.log'
+  workdir, log = place.workdir(name), place.log(name)
   began = time.monotonic()
   try:
     workdir.parent.mkdir(parents=True, exist_ok=True)
@@ -367,6 +399,8 @@ def do_run(name: str, config: ml_collections.ConfigDict, place: _Place) -> dict[
       contextlib.redirect_stderr(file),
     ):
       try:
+        with lock_file(workdir, '.lock', ORPHAN_SECONDS):
+          pass  # nobody else is at it
         if train.train_and_evaluate(config, str(workdir), stop) is None:
           return None
         found = collect.collect(workdir, place.test)
@@ -375,10 +409,8 @@ def do_run(name: str, config: ml_collections.ConfigDict, place: _Place) -> dict[
         raise
   except Exception as error:  # whatever it is, the other runs go on
     words = str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'
-    return _failure(words, time.monotonic() - began)
-  if not place.keep_runs:
-    shutil.rmtree(workdir, ignore_errors=True)
-    log.unlink(missing_ok=True)
+    status = LEFT if isinstance(error, InUse) else 'failed'
+    return _failure(words, time.monotonic() - began, status)
   return found | {
     'status': 'done',
     'seconds': round(time.monotonic() - began, 2),
@@ -386,6 +418,6 @@ def do_run(name: str, config: ml_collections.ConfigDict, place: _Place) -> dict[
   }
 
 
-def _failure(words: str, seconds: float) -> dict[str, Any]:
+def _failure(words: str, seconds: float, status: str = 'failed') -> dict[str, Any]:
   words = ' '.join(words.split())
-  return {'status': 'failed', 'error': words, 'seconds': round(seconds, 2), 'device': None}
+  return {'status': status, 'error': words, 'seconds': round(seconds, 2), 'device': None}

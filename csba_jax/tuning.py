@@ -1,7 +1,6 @@
 """Learning rates chosen by a study that keeps validation scores alone."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -87,16 +86,46 @@ def chosen_rates(study: ml_collections.ConfigDict) -> dict[str, float] | None:
   return {key: best(by_rate) for key, by_rate in found.items()}
 
 
+def at_ends(study: ml_collections.ConfigDict) -> list[str]:
+  """In words, which rates of `chosen_rates` are the smallest or the largest that was tried."""
+  if not study.tuned_by:
+    return []
+  found = scores(results.read(study.tuned_by))
+  words = varying(list(found))
+  named: dict[tuple, list[str]] = {}
+  for key, by_rate in found.items():
+    rates, chosen = sorted(by_rate), best(by_rate)
+    if len(rates) > 1 and chosen in (rates[0], rates[-1]):
+      name = ' '.join(word for word in key.split() if word in words) or key
+      named.setdefault((chosen == rates[-1], *rates), []).append(name)
+  return [
+    f'learning rates of {study.tuned_by}: the {"largest" if largest else "smallest"} of '
+    f'{", ".join(f"{rate:g}" for rate in rates)} was the best for {_enumerated(names)}; a '
+    f'{"larger" if largest else "smaller"} one was not tried'
+    for (largest, *rates), names in sorted(named.items())
+  ]
+
+
+def varying(keys: Sequence[str]) -> set[str]:
+  """The words of keys ('axis=value ...') that not all of them have."""
+  sets = [set(key.split()) for key in keys]
+  return set().union(*sets) - set.intersection(*sets)
+
+
+def _enumerated(names: Sequence[str]) -> str:
+  *others, last = sorted(names)
+  return f'{", ".join(others)} and {last}' if others else last
+
+
 def _differences(there: Mapping[str, Any], here: ml_collections.ConfigDict) -> list[str]:
-  """Fields that the tuning should have had as the study has them; one newer than it its default."""
-  default = config_lib.flatten(json.loads(json.dumps(config_lib.default().to_dict())))
+  """Fields that the tuning should have had as the study has them."""
   tuned, asked = (
     {
       field: value
-      for field, value in (default | config_lib.flatten(base)).items()
+      for field, value in config_lib.flatten(config_lib.completed(base)).items()
       if not (grid.is_place(field) or field.startswith(FREE))
     }
-    for base in (there, json.loads(json.dumps(here.to_dict())))
+    for base in (there, here)
   )
   return config_lib.differences(tuned, asked)
 

@@ -10,9 +10,11 @@ import os
 import platform
 import secrets
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
@@ -23,7 +25,13 @@ from csba_jax.errors import UserError
 from csba_jax.files import write_atomically
 
 _DECISIVE = ('JAX_', 'XLA_', 'LIBTPU_', 'CUDA_VISIBLE', 'NVIDIA_TF32', 'NCCL_', 'OMP_NUM')
-PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'scipy')
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # of a file system that has none
+LOCK_POLL = 0.1  # seconds between two tries to get a lock
+
+
+class InUse(UserError):
+  """Another process is at work in the folder."""
 
 
 class Workdir:
@@ -77,8 +85,8 @@ class Workdir:
 
   def _claim(self) -> None:
     if self.file('config.json').exists():
-      different = config_lib.differences(read_config(self.path), self._config)
-      if different:
+      here = config_lib.completed(self._config)
+      if different := config_lib.differences(read_config(self.path), here):
         raise UserError(
           f'the config that {self.path} was started with',
           '; '.join(different),
@@ -89,11 +97,13 @@ class Workdir:
     """Writes config.json, which makes the folder this config's for good.
 
     Returns:
-      What differs between the packages of config.json and those of now, 'name: THERE there, ...'.
+      What differs between the packages of config.json and those of now, 'name: THERE there, ...';
+      one that it does not name is not known to differ.
     """
     if self.file('config.json').exists():
       there = _read_json(self.file('config.json'), 'a workdir', 'config').get('versions', {})
-      return config_lib.differences(there, versions())
+      here = {package: version for package, version in versions().items() if package in there}
+      return config_lib.differences(there, here)
     record = {'config': dict(self._config), 'versions': versions(), 'commit': commit()}
     self.write_json('config.json', record | {'environment': environment()})
     return []
@@ -154,34 +164,60 @@ class Workdir:
 
 
 @contextlib.contextmanager
-def lock_file(folder: Path, name: str) -> Iterator[None]:
+def lock_file(folder: Path, name: str, seconds: float = 0.0) -> Iterator[None]:
   """Makes the folder and holds a lock in it, which ends with the process, however that ends.
 
+  Args:
+    seconds: how long to wait for another process that holds it.
+
   Raises:
-    UserError: the folder cannot be made or written, or another process holds the lock.
+    InUse: another process holds the lock.
+    UserError: the folder cannot be made or written.
   """
   with writing_to(folder):
     if folder.exists() and not folder.is_dir():
       raise UserError('a folder as --workdir', f'the file {folder}', 'name another workdir')
     folder.mkdir(parents=True, exist_ok=True)
     file = open(folder / name, 'w')  # noqa: SIM115
+  deadline = time.monotonic() + seconds
   with file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      if error.errno not in (errno.EAGAIN, errno.EACCES):
-        raise
-      raise UserError(
-        'one process for each workdir',
-        f'another process at work in {folder}',
-        'wait for it, end it, or name another --workdir',
-      ) from error
+    while not _locked(file, folder):
+      if time.monotonic() >= deadline:
+        raise InUse(
+          'one process for each workdir',
+          f'another process at work in {folder}',
+          'wait for it, end it, or name another --workdir',
+        )
+      time.sleep(LOCK_POLL)
     yield
 
 
+def _locked(file: IO, folder: Path) -> bool:
+  """Whether this process has got the lock of an open file, or there are no locks to be had."""
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return True
+  except OSError as error:
+    if error.errno in (errno.EAGAIN, errno.EACCES):
+      return False
+    if error.errno not in _NO_LOCKS:
+      raise
+    print(
+      f'{folder} is on a file system without locks ({error.strerror}): see to it that no other '
+      'process is at work there',
+      file=sys.stderr,
+      flush=True,
+    )
+    return True
+
+
 def read_config(path: str | os.PathLike) -> dict[str, Any]:
-  """The resolved config in a workdir's config.json; UserError without a whole one."""
-  return _read_json(Path(path) / 'config.json', 'a workdir made by csba-train', 'config')['config']
+  """The resolved config in a workdir's config.json; UserError without a whole one.
+
+  Fields that came later than the run have their default.
+  """
+  record = _read_json(Path(path) / 'config.json', 'a workdir made by csba-train', 'config')
+  return config_lib.completed(record['config'])
 
 
 def read_result(path: str | os.PathLike) -> dict[str, Any]:

@@ -321,6 +321,18 @@ def test_a_field_that_says_absent_differs_from_an_absent_one():
   ]
 
 
+def test_a_completed_config_has_every_field_and_keeps_what_it_had():
+  there = config_lib.default().to_dict()
+  there['train']['epochs'], there['old'] = 3, {'field': None}
+  del there['loss']['tau'], there['mixing']
+  found = config_lib.completed(there)
+  assert config_lib.flatten(found) == DEFAULTS | {'train.epochs': 3, 'old.field': None}
+  found['mixing']['name'] = found['loss']['tau'] = 'changed'
+  assert config_lib.flatten(config_lib.completed({})) == DEFAULTS
+  assert config_lib.completed(config_lib.default()) == config_lib.default().to_dict()
+  assert 'mixing' not in there
+
+
 def test_sibling_loads_the_config_beside_the_file(tmp_path):
   (tmp_path / 'parent.py').write_text(
     'from csba_jax import config\n\ndef get_config():\n'

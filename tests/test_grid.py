@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import itertools
 import math
+import re
 from pathlib import Path
 
 import ml_collections
@@ -28,7 +29,7 @@ BAD = {
   'subsets': [-1],
   'repeats': [0],
   'naive_repeats': [-1],
-  'outcome': ['', 'accuracy', 'f1'],
+  'outcome': ['', 'accuracy', 'f1', 'f1:', 'head_f1'],
   'margin': [0.0, 1.0, -0.1, math.nan],
   'smallest_effect': [-0.01, 1.0, math.nan],
 }
@@ -171,6 +172,68 @@ def test_the_base_is_checked():
     grid.check(with_fields(base__train__epochs=0))
 
 
+UNREAD = {
+  'seed': (1, 'first_seed'),
+  'data.seed': (1, 'first_seed'),
+  'model.attention': ('none', 'variants'),
+  'loss.name': ('focal', 'methods'),
+  'loss.weights': ('inverse', 'methods'),
+  'loss.weights_start': (0.5, 'methods'),
+  'sampler.name': ('class', 'methods'),
+  'sampler.start': (0.5, 'methods'),
+}
+
+
+@pytest.mark.parametrize('field', UNREAD)
+def test_a_field_of_the_base_that_the_grid_sets_is_refused(field):
+  value, axis = UNREAD[field]
+  with pytest.raises(UserError) as error:
+    grid.check(with_fields(**{f'base__{field.replace(".", "__")}': value}))
+  default = config_lib.flatten(config_lib.default())[field]
+  assert str(error.value) == (
+    f'expected base.{field} as by default ({default!r}), which every run gets from {axis}; '
+    f'found {value!r}; to fix it: take it back, and set --config.{axis}=...'
+  )
+
+
+def test_a_fold_of_the_base_is_refused():
+  with pytest.raises(UserError, match=r'base\.data\.fold .* set --config\.repeats='):
+    grid.check(cross_validated(base__data__fold=1))
+
+
+def test_nothing_that_the_grid_sets_is_forgotten():
+  """Whatever differs between a run and its base, or between two runs, is in one of the tables."""
+  c = cross_validated(
+    variants=('none', 'se'),
+    methods=tuple(grid.METHODS),
+    imbalance_factors=(1.0, 20.0),
+    widths=(0.25, 0.5),
+    depths=(2, 3),
+    models=('vit',),
+    learning_rates=(0.3, 0.4),
+    naive_repeats=1,
+    first_seed=3,
+  )
+  base = config_lib.flatten(c.base)
+  runs = [fields_of(run) for run in grid.runs(c)]
+  different = {f for run in runs for f, value in run.items() if value != base[f]}
+  assert different == {*grid.OF_RUN} - {'sampler.start'}  # which no method defers
+  assert {*UNREAD, 'data.fold'} == grid._SET.keys()
+
+
+@pytest.mark.parametrize(
+  ('fields', 'axis'), [({'seeds': 5}, 'repeats'), ({'subsets': 2}, 'repeats')]
+)
+def test_seeds_and_subsets_of_a_cross_validation_are_refused(fields, axis):
+  with pytest.raises(UserError) as error:
+    grid.check(cross_validated(**fields))
+  ((field, value),) = fields.items()
+  assert str(error.value) == (
+    f'expected {field} as by default ({grid.default()[field]}) with base.data.folds, whose units '
+    f'are folds; found {value}; to fix it: take it back, and set --config.{axis}=...'
+  )
+
+
 @pytest.mark.parametrize('field', ['repeats', 'naive_repeats'])
 def test_repeats_of_no_cross_validation(field):
   with pytest.raises(
@@ -261,9 +324,10 @@ def test_names_say_what_varies():
 
 
 def test_without_axes_a_run_is_the_base_but_for_seeds():
-  c = with_fields(variants=('se',), seeds=1, first_seed=4, base__model__attention='se')
+  c = with_fields(variants=('se',), seeds=1, first_seed=4)
   (run,) = grid.runs(c)
   expected = c.base.copy_and_resolve_references()
+  expected.model.attention = 'se'
   expected.seed = expected.data.seed = 4
   expected.data.profile = 'natural'  # which factor 1 is
   assert config_lib.differences(expected, run.config) == []
@@ -278,15 +342,8 @@ def test_a_run_has_a_config_of_its_own():
 
 
 @pytest.mark.parametrize('method', sorted(grid.METHODS))
-def test_a_method_is_the_same_whatever_the_base_has(method):
-  base = {'loss__name': 'ldam', 'loss__weights': 'inverse', 'loss__weights_start': 0.5}
-  base |= {'sampler__name': 'square_root', 'sampler__start': 0.25}
-  other, plain = (
-    grid.runs(with_fields(methods=(method,), seeds=1, **{f'base__{k}': v for k, v in b.items()}))
-    for b in (base, {})
-  )
-  for one, another in zip(other, plain, strict=True):
-    assert not config_lib.differences(one.config, another.config)
+def test_a_method_sets_what_any_method_sets(method):
+  assert grid.METHODS[method].keys() == grid.METHODS['cross_entropy'].keys()
 
 
 @pytest.mark.parametrize('method', sorted(grid.METHODS))
@@ -371,7 +428,7 @@ def test_folds_and_seeds_are_the_same_for_every_variant():
 
 
 def test_seeds_do_not_count_for_folds():
-  names = [run.name for run in grid.runs(cross_validated(variants=('none',), seeds=50))]
+  names = [run.name for run in grid.runs(cross_validated(variants=('none',)))]
   assert names == ['r0-f0', 'r0-f1', 'r0-f2']
 
 
@@ -496,6 +553,25 @@ def test_digest_knows_each_field_of_the_base(field):
   assert grid.digest(c) != grid.digest(with_fields())
 
 
+def test_digest_of_a_base_without_a_field_that_is_new_and_at_its_default(monkeypatch):
+  """What a study was called before does not change as configs grow."""
+  c = with_fields(base__train__epochs=7)
+  before, default = grid.digest(c), config_lib.default
+
+  def grown():
+    new = default()
+    with new.unlocked():
+      new.loss.brand_new, new.section = 0.5, ml_collections.ConfigDict({'field': 'none'})
+    return new
+
+  monkeypatch.setattr(config_lib, 'default', grown)
+  c = with_fields(base__train__epochs=7)
+  assert c.base.section.field == 'none'
+  assert grid.digest(c) == before
+  c.base.section.field = 'other'
+  assert grid.digest(c) != before
+
+
 def test_digest_knows_whether_the_test_part_counts():
   assert grid.digest(with_fields(test=False)) != grid.digest(with_fields())
 
@@ -518,6 +594,26 @@ def test_study_loads_passes_lists_its_runs_and_documents_itself(path):
   runs = grid.runs(c)
   assert len({run.name for run in runs}) == len(runs)
   assert f'csba-study --config=configs/{path.name} --workdir=' in module.__doc__
+
+
+def test_the_docstring_of_a_study_says_how_many_runs_it_has():
+  for path in STUDIES:
+    said = re.search(r'\b(\d+) runs', load(path).__doc__)
+    c = load(path).get_config()
+    c.tuned_by = ''
+    assert not said or int(said.group(1)) == len(grid.runs(c)), path.stem
+
+
+def test_the_study_of_cifar_can_support_something_and_its_tuning_has_three_seeds():
+  main, tuning = (
+    load(ROOT / f'configs/study_{stem}.py').get_config()
+    for stem in ('cifar10_lt', 'cifar10_lt_tuning')
+  )
+  tests = 4 * len(main.methods)
+  assert tests * 2.0 ** (1 - main.seeds) < 0.05
+  runs = grid.runs(main, {grid.rate_key(run.axes): 0.1 for run in grid.runs(tuning)})
+  assert len({run.config.data.seed for run in runs}) == main.seeds  # a subset for each
+  assert tuning.seeds >= 3
 
 
 @pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)

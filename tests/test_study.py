@@ -1,21 +1,25 @@
 """A study: each run once, whatever happens to processes, files and folders."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
 
 import pytest
 
-from csba_jax import collect, grid, results, study, train
+from csba_jax import collect, grid, results, results_file, study, study_file, train, tuning
+from csba_jax import config as config_lib
+from csba_jax.data import pipeline
 from csba_jax.errors import UserError
 from csba_jax.signals import StopRequest
-from csba_jax.workdir import lock_file
+from csba_jax.workdir import Workdir, lock_file
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
@@ -92,8 +96,11 @@ def of_run(folder):
   return found
 
 
-def in_process(monkeypatch, fails=()):
-  """Runs of no time, by this process; returns the names of those it was asked for."""
+def in_process(monkeypatch, fails=(), **also):
+  """Runs of no time, by this process; returns the names of those it was asked for.
+
+  `also` is part of their results.
+  """
   asked = []
 
   def work_off(runs, place, jobs, stop, write):
@@ -103,6 +110,7 @@ def in_process(monkeypatch, fails=()):
         write(run, study._failure('UserError: too\n  bad', 1.0))
       else:
         result = {'macro_f1': run.config.seed / 10, 'splits_sha256': 'x', 'timing': {}}
+        result |= {'class_names': list('0123456789')} | also
         write(run, {'result': result, 'status': 'done', 'seconds': 1.0, 'device': 'none'})
 
   monkeypatch.setattr(study, '_work_off', work_off)
@@ -192,7 +200,7 @@ def test_a_run_is_what_it_is_in_any_process(driver, whole, tmp_path):
   again = study.do_run(run.name, run.config, study._Place(tmp_path, False, False))
   assert again['result'].keys() == set(collect.OF_TUNING)
   assert again['result']['validation_macro_f1'] == expected['result']['validation_macro_f1']
-  assert list((tmp_path / 'runs').iterdir()) == []
+  assert workdir.exists()  # until its line is written, by another process
 
 
 def test_a_killed_worker_fails_its_run_and_another_goes_on(tmp_path, monkeypatch, capsys):
@@ -326,12 +334,24 @@ def test_dry_run_lists_the_runs_of_a_shard(tmp_path):
   assert not (tmp_path / 'st').exists()
 
 
+def test_dry_run_says_that_the_seeds_are_too_few(tmp_path):
+  code, out, err = finish(
+    binary(tmp_path / 'st', '--dry_run', "--config.variants=('none', 'csba')")
+  )
+  assert code == 0, err
+  assert out.splitlines()[-1] == (
+    "no comparison of the family can be supported: with so few seeds and 2 tests Holm's adjusted p "
+    'is at least 1.000; 7 seeds would do'
+  )
+
+
 @pytest.mark.parametrize(
   ('arguments', 'expected'),
   [
     (['--jobs=0'], 'expected --jobs of at least 1; found 0'),
     (['--workdir='], 'expected --workdir'),
     (['--config.tuned_by=/nix'], 'no study.json there'),
+    (['--config.tuned_by=/nix', '--config.base.loss.name=focal', '--dry_run'], '--config.methods='),
   ],
 )
 def test_bad_input_ends_in_one_line(tmp_path, arguments, expected):
@@ -420,7 +440,10 @@ def test_a_real_net_in_one_worker_and_in_two(tmp_path):
   assert sorted(one) == ['s0', 's1']
   assert one == two
   for record in one.values():
-    assert [entry['part'] for entry in record['conflict']] == ['train', 'val']
+    assert [(entry['at'], entry['part']) for entry in record['conflict']] == [
+      *(('1', 'train'), ('1', 'val')),
+      *(('tested', 'train'), ('tested', 'val')),
+    ]
     assert {'shared', 'common', 'stage1', 'branch1x1'} <= record['conflict'][0]['scopes'].keys()
     assert len(record['branches'][0]['gates']) == 4
 
@@ -479,6 +502,26 @@ def test_a_failed_run_is_tried_again_and_a_finished_one_never(tmp_path, monkeypa
   assert results.read(tmp_path).failed == ()
 
 
+@pytest.mark.parametrize('keep', [False, True])
+def test_the_folder_of_a_run_goes_after_its_line_is_on_disk(tmp_path, monkeypatch, keep):
+  def full(*_):
+    raise UserError('room', 'a full disk', 'free some')
+
+  runs = [tmp_path / 'runs' / name for name in RUNS]
+  for run in runs:
+    run.mkdir(parents=True)
+    run.with_name(f'{run.name}.log').touch()
+  in_process(monkeypatch, fails=RUNS[1:2])
+  with monkeypatch.context() as patch:
+    patch.setattr(results_file, 'append', full)
+    with pytest.raises(UserError, match='a full disk'):
+      start(small(), tmp_path, keep_runs=keep)
+  assert all(run.exists() for run in runs)
+  start(small(), tmp_path, keep_runs=keep)
+  assert [run.exists() for run in runs] == [keep, True, keep, keep]  # that of the failed one stays
+  assert [run.with_name(f'{run.name}.log').exists() for run in runs] == [keep, True, keep, keep]
+
+
 @pytest.mark.parametrize('parts', [1, 2, 3, 4, 7])
 def test_shards_in_one_folder_or_in_several_are_the_whole(tmp_path, monkeypatch, parts):
   in_process(monkeypatch)
@@ -509,6 +552,48 @@ def test_two_processes_on_one_folder(tmp_path, monkeypatch):
       start(small(), tmp_path)
     start(small(), tmp_path, shard='0/2')  # writes a file of its own
   start(small(), tmp_path)
+
+
+def test_shards_that_start_together_lose_no_command(tmp_path, monkeypatch):
+  """Each reads study.json before any of them writes it, unless they take turns."""
+  read = study_file.read
+
+  def slowly(folder):
+    found = read(folder)
+    time.sleep(0.1)
+    return found
+
+  monkeypatch.setattr(study_file, 'read', slowly)
+  in_process(monkeypatch)
+  start(small(), tmp_path, command='first')
+  shards = [
+    threading.Thread(
+      target=study_file.claim, args=(tmp_path, small()), kwargs={'command': f'{i}', 'shards': 5}
+    )
+    for i in range(5)
+  ]
+  for thread in shards:
+    thread.start()
+  for thread in shards:
+    thread.join()
+  commands = json.loads((tmp_path / 'study.json').read_text())['commands']
+  assert sorted(commands) == ['0', '1', '2', '3', '4', 'first']
+
+
+@pytest.mark.parametrize('fields', [{'seeds': 3}, {'variants': ('none', 'csba', 'se')}])
+def test_shards_of_other_axes_are_refused(tmp_path, monkeypatch, fields):
+  in_process(monkeypatch)
+  start(small(), tmp_path, shard='0/2')
+  with pytest.raises(UserError) as error:
+    start(small(**fields), tmp_path, shard='1/2')
+  ((field, _),) = fields.items()
+  assert f'expected the axes that other shards in {tmp_path} have; found {field}: ' in (
+    str(error.value)
+  )
+  assert 'all shards the same axes' in str(error.value)
+  start(small(), tmp_path, shard='1/2')
+  start(small(**fields), tmp_path)  # a whole study may grow, and its shards with it
+  start(small(**fields), tmp_path, shard='1/2')
 
 
 def test_the_folder_of_another_study(tmp_path, monkeypatch):
@@ -571,6 +656,72 @@ def test_a_finished_run_of_that_name_with_another_config(tmp_path, monkeypatch, 
     start(small(**{'variants': ('none',)} | fields), tmp_path)
 
 
+@pytest.mark.parametrize(
+  'folder', sorted((ROOT / 'results').glob('*/study.json')), ids=lambda path: path.parent.name
+)
+def test_of_a_committed_study_nothing_is_missing(tmp_path, monkeypatch, folder):
+  """Whatever fields configs have got since it was asked for; what failed may be tried again.
+
+  Fields that it has are taken from study.json: those of configs/ may be for the next time.
+  """
+  name = folder.parent.name
+  c = config_lib.sibling(str(ROOT / 'configs/of.py'), f'study_{name}')
+  there = json.loads(folder.read_text())['config']
+  assert c.name == there['name']
+  c = grid.default()
+  c.update({key: tuple(v) if isinstance(v, list) else v for key, v in there.items()})
+  shutil.copytree(folder.parent, tmp_path / name)
+  monkeypatch.chdir(ROOT)  # where tuned_by is
+  failed = {record['run'] for record in results.read(tmp_path / name).failed}
+  asked = in_process(monkeypatch)
+  start(c, tmp_path / name)
+  assert set(asked) <= failed
+
+
+def before_a_field(folder):
+  """Makes a study's folder one of a time before data.input, train.save_every and subsets."""
+
+  def take_out(config):
+    del config['data']['input'], config['train']['save_every']
+
+  about = json.loads((folder / 'study.json').read_text())
+  take_out(about['config']['base'])
+  del about['config']['subsets']
+  (folder / 'study.json').write_text(json.dumps(about))
+  records = lines(folder)
+  for record in records:
+    take_out(record['config'])
+    record['config_sha256'] = 'of another form'
+  text = ''.join(json.dumps(record) + '\n' for record in records)
+  (folder / 'results.jsonl').write_text(text)
+
+
+def test_fields_that_came_later_count_as_their_default(tmp_path, monkeypatch):
+  in_process(monkeypatch)
+  start(small(seeds=1), tmp_path)
+  before_a_field(tmp_path)
+  with pytest.raises(UserError) as error:
+    start(small(base__train__save_every=7, subsets=3), tmp_path)
+  assert 'base.train.save_every: 1000 there, 7 here; subsets: 0 there, 3 here' in str(error.value)
+  asked = in_process(monkeypatch)
+  assert start(small(base__data__input='stream'), tmp_path) == study.Outcome(4, 0, 0)
+  assert asked == ['none-s1', 'csba-s1']
+  found = results.read(tmp_path)  # old and new records are of one study
+  assert (len(found.done), found.notes) == (4, ())
+
+
+def test_the_folder_of_a_failed_run_does_not_block_it_after_a_field_was_added(driver, tmp_path):
+  run = grid.runs(tiny(seeds=1))[0]
+  workdir = tmp_path / f'runs/{run.name}'
+  with Workdir(workdir, run.config.to_dict()) as begun:
+    begun.begin()
+  record = json.loads((workdir / 'config.json').read_text())
+  del record['config']['data']['input'], record['config']['mixing']
+  (workdir / 'config.json').write_text(json.dumps(record))
+  found = study.do_run(run.name, run.config, study._Place(tmp_path, True, True))
+  assert found['status'] == 'done', found
+
+
 def test_every_command_that_started_it_is_kept(tmp_path, monkeypatch):
   in_process(monkeypatch)
   for command in ('one', 'two', 'one', 'three'):
@@ -584,6 +735,35 @@ def test_every_command_that_started_it_is_kept(tmp_path, monkeypatch):
   assert results.read(tmp_path).commands == ('of the first form', 'new')
 
 
+def test_an_outcome_that_is_no_class_is_found_before_anything_is_begun(tmp_path, monkeypatch):
+  asked = in_process(monkeypatch)
+  with pytest.raises(UserError) as error:
+    start(small(outcome='f1:bird'), tmp_path)
+  assert str(error.value) == (
+    'expected an outcome f1:CLASS with a class of the data (0, 1, 2, 3, 4, 5, 6, 7, 8, 9); '
+    "found 'f1:bird'; to fix it: set --config.outcome=..., and correct study.json if it is there"
+  )
+  assert asked == []
+  assert not (tmp_path / 'study.json').exists()
+  assert start(small(outcome='f1:3'), tmp_path).done == 4
+  assert start(small(outcome='f1:bird', test=False), tmp_path / 'tuning').done == 4  # of no use
+
+
+def test_the_outcome_of_a_finished_study_needs_no_data(tmp_path, monkeypatch):
+  """Its runs know their classes; study.json and the config are corrected alike."""
+  in_process(monkeypatch, class_names=['cat', 'dog'])
+  monkeypatch.setattr(pipeline, 'open_sources', None)  # would be called
+  start(small(), tmp_path)
+  about = json.loads((tmp_path / 'study.json').read_text())
+  about['config']['outcome'] = 'f1:bird'
+  (tmp_path / 'study.json').write_text(json.dumps(about))
+  with pytest.raises(UserError, match=r"a class of the data .cat, dog.; found 'f1:bird'"):
+    start(small(outcome='f1:bird'), tmp_path)
+  about['config']['outcome'] = 'f1:dog'
+  (tmp_path / 'study.json').write_text(json.dumps(about))
+  assert start(small(outcome='f1:dog'), tmp_path).done == 4
+
+
 def test_jobs_and_shards_out_of_range(tmp_path):
   for options, message in (
     ({'jobs': 0}, '--jobs of at least 1; found 0; to fix it: set it to the number of cores'),
@@ -592,6 +772,59 @@ def test_jobs_and_shards_out_of_range(tmp_path):
     with pytest.raises(UserError, match=message):
       start(small(), tmp_path / 'st', **options)
   assert not (tmp_path / 'st').exists()
+
+
+# ---- what is said before any time is spent
+
+
+FAMILY = ('none', 'none_wide', 'csba', 'csba_class')
+
+
+@pytest.mark.parametrize(
+  ('fields', 'tests', 'smallest', 'needed'),
+  [
+    ({'variants': FAMILY}, 4, '1.000', 8),
+    ({'variants': (*FAMILY, 'se'), 'methods': ('drw', 'cross_entropy'), 'seeds': 7}, 8, '0.125', 9),
+    ({'variants': ('none', 'csba', 'se'), 'widths': (0.1, 0.2), 'seeds': 5}, 2, '0.125', 7),
+    ({'variants': ('none_wide', 'csba_class'), 'seeds': 5}, 1, '0.062', 6),
+  ],
+)
+def test_seeds_that_are_too_few_to_support_anything(
+  tmp_path, monkeypatch, capsys, fields, tests, smallest, needed
+):
+  in_process(monkeypatch)
+  start(small(**fields), tmp_path / 'few')
+  assert (
+    f'no comparison of the family can be supported: with so few seeds and {tests} tests '
+    f"Holm's adjusted p is at least {smallest}; {needed} seeds would do"
+  ) in capsys.readouterr().err
+  start(small(**fields | {'seeds': needed}), tmp_path / 'enough')
+  assert 'supported' not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'variants': ('none', 'se')},  # no comparison of the family
+    {'test': False},  # none at all
+    {'base__data__folds': 2, 'seeds': 10},  # another test, which knows no such bound
+  ],
+)
+def test_where_few_seeds_are_no_matter(tmp_path, monkeypatch, capsys, fields):
+  in_process(monkeypatch)
+  start(small(**fields), tmp_path)
+  assert 'supported' not in capsys.readouterr().err
+
+
+def test_rates_at_an_end_of_their_grid_are_said_and_kept(tmp_path, monkeypatch, capsys):
+  words = 'the best learning rate was the largest of 0.1, 0.2 for csba'
+  monkeypatch.setattr(tuning, 'chosen_rates', lambda c: None)
+  monkeypatch.setattr(tuning, 'at_ends', lambda c: [words])
+  in_process(monkeypatch)
+  start(small(), tmp_path)
+  assert words in capsys.readouterr().err
+  assert json.loads((tmp_path / 'study.json').read_text())['rates_at_ends'] == [words]
+  assert results.read(tmp_path).notes == (words,)
 
 
 # ---- who does what
@@ -627,6 +860,58 @@ def test_cores_are_shared():
     assert sorted(core for share in shares for core in share) == cores
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
   assert study._share_cores(len(cores) + 1) == [cores] * (len(cores) + 1)
+
+
+@pytest.mark.parametrize('ends', [True, False])
+def test_a_run_that_another_process_is_still_at(tmp_path, monkeypatch, ends):
+  """The worker of a study that was killed: it is waited for, and then left alone."""
+  monkeypatch.setattr(study, 'ORPHAN_SECONDS', 20.0 if ends else 0.3)
+  trained = []
+  monkeypatch.setattr(train, 'train_and_evaluate', lambda *_: trained.append(1))
+  run, workdir = grid.runs(small())[0], tmp_path / 'runs/none-s0'
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(lock_file(workdir, '.lock'))
+    if ends:
+      threading.Timer(0.5, stack.pop_all().close).start()
+    found = study.do_run(run.name, run.config, study._Place(tmp_path, True, False))
+  assert trained == [1] * ends
+  if ends:
+    assert found is None  # as a stopped run: what the stub returns
+  else:
+    assert found['status'] == 'left'
+    assert f'another process at work in {workdir}' in found['error']
+
+
+def test_a_run_that_is_left_is_missing_and_not_failed(tmp_path, monkeypatch, capsys):
+  def work_off(runs, place, jobs, stop, write):
+    write(runs[0], study._failure('another process at work', 1.0, 'left'))
+
+  monkeypatch.setattr(study, '_work_off', work_off)
+  assert start(small(), tmp_path) == study.Outcome(done=0, failed=0, missing=4)
+  assert not (tmp_path / 'results.jsonl').exists()
+  assert 'none-s0  left for the next start: another process at work' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_and_started_at_once_again(tmp_path):
+  """Its worker, which stops for itself, is not in the way."""
+  fields = {'methods': ('cross_entropy',), 'seeds': 1}
+  fields |= {'base__train__epochs': 100, 'base__train__eval_every': 50}
+  arguments = [f'--config.{k.replace("__", ".")}={v}' for k, v in fields.items()]
+  folder = tmp_path / 'killed'
+  process = binary(folder, *arguments)
+  metrics = folder / 'runs/s0/metrics.jsonl'
+  deadline = time.monotonic() + 120
+  while not metrics.exists() or metrics.read_text().count('\n') < 3:
+    assert time.monotonic() < deadline
+    assert process.poll() is None
+    time.sleep(0.02)
+  process.kill()
+  code, out, err = finish(binary(folder, *arguments))
+  process.communicate()
+  assert code == 0, err
+  assert out == f'1 runs done, 0 failed, 0 missing in {folder}\n'
+  assert [record['status'] for record in lines(folder)] == ['done']
 
 
 def test_a_stopped_run_leaves_no_record(tmp_path, monkeypatch):

@@ -59,6 +59,34 @@ def test_chosen_rates(tmp_path):
   assert tuning.chosen_rates(asked('')) is None
 
 
+ENDS = {
+  'none': {0.02: [0.5, 0.5], 0.1: [0.7, 0.7], 0.5: [0.6, 0.6]},
+  'se': {0.02: [0.7, 0.7], 0.1: [0.5, 0.5], 0.5: [0.6, 0.6]},
+  'csba': {0.02: [0.5, 0.5], 0.1: [0.6, 0.6], 0.5: [0.7, 0.7]},
+  'cbam': {0.02: [0.5, 0.5], 0.1: [0.6, 0.6], 0.5: [0.7, 0.7]},
+}
+
+
+def test_rates_at_an_end_of_the_grid_are_named(tmp_path):
+  write(tmp_path, *simulated.tuning(ENDS))
+  assert tuning.at_ends(asked(tmp_path)) == [
+    f'learning rates of {tmp_path}: the smallest of 0.02, 0.1, 0.5 was the best for variant=se; a '
+    'smaller one was not tried',
+    f'learning rates of {tmp_path}: the largest of 0.02, 0.1, 0.5 was the best for variant=cbam '
+    'and variant=csba; a larger one was not tried',
+  ]
+  assert tuning.at_ends(asked('')) == []
+
+
+@pytest.mark.parametrize(
+  ('by_rate', 'found'),
+  [({0.1: [0.5], 0.2: [0.7], 0.4: [0.6]}, 0), ({0.1: [0.5]}, 0), ({0.1: [0.5], 0.2: [0.7]}, 1)],
+)
+def test_one_rate_alone_has_no_ends(tmp_path, by_rate, found):
+  write(tmp_path, *simulated.tuning({'none': by_rate}))
+  assert len(tuning.at_ends(asked(tmp_path))) == found
+
+
 def test_rates_of_another_base_are_refused(tmp_path):
   write(tmp_path, *simulated.tuning(SCORES))
   with pytest.raises(UserError) as error:
@@ -118,14 +146,17 @@ def test_runs_that_the_plan_has_and_no_rate(tmp_path):
 
 @pytest.mark.parametrize('name', ['digits', 'solar'])
 def test_the_rates_of_the_repository_are_those_of_its_studies(name, monkeypatch):
-  root = Path(__file__).parents[1]
-  monkeypatch.chdir(root)
-  c = config_lib.sibling(str(root / 'configs/x.py'), f'study_{name}')
+  """As they were asked for: configs/ may be for the next time."""
+  monkeypatch.chdir(Path(__file__).parents[1])
+  found = results.read(f'results/{name}')
+  c = grid.default()
+  there = found.study['config']
+  c.update({key: tuple(v) if isinstance(v, list) else v for key, v in there.items()})
   rates = tuning.chosen_rates(c)
   used = {grid.rate_key(run.axes): run.config.train.learning_rate for run in grid.runs(c, rates)}
-  made = results.read(f'results/{name}').done
   assert {
-    grid.rate_key(record['axes']): record['config']['train']['learning_rate'] for record in made
+    grid.rate_key(record['axes']): record['config']['train']['learning_rate']
+    for record in found.done
   } == used
 
 

@@ -1,15 +1,20 @@
 """The run's folder: locks, whole files, errors of one line."""
 
+import contextlib
+import errno
 import json
 import os
+import threading
+import time
 
 import numpy as np
 import pytest
+import scipy
 
 from csba_jax import config as config_lib
 from csba_jax import workdir as workdir_lib
 from csba_jax.errors import UserError
-from csba_jax.workdir import Workdir
+from csba_jax.workdir import InUse, Workdir, lock_file
 
 CONFIG = {'seed': 0, 'train': {'epochs': 3}}
 
@@ -21,7 +26,7 @@ def test_config_is_written_on_begin_and_compared_ever_after(tmp_path):
     folder.begin()
     written = (path / 'config.json').read_bytes()
     folder.begin()
-  assert workdir_lib.read_config(path) == CONFIG
+  assert json.loads(written)['config'] == CONFIG
   record = json.loads(written)
   assert record['versions']['numpy'] == np.__version__
   assert record['commit'] is None or len(record['commit'].removesuffix('+changes')) == 40
@@ -31,6 +36,63 @@ def test_config_is_written_on_begin_and_compared_ever_after(tmp_path):
   other = {'seed': 1, 'train': {'epochs': 3}, 'new': True}
   with pytest.raises(UserError, match="new: 'absent' there, True here; seed: 0 there, 1 here"):
     Workdir(path, other).__enter__()
+
+
+def test_a_run_goes_on_after_a_field_was_added(tmp_path):
+  """It counts as its default; read, the config is one of now."""
+  config = config_lib.default()
+  with Workdir(tmp_path, config.to_dict()) as folder:
+    folder.begin()
+  record = json.loads((tmp_path / 'config.json').read_text())
+  del record['config']['data']['class_order'], record['config']['mixing']
+  (tmp_path / 'config.json').write_text(json.dumps(record))
+  assert workdir_lib.read_config(tmp_path) == config.to_dict()
+  with Workdir(tmp_path, config.to_dict()) as folder:
+    folder.begin()
+  config.mixing.name = 'mixup'
+  with pytest.raises(UserError, match="found mixing.name: 'none' there, 'mixup' here; "):
+    Workdir(tmp_path, config.to_dict()).__enter__()
+
+
+def test_a_package_that_was_not_recorded_then_is_no_difference(tmp_path):
+  with Workdir(tmp_path, CONFIG) as folder:
+    folder.begin()
+  record = json.loads((tmp_path / 'config.json').read_text())
+  assert record['versions'].pop('scipy') == scipy.__version__
+  (tmp_path / 'config.json').write_text(json.dumps(record))
+  with Workdir(tmp_path, CONFIG) as folder:
+    assert folder.begin() == []
+
+
+def test_a_lock_can_be_waited_for(tmp_path):
+  began = time.monotonic()
+  with (
+    lock_file(tmp_path, '.lock'),
+    pytest.raises(InUse, match=f'another process at work in {tmp_path}'),
+    lock_file(tmp_path, '.lock', seconds=0.4),
+  ):
+    pass
+  assert time.monotonic() - began > 0.4
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(lock_file(tmp_path, '.lock'))
+    threading.Timer(0.3, stack.pop_all().close).start()
+    with lock_file(tmp_path, '.lock', seconds=60):
+      pass
+  assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize('number', [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_said_to_be_one(tmp_path, monkeypatch, capsys, number):
+  def flock(*_):
+    raise OSError(number, os.strerror(number))
+
+  monkeypatch.setattr(workdir_lib.fcntl, 'flock', flock)
+  with Workdir(tmp_path, CONFIG) as folder:
+    folder.begin()
+  said = capsys.readouterr().err
+  assert said.count('\n') == 1
+  assert f'{tmp_path} is on a file system without locks ({os.strerror(number)}): see to it' in said
+  assert (tmp_path / 'config.json').exists()
 
 
 def test_the_environment_is_kept_and_other_packages_are_named(tmp_path, monkeypatch):

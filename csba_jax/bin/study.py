@@ -24,9 +24,11 @@ def main() -> int:
   from csba_jax.signals import StopRequest
 
   if _DRY_RUN.value:
+    grid.check(config)
     runs = grid.runs(config, tuning.chosen_rates(config))
     names = [run.name for run in grid.shard(runs, *grid.parse_shard(_SHARD.value))]
-    print('\n'.join([*names, f'{len(names)} runs']))
+    notes = [*study.too_few_seeds(config, runs), *tuning.at_ends(config)]
+    print('\n'.join([*names, f'{len(names)} runs', *notes]))
     return 0
   workdir = run.required(_WORKDIR, 'runs/study')
   command = shlex.join(['csba-study', *sys.argv[1:]])
@@ -37,7 +39,7 @@ def main() -> int:
   print(f'{ended.done} runs done, {ended.failed} failed, {ended.missing} missing in {workdir}')
   if stop.requested:
     return stop.exit_code
-  return 1 if ended.failed else 0
+  return 1 if ended.failed or ended.missing else 0
 
 
 def cli() -> None:
