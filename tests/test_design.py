@@ -64,7 +64,7 @@ def test_sizes_are_compared_on_the_units_that_all_have(sized, tmp_path):
   (tmp_path / 'study.json').write_text((sized / 'study.json').read_text())
   study = Study(results.read(tmp_path), resamples=99)
   found = design.design(Measured(study))[0]
-  assert '4 seeds' in found.correlation.method
+  assert '4 units' in found.correlation.method
   assert len(found.cells) == len(SIZES)
   note = 'conflict as a guide to size: none without seed 0, which not every size has'
   assert design.left_out(study) == [note]

@@ -142,15 +142,19 @@ def test_a_tau_that_is_given_is_taken(driver, first, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-def asked_to_stop():
-  stop = StopRequest()
-  stop._receive(signal.SIGTERM, None)
-  return stop
+class AskedToStop(StopRequest):
+  """As if a signal came in the first step: the check before it has passed."""
+
+  def check(self):
+    if self._calls:
+      self._receive(signal.SIGTERM, None)
+    self._calls += 1
+    super().check()
 
 
 def test_a_stage_that_was_stopped_ends_like_one_that_was_not(driver, first, second, tmp_path):
   fields = {'stage__method': 'crt', 'stage__source': str(first), **STAGES['crt']}
-  config, stop = driver.tiny_config(train__epochs=2, **fields), asked_to_stop()
+  config, stop = driver.tiny_config(train__epochs=2, **fields), AskedToStop()
   assert train.train_and_evaluate(config, str(tmp_path / 'crt'), stop) is None
   run_here(driver, tmp_path / 'crt', train__epochs=2, **fields)
   ours, theirs = (
@@ -168,8 +172,8 @@ def test_a_stage_goes_on_without_its_source_and_remembers_it(driver, first, seco
   """Half of it is there: what the first stage is or was meanwhile does not matter."""
   source = copied(first, tmp_path / 'source')
   fields = {'stage__method': 'crt', 'stage__source': str(source), **STAGES['crt']}
-  config, stop = driver.tiny_config(train__epochs=2, **fields), asked_to_stop()
-  train.train_and_evaluate(config, str(tmp_path / 'crt'), stop)
+  config, stop = driver.tiny_config(train__epochs=2, **fields), AskedToStop()
+  assert train.train_and_evaluate(config, str(tmp_path / 'crt'), stop) is None
   shutil.rmtree(source)
   result = run_here(driver, tmp_path / 'crt', train__epochs=2, **fields)
   expected = json.loads((second['crt'] / 'result.json').read_text())
