@@ -227,9 +227,9 @@ def _notes(
   moments = mechanism.moments(results.done)
   if moments and words_lib.TESTED not in moments:
     notes.append(
-      'conflict was measured by an earlier version: with running statistics, which lag behind early '
-      "in a run, at levels of the batches' loss, and not of the tested net; the end of the run "
-      'stands in for it'
+      'conflict was measured by an earlier version: with running statistics, which lag behind '
+      "early in a run, at levels of the batches' loss, and not of the tested net; the end of the "
+      'run stands in for it'
     )
   if study.folds:
     notes.append(
