@@ -759,6 +759,17 @@ def test_measurements_of_an_earlier_version_are_noted(tmp_path, full):
   assert 'estimated anew' in ' '.join(markdown.render(found).split())
 
 
+def test_the_tested_net_is_no_moment_of_the_curves(tmp_path):
+  """It lies somewhere before the end: in the numbers, but on no line."""
+  same = with_tested(*simulated.make(seeds=2, variants=TWO), lambda record, entry: entry)
+  found = analysed(tmp_path, *same)
+  section = page.render(found).partition('id="moments"')[2].partition('id="flow"')[0]
+  curves, differences = section.partition('Numbers of this figure')[::2]
+  assert '>end</text>' in curves
+  assert 'tested' not in curves
+  assert '>tested net<' in differences
+
+
 def test_beside_the_link_stand_controls_and_every_variant_alone(full):
   pairs = [(link.treatment, link.control) for link in full.links if not link.verdict]
   beside = [*comparisons.SECONDARY, *((v, v) for v in simulated.VARIANTS)]

@@ -122,7 +122,8 @@ def _curves(
   blocks: list[Block] = []
   for matched in (False, True):
     moments = sorted({f.at for f in flows if words.matched(f.at) == matched}, key=words.by_moment)
-    if not moments:
+    drawn = [at for at in moments if at != words.TESTED]  # which lies somewhere before the end
+    if not drawn:
       continue
     place = ', '.join(
       [*filter(None, [words.cell(cell, findings.cells)]), f'scope {scope}, part {flows[0].part}']
@@ -152,7 +153,7 @@ def _curves(
     blocks.append(
       Figure(
         caption,
-        lambda moments=moments: figures.over_moments(findings, flows, scope, moments),
+        lambda drawn=drawn: figures.over_moments(findings, flows, scope, drawn),
         [numbers],
       )
     )
