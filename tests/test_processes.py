@@ -479,8 +479,11 @@ def steps_of(workdir):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_bit_that_flipped_in_a_checkpoint_of_two(driver, finished, tmp_path):
-  workdir = tmp_path / 'run'
-  for code, err in ends(driver.start_all(workdir, '--end=after-step:30'), 240):
+  workdir, often = (
+    tmp_path / 'run',
+    '--config.train.save_every=6',
+  )  # a save waits for the one before
+  for code, err in ends(driver.start_all(workdir, often, '--end=after-step:30'), 240):
     assert code in (-signal.SIGKILL, -signal.SIGABRT), err  # or it lost the other one first
   *_, before, newest = steps_of(workdir)
   files = (workdir / 'checkpoints' / str(newest) / 'state').rglob('d/*')
@@ -488,7 +491,7 @@ def test_a_bit_that_flipped_in_a_checkpoint_of_two(driver, finished, tmp_path):
   data = bytearray(largest.read_bytes())
   data[len(data) // 2] ^= 1
   largest.write_bytes(data)
-  (code, first), (other_code, second) = ends(driver.start_all(workdir), 240)
+  (code, first), (other_code, second) = ends(driver.start_all(workdir, often), 240)
   assert code == other_code == 0, first + second
   assert f'checkpoint {newest} is damaged, going back to the one before' in first
   assert largest.name in first

@@ -76,7 +76,7 @@ def get_config():
   c.base.train.batch_size = 32
   c.base.train.epochs = 1
   c.variants = ('none',)
-  c.seeds = 10
+  c.seeds = 24
   return c
 """
 TRAIN = """
@@ -292,18 +292,18 @@ def test_an_array_survives_preemption_with_every_run_done_once(cluster, tmp_path
     options=['--array=0-1', '--partition=low'],
   )
   shards = [results / f'results-00{i}-of-002.jsonl' for i in range(2)]
-  wait_for(lambda: runs_of(shards[0]) and runs_of(shards[1]), 240, 0.1)
+  wait_for(lambda: any(map(runs_of, shards)), 240, 0.1)  # one may be well ahead of the other
   high = cluster('sbatch', '--parsable', '--partition=high', '--cpus-per-task=2', '--wrap=sleep 1')
   for i in range(2):
     cluster.requeued(f'{job}_{i}')
     assert 'exit 75, to be started again' in cluster.log(f'{job}_{i}')
-    assert 0 < sum(runs_of(shards[i]).values()) < 5, 'preempted on the way'
+    assert sum(runs_of(shards[i]).values()) < 12, 'preempted on the way'
   assert cluster.ended(high) == 'COMPLETED'
   for i in range(2):
     assert cluster.ended(f'{job}_{i}') == 'COMPLETED'
     assert cluster.field(f'{job}_{i}', 'Restarts') == '1'
-    assert '5 runs done, 0 failed, 0 missing' in cluster.log(f'{job}_{i}')
-  assert runs_of(shards[0]) + runs_of(shards[1]) == Counter(f's{seed}' for seed in range(10))
+    assert '12 runs done, 0 failed, 0 missing' in cluster.log(f'{job}_{i}')
+  assert runs_of(shards[0]) + runs_of(shards[1]) == Counter(f's{seed}' for seed in range(24))
 
 
 def test_near_the_end_of_its_time_a_job_saves_and_is_started_again(cluster):
