@@ -252,6 +252,7 @@ def test_moments_of_averages_are_of_the_averages(driver, tmp_path):
   assert abs(of_end - mean) > 1e-6
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_moment_has_no_class_weights(driver, tmp_path):
   """As in csba-diagnose: what weights make of a class is its prior."""
   config = driver.tiny_config(

@@ -191,6 +191,7 @@ def test_the_gpus_that_a_task_uses(launcher, tasks, local, variables, sees):
   assert found.stdout.strip() == sees, found.stderr
 
 
+@pytest.mark.slow
 def test_the_address_that_a_launcher_gave_is_named():
   """Nobody answers there."""
   own = SLURM | {'SLURM_NTASKS': '2', 'SLURM_PROCID': '1', 'SLURM_LOCALID': '0'}
@@ -368,7 +369,9 @@ def test_data_that_one_process_alone_has(driver, tmp_path, having):
   assert not (tmp_path / 'run/config.json').exists()  # the folder is still free
 
 
-@pytest.mark.parametrize(('name', 'expected'), [('TERM', 75), ('INT', 130)])
+@pytest.mark.parametrize(
+  ('name', 'expected'), [('TERM', 75), pytest.param('INT', 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_while_data_is_loaded_is_answered_at_once(driver, tmp_path, name, expected):
   workdir = tmp_path / 'run'
   code, _, err = driver.finish(driver.start(workdir, '--end=before-load:1', f'--signal={name}'))

@@ -72,6 +72,7 @@ def left_after(child, number):
   return child.returncode, err, time.monotonic() - began
 
 
+@pytest.mark.slow
 def test_sigterm_is_answered_while_processes_wait_for_each_other():
   """In a call of C++ that lets no handler of Python run."""
   with socket.create_server(('127.0.0.1', 0)) as server:

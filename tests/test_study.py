@@ -187,6 +187,7 @@ def test_nothing_is_left_of_finished_runs_and_nothing_tells_of_this_machine(whol
     assert place not in text
 
 
+@pytest.mark.slow
 def test_a_run_is_what_it_is_in_any_process(driver, whole, tmp_path):
   """The second run of a worker, which has compiled for the first, against this process."""
   run = next(run for run in grid.runs(tiny()) if run.name == DONE[-1])
@@ -203,6 +204,7 @@ def test_a_run_is_what_it_is_in_any_process(driver, whole, tmp_path):
   assert workdir.exists()  # until its line is written, by another process
 
 
+@pytest.mark.slow
 def test_a_killed_worker_fails_its_run_and_another_goes_on(tmp_path, monkeypatch, capsys):
   give, given = study._Worker.give, []
 
@@ -710,6 +712,7 @@ def test_fields_that_came_later_count_as_their_default(tmp_path, monkeypatch):
   assert (len(found.done), found.notes) == (4, ())
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_failed_run_does_not_block_it_after_a_field_was_added(driver, tmp_path):
   run = grid.runs(tiny(seeds=1))[0]
   workdir = tmp_path / f'runs/{run.name}'

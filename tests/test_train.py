@@ -348,6 +348,7 @@ def test_a_signal_saves_and_leaves_with_its_code(driver, finished, tmp_path, end
   assert_same_end(driver, workdir, finished)
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_workdir(driver, tmp_path):
   workdir = tmp_path / 'run'
   first = driver.start(workdir, '--end=after-step:10', '--signal=STOP')

@@ -421,6 +421,7 @@ def test_a_streamed_run_is_that_from_memory_to_the_bit(driver, in_memory, tmp_pa
   assert end_of(driver, tmp_path / 'run') == (in_memory, 'stream')
 
 
+@pytest.mark.slow
 def test_partners_are_streamed_to_the_bit_too(driver, tmp_path):
   ends = []
   for place in ('memory', 'stream'):
