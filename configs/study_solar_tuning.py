@@ -2,7 +2,7 @@ r"""Learning rates for the study on solar panels: validation scores alone, none 
 
   csba-study --config=configs/study_solar_tuning.py --workdir=results/solar_tuning --jobs=2
 
-The same three rates and five folds for every variant and imbalance; the folds are none of the
+The same six rates and five folds for every variant and imbalance; the folds are none of the
 study's.
 """
 
@@ -13,9 +13,10 @@ def get_config():
   """The study."""
   c = config.sibling(__file__, 'study_solar')
   c.name = 'solar_tuning'
-  c.learning_rates = (0.02, 0.05, 0.1)
+  c.learning_rates = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
   c.first_seed, c.repeats, c.naive_repeats = 100, 1, 0
   c.base.diagnostics.moments = c.base.diagnostics.loss_levels = ''
+  c.base.train.log_every = 50  # nothing is looked at on the way
   c.tuned_by = ''
   c.test = False
   return c
