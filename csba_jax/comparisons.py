@@ -84,12 +84,10 @@ class Study:
     run = (record['axes']['variant'] for record in self.results.done)
     return tuple(dict.fromkeys([*self.config.get('variants', ()), *run]))
 
-  @functools.cached_property
+  @property
   def folds(self) -> int:
-    """How many parts the cross-validation has whose folds are the units; 0 without one."""
-    last = max((record['axes']['fold'] for record in self.results.done), default=0)
-    found = int(self._data.get('folds') or last + 1)
-    return found if found > 1 else 0
+    """See `Results.folds`."""
+    return self.results.folds
 
   @functools.cached_property
   def redrawn(self) -> bool:

@@ -128,8 +128,8 @@ def _add_training(config: ml_collections.ConfigDict) -> None:
   # shares of the run after which it is measured on every training and validation image: '0,0.5,1';
   # with any, the tested net is measured too
   config.diagnostics.moments = ''
-  # and when the mean loss over the training images, looked at with log lines, is first at or below
-  # a level: '1,0.3'
+  # and when the mean loss over the training images is first at or below a level: '1,0.3'; it is
+  # looked at with log lines whose own mean is within twice the level
   config.diagnostics.loss_levels = ''
 
 

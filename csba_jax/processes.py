@@ -9,14 +9,15 @@ likewise. One that leaves with an error of its user's tells the others first: th
 import atexit
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -376,24 +377,26 @@ def together(action: Callable[[], T]) -> T:
 
 def check_equal(
   what: str,
-  mine: str,
-  differences: Callable[[str, str], Sequence[str]],
+  mine: Mapping[str, Any],
   do: str = 'start all of them with the same command',
 ) -> None:
-  """Raises AgreedError in every process unless all have the same text.
+  """Raises AgreedError in every process unless all have the same values.
 
   Args:
-    what: the text is.
-    mine: this process's.
-    differences: of the first process's text and another one.
+    what: they are.
+    mine: this process's, by name, such as JSON can hold.
     do: what puts it right.
   """
-  texts = gather(mine)
-  for process, text in enumerate(texts):
-    if text != texts[0]:
+  first, *others = map(json.loads, gather(json.dumps(mine)))
+  for process, other in enumerate(others, 1):
+    if different := [
+      f'{name}: {first[name]!r} there, {other[name]!r} here'
+      for name in sorted(first)
+      if first[name] != other[name]
+    ]:
       raise AgreedError(
         f'the same {what} in all processes',
-        f'in process {process} other than in process 0: {"; ".join(differences(texts[0], text))}',
+        f'in process {process} other than in process 0: {"; ".join(different)}',
         do,
       )
 

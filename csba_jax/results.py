@@ -49,10 +49,11 @@ class Results:
     return self._index.get((at, variant), {})
 
   @functools.cached_property
-  def folds(self) -> bool:
-    """Whether units are folds of a cross-validation."""
-    asked = self.study['config'].get('base', {}).get('data', {}).get('folds') or 0
-    return asked > 0 or len({record['axes']['fold'] for record in self.done}) > 1
+  def folds(self) -> int:
+    """How many parts the cross-validation has whose folds are the units; 0 without one."""
+    asked = self.study['config'].get('base', {}).get('data', {}).get('folds')
+    found = int(asked or max((record['axes']['fold'] for record in self.done), default=0) + 1)
+    return found if found > 1 else 0
 
   @functools.cached_property
   def splits(self) -> tuple[str, ...]:

@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -41,7 +39,6 @@ from csba_jax.step import StepFn, compiled_steps, make_step
 from csba_jax.train_state import TrainState
 from csba_jax.workdir import Workdir, writing_to
 
-PIXELS = 2**26  # bytes of each part of the data that the processes of a run compare
 NEAR = 2.0  # a line's loss over a level: from there on the loss that is measured is looked at
 # parts of a config that no compiled step knows
 _NOT_COMPILED = ('seed', 'data', 'diagnostics', 'parallel')
@@ -150,7 +147,7 @@ def train_and_evaluate(
     The content of result.json, or None when stopped; a finished run returns it at once.
   """
   config_lib.check(config)
-  _check_processes(config)
+  processes.check_equal('config', config_lib.flatten(config))
   with Workdir(workdir, config.to_dict()) as folder, contextlib.ExitStack() as stack:
     if (result := folder.result()) is not None:
       say(f'{folder.path} is finished: nothing to do')
@@ -158,7 +155,8 @@ def train_and_evaluate(
     started = time.monotonic()
     say(f'loading {config.data.source} {config.data.name or config.data.dir}'.rstrip())
     job, initial, origin = processes.together(lambda: _prepare(config, folder))
-    _check_same_data(job.data)
+    if processes.count() > 1:
+      processes.check_equal('data', job.data.sha256(), 'give every host the same files')
     processes.together(lambda: _claim(folder, job.data))
     with Records(folder) as records:
       state = records.resume(initial, origin)
@@ -204,16 +202,6 @@ def train_and_evaluate(
     return folder.result()  # as anyone reads it: null for what is undefined
 
 
-def _check_processes(config: ml_collections.ConfigDict) -> None:
-  """Raises AgreedError unless all processes have the same config."""
-  mine = json.dumps(config.to_dict(), sort_keys=True)
-
-  def differences(first, other):
-    return config_lib.differences(json.loads(first), json.loads(other), everything=True)
-
-  processes.check_equal('config', mine, differences)
-
-
 def _prepare(
   config: ml_collections.ConfigDict, folder: Workdir
 ) -> tuple[Job, TrainState, dict[str, Any]]:
@@ -223,32 +211,6 @@ def _prepare(
   job = Job.of(config, data)
   initial, origin = job.begin(resumes=folder.has_checkpoints())
   return job, initial, origin
-
-
-def _check_same_data(data: pipeline.Data) -> None:
-  """Raises AgreedError unless all processes have read the same data."""
-  if processes.count() == 1:
-    return
-  found = {
-    'splits': data.splits.sha256,
-    'names and labels': data.splits.source_sha256,
-    'pixels': _pixels_sha256(data),
-  }
-
-  def differences(first, other):
-    first, other = json.loads(first), json.loads(other)
-    return [f'{k} {other[k][:12]}, not {first[k][:12]}' for k in first if first[k] != other[k]]
-
-  processes.check_equal('data', json.dumps(found), differences, 'give every host the same files')
-
-
-def _pixels_sha256(data: pipeline.Data) -> str:
-  """Of all images; of many, of PIXELS bytes of images that are spread over each part."""
-  digest = hashlib.sha256()
-  for part in (data.train, data.val, data.test):
-    stride = max(1, len(part) * int(np.prod(data.image_shape)) // PIXELS)
-    digest.update(part.images[::stride].tobytes())
-  return digest.hexdigest()
 
 
 def _claim(folder: Workdir, data: pipeline.Data) -> None:
@@ -340,7 +302,8 @@ class AfterStep:
     timing = {'train_seconds': self._seconds(), 'images_per_second': self.rate()}
     if plan.diagnoses_at(step):
       self._once('diagnosis', lambda: self._diagnose(state))
-    self._once('moments', lambda: self._measure(state, plan.moments_at(step)))
+    if moments := plan.moments_at(step):
+      self._once('moments', lambda: self._measure(self._settled(state), moments))
     if plan.logs_at(step):
       self._once('levels', lambda: self._measure_levels(state))
       self._once('line', lambda: self._line(timing))
@@ -371,14 +334,16 @@ class AfterStep:
     conflict = self._probe.measure(state)
     self._records.diagnostics_line(self._epoch, conflict, time.monotonic() - began)
 
-  def _measure(self, state: TrainState, names: Sequence[str]) -> None:
+  def _settled(self, state: TrainState) -> TrainState:
+    job = self._job
+    return diagnose.settled(job.config, job.data, job.program.model, state)
+
+  def _measure(self, settled: TrainState, names: Sequence[str]) -> None:
     """Conflict and decoupling at a moment of the run, recorded under its names."""
-    if names:
-      began, job = time.monotonic(), self._job
-      state = diagnose.settled(job.config, job.data, job.program.model, state)
-      found = diagnose.moment(job.config, job.data, job.program.model, state, self._stop.check)
-      for name in names:
-        self._records.moment_line(name, self._epoch, found, time.monotonic() - began)
+    began, job = time.monotonic(), self._job
+    found = diagnose.moment(job.config, job.data, job.program.model, settled, self._stop.check)
+    for name in names:
+      self._records.moment_line(name, self._epoch, found, time.monotonic() - began)
 
   def _measure_levels(self, state: TrainState) -> None:
     """Moments at levels of the training loss, each reached once, by the net that is measured.
@@ -389,13 +354,11 @@ class AfterStep:
     progress, job = self._records.progress, self._job
     if not job.plan.levels_at(np.mean(progress.losses) / NEAR, progress.levels):
       return
-    settled = diagnose.settled(job.config, job.data, job.program.model, state)
-    loss = diagnose.training_loss(
-      job.config, job.data, job.program.model, settled, self._stop.check
-    )
-    reached = job.plan.levels_at(loss, progress.levels)
-    self._measure(state, reached)
-    progress.levels += reached
+    settled, model = self._settled(state), job.program.model
+    loss = diagnose.training_loss(job.config, job.data, model, settled, self._stop.check)
+    if reached := job.plan.levels_at(loss, progress.levels):
+      self._measure(settled, reached)
+      progress.levels += reached
 
   def _line(self, timing: dict[str, float]) -> None:
     rate = self._job.program.schedule(self._records.progress.step - 1)

@@ -341,7 +341,8 @@ def start_with_photos(driver, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ('change', 'words'), [('names', 'splits .*names and labels .*pixels'), ('pixels', '0: pixels')]
+  ('change', 'words'),
+  [('names', 'names and labels: .*pixels: .*splits: '), ('pixels', '0: pixels: ')],
 )
 def test_data_that_is_not_the_same_in_all_processes(driver, tmp_path, change, words):
   for i in range(2):
@@ -504,7 +505,7 @@ def test_a_bit_that_flipped_in_a_checkpoint_of_two(driver, finished, tmp_path):
 
 
 BINARIES = [
-  ('evaluate', '--split=val', "--split 'val', not 'test'"),
+  ('evaluate', '--split=val', "--split: 'test' there, 'val' here"),
   ('diagnose', '--images=9', ''),
 ]
 

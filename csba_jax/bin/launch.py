@@ -1,6 +1,5 @@
 """How the processes of a run start: the flags for it, and what comes before JAX is used."""
 
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -42,13 +41,7 @@ def start(holders: Mapping[str, flags.FlagHolder], deterministic: bool = False) 
 
 def compare(*holders: flags.FlagHolder) -> None:
   """Raises AgreedError in every process unless these flags are the same in all."""
-
-  def differences(first, other):
-    first, other = json.loads(first), json.loads(other)
-    return [f'--{k} {other[k]!r}, not {first[k]!r}' for k in first if first[k] != other[k]]
-
-  mine = json.dumps({flag.name: flag.value for flag in holders})
-  processes.check_equal('flags', mine, differences)
+  processes.check_equal('flags', {f'--{flag.name}': flag.value for flag in holders})
 
 
 def tell(text: str) -> None:

@@ -20,6 +20,8 @@ from csba_jax.data.sources import DigitsSource, Source
 from csba_jax.data.tfds_source import TfdsSource
 from csba_jax.errors import UserError
 
+PIXELS = 2**26  # bytes of each part that `Data.sha256` looks at
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -61,6 +63,18 @@ class Data:
   def image_shape(self) -> tuple[int, int, int]:
     """(height, width, channels)."""
     return self.train.images.shape[1:]
+
+  def sha256(self) -> dict[str, str]:
+    """Digests of the splits, of the names and labels in them, and of the pixels.
+
+    Of many images some, spread over each part: PIXELS bytes or up to twice that.
+    """
+    pixels = hashlib.sha256()
+    for part in (self.train, self.val, self.test):
+      stride = max(1, len(part) * math.prod(self.image_shape) // PIXELS)
+      pixels.update(part.images[::stride].tobytes())
+    of_splits, of_source = self.splits.sha256, self.splits.source_sha256
+    return {'splits': of_splits, 'names and labels': of_source, 'pixels': pixels.hexdigest()}
 
 
 def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data:
