@@ -55,6 +55,7 @@ class Findings:
   matrices: tuple[Matrix, ...]
   flows: tuple[Flow, ...]
   decoupling: tuple[Decoupling, ...]
+  likeness: tuple[Comparison, ...]  # of the branches' features, treatment - none
   mantel: tuple[tuple[str, Estimate], ...]
   noise: tuple[Comparison, ...]  # a variant against itself
   leak: tuple[Comparison, ...]  # naive split against grouped folds
@@ -131,6 +132,7 @@ def analyse(results: Results, resamples: int = 9999) -> Findings:
     matrices=matrices,
     flows=mechanism.flows(study),
     decoupling=mechanism.decoupling(study),
+    likeness=mechanism.likeness(study),
     mantel=mechanism.mantel(study, matrices),
     noise=noise,
     leak=comparisons_lib.leak(study),

@@ -302,9 +302,8 @@ def decoupling(study: Study) -> tuple[Decoupling, ...]:
       spread: dict[str, list[float]] = {}
       gates: dict[str, list[np.ndarray]] = {}
       for entry in here:
-        for block, matrix in (entry.get('cka') or {}).items():
-          matrix = np.array(matrix, np.float64)
-          alike.setdefault(block, []).append(_mean(matrix[~np.eye(len(matrix), dtype=bool)]))
+        for block, value in _cka(entry).items():
+          alike.setdefault(block, []).append(value)
         for block, value in (entry.get('gate_spread') or {}).items():
           spread.setdefault(block, []).append(NAN if value is None else value)
         for block, rows in (entry.get('gates') or {}).items():
@@ -313,6 +312,36 @@ def decoupling(study: Study) -> tuple[Decoupling, ...]:
       means = [{block: _mean(np.array(v)) for block, v in d.items()} for d in (alike, spread)]
       found.append(Decoupling(dict(cell), variant, at, part, *means, by_class))
   return tuple(found)
+
+
+def likeness(study: Study) -> tuple[Comparison, ...]:
+  """CKA of each block's branches at the end, on training images, against none; no verdict."""
+  found = []
+  pairs = [pair for pair in FAMILY + SECONDARY if pair[1] == 'none']
+  for cell in study.main_cells:
+    for pair in study.pairs_of(cell, pairs):
+      units, missing = results_lib.pairs(study.results, cell, *pair)
+      sides = [[_cka_at_end(study.results.runs(cell, v)[unit]) for unit in units] for v in pair]
+      for block in dict.fromkeys(block for side in sides for cka in side for block in cka):
+        treated, control = (np.array([cka.get(block, NAN) for cka in side]) for side in sides)
+        difference = study.estimate(treated - control, 2.0)
+        if difference.n:
+          means = (mean_of(treated, control), mean_of(control, treated))
+          place = {**dict(cell), 'at': END, 'part': 'train'}
+          words = f'CKA of {block}'
+          found.append(Comparison(*pair, place, words, *means, difference, missing=missing))
+  return tuple(found)
+
+
+def _cka(entry: Record) -> dict[str, float]:
+  """CKA of two branches by block, mean over pairs of branches."""
+  matrices = {name: np.array(rows, np.float64) for name, rows in (entry.get('cka') or {}).items()}
+  return {name: _mean(m[~np.eye(len(m), dtype=bool)]) for name, m in matrices.items()}
+
+
+def _cka_at_end(record: Record) -> dict[str, float]:
+  here = [e for e in record.get('branches') or () if (e['at'], e['part']) == (END, 'train')]
+  return _cka(here[0]) if here else {}
 
 
 def mean_over(values: np.ndarray, axis: int = -1) -> np.ndarray:

@@ -93,19 +93,8 @@ def make(
             recall += 0.02 * mixed * treated + (leak or 0) * (split == 'naive')
             own = np.random.default_rng([*key, VARIANTS.index(variant), 1])
             recall += own.normal(0, 0.008, 4)
-            axes = {
-              'model': 'multibranch',
-              'variant': variant,
-              'method': method,
-              'imbalance_factor': 33.0,
-              'width': 0.25,
-              'depth': 1,
-              'learning_rate': 0.05,
-              'split': split,
-              'repeat': seed if folds else 0,
-              'fold': fold,
-              'seed': seed,
-            }
+            repeat = seed if folds else 0
+            axes = _axes(variant, method, split, repeat, fold, seed)
             run = f'{variant}-{method}-{split}-s{seed}-f{fold}'
             records.append(
               {
@@ -127,6 +116,12 @@ def make(
               }
             )
   return about, records
+
+
+def _axes(variant, method, split, repeat, fold, seed):
+  own = {'split': split, 'repeat': repeat, 'fold': fold, 'seed': seed}
+  size = {'imbalance_factor': 33.0, 'width': 0.25, 'depth': 1, 'learning_rate': 0.05}
+  return {'model': 'multibranch', 'variant': variant, 'method': method, **size, **own}
 
 
 def tuning(scores):

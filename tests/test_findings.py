@@ -884,6 +884,23 @@ def test_decoupling(full):
   np.testing.assert_allclose(csba.gates['stage1/block1'][0], [0.4, 0.5, 0.5, 0.6])
 
 
+def test_likeness_of_the_branches_is_compared_with_none(tmp_path):
+  about, records = simulated.make(seeds=3, variants=('none', 'se', 'csba'))
+  lacking = next(r for r in records if r['axes'] | {'variant': 'se', 'seed': 1} == r['axes'])
+  lacking['branches'] = [e for e in lacking['branches'] if e['at'] != '1']
+  found = analysed(tmp_path, about, records)
+  blocks = ('stage1/block1', 'stage2/block1', 'stage3/block1')
+  pairs = [(c.treatment, c.control, c.outcome) for c in found.likeness]
+  assert pairs == [(t, 'none', f'CKA of {b}') for t in ('csba', 'se') for b in blocks]
+  by = {(r['axes']['variant'], r['axes']['seed']): r['branches'][-1] for r in records}
+  last = found.likeness[2]
+  values = [[by[v, s]['cka'][blocks[2]][0][1] for s in range(3)] for v in ('csba', 'none')]
+  assert last.difference.value == pytest.approx(np.mean(np.subtract(*values)))
+  assert (last.treatment_mean, last.control_mean) == pytest.approx(np.mean(values, 1))
+  assert (last.verdict, last.difference.n, found.likeness[-1].difference.n) == ('', 3, 2)
+  assert 'CKA of stage3/block1' in markdown.render(found).partition('## Conflict reduction')[0]
+
+
 def test_mantel(full):
   titles = [title for title, _ in full.mantel]
   assert titles == [

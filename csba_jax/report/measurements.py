@@ -332,6 +332,14 @@ def _decoupling(findings: Findings) -> Section | None:
       blocks.append(Fold(words.cell(cell, findings.cells), made))
     else:
       blocks += made
+  if findings.likeness:
+    caption = (
+      'CKA of the branches, treatment − control, paired by unit; end of the run, training images.'
+      ' Negative: the branches are less alike, to which gates may contribute by themselves.'
+    )
+    table = tabulate.comparison_table(findings, findings.likeness, caption, outcome=True)
+    reasons = tabulate.reasons([c.difference for c in findings.likeness])
+    blocks.append(Fold('Differences of the likeness', [table, *reasons]))
   return Section('Decoupling of the branches', 'decoupling', blocks) if blocks else None
 
 

@@ -52,6 +52,7 @@ def findings(
     matrices=make.matrices(),
     flows=make.flows(),
     decoupling=make.decoupling(),
+    likeness=make.likeness(),
     mantel=make.mantel(),
     noise=make.noise(),
     leak=make.leak(),
@@ -73,7 +74,7 @@ def hostile(**options):
 def bare(made):
   """What is left where nothing was measured but the test metrics."""
   empty = ('notes', 'comparisons', 'offsets', 'conflict', 'links', 'matrices', 'flows')
-  empty += ('decoupling', 'mantel', 'noise', 'leak', 'claims')
+  empty += ('decoupling', 'likeness', 'mantel', 'noise', 'leak', 'claims')
   return dataclasses.replace(made, about={}, **dict.fromkeys(empty, ()))
 
 
@@ -219,6 +220,16 @@ class _Maker:
             loss = float(2.3 / (k + 1))
             made.append(lib.Flow(cell, variant, at, part, norms, shares, scopes, loss))
     return tuple(made)
+
+  def likeness(self):
+    blocks = ('stage1/block1', 'stage3/block2')
+    pairs = [(t, c) for t, c in self.pairs() if c == 'none']
+    return tuple(
+      self.comparison(t, c, cell | {'at': '1', 'part': 'train'}, f'CKA of {block}', -0.1)
+      for cell in self.cells
+      for t, c in pairs
+      for block in blocks
+    )
 
   def decoupling(self):
     blocks = [f'stage{s}/block{b}' for s in (1, 2, 3) for b in (1, 2)]
