@@ -1,4 +1,4 @@
-r"""Digits-LT with class-balanced sampling and deferred re-weighting, `none` against `csba`.
+r"""Digits-LT with class-balanced sampling and deferred re-weighting: six kinds of attention.
 
   csba-study --config=configs/study_digits_methods.py --workdir=results/digits_methods --jobs=2
 
@@ -12,7 +12,6 @@ def get_config():
   """The study."""
   c = config.sibling(__file__, 'study_digits')
   c.name = 'digits_lt_methods'
-  c.variants = ('none', 'csba')
   c.methods = ('class_balanced', 'drw')
   c.tuned_by = ''
   return c

@@ -60,7 +60,7 @@ class Findings:
   noise: tuple[Comparison, ...]  # a variant against itself
   leak: tuple[Comparison, ...]  # naive split against grouped folds
   design: tuple[Design, ...] = ()  # conflict against outcome over widths and depths
-  caution: str = ''  # one of the notes that belongs beside every verdict
+  cautions: tuple[str, ...] = ()  # those of the notes that belong beside every verdict
 
   def counts_in(self, cell: Mapping[str, Any]) -> np.ndarray:
     """Training images of each class in a cell, or in the cell that something was measured in."""
@@ -106,12 +106,10 @@ def analyse(results: Results, resamples: int = 9999) -> Findings:
   links = mechanism.links(study)
   matrices = mechanism.matrices(study)
   noise = _noise(measured)
-  caution = _caution(study, primary, conflict, links, offsets)
-  claims = verdicts.claims(study, primary, conflict, links, offsets)
-  if caution:
-    overall = claims[-1]
-    sentences = (*overall.sentences, f'Caution: {caution}.')
-    claims = (*claims[:-1], dataclasses.replace(overall, sentences=sentences))
+  cautions = (*_untuned(study), *_redrawn(study, primary, conflict, links, offsets))
+  *claims, overall = verdicts.claims(study, primary, conflict, links, offsets)
+  sentences = (*overall.sentences, *(f'Caution: {caution}.' for caution in cautions))
+  claims.append(dataclasses.replace(overall, sentences=sentences))
   return Findings(
     name=results.study['name'],
     outcome=words_lib.metric(study.outcome),
@@ -121,9 +119,9 @@ def analyse(results: Results, resamples: int = 9999) -> Findings:
     variants=tuple(v for v in study.variants if any(study.results.runs(c, v) for c in study.cells)),
     cells=tuple(dict(cell) for cell in study.cells),
     about=_about(results),
-    notes=_notes(study, primary, offsets, conflict, noise, caution),
-    caution=caution,
-    claims=claims,
+    notes=_notes(study, primary, offsets, conflict, noise, cautions),
+    cautions=cautions,
+    claims=tuple(claims),
     scores=comparisons_lib.scores(study),
     comparisons=primary,
     offsets=offsets,
@@ -205,7 +203,7 @@ def _notes(
   offsets: Sequence[Comparison],
   conflict: Sequence[Comparison],
   noise: Sequence[Comparison],
-  caution: str = '',
+  cautions: Sequence[str] = (),
 ) -> tuple[str, ...]:
   """What a reader of the numbers should know before believing them; none twice."""
   results = study.results
@@ -238,7 +236,7 @@ def _notes(
       'folds share training images: the tests of links and of the noise floor take them as '
       'independent, which makes their p-values somewhat too small'
     )
-  notes += [caution] if caution else []
+  notes += cautions
   wrong = [c for c in noise if c.difference.excludes(0)]
   notes += [
     f'noise floor: two sets of runs of {c.treatment} differ in {c.outcome} '
@@ -248,16 +246,27 @@ def _notes(
   return tuple(dict.fromkeys(notes))
 
 
-def _caution(
+def _untuned(study: Study) -> list[str]:
+  """Of variants that all had the rate of the recipe, which the protocol lets decide nothing."""
+  config = study.results.study['config']
+  if len(study.variants) < 2 or config.get('tuned_by') != '':
+    return []
+  return [
+    'exploratory: all variants were trained with the same learning rate, tuned for none of them, '
+    'so that differences may be due to the rate'
+  ]
+
+
+def _redrawn(
   study: Study,
   primary: Sequence[Comparison],
   conflict: Sequence[Comparison],
   links: Sequence[Link],
   offsets: Sequence[Comparison],
-) -> str:
-  """Of seeds that redraw one set of images, and what the corrected intervals would say; else ''."""
+) -> list[str]:
+  """Of seeds that redraw one set of images, and what the corrected intervals would say."""
   if not study.redrawn:
-    return ''
+    return []
   other = [
     f'{c.treatment} against {c.control}, {study.describe(c.cell)}: '
     f'{c.corrected_verdict} instead of {c.verdict}'
@@ -273,11 +282,11 @@ def _caution(
   if after != before:
     other.append(f'the whole argument: {after} instead of {before}')
   found = f'would give {"; ".join(other)}' if other else 'would change no verdict on the outcome'
-  return (
+  return [
     'every seed redraws training and test images from one set of images: intervals and p-values '
     'take the seeds as independent, which makes them too short and too small, and they speak of '
     f'this set, not of new data; the corrected resampled t, which knows the overlap, {found}'
-  )
+  ]
 
 
 def _power(study: Study, family: Sequence[Comparison]) -> list[str]:

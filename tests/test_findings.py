@@ -492,22 +492,34 @@ def test_seeds_that_redraw_one_set_have_a_corrected_interval_beside(redrawn):
 
 def test_seeds_that_redraw_one_set_are_cautioned_about(redrawn, full, folded):
   found = findings.analyse(redrawn, resamples=499)
-  assert found.caution in found.notes
-  assert claim(found, 'Overall').sentences[-1] == f'Caution: {found.caution}.'
-  assert 'they speak of this set, not of new data; the corrected resampled t' in found.caution
-  assert found.caution.endswith(
+  (caution,) = found.cautions
+  assert caution in found.notes
+  assert claim(found, 'Overall').sentences[-1] == f'Caution: {caution}.'
+  assert 'they speak of this set, not of new data; the corrected resampled t' in caution
+  assert caution.endswith(
     'would give csba against none, cross entropy: undecided instead of not supported; '
     'the whole argument: undecided instead of not supported'
   )
   for other in (full, folded):  # a separate test set, and folds, which have a note of their own
-    assert other.caution == ''
+    assert other.cautions == ()
     assert all(c.corrected is None for c in (*other.comparisons, *other.offsets))
     assert 'corrected interval' not in markdown.render(other)
   text = ' '.join(markdown.render(found).split())
   assert '| corrected interval | verdict by it |' in text
   ends = words_lib.ends(found.comparisons[0].corrected, signed=True)
   assert f'| not supported | {ends} | undecided |' in text
-  assert found.caution in text
+  assert caution in text
+
+
+def test_one_rate_for_all_variants_is_exploratory():
+  def cautions(tuned_by, variants=TWO):
+    about, records = simulated.make(seeds=2, variants=variants)
+    about['config'] |= {} if tuned_by is None else {'tuned_by': tuned_by}
+    return findings.analyse(results.Results(about, tuple(records), (), ()), resamples=99).cautions
+
+  (one,) = cautions('')
+  assert one.startswith('exploratory: all variants were trained with the same learning rate, tuned')
+  assert cautions('results/tuning') == cautions(None) == cautions('', ('none',)) == ()
 
 
 def test_one_split_for_all_seeds_is_not_redrawn(redrawn):

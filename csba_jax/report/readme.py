@@ -75,7 +75,7 @@ def of_study(findings: Findings, folder: str) -> str:
     *(f'| {markdown.escape(claim.title)} | **{claim.verdict}** |' for claim in findings.claims),
     '',
     *(f'{markdown.escape(note)}.\n' for note in findings.notes if note.startswith('pooled: ')),
-    *([f'Caution: {markdown.escape(findings.caution)}.', ''] if findings.caution else []),
+    *(f'Caution: {markdown.escape(caution)}.\n' for caution in findings.cautions),
     *_scores(findings),
   ]
   return '\n'.join(lines) + '\n'

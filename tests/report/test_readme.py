@@ -180,8 +180,9 @@ def test_training_images_are_named_largest_first_and_many_by_their_ends(two_meth
 def test_a_caution_stands_below_the_verdicts(tmp_path, two_methods):
   made = simulated.make(seeds=6, variants=('none', 'csba'), redrawn=True)
   found = findings.analyse(results.read(simulated.write(tmp_path, *made)), resamples=199)
-  assert found.caution
-  assert f'\n\nCaution: {found.caution}.\n\n' in readme.of_study(found, 'results/x')
+  found = dataclasses.replace(found, cautions=(*found.cautions, 'of *rates*'))
+  words = f'\n\nCaution: {found.cautions[0]}.\n\nCaution: of \\*rates\\*.\n\n'
+  assert words in readme.of_study(found, 'results/x')
   assert 'Caution' not in readme.of_study(two_methods, 'results/x')
 
 
