@@ -19,6 +19,5 @@ def get_config():
   c.base.train.learning_rate = 1e-3
   c.base.train.weight_decay = 0.05
   c.base.train.epochs = 60
-  c.seeds = 5
   c.tuned_by = ''
   return c
