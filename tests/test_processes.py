@@ -588,9 +588,9 @@ def small_disk(tmp_path):
 @pytest.mark.timeout(600)
 def test_a_disk_that_is_full_when_two_save(driver, finished, small_disk):
   workdir, filler = small_disk / 'run', small_disk / 'filler'
-  for code, err in ends(driver.start_all(workdir, '--end=after-step:30'), 240):
+  for code, err in ends(driver.start_all(workdir, '--end=before-save:3'), 240):
     assert code in (-signal.SIGKILL, -signal.SIGABRT), err
-  kept = steps_of(workdir)
+  kept = steps_of(workdir)  # without 24 where its save was still under way
   disk = os.statvfs(small_disk)
   filler.write_bytes(bytes(disk.f_bavail * disk.f_frsize - 20_000))  # room for lines, not for 36
   children = driver.start_all(workdir, f'--peer_timeout={PEER_TIMEOUT}')
@@ -599,7 +599,7 @@ def test_a_disk_that_is_full_when_two_save(driver, finished, small_disk):
   assert [code for code, _ in found] == [1, 1], found
   assert said, found
   assert all('free space' in line for line in said)
-  assert steps_of(workdir) == kept
+  assert set(kept) <= set(steps_of(workdir)) <= {12, 24}
   filler.unlink()
   for code, err in ends(driver.start_all(workdir), 240):
     assert code == 0, err
