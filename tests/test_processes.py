@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent import futures
 
 import numpy as np
 import PIL.Image
@@ -33,16 +34,20 @@ VARIABLES = [
 
 def ends(children, seconds=150):
   """(exit code, standard error) of each child, all within so many seconds; none is left."""
-  deadline, found = time.monotonic() + seconds, []
-  try:
-    for child in children:
+  deadline, late = time.monotonic() + seconds, []
+
+  def end(child):
+    try:
       _, err = child.communicate(timeout=max(deadline - time.monotonic(), 0.1))
-      found.append((child.returncode, err))
-  finally:
-    for child in children:
-      if child.poll() is None:
-        child.kill()
-        child.communicate()
+    except subprocess.TimeoutExpired:
+      late.append(child)
+      child.kill()
+      _, err = child.communicate()
+    return child.returncode, err
+
+  with futures.ThreadPoolExecutor(len(children)) as pool:  # a child whose pipe is full would wait
+    found = list(pool.map(end, children))
+  assert not late, f'{len(late)} of {len(found)} not ended after {seconds} s: {found}'
   return found
 
 
