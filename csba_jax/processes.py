@@ -29,16 +29,6 @@ FAILED = 'csba_jax/failed'  # where a process tells the coordination service why
 POLL = 1.0  # seconds between two looks at it
 FAREWELL = 10.0  # seconds in which all are to have seen it
 LONGEST_TEXT = 1 << 15  # bytes that a process may tell the others at once
-# in the errors of collectives and barriers that have lost a member
-_OF_A_LOSS = (
-  'CoordinationService',
-  'coordination service',
-  'heartbeat',
-  'Gloo',
-  'NCCL',
-  'closed by peer',
-  'reset by peer',
-)
 # number of processes: what is there only in a step of srun, or under mpirun
 _LAUNCHERS = {
   'SLURM_NTASKS': 'SLURM_STEP_NODELIST',
@@ -193,7 +183,9 @@ def _say_and_part(error: UserError, told: str = '') -> None:
   with _leaving:
     print(f'{sys.argv[0].rsplit("/", 1)[-1]}: {error}', file=sys.stderr, flush=True)
     with contextlib.suppress(Exception):  # whoever cannot be met is lost: this one leaves anyway
-      client = _client()
+      from csba_jax import jax_internals
+
+      client = jax_internals.coordination_client()
       if told:
         with contextlib.suppress(Exception):  # another one was first
           client.key_value_set(FAILED, told)
@@ -203,21 +195,19 @@ def _say_and_part(error: UserError, told: str = '') -> None:
     os._exit(1)
 
 
-def _client():
-  """JAX's connection to the coordination service: what stands behind no public name."""
-  from jax._src import distributed
-
-  return distributed.global_state.client
-
-
 def _watch_the_others() -> None:
   """Looks, in a thread, whether another process has said why it leaves."""
+  from csba_jax import jax_internals
+
+  client = jax_internals.coordination_client()
+  if client is None:
+    return
   ended = threading.Event()
 
   def watch():
     while not ended.wait(POLL):
       with contextlib.suppress(Exception):  # there is nothing, or nobody to ask
-        found = _client().key_value_try_get(FAILED)
+        found = client.key_value_try_get(FAILED)
         _say_and_part(_of_another(found))
 
   thread = threading.Thread(target=watch, daemon=True)
@@ -235,12 +225,10 @@ def _of_another(found: str) -> AgreedError:
 
 def _where(launch: Launch) -> str:
   """The address of process 0, which JAX may have found out."""
-  with contextlib.suppress(ImportError, AttributeError):
-    from jax._src import distributed
+  from csba_jax import jax_internals
 
-    if found := launch.coordinator or distributed.global_state.coordinator_address:
-      return found
-  return launch.coordinator or 'the address that the launcher gives'
+  found = launch.coordinator or jax_internals.coordinator_address()
+  return found or 'the address that the launcher gives'
 
 
 def _own_devices(environment: Mapping[str, str]) -> list[int] | None:
@@ -277,10 +265,10 @@ def lost_another(error: BaseException | None) -> bool:
   """Whether an error says that another process of the run is gone: not this one's fault."""
   if count() == 1:
     return False
+  from csba_jax import jax_internals
+
   while error is not None:
-    if isinstance(error, sys.modules['jax'].errors.JaxRuntimeError) and any(
-      words in str(error) for words in _OF_A_LOSS
-    ):
+    if jax_internals.tells_of_a_lost_process(error):
       return True
     error = error.__cause__
   return False

@@ -18,6 +18,7 @@ RANKS = {
   'csba_jax.errors': 0,
   'csba_jax.events': 0,
   'csba_jax.files': 0,
+  'csba_jax.jax_internals': 0,
   'csba_jax.startup': 0,
   'csba_jax.data.decoding': 0,
   'csba_jax.models.capacity': 0,

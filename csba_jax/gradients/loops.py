@@ -1,29 +1,15 @@
 """One class after the other in one compiled program, at full speed on every backend."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.extend import core
 
-from csba_jax import backend
+from csba_jax import backend, jax_internals
 
 PyTree = Any
-
-# Primitives that only call what they hold, and the parameter that holds it: once derivatives have
-# been taken they may as well be opened.
-_CALLS = {
-  'jit': 'jaxpr',
-  'pjit': 'jaxpr',
-  'closed_call': 'call_jaxpr',
-  'checkpoint': 'jaxpr',
-  'remat2': 'jaxpr',
-  'custom_jvp_call': 'call_jaxpr',
-  'custom_vjp_call': 'call_jaxpr',
-}
-_ORIGIN = core.DebugInfo('one equation', __name__, None, None)
 
 
 def map_classes(
@@ -99,59 +85,7 @@ def _is_sharded() -> bool:
 
 def _rewritten(fun: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
   """`fun` with its convolutions in the order that loops need on CPU; elsewhere `fun`."""
-  if not backend.is_cpu():
-    return fun
-
-  def rewritten(x: PyTree) -> PyTree:
-    jaxpr, out = jax.make_jaxpr(fun, return_shape=True)(x)
-    leaves = _evaluate(jaxpr.jaxpr, jaxpr.consts, jax.tree.leaves(x))
-    return jax.tree.unflatten(jax.tree.structure(out), leaves)
-
-  return rewritten
-
-
-def _evaluate(jaxpr: core.Jaxpr, consts: Sequence[Array], args: Sequence[Array]) -> list[Array]:
-  """The values of a jaxpr, its convolutions rewritten."""
-  env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
-
-  def read(atom):
-    return atom.val if isinstance(atom, core.Literal) else env[atom]
-
-  for eqn in jaxpr.eqns:
-    values = [read(atom) for atom in eqn.invars]
-    env.update(zip(eqn.outvars, _evaluate_equation(eqn, values), strict=True))
-  return [read(atom) for atom in jaxpr.outvars]
-
-
-def _evaluate_equation(eqn: core.JaxprEqn, values: list[Array]) -> Sequence[Array]:
-  if eqn.primitive is lax.conv_general_dilated_p:
-    return [_convolve(*values, **eqn.params)]
-  if next(_convolutions([eqn]), None) is not None:
-    if eqn.primitive.name in _CALLS:
-      inner = eqn.params[_CALLS[eqn.primitive.name]]
-      return _evaluate(getattr(inner, 'jaxpr', inner), getattr(inner, 'consts', ()), values)
-    if eqn.primitive is lax.scan_p:
-      return _scan(eqn.params, values)
-  inputs = {
-    v: x for v, x in zip(eqn.invars, values, strict=True) if not isinstance(v, core.Literal)
-  }
-  alone = core.Jaxpr((), list(inputs), eqn.outvars, [eqn], eqn.effects, _ORIGIN)
-  return core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))(*inputs.values())
-
-
-def _scan(params: dict[str, Any], values: list[Array]) -> Sequence[Array]:
-  """A scan inside the function of one class, with its body rewritten."""
-  fixed, carried = params['num_consts'], params['num_carry']
-  consts, init, xs = values[:fixed], values[fixed : fixed + carried], values[fixed + carried :]
-
-  def body(carry, x):
-    found = _evaluate(params['jaxpr'].jaxpr, params['jaxpr'].consts, [*consts, *carry, *x])
-    return found[:carried], found[carried:]
-
-  carry, ys = lax.scan(
-    body, init, xs, params['length'], reverse=params['reverse'], unroll=params['unroll']
-  )
-  return [*carry, *ys]
+  return jax_internals.with_convolutions(fun, _convolve) if backend.is_cpu() else fun
 
 
 def _convolve(lhs: Array, rhs: Array, **params: Any) -> Array:
@@ -172,17 +106,7 @@ def _convolve(lhs: Array, rhs: Array, **params: Any) -> Array:
   return out.transpose(sorted(range(rank), key=order.__getitem__))
 
 
-def _convolutions(eqns: Iterable[core.JaxprEqn]) -> Iterator[core.JaxprEqn]:
-  """All convolutions in equations, those inside calls and loops too."""
-  for eqn in eqns:
-    if eqn.primitive is lax.conv_general_dilated_p:
-      yield eqn
-    for inner in core.jaxprs_in_params(eqn.params):
-      yield from _convolutions(inner.eqns)
-
-
 def _has_groups(fun: Callable[[PyTree], PyTree], xs: PyTree) -> bool:
   """Whether `fun` of one class has a convolution with groups."""
   one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
-  found = _convolutions(jax.make_jaxpr(fun)(one).eqns)
-  return any(e.params['feature_group_count'] * e.params['batch_group_count'] > 1 for e in found)
+  return jax_internals.has_grouped_convolutions(fun, one)
