@@ -1,13 +1,26 @@
-# make demo | test | test-all | soak | lint | format | bench | clean
-# Python 3.11 or later: the newest of python3.12, python3.11, python3 that is there, or PYTHON=...
-PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
-	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# make demo | test | test-all | soak | lint | format | bench | clean | python
+# Pythons that the suite passes with, the first that is found is taken; or PYTHON=...
+TRIED := 3.13 3.12 3.11
+PYENV_ROOT ?= $(HOME)/.pyenv
+UV_PYTHONS := $(HOME)/.local/share/uv/python
+CHECK := import sys, venv, ensurepip; sys.exit("%d.%d" % sys.version_info[:2] not in "$(TRIED)".split())
+PYTHON ?= $(shell \
+	for v in $(TRIED); do \
+		for p in python$$v $(PYENV_ROOT)/versions/$$v.*/bin/python$$v $(UV_PYTHONS)/cpython-$$v.*/bin/python$$v; do \
+			$$p -c '$(CHECK)' 2>/dev/null && echo $$p && exit; \
+		done; \
+	done; \
+	python3 -c '$(CHECK)' 2>/dev/null && echo python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INPUTS := setup.cfg pyproject.toml requirements.txt
+USABLE = $(shell $(PYTHON) -c '$(CHECK)' 2>/dev/null && echo yes)
+comma := ,
+NAMES = $(subst $() ,$(comma) ,$(TRIED))
+FOUND = $(or $(shell $(PYTHON) --version 2>/dev/null),nothing that runs)
 
-.PHONY: demo test test-all soak lint format bench clean
+.PHONY: demo test test-all soak lint format bench clean python
 
 demo: $(VENV)/installed
 	BIN=$(BIN) bash launch/demo.sh
@@ -32,8 +45,12 @@ format: $(VENV)/installed-test
 bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.train_step
 
+python: # prints the one that is taken
+	@echo $(PYTHON)
+
 $(VENV)/installed: $(INPUTS)
-	@test -n "$(PYTHON)" || { echo "csba_jax needs Python 3.11 or later with venv: install it, or name it with make PYTHON=..."; exit 1; }
+	$(if $(PYTHON),,$(error expected one of Python $(NAMES), with its venv module; found none; to fix it: install one of them, or use make PYTHON=PATH))
+	$(if $(USABLE),,$(error expected one of Python $(NAMES), with its venv module; found PYTHON=$(PYTHON), which is $(FOUND); to fix it: use one of these versions: the tests pass with them))
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -r requirements.txt -e .
 	touch $@

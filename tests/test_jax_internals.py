@@ -54,6 +54,13 @@ def custom_backward(x):
 
 custom.defjvp(lambda primals, tangents: (custom(*primals), custom(*tangents)))
 custom_backward.defvjp(lambda x: (custom_backward(x), None), lambda _, g: (convolve(g, KERNEL),))
+
+
+def repeated(fun, x):
+  start, go_on = (0, x), lambda value: value[0] < 2
+  return lax.while_loop(go_on, lambda value: (value[0] + 1, fun(value[1])), start)[1]
+
+
 # what holds a convolution, and how often it is done in a row
 HOLDERS = {
   'plain': (lambda x: convolve(x, KERNEL), 1),
@@ -64,10 +71,7 @@ HOLDERS = {
   'cond': (lambda x: lax.cond(x.sum() > -1e9, custom, jnp.sin, x), 1),
   'switch': (lambda x: lax.switch(2, [jnp.sin, jnp.cos, custom], x), 1),
   'scan': (lambda x: lax.scan(lambda x, k: (custom(x) + k, k), x, jnp.zeros(2))[0], 2),
-  'while': (
-    lambda x: lax.while_loop(lambda v: v[0] < 2, lambda v: (v[0] + 1, custom(v[1])), (0, x))[1],
-    2,
-  ),  # fmt: skip  # noqa: E501
+  'while': (lambda x: repeated(custom, x), 2),
   'jit of scan of cond': (
     jax.jit(lambda x: lax.scan(lambda x, _: (HOLDERS['cond'][0](x), 0), x, None, 3)[0]),
     3,
