@@ -37,6 +37,7 @@ soak: $(VENV)/installed-test
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 format: $(VENV)/installed-test
 	$(BIN)/ruff check --fix .

@@ -32,10 +32,10 @@ import optax
 from absl import app, flags
 
 from benchmarks import environment
-from csba_jax import backend
 from csba_jax.gradients import class_grams
 from csba_jax.models import multibranch, resnet
-from csba_jax.report import table
+from csba_jax.report.terminal import table
+from csba_jax.runtime import backend
 
 _NET = flags.DEFINE_enum('net', 'multibranch', ['multibranch', 'resnet32'], 'Which net.')
 _CLASSES = flags.DEFINE_integer('classes', 10, 'C.', 2)

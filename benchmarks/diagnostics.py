@@ -21,8 +21,9 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from benchmarks import environment
-from csba_jax import diagnose, train
 from csba_jax.data import pipeline, sampling
+from csba_jax.measure import diagnose
+from csba_jax.training import loop
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Recipe.')
 _EVERY = flags.DEFINE_integer('every', 100, 'Steps between measurements.', 1)
@@ -35,11 +36,11 @@ def main(_) -> None:
   """Measures, prints a line, writes the JSON file."""
   config = _CONFIG.value
   data = pipeline.load(config, print)
-  job = train.Job.of(config, data)
+  job = loop.Job.of(config, data)
   state, _ = job.begin()
   layout = job.layout
   on_device = layout.place({'image': data.train.images, 'label': data.train.labels})
-  steps, probe = train.compiled_steps(), diagnose.Probe(config, data, job.program.model, layout)
+  steps, probe = loop.compiled_steps(), diagnose.Probe(config, data, job.program.model, layout)
 
   def step(number: int) -> float:
     nonlocal state

@@ -2,7 +2,8 @@
 
 import importlib.metadata
 
-from csba_jax import collect, workdir
+from csba_jax.run import workdir
+from csba_jax.study import collect
 
 
 def describe() -> dict[str, object]:

@@ -62,10 +62,10 @@ def command(case: str) -> str:
 
 def measure(case: str, devices: int, batch: int) -> dict[str, object]:
   """One line of the tables: both programs on a mesh of so many devices."""
-  from csba_jax import collectives, dry_run, hardware
   from csba_jax import config as config_lib
   from csba_jax.errors import UserError
   from csba_jax.gradients.gram import layer_name
+  from csba_jax.planning import collectives, dry_run, hardware
 
   config = config_lib.sibling(str(ROOT / 'configs/scaling.py'), 'image_folder')
   for field, value in fields(case, devices, batch).items():

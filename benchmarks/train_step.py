@@ -23,9 +23,12 @@ from absl import app, flags
 
 from benchmarks import environment
 from csba_jax import config as config_lib
-from csba_jax import losses, optimizers, parallel, train, train_state
+from csba_jax.methods import losses, optimizers
 from csba_jax.models import multibranch, registry
-from csba_jax.report import table
+from csba_jax.report.terminal import table
+from csba_jax.run import state as state_lib
+from csba_jax.runtime import sharding
+from csba_jax.training import loop
 
 _BATCH_SIZES = flags.DEFINE_list('batch_sizes', ['32', '64', '128'], 'Images a step.')
 _ATTENTION = flags.DEFINE_enum('attention', 'csba', ['none', 'csba'], 'Attention of both nets.')
@@ -62,16 +65,16 @@ def jax_step(batch_size: int):
   """A function that does one step here and waits for it."""
   config, model = recipe(), build_model()
   tx, _ = optimizers.build(config, total_steps=10_000)
-  state = train_state.create(model, tx, (SIZE, SIZE, CHANNELS), 0)
-  layout = parallel.layout(config)
-  step_fn = train.make_step(config, model, tx, np.ones(CLASSES), 10_000, layout)
+  state = state_lib.create(model, tx, (SIZE, SIZE, CHANNELS), 0)
+  layout = sharding.layout(config)
+  step_fn = loop.make_step(config, model, tx, np.ones(CLASSES), 10_000, layout)
   images, labels = images_and_labels(batch_size)
   data = jax.device_put({'image': images, 'label': labels})
   indices, key = {'own': np.arange(batch_size, dtype=np.int32)[None]}, jax.random.key(0)
 
   def step():
     nonlocal state
-    state, metrics = train.compiled_steps()(
+    state, metrics = loop.compiled_steps()(
       state, data, indices, key, step_fn=step_fn, layout=layout
     )
     return float(jax.block_until_ready((state, metrics))[1]['loss'][0])

@@ -9,7 +9,8 @@ configs/study_cifar10_lt_tuning.py, in runs/study_cifar10_lt_tuning. Needs an ac
 Result: not yet run.
 """
 
-from csba_jax import config, grid
+from csba_jax import config
+from csba_jax.study import grid
 
 
 def get_config():

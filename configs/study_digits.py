@@ -7,7 +7,8 @@ Protocol: docs/study.md. Each seed has its own test part, long-tail subset, init
 batches, the same for every variant. Learning rates: configs/study_digits_tuning.py.
 """
 
-from csba_jax import config, grid
+from csba_jax import config
+from csba_jax.study import grid
 
 
 def get_config():

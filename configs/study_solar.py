@@ -8,7 +8,8 @@ Protocol: docs/study.md. Five folds, twice, copies of a photo on one side; and o
 no copies. As the photos are (3:1), and cut to 20:1 with Physical-Damage the rarest.
 """
 
-from csba_jax import config, grid
+from csba_jax import config
+from csba_jax.study import grid
 
 
 def get_config():

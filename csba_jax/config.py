@@ -9,7 +9,10 @@ from typing import Any
 
 import ml_collections
 
+import csba_jax
 from csba_jax.errors import UserError
+
+RECIPES = Path(csba_jax.__file__).parents[1] / 'configs'  # of a source tree; wheels have none
 
 
 def default() -> ml_collections.ConfigDict:
@@ -68,7 +71,7 @@ def default() -> ml_collections.ConfigDict:
 
 def _add_methods(config: ml_collections.ConfigDict) -> None:
   config.loss = ml_collections.ConfigDict()
-  config.loss.name = 'cross_entropy'  # a row of csba_jax.losses.LOSSES
+  config.loss.name = 'cross_entropy'  # a row of csba_jax.methods.losses.LOSSES
   config.loss.tau = 1.0  # logit_adjustment, vector_scaling: weight of the log prior
   config.loss.smoothing = 0.1  # label_smoothing; label_aware_smoothing: of the largest class
   config.loss.smoothing_tail = 0.0  # label_aware_smoothing: of the smallest class
@@ -120,7 +123,7 @@ def _add_training(config: ml_collections.ConfigDict) -> None:
   config.parallel.devices = 0  # 0 = all there are, of every process; they share each batch
   config.parallel.fsdp = 1  # devices that share one copy of parameters and optimiser state
   config.parallel.fake_devices = 0  # --dry_run for a mesh that is not there; 0 = what is there
-  config.parallel.hardware = 'h100'  # --dry_run: a row of csba_jax.hardware.HARDWARE
+  config.parallel.hardware = 'h100'  # --dry_run: a row of csba_jax.planning.hardware.HARDWARE
 
   config.diagnostics = ml_collections.ConfigDict()
   config.diagnostics.every = 0  # steps between measurements of class-gradient conflict; 0 = never
@@ -136,6 +139,11 @@ def _add_training(config: ml_collections.ConfigDict) -> None:
 def numbers(text: str) -> tuple[float, ...]:
   """'0,0.1' -> (0.0, 0.1); ValueError for anything but numbers with commas between them."""
   return tuple(float(word) for word in text.split(',')) if text else ()
+
+
+def step_at(share: float, total_steps: int) -> int:
+  """First step of which `share` of the run lies behind; one whole number for host and device."""
+  return math.ceil(share * total_steps - 1e-6)
 
 
 def _are_numbers(low: float, high: float) -> Callable[[str], bool]:
@@ -155,6 +163,33 @@ def sibling(file: str, name: str) -> ml_collections.ConfigDict:
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module.get_config()
+
+
+def load(name: str, folder: Path | None = None) -> ml_collections.ConfigDict:
+  """get_config() of a recipe, a config that may be changed before it is run.
+
+  Args:
+    name: of the file, without '.py'.
+    folder: where it is; configs/ of the source tree by default.
+
+  Raises:
+    UserError: no such recipe, or a package that was installed without its source tree.
+
+  Example:
+    >>> load('digits_lt').data.imbalance_factor
+    20.0
+  """
+  folder = RECIPES if folder is None else folder
+  known = sorted(path.stem for path in folder.glob('*.py'))
+  if not known:
+    raise UserError(
+      f'recipes in {folder}',
+      'none: the package alone is installed',
+      'install it from a clone of the repository with pip install --editable',
+    )
+  if name not in known:
+    raise UserError(f'a recipe of {folder}: {", ".join(known)}', repr(name), 'name one of these')
+  return sibling(str(folder / name), name)
 
 
 # field: (what is expected, test); every numeric field is here, and names that no table checks

@@ -15,8 +15,7 @@ import jax
 import numpy as np
 import optax
 
-from csba_jax import plots
-from csba_jax.gradients import Conflict, class_grams, estimated_conflict
+from csba_jax.gradients import Conflict, class_grams, estimated_conflict, plots
 
 COUNTS = (800, 300, 100, 40, 15)
 CLASSES, FEATURES = len(COUNTS), 20

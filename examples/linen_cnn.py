@@ -16,8 +16,7 @@ import optax
 from jax.tree_util import Partial
 from sklearn.datasets import load_digits
 
-from csba_jax import plots
-from csba_jax.gradients import Conflict, class_grams
+from csba_jax.gradients import Conflict, class_grams, plots
 
 xent = optax.softmax_cross_entropy_with_integer_labels
 

@@ -14,8 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from csba_jax import plots
-from csba_jax.gradients import Conflict, class_grams
+from csba_jax.gradients import Conflict, class_grams, plots
 from csba_jax.gradients.flow import flow
 
 COUNTS = (300, 150, 75, 36, 18, 9)

@@ -22,22 +22,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from csba_jax import (
-  checkpoint,
-  config,
-  diagnose,
-  processes,
-  records,
-  startup,
-  train,
-  train_state,
-)
-from csba_jax import workdir as workdir_lib
-from csba_jax.bin import run
+from csba_jax import config
+from csba_jax.bin import _main
 from csba_jax.data import pipeline
 from csba_jax.errors import UserError
-from csba_jax.models import heads, layers, multibranch, registry
-from csba_jax.signals import StopRequest
+from csba_jax.measure import diagnose
+from csba_jax.models import classifiers, layers, multibranch, registry
+from csba_jax.run import checkpoint, records
+from csba_jax.run import state as state_lib
+from csba_jax.run import workdir as workdir_lib
+from csba_jax.runtime import distributed, jax_setup
+from csba_jax.runtime.signals import StopRequest
+from csba_jax.training import loop
 
 EPOCHS, STEPS_PER_EPOCH = 3, 12
 
@@ -46,14 +42,14 @@ class Tiny(nn.Module):
   """A perceptron with a norm: compiles in a second, has every kind of state."""
 
   num_classes: int
-  classifier: heads.Classifier = heads.LINEAR
-  head = heads.HEAD
+  classifier: classifiers.Classifier = classifiers.LINEAR
+  head = classifiers.HEAD
 
   @nn.compact
   def __call__(self, x, train=False):
     x = nn.Dense(16, name='hidden')(x.reshape(x.shape[0], -1))
     x = nn.relu(layers.BatchNorm(use_running_average=not train, name='norm')(x))
-    return heads.classify(x[:, None], self.num_classes, self.classifier, 'none', jnp.float32)
+    return classifiers.classify(x[:, None], self.num_classes, self.classifier, 'none', jnp.float32)
 
 
 def build_tiny(num_classes, *_, classifier, depth):
@@ -73,14 +69,14 @@ def in_float64():
   For a process of its own: another test reads the whole table of models in this one.
   """
   registry.MODELS['multibranch64'] = (build_wide_numbers, ('none', 'csba'))
-  initial = train_state._initial
+  initial = state_lib._initial
 
   def wide(*args):
     state = initial(*args)
     return jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, state)
 
-  train_state._initial = wide
-  train_state._compiled_initial = jax.jit(wide, static_argnums=(0, 1, 2, 3))
+  state_lib._initial = wide
+  state_lib._compiled_initial = jax.jit(wide, static_argnums=(0, 1, 2, 3))
 
 
 def tiny_config(**overrides):
@@ -117,14 +113,14 @@ def places(arrive):
 
   around(pipeline, 'load', 'before-load', 'after-load')
   around(workdir_lib.Workdir, 'begin', 'before-config', 'after-config')
-  steps = train.compiled_steps()
-  train.compiled_steps = lambda: wrap(steps, 'before-step', 'after-step')
+  steps = loop.compiled_steps()
+  loop.compiled_steps = lambda: wrap(steps, 'before-step', 'after-step')
   around(diagnose.Probe, 'measure', 'before-diagnosis', 'after-diagnosis')
   around(diagnose, 'moment', 'before-moment', 'after-moment')
   around(workdir_lib.Workdir, 'append_metrics', 'before-line', 'after-line')
   around(checkpoint.Checkpoints, 'save', 'before-save', 'saving')
   around(records.Records, 'wait', 'before-last-wait', 'all-saved')
-  around(train, 'evaluate', 'before-evaluation', 'after-evaluation')
+  around(loop, 'evaluate', 'before-evaluation', 'after-evaluation')
   around(workdir_lib.Workdir, 'write_result', 'before-result', 'after-result')
 
 
@@ -231,17 +227,17 @@ def main():
   sys.argv[1:] = []
 
   def train_tiny():
-    startup.prepare()
-    processes.start(processes.Launch(**launch), give_up)
+    jax_setup.prepare()
+    distributed.start(distributed.Launch(**launch), give_up)
     if end:  # not before: it asks for the devices
       die_at(end, None if number == 'none' else getattr(signal, f'SIG{number}'))
     if trace:
       tell(trace)
     stop = StopRequest()
-    train.train_and_evaluate(tiny_config(**overrides), workdir, stop)
+    loop.train_and_evaluate(tiny_config(**overrides), workdir, stop)
     return stop.exit_code
 
-  run.run(train_tiny)
+  _main.run(train_tiny)
 
 
 if __name__ == '__main__':

@@ -158,7 +158,7 @@ def _data(folds, redrawn):
 
 
 def _result(recall, variant, own, fewer):
-  """Metrics as `csba_jax.metrics.summarise` defines them, of a matrix with this recall."""
+  """Metrics as `csba_jax.methods.metrics.summarise` defines them, of a matrix with this recall."""
   support = np.array([400, 300, 200, 100]) // fewer  # a fold is smaller than what it trains on
   spread = np.where(np.eye(4, dtype=bool), 0, np.sqrt(PRIOR))
   spread = spread / spread.sum(1, keepdims=True)

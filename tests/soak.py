@@ -30,9 +30,10 @@ import driver
 import jax
 import numpy as np
 
-from csba_jax import optimizers, train_state
-from csba_jax.checkpoint import Checkpoints
+from csba_jax.methods import optimizers
 from csba_jax.models import registry
+from csba_jax.run import state as state_lib
+from csba_jax.run.checkpoint import Checkpoints
 
 LIVES = 5  # of a run, that are ended
 PEER_TIMEOUT, START_TIMEOUT = 10, 30  # seconds
@@ -277,7 +278,7 @@ def end_state(workdir):
   settings = driver.tiny_config()
   model = registry.build(settings.model, 10, (8, 8, 1))
   tx, _ = optimizers.build(settings, 1)
-  like = train_state.shapes(model, tx, (8, 8, 1))
+  like = state_lib.shapes(model, tx, (8, 8, 1))
   with Checkpoints(workdir / 'checkpoints', read_only=True) as checkpoints:
     for step in {complete(workdir)[-1], result['checkpoint_step']}:
       leaves, _ = jax.tree.flatten_with_path(checkpoints.restore(step, like)[0])

@@ -5,119 +5,13 @@ import configparser
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'csba_jax'
-# An import goes only to a smaller rank, also one inside a function.
-RANKS = {
-  'csba_jax': 0,
-  'csba_jax.backend': 0,
-  'csba_jax.errors': 0,
-  'csba_jax.events': 0,
-  'csba_jax.files': 0,
-  'csba_jax.jax_internals': 0,
-  'csba_jax.startup': 0,
-  'csba_jax.data.decoding': 0,
-  'csba_jax.models.capacity': 0,
-  'csba_jax.models.layers': 0,
-  'csba_jax.report.blocks': 0,
-  'csba_jax.collectives': 1,
-  'csba_jax.config': 1,
-  'csba_jax.longtail': 1,
-  'csba_jax.processes': 1,
-  'csba_jax.stages': 1,
-  'csba_jax.stats': 1,
-  'csba_jax.data.policy': 1,
-  'csba_jax.data.rows': 1,
-  'csba_jax.data.sources': 1,
-  'csba_jax.gradients.batches': 1,
-  'csba_jax.gradients.coupling': 1,
-  'csba_jax.gradients.gram': 1,
-  'csba_jax.gradients.loops': 1,
-  'csba_jax.models.attention': 1,
-  'csba_jax.checkpoint': 2,
-  'csba_jax.evidence': 2,
-  'csba_jax.grid': 2,
-  'csba_jax.hardware': 2,
-  'csba_jax.room': 2,
-  'csba_jax.metrics': 2,
-  'csba_jax.optimizers': 2,
-  'csba_jax.parallel': 2,
-  'csba_jax.plan': 2,
-  'csba_jax.progress': 2,
-  'csba_jax.signals': 2,
-  'csba_jax.recipes': 2,
-  'csba_jax.workdir': 2,
-  'csba_jax.data.augment': 2,
-  'csba_jax.data.cache': 2,
-  'csba_jax.data.image_folder': 2,
-  'csba_jax.data.splits': 2,
-  'csba_jax.data.tfds_source': 2,
-  'csba_jax.gradients.conflict': 2,
-  'csba_jax.gradients.per_class': 2,
-  'csba_jax.models.heads': 2,
-  'csba_jax.study_file': 3,
-  'csba_jax.losses': 3,
-  'csba_jax.results_file': 3,
-  'csba_jax.words': 3,
-  'csba_jax.data.pipeline': 3,
-  'csba_jax.data.sampling': 3,
-  'csba_jax.gradients.data_set': 3,
-  'csba_jax.gradients.flow': 3,
-  'csba_jax.models.multibranch': 3,
-  'csba_jax.models.resnet': 3,
-  'csba_jax.models.vit': 3,
-  'csba_jax.results': 4,
-  'csba_jax.gradients.estimate': 4,
-  'csba_jax.plots': 4,
-  'csba_jax.train_state': 4,
-  'csba_jax.data.mixing': 4,
-  'csba_jax.data.streaming': 4,
-  'csba_jax.models.registry': 4,
-  'csba_jax.comparisons': 5,
-  'csba_jax.tuning': 5,
-  'csba_jax.decoupling': 5,
-  'csba_jax.gradients': 5,
-  'csba_jax.records': 5,
-  'csba_jax.mechanism': 6,
-  'csba_jax.inputs': 6,
-  'csba_jax.step': 6,
-  'csba_jax.trained': 6,
-  'csba_jax.design': 7,
-  'csba_jax.verdicts': 7,
-  'csba_jax.diagnose': 7,
-  'csba_jax.evaluate': 7,
-  'csba_jax.report.seeds': 7,
-  'csba_jax.report.table': 7,
-  'csba_jax.findings': 8,
-  'csba_jax.collect': 8,
-  'csba_jax.second_stage': 8,
-  'csba_jax.report.diagnosis': 8,
-  'csba_jax.report.tuning': 8,
-  'csba_jax.train': 9,
-  'csba_jax.bin.launch': 9,
-  'csba_jax.bin.run': 9,
-  'csba_jax.report.svg': 9,
-  'csba_jax.dry_run': 10,
-  'csba_jax.report.figures': 10,
-  'csba_jax.study': 11,
-  'csba_jax.report.tabulate': 11,
-  'csba_jax.report.associations': 12,
-  'csba_jax.report.measurements': 12,
-  'csba_jax.report.content': 13,
-  'csba_jax.report.markdown': 14,
-  'csba_jax.report.page': 14,
-  'csba_jax.report.readme': 15,
-  'csba_jax.report.study': 15,
-  'csba_jax.bin.diagnose': 16,
-  'csba_jax.bin.evaluate': 16,
-  'csba_jax.bin.report': 16,
-  'csba_jax.bin.study': 16,
-  'csba_jax.bin.train': 16,
-}
 # what a user waits for, or does not have
 HEAVY = {'tensorflow', 'tensorflow_datasets', 'matplotlib', 'sklearn', 'torch', 'tensorboardX'}
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_BINARY = 450, 90, 60  # lines
@@ -137,9 +31,8 @@ def module_name(path):
 
 
 FILES = {module_name(path): path for path in sorted(PACKAGE.rglob('*.py'))}
-EMPTY = {name for name, path in FILES.items() if not path.read_text().strip()}
 TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
-MODULES = sorted(FILES.keys() - EMPTY)
+MODULES = sorted(FILES)
 
 
 def imports(name):
@@ -158,23 +51,32 @@ def functions(tree):
   return [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
-def test_every_module_has_a_rank():
-  assert RANKS.keys() == set(MODULES), 'give a new module its rank, by what it may know'
+# packages that bring names of their modules to their users
+OPEN = {'csba_jax.gradients'}
 
 
-@pytest.mark.parametrize('name', MODULES)
-def test_imports_go_to_a_smaller_rank(name):
-  own = {target for target in imports(name) if target.split('.')[0] == 'csba_jax'}
-  assert own <= RANKS.keys()
-  wrong = {target: RANKS[target] for target in own if RANKS[target] >= RANKS[name]}
-  assert not wrong, f'{name} has rank {RANKS[name]}'
-
-
-def test_packages_are_light():
-  packages = {module_name(path) for path in PACKAGE.rglob('__init__.py')}
-  assert packages - {'csba_jax', 'csba_jax.gradients'} <= EMPTY
+def test_every_package_says_what_it_is_for():
+  """And nothing else: importing a package loads no module that nobody asked for."""
+  for path in PACKAGE.rglob('__init__.py'):
+    name = module_name(path)
+    text = ast.get_docstring(TREES[name])
+    assert text, name
+    if name not in {'csba_jax', *OPEN}:
+      assert len(text.splitlines()) == 3, f'{name}: one line, a blank one, what it may not know'
+      assert len(TREES[name].body) == 1, name
   assert not list(imports('csba_jax'))
   assert all(target.startswith('csba_jax.gradients.') for target in imports('csba_jax.gradients'))
+
+
+def test_imports_are_held_by_contracts():
+  """`make lint` runs them; every package must stand in the list."""
+  contracts = tomllib.loads((ROOT / 'pyproject.toml').read_text())['tool']['importlinter']
+  layers, _ = contracts['contracts']
+  named = [name.strip() for line in layers['layers'] for name in line.split(':')]
+  there = {path.stem for path in PACKAGE.iterdir() if path.stem[0] != '_'}
+  assert sorted(named) == sorted(there)
+  assert layers['exhaustive']
+  assert '$(BIN)/lint-imports' in (ROOT / 'Makefile').read_text()
 
 
 def loaded(statement):
@@ -190,7 +92,9 @@ def test_importing_the_package_loads_next_to_nothing():
 
 
 def test_training_loads_nothing_heavy_before_it_is_needed():
-  found = loaded('import csba_jax.train, csba_jax.dry_run, csba_jax.plots')
+  found = loaded(
+    'import csba_jax.training.loop, csba_jax.planning.dry_run, csba_jax.gradients.plots'
+  )
   assert 'jax' in found
   assert found & HEAVY == set()
 

@@ -10,9 +10,9 @@ import ml_collections
 import pytest
 
 from csba_jax import config as config_lib
-from csba_jax import losses
 from csba_jax.data import mixing
 from csba_jax.errors import UserError
+from csba_jax.methods import losses
 from csba_jax.models import multibranch
 
 ROOT = Path(__file__).parents[1]

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from csba_jax import config as config_lib
-from csba_jax import evaluate, train
 from csba_jax.data import pipeline
-from csba_jax.signals import StopRequest
+from csba_jax.measure import evaluate
+from csba_jax.runtime.signals import StopRequest
+from csba_jax.training import loop
 
 CIFAR10_LT_100 = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
 
@@ -43,7 +44,7 @@ def test_cifar10_lt_trains_and_beats_chance(cifar, tmp_path):
   config.augment.crop_padding, config.augment.flip = 4, True
   config.model.width, config.train.epochs, config.train.learning_rate = 0.1, 1, 0.05
   with StopRequest() as stop:
-    result = train.train_and_evaluate(config, str(tmp_path / 'run'), stop)
+    result = loop.train_and_evaluate(config, str(tmp_path / 'run'), stop)
   assert result['examples'] == 10_000
   assert result['balanced_accuracy'] > 0.15  # chance: 0.10
   again = evaluate.evaluate_run(str(tmp_path / 'run'))
@@ -60,7 +61,7 @@ def test_photos_train_and_copies_stay_on_one_side(photo_folder, tmp_path):
   config.data.group_column = 'dup_group'
   config.model.width, config.train.epochs, config.train.batch_size = 0.1, 2, 32
   with StopRequest() as stop:
-    result = train.train_and_evaluate(config, str(tmp_path / 'run'), stop)
+    result = loop.train_and_evaluate(config, str(tmp_path / 'run'), stop)
   assert len(result['class_names']) == 6
   assert result['macro_f1'] > 0.05
   source, _ = pipeline.open_sources(config.data)

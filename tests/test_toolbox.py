@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from csba_jax import config as config_lib
-from csba_jax import longtail, losses, optimizers, parallel, train
+from csba_jax.data import class_counts as class_counts_lib
 from csba_jax.data import mixing, pipeline, policy, sampling
 from csba_jax.errors import UserError
+from csba_jax.methods import losses, optimizers
 from csba_jax.models import registry
+from csba_jax.runtime import sharding
+from csba_jax.training import loop
 
 STEPS = 12
 
@@ -37,7 +40,7 @@ ROWS = [
 
 
 def job_of(driver, data, **overrides):
-  return train.Job.of(driver.tiny_config(**overrides), data)
+  return loop.Job.of(driver.tiny_config(**overrides), data)
 
 
 def steps(job, state, first, last):
@@ -45,7 +48,7 @@ def steps(job, state, first, last):
   found = []
   for step in range(first, last):
     batch = sampling.draw(job.streams, step, step + 1)
-    state, metrics = train.compiled_steps()(
+    state, metrics = loop.compiled_steps()(
       state, on_device, batch, job.key, step_fn=job.program.step_fn, layout=job.layout
     )
     found.append(float(metrics['loss'][0]))
@@ -133,7 +136,7 @@ def test_post_hoc_adjustment_is_part_of_every_evaluation(driver, data):
     predicted = np.argmax(np.asarray(logits, float) - tau * np.log(prior), 1)
     expected = np.zeros((10, 10), int)
     np.add.at(expected, (data.test.labels, predicted), 1)
-    sums = train.evaluate(job.program.model, state, data.test, 100, shift)
+    sums = loop.evaluate(job.program.model, state, data.test, 100, shift)
     np.testing.assert_array_equal(sums.counts, expected)
 
 
@@ -183,15 +186,15 @@ def test_every_recipe_makes_a_step(path):
   model = registry.build(config.model, 10, (side, side, channels))
   tx, schedule = optimizers.build(config, 1000)
   config.parallel.devices = 1
-  layout = parallel.layout(config)
-  step = train.make_step(config, model, tx, np.arange(10, 0, -1), 1000, layout)
+  layout = sharding.layout(config)
+  step = loop.make_step(config, model, tx, np.arange(10, 0, -1), 1000, layout)
   assert callable(step)
   assert float(schedule(500)) > 0
 
 
 @pytest.mark.parametrize('factor', [1, 2, 10, 50, 100, 200, 500])
 def test_imbalance_factors_up_to_500_are_one_override(factor):
-  counts = longtail.profile_counts(5000, 10, factor, 'exp')
+  counts = class_counts_lib.profile_counts(5000, 10, factor, 'exp')
   assert counts[0] == 5000
   assert counts[-1] == 5000 // factor
   for recipe in ('cifar10_lt_resnet32', 'cifar10_lt_cpu'):

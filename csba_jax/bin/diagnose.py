@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from csba_jax.bin import launch, run
+from csba_jax.bin import _distributed, _main
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run made by csba-train.')
 _CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, latest, init or a step.')
@@ -14,25 +14,26 @@ _IMAGES = flags.DEFINE_integer('images', 64, 'Of each class, without --exact.')
 _FOLDS = flags.DEFINE_integer('folds', 8, 'Of each class, without --exact.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the sample, without --exact.', lower_bound=0)
 _LAYERS = flags.DEFINE_string('layers', None, 'Regular expression for the parameters to look at.')
-_LAUNCH = launch.define()
+_LAUNCH = _distributed.define()
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where the data is now, if it has moved.')
 
 
 def main() -> int:
   """Measures the class-gradient conflict of a run's net; prints it and writes conflict/."""
-  workdir = run.required(_WORKDIR, 'runs/digits')
-  launch.start(_LAUNCH)
-  launch.compare(_WORKDIR, _CHECKPOINT, _EXACT, _TARGET, _IMAGES, _FOLDS, _SEED, _LAYERS)
+  workdir = _main.required(_WORKDIR, 'runs/digits')
+  _distributed.start(_LAUNCH)
+  _distributed.compare(_WORKDIR, _CHECKPOINT, _EXACT, _TARGET, _IMAGES, _FOLDS, _SEED, _LAYERS)
 
-  from csba_jax import diagnose, trained
-  from csba_jax.progress import WorkBar, say
-  from csba_jax.report import diagnosis
-  from csba_jax.signals import Stopped, StopRequest
+  from csba_jax.measure import diagnose
+  from csba_jax.report.terminal import diagnosis
+  from csba_jax.run import restore
+  from csba_jax.runtime.progress import WorkBar, say
+  from csba_jax.runtime.signals import Stopped, StopRequest
 
   sampling = diagnose.Sampling(
     _EXACT.value, _TARGET.value, _IMAGES.value, _FOLDS.value, _SEED.value
   )
-  found = trained.take_up(workdir, _CHECKPOINT.value, _DATA_DIR.value)
+  found = restore.take_up(workdir, _CHECKPOINT.value, _DATA_DIR.value)
   with StopRequest() as stop:
     try:
       stop.check()  # a signal to one of several processes has waited for this
@@ -42,13 +43,15 @@ def main() -> int:
       say('stopped: nothing was written')
       return stop.exit_code
     paths = diagnose.save(conflict, found.workdir)
-  launch.tell('\n'.join([diagnosis.describe(conflict), *(f'written: {path}' for path in paths)]))
+  _distributed.tell(
+    '\n'.join([diagnosis.describe(conflict), *(f'written: {path}' for path in paths)])
+  )
   return 0
 
 
 def cli() -> None:
   """Entry point of the console script."""
-  run.run(main)
+  _main.run(main)
 
 
 if __name__ == '__main__':

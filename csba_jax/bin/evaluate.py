@@ -5,27 +5,27 @@
 
 from absl import flags
 
-from csba_jax.bin import launch, run
+from csba_jax.bin import _distributed, _main
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run made by csba-train.')
 _CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, latest, init or a step.')
 _SPLIT = flags.DEFINE_enum('split', 'test', ['test', 'val'], 'Part of the data to evaluate on.')
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where the data is now, if it has moved.')
 
-_LAUNCH = launch.define()
+_LAUNCH = _distributed.define()
 _TAU = flags.DEFINE_float('post_hoc_tau', None, "Logit adjustment; default: the run's config.")
 
 
 def main() -> int:
   """Evaluates a checkpoint of a run and prints every metric; writes nothing."""
-  workdir = run.required(_WORKDIR, 'runs/digits')
-  launch.start(_LAUNCH)
-  launch.compare(_WORKDIR, _CHECKPOINT, _SPLIT, _TAU)
+  workdir = _main.required(_WORKDIR, 'runs/digits')
+  _distributed.start(_LAUNCH)
+  _distributed.compare(_WORKDIR, _CHECKPOINT, _SPLIT, _TAU)
 
-  from csba_jax import evaluate
-  from csba_jax.progress import say
-  from csba_jax.report import table
-  from csba_jax.signals import Stopped, StopRequest
+  from csba_jax.measure import evaluate
+  from csba_jax.report.terminal import table
+  from csba_jax.runtime.progress import say
+  from csba_jax.runtime.signals import Stopped, StopRequest
 
   stop = StopRequest()
   try:
@@ -36,13 +36,13 @@ def main() -> int:
     say('stopped')
     return stop.exit_code
   where = f'{_SPLIT.value} part, checkpoint of step {result["checkpoint_step"]} in {workdir}'
-  launch.tell(f'{table.single(result)}\n{where}')
+  _distributed.tell(f'{table.single(result)}\n{where}')
   return 0
 
 
 def cli() -> None:
   """Entry point of the console script."""
-  run.run(main)
+  _main.run(main)
 
 
 if __name__ == '__main__':

@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from csba_jax.bin import run
+from csba_jax.bin import _main
 from csba_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a study: writes its report there.')
@@ -26,15 +26,15 @@ def main() -> int:
       wanted = f'--{flag.name} with --{" or --".join(of)} alone'
       raise UserError(wanted, f'it with --{asked[0]}', f'leave out --{flag.name}')
   if _WORKDIR.value:
-    from csba_jax.report import study
+    from csba_jax.report.study import write
 
-    print(study.write(_WORKDIR.value, _POOL.value))
+    print(write.write(_WORKDIR.value, _POOL.value))
   elif _README.value:
-    from csba_jax.report import readme
+    from csba_jax.report.study import readme
 
     print(readme.update(_README.value, _RESULTS.value, _POOL.value))
   else:
-    from csba_jax.report import table
+    from csba_jax.report.terminal import table
 
     print(table.of_workdirs(_WORKDIRS.value))
   return 0
@@ -42,7 +42,7 @@ def main() -> int:
 
 def cli() -> None:
   """Entry point of the console script."""
-  run.run(main)
+  _main.run(main)
 
 
 if __name__ == '__main__':

@@ -5,9 +5,9 @@ import sys
 
 from absl import flags
 
-from csba_jax.bin import run
+from csba_jax.bin import _main
 
-_CONFIG = run.define_config()
+_CONFIG = _main.define_config()
 flags.declare_key_flag('config')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the study; the same again goes on.')
 _JOBS = flags.DEFINE_integer('jobs', 1, 'Runs at a time, which share the cores.')
@@ -18,22 +18,22 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'List the runs and do none.')
 
 def main() -> int:
   """Does the runs that are missing."""
-  config = run.required(_CONFIG, 'configs/study_digits.py')
+  config = _main.required(_CONFIG, 'configs/study_digits.py')
 
-  from csba_jax import grid, study, tuning
-  from csba_jax.signals import StopRequest
+  from csba_jax.runtime.signals import StopRequest
+  from csba_jax.study import grid, runner, tuning
 
   if _DRY_RUN.value:
     grid.check(config)
     runs = grid.runs(config, tuning.chosen_rates(config))
     names = [run.name for run in grid.shard(runs, *grid.parse_shard(_SHARD.value))]
-    notes = [*study.too_few_seeds(config, runs), *tuning.at_ends(config)]
+    notes = [*runner.too_few_seeds(config, runs), *tuning.at_ends(config)]
     print('\n'.join([*names, f'{len(names)} runs', *notes]))
     return 0
-  workdir = run.required(_WORKDIR, 'runs/study')
+  workdir = _main.required(_WORKDIR, 'runs/study')
   command = shlex.join(['csba-study', *sys.argv[1:]])
   with StopRequest() as stop:
-    ended = study.run_study(
+    ended = runner.run_study(
       config, workdir, stop, _SHARD.value, _JOBS.value, _KEEP_RUNS.value, command
     )
   print(f'{ended.done} runs done, {ended.failed} failed, {ended.missing} missing in {workdir}')
@@ -44,7 +44,7 @@ def main() -> int:
 
 def cli() -> None:
   """Entry point of the console script."""
-  run.run(main)
+  _main.run(main)
 
 
 if __name__ == '__main__':

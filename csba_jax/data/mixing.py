@@ -1,7 +1,7 @@
 """Mixing of images on the device: (key, batch, step) -> batch, in one visible table.
 
 A mixed image stands for two labels: `label` with the weight `share` and `partner_label` with the
-rest, see `csba_jax.losses.mixed`.
+rest, see `csba_jax.methods.losses.mixed`.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,9 +13,9 @@ import ml_collections
 import numpy as np
 from jax import Array
 
+from csba_jax.config import step_at
 from csba_jax.data import sampling
 from csba_jax.errors import UserError
-from csba_jax.plan import step_at
 
 Batch = Mapping[str, Array]
 MixFn = Callable[[Array, Batch, Array | int], Batch]

@@ -12,13 +12,13 @@ import ml_collections
 import numpy as np
 from jax import Array
 
-from csba_jax import backend, parallel
 from csba_jax.data import cache, splits
 from csba_jax.data.image_folder import ImageFolderSource
 from csba_jax.data.rows import Rows
 from csba_jax.data.sources import DigitsSource, Source
 from csba_jax.data.tfds_source import TfdsSource
 from csba_jax.errors import UserError
+from csba_jax.runtime import backend, sharding
 
 PIXELS = 2**26  # bytes of each part that `Data.sha256` looks at
 
@@ -203,7 +203,7 @@ def check_splits(splits_now: splits.Splits, path: Path) -> None:
 
 
 def eval_batches(
-  part: Part, batch_size: int, layout: parallel.Layout
+  part: Part, batch_size: int, layout: sharding.Layout
 ) -> Iterator[tuple[Array, Array, Array]]:
   """(images, labels, mask) batches of one size; every image once, the last batch padded.
 

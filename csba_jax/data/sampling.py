@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 import ml_collections
 import numpy as np
 
-from csba_jax import longtail
+from csba_jax.config import step_at
+from csba_jax.data import random_draws
 from csba_jax.errors import UserError
-from csba_jax.plan import step_at
 
 
 def instance(counts: np.ndarray, progress: float) -> np.ndarray:
@@ -112,7 +112,7 @@ class Stream:
     members, counts, first = self._by_class
     edges = np.cumsum(self.class_probabilities(step))
     words = (self.seed, self.purpose, self.name, step)
-    uniform, place = longtail.uniforms(words, 2 * self.batch_size).reshape(2, -1)
+    uniform, place = random_draws.uniforms(words, 2 * self.batch_size).reshape(2, -1)
     classes = np.searchsorted(edges[:-1], uniform, side='right')  # beyond the last edge: the last
     within = (place * counts[classes]).astype(np.int64)
     return members[first[classes] + within].astype(np.int32)
@@ -167,7 +167,7 @@ def batch_positions(
 @functools.lru_cache(maxsize=2)  # a straddling batch needs two epochs, nothing needs three
 def _epoch_order(seed: int, purpose: str, epoch: int, n: int) -> np.ndarray:
   """The permutation of one epoch, [n] int64; callers copy it, because the cache keeps it."""
-  return longtail.permutation((seed, purpose, epoch), n)
+  return random_draws.permutation((seed, purpose, epoch), n)
 
 
 def _check_batch(batch_size: int, n: int) -> None:

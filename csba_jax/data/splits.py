@@ -7,9 +7,10 @@ import pathlib
 
 import numpy as np
 
+from csba_jax.data.class_counts import class_counts, profile_counts
+from csba_jax.data.random_draws import permutation
 from csba_jax.errors import UserError
 from csba_jax.files import write_atomically
-from csba_jax.longtail import class_counts, permutation, profile_counts
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from csba_jax import backend
 from csba_jax.data.pipeline import Part
 from csba_jax.data.sampling import Stream
 from csba_jax.errors import UserError
+from csba_jax.runtime import backend
 
 Batch = dict[str, np.ndarray]
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from csba_jax.data.class_counts import shot_groups
 from csba_jax.errors import UserError
 from csba_jax.files import write_atomically
 from csba_jax.gradients.gram import ClassGrams
-from csba_jax.longtail import shot_groups
 
 Array = Any  # NumPy or JAX
 SCOPES = ('shared', 'total')  # sums of layers, ahead of the layers

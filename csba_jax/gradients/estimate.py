@@ -19,14 +19,14 @@ import scipy.special
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-from csba_jax import backend
+from csba_jax.data.random_draws import draws, permutation
 from csba_jax.errors import UserError
-from csba_jax.gradients import coupling
+from csba_jax.gradients import per_example as per_example_lib
 from csba_jax.gradients.conflict import SCOPES, Conflict, conflict_matrix, name_classes, shares
-from csba_jax.gradients.data_set import Tick, group_grams_of
+from csba_jax.gradients.dataset import Tick, group_grams_of
 from csba_jax.gradients.gram import LayerFn, Layers
 from csba_jax.gradients.per_class import LossesFn
-from csba_jax.longtail import draws, permutation
+from csba_jax.runtime import backend
 
 PyTree = Any
 TARGETS = ('train', 'population')
@@ -338,9 +338,9 @@ def _per_example_losses(
   _classes(data, num_classes)
   losses_fn = losses_fn if isinstance(losses_fn, Partial) else Partial(losses_fn)
   few = {name: np.asarray(values[: backend.images_per_dispatch()]) for name, values in data.items()}
-  coupling.check_losses(losses_fn, params, few)
+  per_example_lib.check_losses(losses_fn, params, few)
   if per_example is None:
-    per_example = coupling.is_per_example(losses_fn, params, few)
+    per_example = per_example_lib.is_per_example(losses_fn, params, few)
   if not per_example:
     raise UserError(
       'per-example losses for a conflict over a data set',

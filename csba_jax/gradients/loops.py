@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from csba_jax import backend, jax_internals
+from csba_jax.runtime import backend, jax_internals
 
 PyTree = Any
 

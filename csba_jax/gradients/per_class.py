@@ -19,11 +19,12 @@ from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 from jax.tree_util import Partial
 
-from csba_jax import backend
 from csba_jax.errors import UserError
-from csba_jax.gradients import batches, coupling, loops
+from csba_jax.gradients import batches, loops
+from csba_jax.gradients import per_example as per_example_lib
 from csba_jax.gradients.batches import Batch
 from csba_jax.gradients.gram import ClassGrams, LayerFn, Layers, accumulator, assemble, gram
+from csba_jax.runtime import backend
 
 PyTree = Any
 LossesFn = Callable[[PyTree, Batch], Array]
@@ -191,7 +192,7 @@ def _prepare(
   batches.check(batch, num_classes)
   batch = dict(batch)
   losses_fn = losses_fn if isinstance(losses_fn, Partial) else Partial(losses_fn)
-  coupling.check_losses(losses_fn, params, _example_batch(batch))
+  per_example_lib.check_losses(losses_fn, params, _example_batch(batch))
   stacked = _choose(losses_fn, params, batch, strategy, per_example, mesh)
   if stacked and not batches.is_stacked(batch):
     batch = batches.stack(batch, num_classes)
@@ -238,7 +239,7 @@ def _choose(
   if flat_traced and mesh is None:
     return False
   if per_example is None and not traced:
-    per_example = coupling.is_per_example(losses_fn, params, _example_batch(batch))
+    per_example = per_example_lib.is_per_example(losses_fn, params, _example_batch(batch))
     known = 'losses that change with the rest of the batch (BatchNorm in training? dropout?)'
   else:
     known = 'per_example=None under jit' if per_example is None else 'per_example=False'

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from csba_jax.models import attention as attn
-from csba_jax.models import capacity, heads, layers
+from csba_jax.models import capacity, classifiers, layers
 
 ATTENTIONS = ('none', 'none_wide', 'se', 'cbam', 'csba', 'csba_class')
 MIN_SIZE = 8  # pixels; two poolings leave a 2x2 map
@@ -91,10 +91,10 @@ class MultiBranch(nn.Module):
   stem: int = STEM
   stages: tuple[int, ...] = STAGES
   dtype: Any = jnp.float32
-  classifier: heads.Classifier = heads.LINEAR
+  classifier: classifiers.Classifier = classifiers.LINEAR
   blocks: tuple[int, ...] = BLOCKS  # of each stage
 
-  head = heads.HEAD
+  head = classifiers.HEAD
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
@@ -105,7 +105,7 @@ class MultiBranch(nn.Module):
       last = i == len(self.stages)
       x = Stage(features, blocks, self.attention, last, self.dtype, name=f'stage{i}')(x, train)
     z = x.mean((1, 2)).reshape(x.shape[0], len(BRANCHES), self.stages[-1])
-    return heads.classify(z, self.num_classes, self.classifier, self.attention, self.dtype)
+    return classifiers.classify(z, self.num_classes, self.classifier, self.attention, self.dtype)
 
 
 @functools.lru_cache  # `none_wide` counts parameters
@@ -115,7 +115,7 @@ def build(
   attention: str,
   width: float,
   dtype: Any,
-  classifier: heads.Classifier = heads.LINEAR,
+  classifier: classifiers.Classifier = classifiers.LINEAR,
   depth: int = 1,
 ) -> MultiBranch:
   """The net at a width; for `none_wide`, as wide as gives it the parameters of `csba`.

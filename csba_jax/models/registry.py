@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from csba_jax.errors import UserError
-from csba_jax.models import heads, multibranch, resnet, vit
+from csba_jax.models import classifiers, multibranch, resnet, vit
 
 # name: (build function, its attentions); a model declares `head`, the regular expression of its
 # classifier's parameters
@@ -36,12 +36,14 @@ def build(
       repr(model.attention),
       _other_than(model.attention),
     )
-  if model.head not in heads.KINDS:
+  if model.head not in classifiers.KINDS:
     raise UserError(
-      f'model.head among {", ".join(heads.KINDS)}', repr(model.head), 'set --config.model.head'
+      f'model.head among {", ".join(classifiers.KINDS)}',
+      repr(model.head),
+      'set --config.model.head',
     )
   dtype = jnp.dtype(model.dtype)
-  classifier = heads.Classifier(model.head, model.scale)
+  classifier = classifiers.Classifier(model.head, model.scale)
   return make(
     num_classes,
     image_shape,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from csba_jax.models import attention as attn
-from csba_jax.models import capacity, heads, layers
+from csba_jax.models import capacity, classifiers, layers
 
 ATTENTIONS = ('none',)  # of the plain net
 BRANCH_ATTENTIONS = ('none', 'none_wide', 'se', 'cbam', 'csba', 'csba_class')
@@ -92,15 +92,15 @@ class ResNet(nn.Module):
   stages: tuple[int, ...] = STAGES
   blocks: int = BLOCKS
   dtype: Any = jnp.float32
-  classifier: heads.Classifier = heads.LINEAR
+  classifier: classifiers.Classifier = classifiers.LINEAR
 
-  head = heads.HEAD
+  head = classifiers.HEAD
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
     x = _shared_stages(x, self.stages, self.blocks, self.dtype, train)
     z = x.mean((1, 2))[:, None]
-    return heads.classify(z, self.num_classes, self.classifier, 'none', self.dtype)
+    return classifiers.classify(z, self.num_classes, self.classifier, 'none', self.dtype)
 
 
 class BranchedResNet(nn.Module):
@@ -117,9 +117,9 @@ class BranchedResNet(nn.Module):
   stages: tuple[int, ...] = STAGES
   blocks: int = BLOCKS
   dtype: Any = jnp.float32
-  classifier: heads.Classifier = heads.LINEAR
+  classifier: classifiers.Classifier = classifiers.LINEAR
 
-  head = heads.HEAD
+  head = classifiers.HEAD
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
@@ -128,7 +128,7 @@ class BranchedResNet(nn.Module):
     name = f'stage{len(self.stages)}'
     x = BranchStage(features, self.blocks, self.attention, self.dtype, name=name)(x, train)
     z = x.mean((1, 2)).reshape(x.shape[0], len(BRANCHES), features)
-    return heads.classify(z, self.num_classes, self.classifier, self.attention, self.dtype)
+    return classifiers.classify(z, self.num_classes, self.classifier, self.attention, self.dtype)
 
 
 def build(
@@ -137,7 +137,7 @@ def build(
   attention: str,
   width: float,
   dtype: Any,
-  classifier: heads.Classifier = heads.LINEAR,
+  classifier: classifiers.Classifier = classifiers.LINEAR,
   depth: int = 1,
 ) -> ResNet:
   """ResNet of 30 depth + 2 layers at a width; ResNet-32 has 464,154 parameters at 10 classes.
@@ -165,7 +165,7 @@ def build_branches(
   attention: str,
   width: float,
   dtype: Any,
-  classifier: heads.Classifier = heads.LINEAR,
+  classifier: classifiers.Classifier = classifiers.LINEAR,
   depth: int = 1,
 ) -> BranchedResNet:
   """ResNet-32 whose last stage branches, at a width; arguments as in `build`.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from csba_jax.models import attention as attn
-from csba_jax.models import capacity, heads
+from csba_jax.models import capacity, classifiers
 
 ATTENTIONS = ('none', 'none_wide', 'se', 'csba', 'csba_class')  # CBAM's convolution needs images
 BRANCHES = ('head1', 'head2', 'head3')
@@ -121,9 +121,9 @@ class ViT(nn.Module):
   hidden: int = HIDDEN
   depth: int = DEPTH
   dtype: Any = jnp.float32
-  classifier: heads.Classifier = heads.LINEAR
+  classifier: classifiers.Classifier = classifiers.LINEAR
 
-  head = heads.HEAD
+  head = classifiers.HEAD
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
@@ -134,7 +134,7 @@ class ViT(nn.Module):
       x = block(x, train)
     x = nn.LayerNorm(dtype=self.dtype, name='norm')(x)
     z = Pool(self.head_dim, self.attention, self.dtype, name='pool')(x, train)
-    return heads.classify(z, self.num_classes, self.classifier, self.attention, self.dtype)
+    return classifiers.classify(z, self.num_classes, self.classifier, self.attention, self.dtype)
 
 
 @functools.lru_cache  # `none_wide` counts parameters
@@ -144,7 +144,7 @@ def build(
   attention: str,
   width: float,
   dtype: Any,
-  classifier: heads.Classifier = heads.LINEAR,
+  classifier: classifiers.Classifier = classifiers.LINEAR,
   depth: int = 1,
 ) -> ViT:
   """The net at a width; for `none_wide`, as wide as gives it the parameters of `csba`.

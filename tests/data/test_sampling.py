@@ -5,8 +5,8 @@ import pytest
 
 from csba_jax import config as config_lib
 from csba_jax.data import sampling
+from csba_jax.data.random_draws import permutation
 from csba_jax.errors import UserError
-from csba_jax.longtail import permutation
 
 
 @pytest.mark.parametrize(

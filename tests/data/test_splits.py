@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from csba_jax.data import splits
+from csba_jax.data.class_counts import profile_counts
 from csba_jax.errors import UserError
-from csba_jax.longtail import profile_counts
 
 NAMES = ('bird', 'clean', 'dust')
 

@@ -15,13 +15,15 @@ import jax
 import numpy as np
 import pytest
 
-from csba_jax import backend, train, trained
 from csba_jax import config as config_lib
-from csba_jax.checkpoint import Checkpoints
 from csba_jax.data import mixing, pipeline, sampling, streaming
 from csba_jax.data.rows import Rows
 from csba_jax.errors import UserError
-from csba_jax.signals import StopRequest
+from csba_jax.run import restore
+from csba_jax.run.checkpoint import Checkpoints
+from csba_jax.runtime import backend
+from csba_jax.runtime.signals import StopRequest
+from csba_jax.training import loop
 
 ROOT = Path(__file__).parents[2]
 BATCH, STEPS, ALL = 8, 40, np.arange(8)
@@ -395,13 +397,13 @@ def test_a_part_knows_whether_it_is_streamed(parts):
 
 def run_here(driver, workdir, **fields):
   with StopRequest() as stop:
-    assert train.train_and_evaluate(driver.tiny_config(**fields), str(workdir), stop)
+    assert loop.train_and_evaluate(driver.tiny_config(**fields), str(workdir), stop)
 
 
 def end_of(driver, workdir):
   """(bytes of the last checkpoint's arrays, metric lines, result) of a run, and where it was."""
   config, lines, result = driver.records_of(workdir)
-  state = trained.take_up(str(workdir), 'latest').state
+  state = restore.take_up(str(workdir), 'latest').state
   found = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
   return (found, lines, result), config['config']['data']['input']
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from csba_jax import backend
 from csba_jax.gradients import gram
 from csba_jax.gradients.gram import Layers
+from csba_jax.runtime import backend
 
 
 def resnet50():

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from csba_jax import backend
 from csba_jax.gradients import loops
+from csba_jax.runtime import backend
 
 C = 5
 

@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 from jax import lax
 
-from csba_jax.models import heads, layers, multibranch
+from csba_jax.models import classifiers, layers, multibranch
 
 CLASSES = 4
 IMAGES = 12
@@ -86,7 +86,7 @@ class TwoBlocks(nn.Module):
     x = layers.max_pool2(x)
     x = multibranch.Block(3, self.attention, False, self.dtype, name='last')(x, False)
     z = x.mean((1, 2)).reshape(x.shape[0], 3, -1)
-    return heads.classify(z, CLASSES, heads.Classifier(), self.attention, self.dtype)
+    return classifiers.classify(z, CLASSES, classifiers.Classifier(), self.attention, self.dtype)
 
 
 def two_blocks(kind, dtype):

@@ -360,7 +360,9 @@ def test_a_training_has_a_process_for_each_task_and_survives_the_loss_of_one(clu
   log = cluster.log(job)
   assert "0: task 0 of 2 ['abort']" in log
   assert "1: task 1 of 2 ['abort']" in log
-  assert 'tasks of node 0 2' in log  # what csba_jax.processes counts the tasks of a host by
+  assert (
+    'tasks of node 0 2' in log
+  )  # what csba_jax.runtime.distributed counts the tasks of a host by
   assert f'task 1 on {platform.node()} left with 134' in log  # which process was lost
   assert 'exit 134, to be started again' in log
 

@@ -10,7 +10,7 @@ import pytest
 from jax.tree_util import Partial
 
 from csba_jax.gradients import class_grams
-from csba_jax.models import capacity, heads, multibranch, registry, resnet, vit
+from csba_jax.models import capacity, classifiers, multibranch, registry, resnet, vit
 
 CLASSES = 4
 SMALL = (8, 8, 3)
@@ -32,7 +32,7 @@ CLASS_CONDITIONED = [name for name, attentions in TABLE.items() if 'csba_class' 
 
 
 def net(name, attention, dtype=jnp.float32, head='linear'):
-  classifier = heads.Classifier(head)
+  classifier = classifiers.Classifier(head)
   return NETS[name]('none' if attention == 'none_wide' else attention, dtype, classifier)
 
 
@@ -82,7 +82,7 @@ def test_every_image_size_gives_logits_and_float32_parameters(name, attention, i
 @pytest.mark.parametrize(
   ('name', 'attention', 'kind'),
   [(*net, 'linear') for net in EVERY]
-  + [(*net, kind) for net in RICHEST for kind in heads.KINDS[1:]],
+  + [(*net, kind) for net in RICHEST for kind in classifiers.KINDS[1:]],
 )
 def test_head_expression_matches_exactly_the_classifier(name, attention, kind):
   model = net(name, attention, head=kind)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from csba_jax import losses
+from csba_jax.methods import losses
 from csba_jax.models import capacity, layers, multibranch
 
 CIFAR = (32, 32, 3)

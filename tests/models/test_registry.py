@@ -8,7 +8,7 @@ import pytest
 
 from csba_jax import config as config_lib
 from csba_jax.errors import UserError
-from csba_jax.models import heads, multibranch, registry
+from csba_jax.models import classifiers, multibranch, registry
 
 NAMES = list(registry.MODELS)
 EVERY = [(name, a) for name, (_, attentions) in registry.MODELS.items() for a in attentions]
@@ -73,11 +73,11 @@ def test_unknown_head_lists_the_known_ones():
   )
 
 
-@pytest.mark.parametrize('kind', heads.KINDS)
+@pytest.mark.parametrize('kind', classifiers.KINDS)
 @pytest.mark.parametrize('name', NAMES)
 def test_config_decides_the_head(name, kind):
   model = registry.build(model_config(name=name, attention='none', head=kind), 5, (8, 8, 1))
-  assert model.classifier == heads.Classifier(kind, 30.0)
+  assert model.classifier == classifiers.Classifier(kind, 30.0)
 
 
 @pytest.mark.parametrize(('name', 'attention'), EVERY)

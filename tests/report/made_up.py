@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 
-from csba_jax import findings as lib
+from csba_jax.analysis import findings as lib
+from csba_jax.analysis.stats import Estimate
 from csba_jax.gradients.conflict import majority_minority
-from csba_jax.stats import Estimate
 
 VARIANTS = ('none', 'none_wide', 'se', 'cbam', 'csba', 'csba_class')
 CLASSES = (

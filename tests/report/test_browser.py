@@ -9,7 +9,7 @@ import sys
 import PIL.Image
 import pytest
 
-from csba_jax.report import page
+from csba_jax.report.study import page
 
 pytestmark = pytest.mark.slow
 

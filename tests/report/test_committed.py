@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from csba_jax import findings, results
-from csba_jax.report import markdown, page
+from csba_jax.analysis import findings
+from csba_jax.report.study import markdown, page
+from csba_jax.study import results
 
 pytestmark = pytest.mark.slow
 

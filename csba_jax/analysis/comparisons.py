@@ -1,0 +1,344 @@
+"""Variants against variants on test metrics: the primary family, offsets, noise floor and leak.
+
+The protocol, fixed before any run is looked at (docs/study.md):
+
+- Units (split, repeat, fold, seed) pair two variants within a cell. Over seeds the interval is the
+  bootstrap-t one and the test flips signs; over folds both are Nadeau and Bengio's corrected t.
+- Where seeds redraw training and test images from one set, the corrected t stands beside them, with
+  the verdict that it would give; it was added after the digits were run, and decides nothing.
+- Test metrics lie in [0, 1]: intervals are cut to that, those of differences to [-1, 1].
+- The primary family is csba and csba_class, each against none and none_wide, in every main cell, on
+  the primary outcome; Holm over all of it. se, cbam and none_wide against none are shown beside it.
+- Where there are folds and grouped splits, cells of naive splits are outside all comparisons but
+  the leak.
+"""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from csba_jax.analysis import stats, wording
+from csba_jax.analysis.stats import Estimate
+from csba_jax.analysis.types import REFUTED, SUPPORTED, UNDECIDED, Comparison, Score
+from csba_jax.study import results as results_lib
+from csba_jax.study.protocol import FAMILY, SECONDARY, SIGNIFICANCE, TREATMENTS
+from csba_jax.study.results import Cell, Results
+
+OFFSETS = ('accuracy', 'head_f1')  # what a gain may not cost
+METRICS = ('macro_f1', 'accuracy', 'balanced_accuracy', 'head_f1', 'tail_f1')
+NOISE_SEEDS = 4  # fewer cannot be split into two sets with an interval
+NAN = float('nan')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Study:
+  """Results with what their analysis was told beforehand."""
+
+  results: Results
+  resamples: int = 9999  # of every bootstrap and permutation
+
+  @property
+  def config(self) -> Mapping[str, Any]:
+    """The study's own: variants, methods, outcome, margin, ..., base."""
+    return self.results.study['config']
+
+  @property
+  def outcome(self) -> str:
+    """The primary outcome: macro_f1 or f1:CLASS."""
+    return self.config['outcome']
+
+  @property
+  def margin(self) -> float:
+    """The largest loss that would not matter."""
+    return float(self.config['margin'])
+
+  @property
+  def smallest_effect(self) -> float:
+    """The smallest gain that would matter."""
+    return float(self.config['smallest_effect'])
+
+  @functools.cached_property
+  def cells(self) -> tuple[Cell, ...]:
+    """All cells, in the order of their first run."""
+    return tuple(dict.fromkeys(results_lib.cell(record) for record in self.results.done))
+
+  @functools.cached_property
+  def variants(self) -> tuple[str, ...]:
+    """Those of the config in its order, then any other that was run."""
+    run = (record['axes']['variant'] for record in self.results.done)
+    return tuple(dict.fromkeys([*self.config.get('variants', ()), *run]))
+
+  @property
+  def folds(self) -> int:
+    """See `Results.folds`."""
+    return self.results.folds
+
+  @functools.cached_property
+  def redrawn(self) -> bool:
+    """Whether seeds redraw training and test images from one set.
+
+    Not so with folds, with a separate test set, and where all seeds have the same split.
+    """
+    data = self._data
+    if self.folds or (data.get('source') == 'tfds' and data.get('test_split')):
+      return False
+    splits: dict[tuple, set] = {}
+    for record in self.results.done:
+      at = (results_lib.cell(record), record['axes']['variant'])
+      splits.setdefault(at, set()).add(record['result'].get('splits_sha256'))
+    return bool(data.get('test_fraction')) and any(len(s) > 1 for s in splits.values())
+
+  @property
+  def test_to_rest(self) -> float:
+    """Test images / all other images of the set, also those that a cut tail leaves out.
+
+    One rule for folds and for seeds that redraw one set, see `stats.corrected_resampled_t`.
+    """
+    share = 1 / self.folds if self.folds else float(self._data['test_fraction'])
+    return share / (1 - share)
+
+  @property
+  def _data(self) -> Mapping[str, Any]:
+    return self.config.get('base', {}).get('data', {})
+
+  @property
+  def main_cells(self) -> tuple[Cell, ...]:
+    """The cells that claims are about: of folds, those of grouped splits if there are any."""
+    grouped = tuple(cell for cell in self.cells if dict(cell).get('split') == 'grouped')
+    return (grouped or self.cells) if self.folds else self.cells
+
+  def describe(self, cell: Mapping[str, Any]) -> str:
+    """The method, and whatever else tells this cell from the study's other main ones."""
+    return wording.condition(cell, [dict(other) for other in self.main_cells])
+
+  def pairs_of(self, cell: Cell, candidates: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The (treatment, control) that the study has: both planned or run, one of them run here."""
+    there = {variant for variant in self.variants if self.results.runs(cell, variant)}
+    return [
+      pair for pair in candidates if set(pair) <= set(self.variants) and there.intersection(pair)
+    ]
+
+  def estimate(self, differences: np.ndarray, largest: float = 1.0) -> Estimate:
+    """Interval and test of the mean of differences [n] of units, by the study's protocol.
+
+    Args:
+      largest: that a difference can be, up or down; 1 for metrics in [0, 1].
+    """
+    return self._estimate(differences).cut(-largest, largest)
+
+  def non_inferiority(self, differences: np.ndarray, margin: float) -> Estimate:
+    """The same for an interval of 90 % that is judged by a margin."""
+    ratio = self.test_to_rest if self.folds and len(differences) else None
+    found = stats.non_inferiority(differences, margin, ratio, resamples=self.resamples)
+    return found.cut(-1, 1)
+
+  def corrected(self, differences: np.ndarray, level: float = 0.95) -> Estimate | None:
+    """Of seeds that redraw one set: what `estimate` leaves out, the overlap of their images."""
+    if not self.redrawn:
+      return None
+    found = stats.corrected_resampled_t(differences, self.test_to_rest, level, 'seeds')
+    return found.cut(-1, 1)
+
+  def mean(self, values: np.ndarray) -> Estimate:
+    """Interval of the mean of one variant's metric [n]; a test against 0 would say nothing."""
+    found = self._estimate(values).cut(0, 1)
+    method = found.method.replace('identical differences', 'identical values')
+    return dataclasses.replace(found, p=NAN, method=method)
+
+  def _estimate(self, values: np.ndarray) -> Estimate:
+    if self.folds and len(values) > 1:
+      return stats.corrected_resampled_t(values, self.test_to_rest)
+    return stats.paired_difference(values, resamples=self.resamples)
+
+
+def scores(study: Study) -> tuple[Score, ...]:
+  """Test metrics of every variant in every cell, means over units."""
+  found = []
+  for cell in study.cells:
+    for variant in study.variants:
+      runs = list(study.results.runs(cell, variant).values())
+      if not runs:
+        continue
+      names = dict.fromkeys([study.outcome, *METRICS])
+      by_class = np.stack([results_lib.per_class_f1(run) for run in runs])
+      found.append(
+        Score(
+          cell=dict(cell),
+          variant=variant,
+          parameters=int(runs[0]['result']['parameters']),
+          metrics={
+            name: study.mean(np.array([results_lib.outcome(run, name) for run in runs]))
+            for name in names
+          },
+          per_class_f1=tuple(study.mean(values) for values in by_class.T),
+          confusion=np.sum([run['result']['confusion_matrix'] for run in runs], axis=0),
+        )
+      )
+  return tuple(found)
+
+
+def compare(
+  study: Study, cell: Cell, pair: tuple[str, str], measure: str, margin: float | None = None
+) -> Comparison:
+  """A test metric of a treatment against a control, paired; no verdict yet.
+
+  Args:
+    margin: of non-inferiority, for an interval of 90 %; None for one of 95 %.
+  """
+  units, missing = results_lib.pairs(study.results, cell, *pair)
+  sides = [[study.results.runs(cell, variant)[unit] for unit in units] for variant in pair]
+  treated, control = (np.array([results_lib.outcome(r, measure) for r in side]) for side in sides)
+  if margin is None:
+    difference = study.estimate(treated - control)
+  else:
+    difference = study.non_inferiority(treated - control, margin)
+  return Comparison(
+    *pair,
+    cell=dict(cell),
+    outcome=wording.metric(measure),
+    treatment_mean=mean_of(treated, control),
+    control_mean=mean_of(control, treated),
+    difference=difference,
+    missing=missing,
+    corrected=study.corrected(treated - control, difference.level),
+  )
+
+
+def mean_of(values: np.ndarray, partner: np.ndarray) -> float:
+  """Mean over the units of which both sides are defined; NaN of none."""
+  both = values[~np.isnan(values) & ~np.isnan(partner)]
+  return float(both.mean()) if both.size else NAN
+
+
+def primary(study: Study) -> tuple[Comparison, ...]:
+  """The primary outcome: the family with Holm's p-values and verdicts, then the others."""
+  family, others = (
+    [
+      compare(study, cell, pair, study.outcome)
+      for cell in study.main_cells
+      for pair in study.pairs_of(cell, candidates)
+    ]
+    for candidates in (FAMILY, SECONDARY)
+  )
+  adjusted = stats.holm(np.array([c.difference.p for c in family], np.float64))
+  corrected = stats.holm(np.array([c.corrected.p if c.corrected else NAN for c in family]))
+  judged = [
+    dataclasses.replace(
+      comparison,
+      adjusted_p=float(p),
+      verdict=gain_verdict(comparison.difference, float(p), study.smallest_effect),
+      corrected_verdict=gain_verdict(comparison.corrected, float(other), study.smallest_effect)
+      if comparison.corrected
+      else '',
+      limits=(0.0, study.smallest_effect),
+    )
+    for comparison, p, other in zip(family, adjusted, corrected, strict=True)
+  ]
+  return (*judged, *others)
+
+
+def gain_verdict(difference: Estimate, adjusted_p: float, smallest_effect: float) -> str:
+  """Supported: p < 0.05 after Holm, and a gain. Not supported: the interval ends below the smallest
+  effect that would matter. Undecided: anything else, also no interval.
+  """
+  if not difference.known:
+    return UNDECIDED
+  if adjusted_p < SIGNIFICANCE and difference.value > 0:
+    return SUPPORTED
+  return REFUTED if difference.high < smallest_effect else UNDECIDED
+
+
+def offsets(study: Study) -> tuple[Comparison, ...]:
+  """Non-inferiority of accuracy and head F1 against none: 90 % intervals and the margin."""
+  found = []
+  for cell in study.main_cells:
+    for pair in study.pairs_of(cell, [(treatment, 'none') for treatment in TREATMENTS]):
+      for measure in OFFSETS:
+        comparison = compare(study, cell, pair, measure, study.margin)
+        verdict, corrected = (
+          offset_verdict(estimate, study.margin) if estimate else ''
+          for estimate in (comparison.difference, comparison.corrected)
+        )
+        comparison = dataclasses.replace(comparison, limits=(-study.margin,))
+        found.append(dataclasses.replace(comparison, verdict=verdict, corrected_verdict=corrected))
+  return tuple(found)
+
+
+def offset_verdict(difference: Estimate, margin: float) -> str:
+  """Supported: the 90 % interval lies above -margin. Not supported: it lies below. Undecided:
+  anything else, also no interval.
+  """
+  if stats.is_non_inferior(difference, margin):
+    return SUPPORTED
+  return REFUTED if difference.known and difference.high < -margin else UNDECIDED
+
+
+def noise(study: Study, cell: Cell, variant: str, outcome: str, values: np.ndarray) -> Comparison:
+  """A variant against itself, half of its units against the other half; must come out null.
+
+  Args:
+    outcome: what the values [n], in [0, 1], are, in words.
+  """
+  return Comparison(
+    treatment=variant,
+    control=variant,
+    cell=dict(cell),
+    outcome=outcome,
+    treatment_mean=NAN,  # of random halves: nothing to learn from
+    control_mean=NAN,
+    difference=stats.noise_floor(values, resamples=study.resamples).cut(-1, 1),
+  )
+
+
+def leak(study: Study) -> tuple[Comparison, ...]:
+  """Naive split against grouped, by variant: what near-duplicates across the split are worth.
+
+  The test images differ, so the runs are not paired: Welch's t interval of the difference of means.
+  It takes folds as independent, which they are not quite, and is somewhat too short for that.
+  """
+  found = []
+  for cell in study.cells:
+    if dict(cell).get('split') != 'grouped':
+      continue
+    naive = tuple((axis, 'naive' if axis == 'split' else value) for axis, value in cell)
+    for variant in study.variants:
+      sides = [study.results.runs(at, variant) for at in (naive, cell)]
+      if not all(sides):
+        continue
+      a, b = (
+        np.array([results_lib.outcome(run, study.outcome) for run in side.values()])
+        for side in sides
+      )
+      found.append(
+        Comparison(
+          treatment=variant,  # naive split
+          control=variant,  # grouped folds
+          cell={axis: value for axis, value in cell if axis != 'split'},
+          outcome=wording.metric(study.outcome),
+          treatment_mean=mean_of(a, a),
+          control_mean=mean_of(b, b),
+          difference=welch(a, b).cut(-1, 1),
+        )
+      )
+  return tuple(found)
+
+
+def welch(a: np.ndarray, b: np.ndarray) -> Estimate:
+  """mean(a) - mean(b) of two independent samples, Welch's t; `n` counts both."""
+  a, b = a[~np.isnan(a)], b[~np.isnan(b)]
+  n, words = len(a) + len(b), f'{len(a)} against {len(b)} runs, not paired'
+  value = float(a.mean() - b.mean()) if len(a) and len(b) else NAN
+  if min(len(a), len(b)) < 2:
+    return Estimate(value, NAN, NAN, 0.95, n, NAN, f'no interval: {words}')
+  if np.ptp(a) == 0 and np.ptp(b) == 0:
+    return Estimate(value, NAN, NAN, 0.95, n, NAN, f'no interval: no spread in {words}')
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore', RuntimeWarning)  # one side may do without spread
+    test = scipy.stats.ttest_ind(a, b, equal_var=False)
+  low, high = test.confidence_interval(0.95)
+  return Estimate(value, float(low), float(high), 0.95, n, float(test.pvalue), f'Welch t, {words}')

@@ -1,0 +1,316 @@
+"""What the runs of a study say: every number and every verdict of its report, computed once."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from csba_jax.analysis import comparisons as comparisons_lib
+from csba_jax.analysis import conflict as conflict_analysis
+from csba_jax.analysis import size_guide, verdicts, wording
+from csba_jax.analysis.comparisons import NOISE_SEEDS, Study
+from csba_jax.analysis.stats import Estimate
+from csba_jax.analysis.types import REFUTED as REFUTED
+from csba_jax.analysis.types import SUPPORTED as SUPPORTED
+from csba_jax.analysis.types import UNDECIDED as UNDECIDED
+from csba_jax.analysis.types import Claim as Claim
+from csba_jax.analysis.types import Comparison as Comparison
+from csba_jax.analysis.types import Decoupling as Decoupling
+from csba_jax.analysis.types import Design as Design
+from csba_jax.analysis.types import Flow as Flow
+from csba_jax.analysis.types import Link as Link
+from csba_jax.analysis.types import Matrix as Matrix
+from csba_jax.analysis.types import Score as Score
+from csba_jax.errors import UserError
+from csba_jax.gradients.conflict import majority_minority
+from csba_jax.study import protocol
+from csba_jax.study import results as results_lib
+from csba_jax.study.results import Results
+
+CAPACITY = 0.01  # how far none_wide's parameters may be from csba's
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Findings:
+  """A study's report before it is written."""
+
+  name: str
+  outcome: str  # primary, in words: 'macro-F1' or 'F1 of Physical-Damage'
+  class_names: tuple[str, ...]
+  class_counts: tuple[np.ndarray, ...]  # of each cell: [C] training images, means over its runs
+  groups: tuple[np.ndarray, ...]  # of each cell: [2, C] shares of its runs with a class in the
+  # majority and in the minority: 0 or 1 but where runs differ
+  variants: tuple[str, ...]
+  cells: tuple[Mapping[str, Any], ...]
+  about: Mapping[str, Any]  # commands, versions, commits, devices, runs, failed, seconds, config
+  notes: tuple[str, ...]  # torn lines, missing runs, fewer than two seeds, ...
+  claims: tuple[Claim, ...]
+  scores: tuple[Score, ...]
+  comparisons: tuple[Comparison, ...]  # the primary outcome; adjusted_p in the family
+  offsets: tuple[Comparison, ...]  # non-inferiority
+  conflict: tuple[Comparison, ...]  # measures of conflict, treatment - control
+  links: tuple[Link, ...]
+  matrices: tuple[Matrix, ...]
+  flows: tuple[Flow, ...]
+  decoupling: tuple[Decoupling, ...]
+  likeness: tuple[Comparison, ...]  # of the branches' features, treatment - none
+  mantel: tuple[tuple[str, Estimate], ...]
+  noise: tuple[Comparison, ...]  # a variant against itself
+  leak: tuple[Comparison, ...]  # naive split against grouped folds
+  design: tuple[Design, ...] = ()  # conflict against outcome over widths and depths
+  cautions: tuple[str, ...] = ()  # those of the notes that belong beside every verdict
+
+  def counts_in(self, cell: Mapping[str, Any]) -> np.ndarray:
+    """Training images of each class in a cell, or in the cell that something was measured in."""
+    bases = [wording.base(one) for one in self.cells]
+    return self.class_counts[bases.index(wording.base(cell))]
+
+
+def analyse(results: Results, resamples: int = 9999) -> Findings:
+  """Every number and verdict of a study's report, by the protocol of its parts.
+
+  `comparisons` has the primary family, intervals, non-inferiority and the leak, `mechanism` what
+  class gradients did, `verdicts` how numbers become words. Results that are equal up to the order
+  of their lines give equal findings.
+
+  Args:
+    resamples: of every bootstrap and permutation; leave it for what you publish.
+
+  Raises:
+    UserError: no finished run, one without test metrics, runs of different classes, an unknown
+      outcome.
+  """
+  if not results.done:
+    first = results.failed[0] if results.failed else {}
+    raise UserError(
+      'at least one finished run',
+      f'{len(results.failed)} failed ones, the first with: {first.get("error", "no message")}',
+      'mend the cause and run csba-study again: it makes up what failed',
+    )
+  if any('macro_f1' not in record['result'] for record in results.done):
+    raise UserError(
+      'a study whose runs were tested',
+      'one that only tunes (test=False)',
+      'report that it tunes for',
+    )
+  study = Study(results, resamples)
+  _check_classes(results)
+  results_lib.outcome(results.done[0], study.outcome)  # an unknown one ends here
+  counts = _class_counts(study)
+  measured = conflict_analysis.Measured(study)
+  primary = comparisons_lib.primary(study)
+  offsets = comparisons_lib.offsets(study)
+  conflict = conflict_analysis.conflict(measured)
+  links = conflict_analysis.links(study)
+  matrices = conflict_analysis.matrices(study)
+  noise = _noise(measured)
+  cautions = (*_untuned(study), *_redrawn(study, primary, conflict, links, offsets))
+  *claims, overall = verdicts.claims(study, primary, conflict, links, offsets)
+  sentences = (*overall.sentences, *(f'Caution: {caution}.' for caution in cautions))
+  claims.append(dataclasses.replace(overall, sentences=sentences))
+  return Findings(
+    name=results.study['name'],
+    outcome=wording.metric(study.outcome),
+    class_names=tuple(results.done[0]['result']['class_names']),
+    class_counts=tuple(of_runs.mean(0) for of_runs in counts),
+    groups=tuple(np.mean([majority_minority(run) for run in of_runs], 0) for of_runs in counts),
+    variants=tuple(v for v in study.variants if any(study.results.runs(c, v) for c in study.cells)),
+    cells=tuple(dict(cell) for cell in study.cells),
+    about=_about(results),
+    notes=_notes(study, primary, offsets, conflict, noise, cautions),
+    cautions=cautions,
+    claims=tuple(claims),
+    scores=comparisons_lib.scores(study),
+    comparisons=primary,
+    offsets=offsets,
+    conflict=conflict,
+    links=links,
+    matrices=matrices,
+    flows=conflict_analysis.flows(study),
+    decoupling=conflict_analysis.decoupling(study),
+    likeness=conflict_analysis.likeness(study),
+    mantel=conflict_analysis.mantel(study, matrices),
+    noise=noise,
+    leak=comparisons_lib.leak(study),
+    design=size_guide.design(measured),
+  )
+
+
+def _class_counts(study: Study) -> list[np.ndarray]:
+  """Of each cell, [runs, C] training images: folds differ by an image."""
+  counts: dict[tuple, list] = {}
+  for record in study.results.done:
+    key = results_lib.cell(record)
+    counts.setdefault(key, []).append(record['result']['class_counts'])
+  return [np.array(counts[cell]) for cell in study.cells]
+
+
+def _check_classes(results: Results) -> None:
+  """All runs tell the same classes apart."""
+  names = dict.fromkeys(tuple(record['result']['class_names']) for record in results.done)
+  if len(names) > 1:
+    raise UserError(
+      'the same classes in every run',
+      ' and '.join(', '.join(n) for n in names),
+      'analyse these studies apart, in a folder each',
+    )
+
+
+def _about(results: Results) -> dict[str, Any]:
+  """Where the numbers come from."""
+  done, study = results.done, results.study
+
+  def several(values):
+    return tuple(dict.fromkeys(str(value) for value in values if value is not None))
+
+  packages = sorted({name for record in done for name in record['versions']})
+  return {
+    'commands': several(results.commands),
+    'versions': {p: ', '.join(several(r['versions'].get(p) for r in done)) for p in packages},
+    'commits': several(record.get('commit') for record in done),
+    'devices': several(record.get('device') for record in done),
+    'runs': len(done),
+    'failed': len(results.failed),
+    'seconds': float(sum(record.get('seconds') or 0 for record in done)),
+    'config': study['config'],
+  }
+
+
+def _noise(measured: conflict_analysis.Measured) -> tuple[Comparison, ...]:
+  """Two sets of runs of the same variant, each by the primary outcome and by conflict."""
+  study, found = measured.study, []
+  measure = wording.metric('head_tail_conflict')
+  words = f'{measure} (common parameters, train part) {wording.when(conflict_analysis.END)}'
+  for cell in study.main_cells:
+    for variant in study.variants:
+      runs = list(study.results.runs(cell, variant).values())
+      scores = np.array([results_lib.outcome(run, study.outcome) for run in runs])
+      conflict = conflict_analysis.noise_values(measured, runs)
+      for outcome, values in (
+        (wording.metric(study.outcome), scores),
+        (words, conflict),
+      ):
+        if np.isfinite(values).sum() >= NOISE_SEEDS:
+          found.append(comparisons_lib.noise(study, cell, variant, outcome, values))
+  return tuple(found)
+
+
+def _notes(
+  study: Study,
+  primary: Sequence[Comparison],
+  offsets: Sequence[Comparison],
+  conflict: Sequence[Comparison],
+  noise: Sequence[Comparison],
+  cautions: Sequence[str] = (),
+) -> tuple[str, ...]:
+  """What a reader of the numbers should know before believing them; none twice."""
+  results = study.results
+  notes = list(results.notes)
+  notes += [f'run {r["run"]} failed: {r.get("error") or "no message"}' for r in results.failed]
+  for variant in study.variants:
+    if not any(results.runs(cell, variant) for cell in study.cells):
+      notes.append(f'{variant} was planned, and has no finished run')
+  for c in (*primary, *offsets, *conflict):
+    words = study.describe(c.cell)
+    notes += [f'{c.treatment} against {c.control}, {words}: {missing}' for missing in c.missing]
+  for c in primary:
+    if c.difference.n < 2:
+      words = study.describe(c.cell)
+      pair = f'{c.treatment} against {c.control}, {words}'
+      pairs = wording.pairs(c.difference.n, 'runs')
+      notes.append(f'{pair}: {pairs}; with fewer than two seeds there is no interval')
+  notes += _power(study, [c for c in primary if (c.treatment, c.control) in protocol.FAMILY])
+  notes += _capacity(study)
+  notes += size_guide.left_out(study)
+  moments = conflict_analysis.moments(results.done)
+  if moments and wording.TESTED not in moments:
+    notes.append(
+      'conflict was measured by an earlier version: with running statistics, which lag behind '
+      "early in a run, at levels of the batches' loss, and not of the tested net; the end of the "
+      'run stands in for it'
+    )
+  if study.folds:
+    notes.append(
+      'folds share training images: the tests of links and of the noise floor take them as '
+      'independent, which makes their p-values somewhat too small'
+    )
+  notes += cautions
+  wrong = [c for c in noise if c.difference.excludes(0)]
+  notes += [
+    f'noise floor: two sets of runs of {c.treatment} differ in {c.outcome} '
+    f'({study.describe(c.cell)}); 1 in 20 does by chance'
+    for c in wrong
+  ]
+  return tuple(dict.fromkeys(notes))
+
+
+def _untuned(study: Study) -> list[str]:
+  """Of variants that all had the rate of the recipe, which the protocol lets decide nothing."""
+  config = study.results.study['config']
+  if len(study.variants) < 2 or config.get('tuned_by') != '':
+    return []
+  return [
+    'exploratory: all variants were trained with the same learning rate, tuned for none of them, '
+    'so that differences may be due to the rate'
+  ]
+
+
+def _redrawn(
+  study: Study,
+  primary: Sequence[Comparison],
+  conflict: Sequence[Comparison],
+  links: Sequence[Link],
+  offsets: Sequence[Comparison],
+) -> list[str]:
+  """Of seeds that redraw one set of images, and what the corrected intervals would say."""
+  if not study.redrawn:
+    return []
+  other = [
+    f'{c.treatment} against {c.control}, {study.describe(c.cell)}: '
+    f'{c.corrected_verdict} instead of {c.verdict}'
+    for c in primary
+    if c.corrected_verdict != c.verdict
+  ]
+  judged = (
+    [dataclasses.replace(c, verdict=c.corrected_verdict) for c in those]
+    for those in (primary, offsets)
+  )
+  before = verdicts.claims(study, primary, conflict, links, offsets)[-1].verdict
+  after = verdicts.claims(study, next(judged), conflict, links, next(judged))[-1].verdict
+  if after != before:
+    other.append(f'the whole argument: {after} instead of {before}')
+  found = f'would give {"; ".join(other)}' if other else 'would change no verdict on the outcome'
+  return [
+    'every seed redraws training and test images from one set of images: intervals and p-values '
+    'take the seeds as independent, which makes them too short and too small, and they speak of '
+    f'this set, not of new data; the corrected resampled t, which knows the overlap, {found}'
+  ]
+
+
+def _power(study: Study, family: Sequence[Comparison]) -> list[str]:
+  """Whether any result could have been significant."""
+  tested = [c for c in family if not math.isnan(c.difference.p)]
+  if study.folds or not tested:
+    return []
+  found = protocol.too_few_seeds(len(tested), max(c.difference.n for c in tested))
+  return [found] if found else []
+
+
+def _capacity(study: Study) -> list[str]:
+  """The control of equal capacity must have equal capacity."""
+  found = []
+  for cell in study.main_cells:
+    sizes = [
+      {r['result']['parameters'] for r in study.results.runs(cell, variant).values()}
+      for variant in ('csba', 'none_wide')
+    ]
+    if all(len(s) == 1 for s in sizes):
+      csba, wide = (s.pop() for s in sizes)
+      if abs(wide - csba) > CAPACITY * csba:
+        found.append(
+          f'none_wide has {wide} parameters and csba {csba} '
+          f'({study.describe(dict(cell))}): no control of equal capacity'
+        )
+  return found

@@ -1,0 +1,226 @@
+"""The argument, link by link, in plain words written from the numbers.
+
+Rules, the same for every claim. Each comparison has its own verdict (see `gain_verdict`,
+`offset_verdict`, `reduction_verdict`, `link_verdict`). Several of one cell (measures, moments):
+supported if all are; not supported if none is supported and at least one is not supported; else
+undecided. Cells: supported if supported in every cell, not supported if not supported in every
+cell, else undecided. The verdict of a claim is that of csba (of csba_class where csba was not
+run); sentences on csba_class stand beside it and do not enter. What was not run or measured is
+undecided.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from csba_jax.analysis import wording
+from csba_jax.analysis.comparisons import Study
+from csba_jax.analysis.conflict import END, SMALLEST_CORRELATION, are_matched
+from csba_jax.analysis.types import REFUTED, SUPPORTED, UNDECIDED, Claim, Comparison, Link
+from csba_jax.study.protocol import TREATMENTS
+
+CONFLICT_MEASURES = ('head_tail_conflict', 'minority_interference')  # that the claim rests on
+
+Judged = Sequence[tuple[str, Sequence[tuple[str, str]]]]  # (cell, [(sentence, verdict)])
+
+
+def within_cell(verdicts: Sequence[str]) -> str:
+  """One verdict of several in a cell."""
+  if verdicts and all(v == SUPPORTED for v in verdicts):
+    return SUPPORTED
+  return REFUTED if REFUTED in verdicts and SUPPORTED not in verdicts else UNDECIDED
+
+
+def over_cells(verdicts: Sequence[str]) -> str:
+  """One verdict of one for each cell: what holds in all of them."""
+  return verdicts[0] if verdicts and len(set(verdicts)) == 1 else UNDECIDED
+
+
+def chain(verdicts: Sequence[str]) -> str:
+  """Verdict of an argument that is as good as its weakest link."""
+  if REFUTED in verdicts:
+    return REFUTED
+  return SUPPORTED if verdicts and all(v == SUPPORTED for v in verdicts) else UNDECIDED
+
+
+def claims(
+  study: Study,
+  comparisons: Sequence[Comparison],
+  conflict: Sequence[Comparison],
+  links: Sequence[Link],
+  offsets: Sequence[Comparison],
+) -> tuple[Claim, ...]:
+  """The five links of the argument, and the argument."""
+  main = next((t for t in TREATMENTS if t in study.variants), TREATMENTS[0])
+  name = {'csba': 'CSBA'}.get(main, main)
+  outcome = wording.metric(study.outcome)
+  parts = (  # title, control, (study, findings, treatment, control) -> Judged, findings
+    (f'{name} improves {outcome} over the same net without attention', 'none', _gains, comparisons),
+    (f'The gain in {outcome} is not by capacity alone', 'none_wide', _gains, comparisons),
+    (f'{name} reduces gradient conflict', 'none', _reductions, conflict),
+    ('Less conflict goes with more F1', 'none', _links, links),
+    ('Without offsetting problems', 'none', _offsets, offsets),
+  )
+  others = [t for t in TREATMENTS if t in study.variants and t != main]
+  found = []
+  for title, control, judge, numbers in parts:
+    judged = {treatment: judge(study, numbers, treatment, control) for treatment in (main, *others)}
+    found.append(_claim(title, main, control, judged))
+  verdict = chain([claim.verdict for claim in found])
+  counts = _counts([claim.verdict for claim in found], 'links')
+  sentences = [
+    f'{counts.capitalize()}: the argument is supported if every link is, and not supported if one '
+    'is not.',
+    *(f'{claim.title}: {claim.verdict}.' for claim in found),
+    'Links are associations over runs and classes; they do not show that one causes the next.',
+  ]
+  return (*found, Claim('Overall: less conflict makes a better tail', verdict, tuple(sentences)))
+
+
+def _claim(title: str, main: str, control: str, judged: Mapping[str, Judged]) -> Claim:
+  """A claim about the main treatment, with what the same numbers say of the others."""
+  sentences, verdict = [], UNDECIDED
+  for treatment, cells in judged.items():
+    verdicts = [within_cell([v for _, v in lines]) for _, lines in cells]
+    found = over_cells(verdicts)
+    verdict = found if treatment == main else verdict
+    sentences += [sentence for _, lines in cells for sentence, _ in lines]
+    if len(cells) > 1:
+      sentences.append(f'{treatment}: {_counts(verdicts, "cells")}, so {found} over all cells.')
+    elif not cells:
+      words = f'{treatment} against {control}: nothing was run or measured that could tell'
+      sentences.append(f'{words}: {UNDECIDED}.')
+  return Claim(title, verdict, tuple(sentences))
+
+
+def _gains(study, comparisons, treatment: str, control: str) -> Judged:
+  found = _by_cell(study, comparisons, treatment, control)
+  judged = []
+  for cell, those in found:
+    lines = []
+    for c in those:
+      extra = (
+        '' if math.isnan(c.adjusted_p) else f'Holm-adjusted p {wording.probability(c.adjusted_p)}'
+      )
+      ending = ''
+      if c.verdict == SUPPORTED and c.difference.high < study.smallest_effect:
+        ending = f' (yet below {study.smallest_effect:g}, the smallest effect that would matter)'
+      lines.append((_sentence(study, cell, c, extra, ending), c.verdict))
+    judged.append((cell, lines))
+  return judged
+
+
+def _reductions(study, conflict, treatment: str, control: str) -> Judged:
+  """Common parameters, training images; at the end and at the lowest matched loss."""
+  chosen = [
+    c
+    for c in conflict
+    if (c.cell['scope'], c.cell['part']) == ('common', 'train') and c.outcome in CONFLICT_MEASURES
+  ]
+  judged = []
+  for cell, those in _by_cell(study, chosen, treatment, control):
+    lines = []
+    for measure in CONFLICT_MEASURES:
+      here = {c.cell['at']: c for c in those if c.outcome == measure}
+      levels = [at for at, c in here.items() if at.startswith('loss ') and c.difference.n > 1]
+      if END in here:
+        lines.append((_sentence(study, cell, here[END]), here[END].verdict))
+      if levels:
+        matched = here[min(levels, key=lambda at: float(at[5:]))]
+        lines.append((_at_loss(study, cell, matched), matched.verdict))
+      else:
+        words = (
+          f'{treatment} against {control}, {cell}: no loss that two pairs of runs came down to'
+        )
+        lines.append((f'{words}, so no conflict at matched loss: {UNDECIDED}.', UNDECIDED))
+    judged.append((cell, lines))
+  return judged
+
+
+def _at_loss(study: Study, cell: str, comparison: Comparison) -> str:
+  losses = ' against '.join(map(wording.number, comparison.losses))
+  far = '' if are_matched(comparison.losses) else ' (the losses are too far apart to compare)'
+  return _sentence(study, cell, comparison, f'losses {losses}', far)
+
+
+def _links(study, links, treatment: str, control: str) -> Judged:
+  judged = []
+  for at in study.main_cells:
+    cell = study.describe(dict(at))
+    lines = []
+    for link in links:
+      same = (link.treatment, link.control) == (treatment, control) and link.cell == dict(at)
+      if not (same and link.verdict):  # else shown beside the claim
+        continue
+      within, across = (wording.number(e.value, signed=True) for e in (link.within, link.across))
+      words = (
+        f'{treatment} against {control}, {cell}, {link.measure}: rank correlation over runs of its '
+        f'reduction with the gain in F1, mean over classes, {within} '
+        f'({wording.within(link.within, (SMALLEST_CORRELATION,))}, '
+        f'p {wording.probability(link.within.p)}, {wording.pairs(link.within.n, "runs")}); '
+        f'over classes {across} (p {wording.probability(link.across.p)}, '
+        f'{link.across.n} classes)'
+      )
+      lines.append((f'{words}: {link.verdict}.', link.verdict))
+    if lines:
+      judged.append((cell, lines))
+  return judged
+
+
+def _offsets(study, offsets, treatment: str, control: str) -> Judged:
+  return [
+    (
+      cell,
+      [
+        (_sentence(study, cell, c, f'non-inferiority margin {study.margin:g}'), c.verdict)
+        for c in those
+      ],
+    )
+    for cell, those in _by_cell(study, offsets, treatment, control)
+  ]
+
+
+def _by_cell(
+  study: Study, comparisons: Iterable[Comparison], treatment: str, control: str
+) -> list[tuple[str, list[Comparison]]]:
+  """(cell in words, its comparisons of this pair), cells without any left out."""
+  those = [c for c in comparisons if (c.treatment, c.control) == (treatment, control)]
+  cells = [
+    (dict(at), [c for c in those if dict(at).items() <= c.cell.items()]) for at in study.main_cells
+  ]
+  return [(study.describe(at), found) for at, found in cells if found]
+
+
+def _sentence(
+  study: Study, cell: str, comparison: Comparison, extra: str = '', ending: str = ''
+) -> str:
+  """'csba against none, cross entropy: macro-F1 0.7 against 0.6, difference +0.1 (...): ...'"""
+  c = comparison
+  units = wording.pairs(c.difference.n, 'folds' if study.folds else 'seeds')
+  numbers = [wording.within(c.difference, c.limits), extra, units]
+  if c.corrected is not None and c.corrected.known:
+    verdict = f', which would be {c.corrected_verdict}' if c.corrected_verdict else ''
+    corrected = wording.within(c.corrected, c.limits)
+    ending += f' (corrected for the overlap of seeds: {corrected}{verdict})'
+  means = f'{wording.number(c.treatment_mean)} against {wording.number(c.control_mean)}'
+  return (
+    f'{c.treatment} against {c.control}, {cell}: {_outcome_words(c)} {means}, '
+    f'difference {wording.number(c.difference.value, signed=True)} '
+    f'({", ".join(filter(None, numbers))}): {c.verdict}{ending}.'
+  )
+
+
+def _counts(verdicts: Sequence[str], what: str) -> str:
+  """'supported in 2 of 3 cells, not supported in 1, undecided in 0'"""
+  counts = [(v, list(verdicts).count(v)) for v in (SUPPORTED, REFUTED, UNDECIDED)]
+  words = [f'{v} in {n}' for v, n in counts]
+  words[0] += f' of {len(verdicts)} {what}'
+  return ', '.join(words)
+
+
+def _outcome_words(comparison: Comparison) -> str:
+  """'share of head-tail pairs in conflict (...) at the end of the run:'; a metric as it is."""
+  cell = comparison.cell
+  if 'at' not in cell:
+    return comparison.outcome
+  where = f'{cell["scope"]} parameters, {cell["part"]} part'
+  return f'{wording.metric(comparison.outcome)} ({where}) {wording.when(cell["at"])}:'

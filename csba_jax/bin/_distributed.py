@@ -1,0 +1,50 @@
+"""How the processes of a run start: the flags for it, and what comes before JAX is used."""
+
+import os
+import sys
+from collections.abc import Mapping
+
+from absl import flags
+
+from csba_jax.errors import UserError
+from csba_jax.runtime import distributed, jax_setup
+
+
+def define() -> Mapping[str, flags.FlagHolder]:
+  """The flags by which the processes of a run find each other; see `processes.Launch`."""
+  return {
+    'mode': flags.DEFINE_enum(
+      'distributed', 'auto', distributed.MODES, 'Whether JAX looks for other processes of this run.'
+    ),
+    'coordinator': flags.DEFINE_string(
+      'coordinator', '', 'HOST:PORT of process 0, where nothing like srun or mpirun starts them.'
+    ),
+    'processes': flags.DEFINE_integer('processes', 0, 'With --coordinator: how many there are.'),
+    'process': flags.DEFINE_integer('process', -1, 'With --coordinator: which this is, from 0.'),
+    'start_timeout': flags.DEFINE_integer('start_timeout', 120, 'Seconds to wait for the others.'),
+    'peer_timeout': flags.DEFINE_integer(
+      'peer_timeout', 60, 'Seconds without a sign of life until a process counts as lost.'
+    ),
+  }
+
+
+def start(holders: Mapping[str, flags.FlagHolder], deterministic: bool = False) -> None:
+  """Gets JAX ready, once, before anything uses a device: settings, cache, the other processes."""
+  jax_setup.prepare(deterministic)
+
+  def give_up(error: UserError) -> None:
+    print(f'{sys.argv[0].rsplit("/", 1)[-1]}: {error}', file=sys.stderr, flush=True)
+    os._exit(1)
+
+  distributed.start(distributed.Launch(**{k: flag.value for k, flag in holders.items()}), give_up)
+
+
+def compare(*holders: flags.FlagHolder) -> None:
+  """Raises AgreedError in every process unless these flags are the same in all."""
+  distributed.check_equal('flags', {f'--{flag.name}': flag.value for flag in holders})
+
+
+def tell(text: str) -> None:
+  """Prints a result, from the first process alone."""
+  if distributed.is_first():
+    print(text)

@@ -1,0 +1,113 @@
+"""Optimisers and learning rates by step; no weight decay on norms, biases and other vectors."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+
+from csba_jax.errors import UserError
+from csba_jax.methods import second_stages
+
+PyTree = Any
+UNDECAYED = ('bias', 'scale')
+
+
+def cosine(learning_rate: float, warmup_fraction: float, total_steps: int) -> optax.Schedule:
+  """Linear from 0 to the peak over the warm-up, then half a cosine to 0 at `total_steps`."""
+  warmup = round(warmup_fraction * total_steps)
+  rest = optax.cosine_decay_schedule(learning_rate, max(1, total_steps - warmup))
+  return _after_warmup(warmup, learning_rate, rest)
+
+
+def steps(learning_rate: float, warmup_fraction: float, total_steps: int) -> optax.Schedule:
+  """Linear from 0 to the peak over the warm-up; / 100 at 80 % and again at 90 % of the run.
+
+  LDAM-DRW's code (Cao et al. 2019) drops so at epochs 160 and 180 of 200; its warm-up rises once
+  an epoch, ours at every step.
+  """
+  warmup = round(warmup_fraction * total_steps)
+  drops = {round(share * total_steps) - warmup: 0.01 for share in (0.8, 0.9)}
+  return _after_warmup(
+    warmup, learning_rate, optax.piecewise_constant_schedule(learning_rate, drops)
+  )
+
+
+def _after_warmup(warmup: int, learning_rate: float, rest: optax.Schedule) -> optax.Schedule:
+  return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup), rest], [warmup])
+
+
+# (peak, warm-up as a share of the run, steps in all) -> learning rate by step
+SCHEDULES: dict[str, Callable[[float, float, int], optax.Schedule]] = {
+  'cosine': cosine,
+  'steps': steps,
+}
+
+
+def decay_mask(params: PyTree) -> PyTree:
+  """True where weight decay applies: everything but parameters called `bias` or `scale`."""
+  return jax.tree.map_with_path(lambda path, _: path[-1].key not in UNDECAYED, params)
+
+
+def sgd(
+  learning_rate: optax.Schedule, momentum: float, weight_decay: float
+) -> optax.GradientTransformation:
+  """v <- momentum v + g + decay w;  w <- w - lr (g + decay w + momentum v), as torch.optim.SGD.
+
+  Nesterov's momentum.
+  """
+  return optax.chain(
+    optax.add_decayed_weights(weight_decay, decay_mask),
+    optax.sgd(learning_rate, momentum=momentum, nesterov=True),
+  )
+
+
+def adamw(
+  learning_rate: optax.Schedule, momentum: float, weight_decay: float
+) -> optax.GradientTransformation:
+  """Adam with decoupled weight decay (Loshchilov & Hutter 2019); b1 is `momentum`, b2 0.999."""
+  return optax.adamw(learning_rate, b1=momentum, weight_decay=weight_decay, mask=decay_mask)
+
+
+# (learning rate by step, momentum, weight decay) -> transformation
+OPTIMIZERS: dict[str, Callable[[optax.Schedule, float, float], optax.GradientTransformation]] = {
+  'sgd': sgd,
+  'adamw': adamw,
+}
+
+
+def build(
+  config: ml_collections.ConfigDict, total_steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  """The optimiser that config.train describes, and its learning rate by step.
+
+  In a second stage all but the parameters that it trains stay as they are, without decay.
+
+  Raises:
+    UserError: unknown names.
+  """
+  train = config.train
+  for field, table in (('optimizer', OPTIMIZERS), ('schedule', SCHEDULES)):
+    if train[field] not in table:
+      raise UserError(
+        f'train.{field} among {", ".join(table)}', repr(train[field]), f'set --config.train.{field}'
+      )
+  schedule = SCHEDULES[train.schedule]
+  learning_rate = schedule(train.learning_rate, train.warmup_fraction, total_steps)
+  tx = OPTIMIZERS[train.optimizer](learning_rate, train.momentum, train.weight_decay)
+  stage = second_stages.find(config.stage, config.model.head)
+  if config.stage.method != 'none':
+    tx = _only(stage.trains, tx)
+  return tx, learning_rate
+
+
+def _only(pattern: str | None, tx: optax.GradientTransformation) -> optax.GradientTransformation:
+  """`tx` for the parameters whose names the expression finds, no update for all others."""
+
+  def labels(params):
+    return jax.tree.map(
+      lambda found: 'train' if found else 'keep', second_stages.matches(pattern, params)
+    )
+
+  return optax.partition({'train': tx, 'keep': optax.set_to_zero()}, labels)

@@ -1,0 +1,190 @@
+"""The sections of a report on what goes with what: conflict, F1, confusion; noise and leaks."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from csba_jax.analysis import wording
+from csba_jax.analysis.conflict import SMALLEST_CORRELATION
+from csba_jax.analysis.findings import Comparison, Design, Findings, Link
+from csba_jax.report.study import figures, tables
+from csba_jax.report.study.blocks import Block, Figure, Fold, Section, Table, Text
+
+
+def sections(findings: Findings) -> list[Section | None]:
+  """Links, design, Mantel tests, noise floor and leak, in this order; None where there is none."""
+  parts = (_links, _design, _mantel, _noise, _leak)
+  return [part(findings) for part in parts]
+
+
+def _links(findings: Findings) -> Section | None:
+  if not findings.links:
+    return None
+  blocks: list[Block] = []
+  drawn = [link for link in findings.links if link.verdict] or findings.links
+  for i, link in enumerate(drawn):
+    where = wording.cell(link.cell, findings.cells)
+    pair = f'{wording.clean(link.treatment)} against {wording.clean(link.control)}'
+    name = f'{pair}, {where}' if where else pair
+    figure = _link(findings, link, name)
+    blocks.append(figure if i == 0 else Fold(f'{wording.clean(link.measure)}: {name}', [figure]))
+  several = len({wording.cell(link.cell, findings.cells) for link in findings.links}) > 1
+  head = [
+    *(['condition'] * several),
+    'comparison',
+    'reduction of',
+    'n',
+    'within class',
+    'p',
+    'across classes',
+    'p (across)',
+    'verdict',
+  ]
+  rows = [
+    [
+      *([wording.cell(link.cell, findings.cells)] * several),
+      _pair(link),
+      wording.clean(link.measure),
+      str(link.within.n),
+      wording.interval(link.within, 2, signed=True, limits=(SMALLEST_CORRELATION,)),
+      wording.probability(link.within.p),
+      wording.interval(link.across, 2, signed=True),
+      wording.probability(link.across.p),
+      link.verdict or wording.NONE,
+    ]
+    for link in findings.links
+  ]
+  estimates = [e for link in findings.links for e in (link.within, link.across)]
+  caption = (
+    'Does less conflict go with more F1? Within class: correlation over units, mean over classes,'
+    ' which the size of a class cannot explain. Across classes: correlation of the means over'
+    ' units. Only rows with a verdict enter a claim. Within a variant: less conflict against more'
+    ' F1 among runs of one net, what needs no treatment; p is not corrected for the number of rows.'
+    f' Method: {wording.methods(estimates)}.'
+  )
+  table = Table(caption, head, rows, 2 + several)
+  blocks = [blocks[0], table, *tables.reasons(estimates), *blocks[1:]]
+  return Section('Conflict reduction and F1 gain', 'links', blocks)
+
+
+def _pair(link: Link) -> str:
+  if link.treatment == link.control:
+    return f'within {wording.clean(link.treatment)}'
+  return f'{wording.clean(link.treatment)} − {wording.clean(link.control)}'
+
+
+def _link(findings: Findings, link: Link, name: str) -> Figure:
+  counts = np.asarray(link.reduction).shape
+  caption = (
+    f'Reduction of {wording.clean(link.measure)} against gain of F1, {name}: a point for each unit'
+    f' and class ({counts[0]} units, {counts[1]} classes), colours from the largest class to the'
+    f' smallest. Correlation within class {wording.interval(link.within, 2, signed=True)},'
+    f' p {wording.probability(link.within.p)}, {100 * link.within.level:g} % interval,'
+    f' {wording.sample([link.within.n])}.'
+  )
+  return Figure(caption, lambda: figures.link(findings, link))
+
+
+def _design(findings: Findings) -> Section | None:
+  if not findings.design:
+    return None
+  text = Text(
+    f'Conflict (common parameters, training images) of nets that differ in width and depth alone,'
+    f' against {wording.clean(findings.outcome)}: is a net of less conflict the better one, and '
+    'is it seen early?'
+  )
+  head = ['variant', 'measure', 'moment', 'sizes', 'correlation', 'p']
+  rows = [
+    [
+      wording.clean(d.variant),
+      wording.metric(d.measure),
+      wording.moment(d.at),
+      str(d.correlation.n),
+      wording.number(d.correlation.value, 2, signed=True),
+      wording.probability(d.correlation.p),
+    ]
+    for d in findings.design
+  ]
+  caption = (
+    'Rank correlation over sizes; p from permuted sizes, not corrected for their number.'
+    f' Method: {wording.methods([d.correlation for d in findings.design])}.'
+  )
+  blocks = [text, Table(caption, head, rows, 3)]
+  for variant in dict.fromkeys(d.variant for d in findings.design):
+    blocks.append(_sizes(findings, [d for d in findings.design if d.variant == variant]))
+  return Section('Conflict as a guide to depth and width', 'design', blocks)
+
+
+def _sizes(findings: Findings, designs: Sequence[Design]) -> Table:
+  """Conflict by moment and the outcome of each size of one variant."""
+  shown = [d for d in designs if d.measure == 'head_tail_conflict']
+  head = [
+    'size',
+    *(f'conflict, {wording.moment(d.at)}' for d in shown),
+    wording.clean(findings.outcome),
+  ]
+  rows = [
+    [
+      wording.cell(cell, findings.cells),
+      *(wording.number(d.conflict[i]) for d in shown),
+      wording.number(shown[0].outcome[i]),
+    ]
+    for i, cell in enumerate(shown[0].cells)
+  ]
+  return Table(
+    f'{wording.clean(shown[0].variant)}: head-tail conflict; means over units.', head, rows
+  )
+
+
+def _mantel(findings: Findings) -> Section | None:
+  if not findings.mantel:
+    return None
+  rows = [
+    [
+      wording.clean(name),
+      str(e.n),
+      wording.number(e.value, 2, signed=True),
+      wording.probability(e.p),
+    ]
+    for name, e in findings.mantel
+  ]
+  estimates = [e for _, e in findings.mantel]
+  caption = (
+    'Mantel tests: correlation of two class-by-class matrices over the pairs of classes; p from'
+    f' permuted classes, no intervals; n counts classes. Method: {wording.methods(estimates)}.'
+  )
+  table = Table(caption, ['matrices', 'n', 'correlation', 'p'], rows)
+  return Section('Are the matrices alike?', 'mantel', [table])
+
+
+def _noise(findings: Findings) -> Section | None:
+  text = (
+    'A variant against itself, one half of its units against the other: an effect of this size'
+    ' needs no cause.'
+  )
+  return _contrast(findings, findings.noise, 'Noise floor', 'noise', text)
+
+
+def _leak(findings: Findings) -> Section | None:
+  text = (
+    'Leak between training and test images: the naive split against folds that keep images of one'
+    ' group together (treatment: naive, control: grouped). Positive: the naive split flatters.'
+  )
+  title = 'Naive split against grouped folds'
+  return _contrast(findings, findings.leak, title, 'leak', text)
+
+
+def _contrast(
+  findings: Findings, found: Sequence[Comparison], title: str, anchor: str, text: str
+) -> Section | None:
+  if not found:
+    return None
+  estimates = [c.difference for c in found]
+  names = ' and of '.join(dict.fromkeys(map(wording.outcome, found)))
+  figure = Figure(
+    f'Difference of {names}; {wording.level(estimates)}.',
+    lambda: figures.by_outcome(found, findings.cells, title=title),
+  )
+  table = tables.comparison_table(findings, found, f'{title}.', outcome=True)
+  how = Text(f'Intervals and tests: {wording.methods(estimates)}.', 'small')
+  return Section(title, anchor, [Text(text), figure, table, *tables.reasons(estimates), how])

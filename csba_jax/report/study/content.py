@@ -1,0 +1,281 @@
+"""The content of a study's report, section by section; measurements.py and associations.py help."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from csba_jax.analysis import wording
+from csba_jax.analysis.findings import Findings, Score
+from csba_jax.report.study import associations, figures, measurements
+from csba_jax.report.study import tables as tables_lib
+from csba_jax.report.study.blocks import (
+  Block,
+  Code,
+  Figure,
+  Fold,
+  Items,
+  Section,
+  Table,
+  Text,
+  Verdict,
+)
+
+_KNOWN = ('runs', 'failed', 'seconds', 'devices', 'commits', 'commands', 'versions', 'config')
+
+
+def title(findings: Findings) -> str:
+  """The heading of the whole report, with the name of the study."""
+  return f'Study {wording.clean(findings.name)}'
+
+
+def question(findings: Findings) -> str:
+  """What the study asks, its primary outcome, how variants are paired, what never varies."""
+  outcome = wording.metric(findings.outcome)
+  common = wording.constant(findings.cells)
+  held = f' The same in all runs: {common}.' if common else ''
+  return (
+    'Does Class-Specific Branch Attention (CSBA) classify long-tailed data better than networks'
+    f' without it, and does it do so because it reduces the conflict between the gradients of the'
+    f' classes? Primary outcome: {outcome} on the test images. Variants are compared in pairs:'
+    f' same split, same repeat, same fold, same seed.{held}'
+  )
+
+
+def sections(findings: Findings) -> list[Section]:
+  """Everything after the title and the question; what a study has no numbers for is left out."""
+  made = [
+    _summary(findings),
+    _notes(findings),
+    _scores(findings),
+    _differences(findings),
+    _offsets(findings),
+    _classes(findings),
+    *measurements.sections(findings),
+    *associations.sections(findings),
+    _confusions(findings),
+    _making(findings),
+  ]
+  return [section for section in made if section is not None and section.blocks]
+
+
+def _summary(findings: Findings) -> Section:
+  # overall first, the others in the order of the argument
+  claims = sorted(findings.claims, key=lambda claim: 'overall' not in claim.title.lower())
+  blocks = [
+    Verdict(wording.clean(c.title), c.verdict, [wording.clean(s) for s in c.sentences])
+    for c in claims
+  ]
+  return Section('Summary', 'summary', blocks)
+
+
+def _notes(findings: Findings) -> Section:
+  notes = [wording.clean(note) for note in findings.notes]
+  return Section('Notes', 'notes', [Items(notes, 'note')] if notes else [])
+
+
+def _scores(findings: Findings) -> Section | None:
+  if not findings.scores:
+    return None
+  names = list(dict.fromkeys(name for score in findings.scores for name in score.metrics))
+  several = len(findings.cells) > 1
+  head = [*(['condition'] * several), 'variant', 'parameters', 'n', *map(wording.metric, names)]
+  rows, estimates = [], []
+  for score in findings.scores:
+    found = [score.metrics.get(name) for name in names]
+    known = [estimate for estimate in found if estimate is not None]
+    estimates += known
+    rows.append(
+      [
+        *([wording.cell(score.cell, findings.cells)] * several),
+        wording.clean(score.variant),
+        wording.integer(score.parameters),
+        str(max((e.n for e in known), default=0)),
+        *(wording.NONE if e is None else wording.interval(e) for e in found),
+      ]
+    )
+  caption = (
+    f'Test metrics of each variant: mean over units [interval]; {wording.level(estimates)}.'
+    ' n counts units, that is runs of different seeds or folds. Here and below, intervals are cut'
+    ' to what the number can be: a metric from 0 to 1, a difference of two from −1 to 1.'
+  )
+  table = Table(caption, head, rows, 1 + several)
+  groups = Text(
+    'Head (tail) F1: mean F1 of the majority (minority) classes. Majority: the classes of more than'
+    ' 100 training images; minority: the others. Where one of them would be empty: the largest and'
+    ' the smallest third of the classes.',
+    'small',
+  )
+  blocks = [table, *tables_lib.reasons(estimates), groups, *tables_lib.groups(findings)]
+  return Section('Scores', 'scores', blocks)
+
+
+def _differences(findings: Findings) -> Section | None:
+  if not findings.comparisons:
+    return None
+  found = findings.comparisons
+  estimates = [c.difference for c in found]
+  smallest = tables_lib.setting(findings, 'smallest_effect')
+  band = f'Shaded: effects smaller than {smallest:g}, too small to matter.' if smallest else ''
+  outcome = wording.metric(findings.outcome)
+  figure = Figure(
+    f'Difference of {outcome}, treatment − control, paired by unit; {wording.level(estimates)}.'
+    ' Right of the zero line the treatment is better.',
+    lambda: figures.contrasts(
+      found,
+      findings.cells,
+      title=f'Paired differences of {outcome} with intervals',
+      axis=f'difference of {outcome}',
+      band=smallest,
+    ),
+    key=band,
+  )
+  text = (
+    'p (Holm) is adjusted over the family of primary comparisons, those of CSBA with the network'
+    f' without attention and with the wider one; {wording.NONE}: not of the family, or no test.'
+  )
+  caption = f'Paired differences of {outcome}. {text}'
+  table = tables_lib.comparison_table(findings, found, caption, adjusted=True)
+  how = Text(f'Intervals and tests: {wording.methods(estimates)}.', 'small')
+  return Section(
+    'Paired differences', 'differences', [figure, table, *tables_lib.reasons(estimates), how]
+  )
+
+
+def _offsets(findings: Findings) -> Section | None:
+  if not findings.offsets:
+    return None
+  estimates = [c.difference for c in findings.offsets]
+  margin = tables_lib.setting(findings, 'margin')
+  limit = f' by more than the margin of {margin:g}' if margin else ''
+  text = Text(
+    f'Does CSBA cost anything elsewhere? Non-inferiority is supported where the whole interval'
+    f' lies above {wording.number(-margin, 3) if margin else "the margin"}: then the treatment is'
+    f' not worse{limit}. p is that of no difference at all.'
+  )
+  names = ' and of '.join(dict.fromkeys(map(wording.outcome, findings.offsets)))
+  shaded = 'Shaded: the margin on both sides of zero.' if margin else ''
+  figure = Figure(
+    f'Difference of {names}, treatment − control; {wording.level(estimates)}.',
+    lambda: figures.by_outcome(
+      findings.offsets, findings.cells, title='Non-inferiority', band=margin
+    ),
+    key=shaded,
+  )
+  caption = f'Non-inferiority, margin {margin:g}.' if margin else 'Non-inferiority.'
+  table = tables_lib.comparison_table(findings, findings.offsets, caption, outcome=True)
+  return Section(
+    'Non-inferiority', 'non-inferiority', [text, figure, table, *tables_lib.reasons(estimates)]
+  )
+
+
+def _classes(findings: Findings) -> Section | None:
+  blocks: list[Block] = []
+  for cell, scores in tables_lib.by_cell(findings.scores, findings):
+    scores = [score for score in scores if len(score.per_class_f1) == len(findings.class_names)]
+    if not scores:
+      continue
+    made = _class_f1(findings, cell, scores)
+    blocks.append(made if not blocks else Fold(wording.cell(cell, findings.cells), [made]))
+  return Section('F1 of each class', 'classes', blocks)
+
+
+def _class_f1(findings: Findings, cell: Mapping[str, Any], scores: Sequence[Score]) -> Figure:
+  estimates = [e for score in scores for e in score.per_class_f1]
+  labels = figures.class_labels(findings, cell)
+  rows = [
+    [label, *(wording.interval(score.per_class_f1[c]) for score in scores)]
+    for label, c in zip(labels, figures.order(findings, cell), strict=True)
+  ]
+  where = wording.cell(cell, findings.cells)
+  caption = (
+    f'F1 of each class{f" ({where})" if where else ""}, classes from the largest to the smallest'
+    f' with their training images; mean over units, {wording.level(estimates)}.'
+  )
+  head = ['class (training images)', *(wording.clean(score.variant) for score in scores)]
+  numbers = Table('F1 of each class: mean [interval].', head, rows)
+  return Figure(caption, lambda: figures.per_class_f1(findings, scores), [numbers])
+
+
+def _confusions(findings: Findings) -> Section | None:
+  blocks: list[Block] = []
+  control, treatment = figures.before_and_after(findings)
+  for cell, scores in tables_lib.by_cell(findings.scores, findings):
+    named = {score.variant: score for score in scores}
+    shown = [named[v] for v in (control, treatment) if v in named]
+    if not shown:
+      continue
+    where = wording.cell(cell, findings.cells)
+    caption = (
+      f'Confusion matrices{f" ({where})" if where else ""}: percent of the images of the true class'
+      ' (row) that were predicted as each class (column), summed over units'
+      f' ({wording.sample(tables_lib.unit_count(score) for score in shown)}).'
+      ' Classes are numbered from the largest to the smallest.'
+    )
+    tables = [
+      tables_lib.matrix_table(
+        findings,
+        cell,
+        100 * figures.row_normalised(score.confusion),
+        f'Confusion matrix of {wording.clean(score.variant)}, percent of the true class (row).',
+        digits=0,
+        diagonal=True,
+      )
+      for score in shown
+    ]
+    figure = Figure(
+      caption,
+      lambda shown=shown: figures.confusions(findings, shown),
+      [table for table in tables if table is not None],
+      on_page=False,
+    )
+    blocks.append(Fold(where, [figure]) if blocks else figure)
+  return Section('Confusion matrices', 'confusion', blocks)
+
+
+def _making(findings: Findings) -> Section:
+  about = findings.about
+  facts = []
+  if 'runs' in about:  # what failed is named in the notes
+    facts.append(
+      f'{wording.integer(about["runs"])} runs finished, {about.get("failed", 0)} failed.'
+    )
+  if about.get('seconds'):
+    facts.append(f'Time of all runs together: {wording.duration(float(about["seconds"]))}.')
+  for name, label in (('devices', 'Hardware'), ('commits', 'Code, git commit')):
+    if about.get(name):
+      facts.append(f'{label}: {"; ".join(_listed(about[name]))}.')
+  if about.get('versions'):
+    facts.append(f'Versions: {"; ".join(_listed(about["versions"]))}.')
+  for name, value in about.items():
+    if name not in _KNOWN and value not in (None, '', [], {}, ()):
+      facts.append(f'{wording.axis(name).capitalize()}: {"; ".join(_listed(value))}.')
+  blocks: list[Block] = []
+  if about.get('commands'):
+    blocks.append(Text('The exact commands:'))
+    blocks.append(Code('\n'.join(_listed(about['commands'], whole=True))))
+  if facts:
+    blocks.append(Items(facts))
+  if about.get('config'):
+    text = json.dumps(_plain(about['config']), indent=2, ensure_ascii=False, default=str)
+    blocks.append(Fold('Resolved configuration', [Code(text)]))
+  return Section('How it was made', 'making', blocks)
+
+
+def _listed(value: Any, whole: bool = False) -> list[str]:
+  """Names and numbers of a mapping, a list or a single thing."""
+  tidy = wording.clean_lines if whole else wording.clean
+  if isinstance(value, Mapping):
+    return [f'{tidy(k)} {", ".join(_listed(v))}' for k, v in value.items()]
+  if isinstance(value, (list, tuple, set, frozenset)):
+    return [', '.join(_listed(one)) if isinstance(one, Mapping) else tidy(one) for one in value]
+  return [tidy(value)]
+
+
+def _plain(value: Any) -> Any:
+  """What JSON can hold, null for NaN and infinity."""
+  if isinstance(value, Mapping):
+    return {str(k): _plain(v) for k, v in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_plain(v) for v in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value

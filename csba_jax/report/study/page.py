@@ -1,0 +1,135 @@
+"""A study's report as one page of HTML that needs no network, no script and no other file."""
+
+import html
+from collections.abc import Sequence
+from importlib import resources
+
+from csba_jax.analysis import wording
+from csba_jax.analysis.findings import REFUTED, SUPPORTED, UNDECIDED, Findings
+from csba_jax.report.study import content
+from csba_jax.report.study.blocks import (
+  Block,
+  Code,
+  Figure,
+  Fold,
+  Items,
+  Section,
+  Table,
+  Text,
+  Verdict,
+)
+
+_BADGES = {SUPPORTED: ('yes', '✓'), REFUTED: ('no', '✕'), UNDECIDED: ('open', '?')}
+_SHOWN = 8  # sentences of a claim; the rest is folded away
+# the browser itself refuses to load or to run anything, whatever a class is named
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def render(findings: Findings) -> str:
+  """The whole page; text of users is escaped, only the figures' SVG is not."""
+  sections = content.sections(findings)
+  title = escape(content.title(findings))
+  links = ''.join(f'<li><a href="#{s.anchor}">{escape(s.title)}</a></li>' for s in sections)
+  style = resources.files('csba_jax.report.study').joinpath('page.css').read_text('utf-8')
+  return '\n'.join(
+    [
+      '<!DOCTYPE html>',
+      '<html lang="en">',
+      '<head>',
+      '<meta charset="utf-8">',
+      f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+      '<meta name="viewport" content="width=device-width, initial-scale=1">',
+      '<meta name="color-scheme" content="light dark">',
+      f'<title>{title}</title>',
+      f'<style>\n{style}</style>',
+      '</head>',
+      '<body>',
+      '<header>',
+      f'<h1>{title}</h1>',
+      f'<p>{escape(content.question(findings))}</p>',
+      f'<nav aria-label="Sections"><ul>{links}</ul></nav>',
+      '</header>',
+      '<main>',
+      *map(_section, sections),
+      '</main>',
+      '</body>',
+      '</html>',
+      '',
+    ]
+  )
+
+
+def escape(text: str) -> str:
+  """One line, safe as text and as the value of an attribute."""
+  return html.escape(wording.clean(text))
+
+
+def _section(section: Section) -> str:
+  inside = '\n'.join(map(_block, section.blocks))
+  title = f'<h2>{escape(section.title)}</h2>'
+  return f'<section id="{section.anchor}">\n{title}\n{inside}\n</section>'
+
+
+def _block(block: Block) -> str:
+  match block:
+    case Text(text, kind):
+      return f'<p{_css(kind)}>{escape(text)}</p>'
+    case Items(items, kind):
+      inside = ''.join(f'<li>{escape(item)}</li>' for item in items)
+      return f'<ul{_css(kind)}>{inside}</ul>'
+    case Verdict():
+      return _verdict(block)
+    case Table():
+      return _table(block)
+    case Figure():
+      return _figure(block)
+    case Code(text):
+      return f'<pre tabindex="0"><code>{html.escape(wording.clean_lines(text))}</code></pre>'
+    case Fold(title, inside, _):
+      return _fold(title, [_block(one) for one in inside])
+
+
+def _verdict(claim: Verdict) -> str:
+  css, mark = _BADGES.get(claim.verdict, ('open', '?'))
+  badge = f'<span class="badge {css}"><span aria-hidden="true">{mark}</span> '
+  badge = f'{badge}{escape(claim.verdict)}</span>' if claim.verdict else ''
+  texts = [f'<p>{escape(sentence)}</p>' for sentence in claim.sentences]
+  text = ''.join(texts[:_SHOWN])
+  if rest := texts[_SHOWN:]:
+    text += _fold(f'{len(rest)} more', rest)
+  return f'<article class="claim {css}"><h3>{escape(claim.title)} {badge}</h3>{text}</article>'
+
+
+def _table(table: Table) -> str:
+  caption = escape(table.caption)
+
+  def line(row: Sequence[str], name: str) -> str:
+    cells = []
+    for i, cell in enumerate(row):
+      names = ['w'] * (i < table.left) + ['long'] * (len(cell) > 48)
+      scope = ' scope="col"' if name == 'th' else ''
+      cells.append(f'<{name}{_css(" ".join(names))}{scope}>{escape(cell)}</{name}>')
+    return f'<tr>{"".join(cells)}</tr>'
+
+  head, body = line(table.head, 'th'), '\n'.join(line(row, 'td') for row in table.rows)
+  box = f'<div class="box" role="region" tabindex="0" aria-label="{caption}">'
+  inside = f'<table><thead>{head}</thead>\n<tbody>{body}</tbody></table>'
+  return f'<figure class="table"><figcaption>{caption}</figcaption>{box}{inside}</div></figure>'
+
+
+def _figure(figure: Figure) -> str:
+  panels = ''.join(f'<div class="panel">{one}</div>' for one in figure.draw())
+  caption = f'<figcaption>{escape(f"{figure.caption} {figure.key}")}</figcaption>'
+  made = f'<figure><div class="panels">{panels}</div>{caption}</figure>'
+  if figure.numbers and figure.on_page:
+    made += '\n' + _fold('Numbers of this figure', map(_table, figure.numbers))
+  return made
+
+
+def _fold(title: str, inside: Sequence[str]) -> str:
+  text = '\n'.join(inside)
+  return f'<details><summary>{escape(title)}</summary>\n{text}\n</details>'
+
+
+def _css(kind: str) -> str:
+  return f' class="{kind}"' if kind else ''

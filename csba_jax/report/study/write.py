@@ -1,0 +1,43 @@
+"""report.md and report.html of a study, and what a terminal shows of it."""
+
+from pathlib import Path
+
+from csba_jax.analysis import findings as findings_lib
+from csba_jax.analysis.findings import Findings
+from csba_jax.files import write_atomically
+from csba_jax.report.study import markdown, page
+from csba_jax.report.terminal import tuning
+from csba_jax.run.workdir import writing_to
+from csba_jax.study import results
+
+
+def write(folder: str, pool: bool = False) -> str:
+  """Analyses a study and writes its report beside its results; returns the summary.
+
+  A study that only tunes has no report: its table is returned, and nothing is written.
+
+  Args:
+    folder: of the study.
+    pool: see `results.read`.
+
+  Raises:
+    UserError: as `results.read` and `findings.analyse`, or a folder that cannot be written.
+  """
+  found = results.read(folder, pool)
+  if not found.study['config'].get('test', True):
+    return tuning.describe(found)
+  findings = findings_lib.analyse(found)
+  path = Path(folder).expanduser()
+  with writing_to(path):
+    for name, text in (
+      ('report.md', markdown.render(findings)),
+      ('report.html', page.render(findings)),
+    ):
+      write_atomically(path / name, lambda file, text=text: file.write(text.encode()))
+  return f'{summary(findings)}\nwritten: {path}/report.md, {path}/report.html'
+
+
+def summary(findings: Findings) -> str:
+  """The claims with their verdicts, and the notes."""
+  lines = [f'{claim.title}: {claim.verdict}' for claim in findings.claims]
+  return '\n'.join([*lines, *(f'note: {note}' for note in findings.notes)])

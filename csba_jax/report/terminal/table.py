@@ -1,0 +1,75 @@
+"""Plain-text tables of results for a terminal."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from csba_jax.errors import UserError
+from csba_jax.run.workdir import read_result
+from csba_jax.runtime import text_table
+
+HEADLINES = (
+  ('macro-F1', 'macro_f1'),
+  ('balanced accuracy', 'balanced_accuracy'),
+  ('accuracy', 'accuracy'),
+)
+LARGEST_MATRIX = 12  # classes; a wider one does not fit a terminal
+GROUPS = ('many', 'medium', 'few')
+
+
+def comparison(results: Mapping[str, Mapping[str, Any]]) -> str:
+  """Per-class F1, macro-F1, balanced accuracy and accuracy of runs on the same data, side by side.
+
+  Args:
+    results: content of result.json by column title.
+  """
+  first = next(iter(results.values()))
+  rows = [['F1 of class', 'training images', *results]]
+  for c, name in enumerate(first['class_names']):
+    f1 = [_number(result['per_class']['f1'][c]) for result in results.values()]
+    rows.append([str(name), str(first['class_counts'][c]), *f1])
+  rows.append([])
+  for title, key in HEADLINES:
+    rows.append([title, '', *(_number(result[key]) for result in results.values())])
+  return text_table.align(rows)
+
+
+def of_workdirs(workdirs: Sequence[str]) -> str:
+  """`comparison` of finished runs, each under its folder's name.
+
+  Raises:
+    UserError: a folder without a result, or runs on different splits.
+  """
+  workdirs = [path.rstrip('/') for path in workdirs]
+  titles = [os.path.basename(path) for path in workdirs]
+  if len(set(titles)) < len(titles):
+    titles = workdirs
+  results = {title: read_result(path) for title, path in zip(titles, workdirs, strict=True)}
+  splits = {(result['splits_sha256'], result['source_sha256']) for result in results.values()}
+  if len(splits) > 1:
+    raise UserError('runs on the same splits', 'different ones', 'compare runs of one data config')
+  return f'{comparison(results)}\nworkdirs: {" ".join(workdirs)}'
+
+
+def single(result: Mapping[str, Any]) -> str:
+  """Every metric of one evaluation: a row for each class, then the summary."""
+  per_class = result['per_class']
+  rows = [['class', 'training images', 'precision', 'recall', 'F1', 'support']]
+  for c, name in enumerate(result['class_names']):
+    numbers = [_number(per_class[key][c]) for key in ('precision', 'recall', 'f1')]
+    support = str(per_class['support'][c])
+    rows.append([str(name), str(result['class_counts'][c]), *numbers, support])
+  rows.append([])
+  rows += [[title, _number(result[key])] for title, key in HEADLINES]
+  rows += [
+    [f'{name}-shot accuracy', _number(result['group_accuracy'][name])]
+    for name in GROUPS
+    if _number(result['group_accuracy'][name]) != '-'
+  ]
+  rows.append(['calibration error', _number(result['expected_calibration_error'])])
+  return text_table.align(rows)
+
+
+def _number(value: float | None) -> str:
+  return '-' if value is None or math.isnan(value) else f'{value:.3f}'

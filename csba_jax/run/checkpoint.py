@@ -1,0 +1,279 @@
+"""Checkpoints of pytrees with orbax: asynchronous, the latest two and the best, never half.
+
+Orbax makes a checkpoint appear as a whole or not at all; it does not notice every byte that changes
+afterwards. Just before one appears, the SHA-256 of its files go into `<directory>-sums/`, and
+whoever reads it compares them first. Several processes save and read together; the first of them
+looks after the folders.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint import checkpoint_managers
+
+from csba_jax.errors import UserError
+from csba_jax.files import write_atomically
+from csba_jax.runtime import distributed
+
+PyTree = Any
+_OF_ORBAX = ('_CHECKPOINT_METADATA', 'commit_success.txt')  # it changes them again later
+
+
+class Checkpoints:
+  """Numbered checkpoints in one folder: a pytree, a JSON-able `meta` and an optional score each.
+
+  Kept are the latest two (the older one in case the newer is damaged) and the one with the highest
+  score, of equal ones the latest. Use as a context manager: leaving it finishes the last save.
+  `read_only` leaves a run that may be going on there alone. `warn` is told of damage.
+
+  Raises:
+    UserError: the folder cannot be made or read, or every score in it is damaged.
+  """
+
+  def __init__(
+    self,
+    directory: str | os.PathLike,
+    read_only: bool = False,
+    warn: Callable[[str], None] = logging.warning,
+  ):
+    policy = checkpoint_managers
+    self._directory = Path(directory).absolute()
+    self._warn = warn
+    self._read_only = read_only
+    self._last_saved: int | None = None
+    options = ocp.CheckpointManagerOptions(
+      save_decision_policy=policy.FixedIntervalPolicy(1),
+      preservation_policy=policy.AnyPreservationPolicy(
+        [
+          policy.LatestN(2),
+          policy.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False),
+        ]
+      ),
+      best_fn=_score,  # without it best_step() would silently be the latest
+      best_mode='max',
+      read_only=read_only,
+      async_options=ocp.AsyncOptions(post_finalization_callback=self._keep_sums),
+    )
+    if not read_only:
+      self._guard(lambda: self._directory.mkdir(parents=True, exist_ok=True))
+      distributed.together(self._leave_out_damaged_scores)
+    self._manager = self._guard(lambda: ocp.CheckpointManager(self._directory, options=options))
+
+  def __enter__(self) -> 'Checkpoints':
+    return self
+
+  def __exit__(self, exc_type, *exc_info) -> None:
+    try:
+      if exc_type is None:
+        self.wait()
+      self._guard(self._manager.close)
+    except UserError:
+      if exc_type is None:  # else the error under way tells more
+        raise
+
+  def steps(self) -> list[int]:
+    """Steps with a complete checkpoint, ascending."""
+    return sorted(self._manager.all_steps())
+
+  def save(self, step: int, tree: PyTree, meta: dict[str, Any], score: float | None = None) -> None:
+    """Starts saving; on return the tree may be donated. The last step again: nothing to do.
+
+    A step that an earlier process saved is saved anew: more has been done at it since.
+
+    Raises:
+      UserError: this or the save before could not be written.
+    """
+    if step == self._last_saved:
+      return
+    self.wait()
+    if step in self.steps():
+      self._guard(lambda: self._manager.delete(step))
+    if distributed.is_first():  # not before: they tell what a process leaves that dies in between
+      self._guard(lambda: self._sums(step).unlink(missing_ok=True))
+    self._last_saved = step
+    # A copy: on CPU orbax reads the buffers in place while the next step, which owns them, runs.
+    tree = _copy(tree)
+    args = ocp.args.Composite(state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
+    metrics = None if score is None else {'score': score}
+    self._guard(lambda: self._manager.save(step, args=args, metrics=metrics))
+
+  def wait(self) -> None:
+    """Returns once all saves are on disk; raises UserError where one is not."""
+    self._guard(self._manager.wait_until_finished)
+    if distributed.is_first() and not self._read_only:
+      self._guard(self._drop_sums)
+
+  def _guard(self, action: Callable[[], Any]) -> Any:
+    try:
+      return action()
+    except Exception as error:
+      if distributed.lost_another(error):
+        raise
+      raise UserError(
+        f'checkpoints to be read and written in {self._directory}',
+        f'{type(error).__name__}: {" ".join(str(error).split())[:300]}',
+        'mend that (if it is full, free space) and start again: the run goes on from the last '
+        'whole checkpoint',
+      ) from error
+
+  def restore(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
+    """(tree, meta) saved at `step`; `like` gives structure, shapes, dtypes and shardings.
+
+    However many devices and processes saved it; a leaf without a sharding comes to one device.
+
+    Raises:
+      UserError: the checkpoint is damaged, or of another shape.
+    """
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def target_of(x):
+      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, 'sharding', None) or here)
+
+    target = jax.tree.map(target_of, like)
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore())
+    distributed.together(functools.partial(self._check_sums, step))
+    try:
+      restored = self._manager.restore(step, args=args)
+    except Exception as error:
+      if distributed.lost_another(error):
+        raise
+      raise UserError(
+        f'a whole checkpoint at step {step} in {self._directory}',
+        f'one that is damaged or of another architecture ({" ".join(str(error).split())[:200]})',
+        f'use another of {self.steps()}',
+      ) from error
+    return restored.state, restored.meta
+
+  def restore_latest(self, like: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
+    """The newest checkpoint that can be read, or None where there is none at all.
+
+    A damaged one is named through `warn` and moved to `<directory>-damaged/`, so that its step can
+    be saved again; but only once an older one has been read.
+
+    Raises:
+      UserError: there are checkpoints, but none can be read.
+    """
+    damaged = []
+    for step in reversed(self.steps()):
+      try:
+        found = self.restore(step, like)
+      except UserError as error:
+        damaged.append((step, error))
+        continue
+      for newer, error in damaged:
+        self._set_aside(newer, str(error))
+      distributed.wait()
+      self._manager.reload()
+      return found
+    if damaged:
+      raise UserError(
+        f'a checkpoint in {self._directory} that can be read',
+        f'{len(damaged)} that cannot, the newest because: {damaged[0][1]}',
+        'use the code and packages of config.json, or train in another --workdir',
+      )
+    return None
+
+  def _leave_out_damaged_scores(self) -> None:
+    """Sets aside what has an unreadable score: orbax would not open the folder at all.
+
+    Raises:
+      UserError: no checkpoint has a readable one.
+    """
+    if not distributed.is_first():
+      return
+    steps = {int(path.name) for path in self._directory.glob('*') if path.name.isdigit()}
+    damaged = {}
+    for step in steps:
+      file = self._directory / str(step) / 'metrics' / 'metrics'
+      try:
+        _score(json.loads(file.read_text())) if file.exists() else None
+      except (OSError, ValueError, KeyError, TypeError) as error:
+        damaged[step] = f'{file} is unreadable ({error})'
+    if damaged and damaged.keys() == steps:
+      raise UserError(
+        f'a checkpoint in {self._directory} that can be read',
+        damaged[max(damaged)],
+        'train in another --workdir',
+      )
+    for step, reason in damaged.items():
+      self._set_aside(step, reason)
+
+  def _sums(self, step: int) -> Path:
+    return self._directory.with_name(f'{self._directory.name}-sums') / f'{step}.json'
+
+  def _keep_sums(self) -> None:
+    """Writes the sums of the checkpoint that is being saved: what orbax calls before it appears.
+
+    In a thread of the first process, once every file is written. Killed after the sums, a process
+    leaves those of a checkpoint that is not there, which its next save replaces.
+    """
+    step = self._last_saved
+    [unfinished] = self._directory.glob(f'{step}.orbax-checkpoint-tmp*')
+    self._sums(step).parent.mkdir(exist_ok=True)
+    record = json.dumps(_sha256_of_files(unfinished), indent=1)
+    write_atomically(self._sums(step), lambda file: file.write(record.encode()))
+
+  def _drop_sums(self) -> None:
+    """Deletes the sums of deleted checkpoints, and what a killed process left half written."""
+    kept = {str(step) for step in self.steps()}
+    for path in self._sums(0).parent.glob('*'):
+      if path.stem not in kept:
+        path.unlink(missing_ok=True)
+
+  def _check_sums(self, step: int) -> None:
+    """Raises UserError where a file is not what it was; without sums says that none can tell."""
+    if not distributed.is_first():
+      return
+    try:
+      expected = json.loads(self._sums(step).read_text())
+    except (OSError, ValueError) as error:  # deleted, damaged, or of an older version
+      reason = ' '.join(str(error).split())
+      self._warn(f'checkpoint {step} is read unchecked, without its sums: {reason}')
+      return
+    found = _sha256_of_files(self._directory / str(step))
+    wrong = [name for name in sorted(expected) if found.get(name) != expected[name]]
+    if wrong:
+      what = 'missing' if wrong[0] not in found else 'not as it was saved'
+      raise UserError(
+        f'a whole checkpoint at step {step} in {self._directory}',
+        f'one that is damaged: {wrong[0]} is {what}',
+        f'use another of {self.steps()}',
+      )
+
+  def _set_aside(self, step: int, reason: str) -> None:
+    if not distributed.is_first():
+      return
+    self._warn(f'checkpoint {step} is damaged, going back to the one before: {reason}')
+    damaged = self._directory.with_name(f'{self._directory.name}-damaged')
+    damaged.mkdir(exist_ok=True)
+    shutil.rmtree(damaged / str(step), ignore_errors=True)  # from an earlier accident
+    (self._directory / str(step)).rename(damaged / str(step))
+
+
+@jax.jit
+def _copy(tree: PyTree) -> PyTree:
+  """The tree in buffers of its own, where it lies."""
+  return jax.tree.map(jnp.copy, tree)
+
+
+def _sha256_of_files(folder: Path) -> dict[str, str]:
+  found = {}
+  for path in sorted(folder.rglob('*')):
+    if path.is_file() and path.name not in _OF_ORBAX:
+      with path.open('rb') as file:
+        found[str(path.relative_to(folder))] = hashlib.file_digest(file, 'sha256').hexdigest()
+  return found
+
+
+def _score(metrics: dict[str, float]) -> float:
+  return metrics['score']

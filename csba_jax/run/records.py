@@ -1,0 +1,200 @@
+"""What a run writes while it goes on: metrics.jsonl, events and checkpoints, in step."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from csba_jax.errors import UserError
+from csba_jax.gradients.conflict import Conflict
+from csba_jax.run.checkpoint import Checkpoints
+from csba_jax.run.events import EventFile
+from csba_jax.run.state import TrainState
+from csba_jax.run.workdir import Workdir, writing_to
+from csba_jax.runtime import distributed
+from csba_jax.runtime.progress import say
+
+
+@dataclasses.dataclass
+class Progress:
+  """The part of a run's state that lives on the host; each checkpoint carries it."""
+
+  step: int = 0
+  best_step: int = 0
+  best_score: float | None = None  # of the validation part at best_step; None before the first
+  losses: list[float] = dataclasses.field(default_factory=list)  # since the last training line
+  grad_norms: list[float] = dataclasses.field(default_factory=list)
+  metrics_bytes: int = 0  # length of metrics.jsonl
+  done: list[str] = dataclasses.field(default_factory=list)  # of what follows this step
+  input: dict[str, Any] | None = None  # state of streamed inputs
+  levels: list[str] = dataclasses.field(default_factory=list)  # of the loss, reached so far
+  origin: dict[str, Any] = dataclasses.field(default_factory=dict)  # of a second stage's net
+
+
+class Records:
+  """Keeps lines, events and checkpoints consistent, so that a restart neither repeats nor loses.
+
+  Use as a context manager.
+  """
+
+  def __init__(self, folder: Workdir):
+    self._folder = folder
+    self._checkpoints = Checkpoints(folder.file('checkpoints'), warn=say)
+    self._events: EventFile | None = None
+    self.progress = Progress()
+
+  def __enter__(self) -> 'Records':
+    return self
+
+  def __exit__(self, *exc_info) -> None:
+    if self._events:
+      self._events.close()
+    self._checkpoints.__exit__(*exc_info)
+
+  def resume(self, initial: TrainState, origin: dict[str, Any]) -> TrainState:
+    """The state of the newest whole checkpoint, or `initial`; later lines are cut off.
+
+    `origin` says where `initial` comes from; a run that goes on keeps what it said at first.
+    """
+    self.progress.origin = origin
+    restored = self._checkpoints.restore_latest(initial)
+    if restored is not None:
+      initial, meta = restored
+      self.progress = Progress(**meta)
+      say(f'going on from the checkpoint at step {self.progress.step}')
+    self._folder.rewind_metrics(self.progress.metrics_bytes)
+    if not distributed.is_first():
+      return initial
+    with writing_to(self._folder.path):
+      self._events = EventFile(self._folder.file('tensorboard'), self.progress.step)
+    return initial
+
+  def best(self, last: TrainState) -> TrainState:
+    """The state at the best validation score; the last one of a run without validation."""
+    if self.progress.best_step == self.progress.step:
+      return last
+    self._checkpoints.wait()
+    try:
+      return self._checkpoints.restore(self.progress.best_step, last)[0]
+    except UserError as error:
+      say(f'the best checkpoint is lost, testing the last step instead: {error}')
+      self.progress.best_step, self.progress.best_score = self.progress.step, None
+      return last
+
+  def add(self, step: int, loss: np.ndarray, grad_norm: np.ndarray) -> None:
+    """Takes the metrics of the steps that end at `step`; stops the run where one is not finite."""
+    self.progress.step, self.progress.done = step, []
+    for offset, pair in enumerate(zip(loss, grad_norm, strict=True), 1 - len(loss)):
+      if not np.isfinite(pair).all():
+        kept = self._checkpoints.steps()
+        raise UserError(
+          'a finite loss and gradient',
+          f'loss {pair[0]}, gradient norm {pair[1]} in steps {step - len(loss) + 1} to {step}'
+          f' (first at {step + offset})',
+          'lower train.learning_rate; '
+          + (
+            f'the last good checkpoint is at step {kept[-1]}' if kept else 'nothing was saved yet'
+          ),
+        )
+    self.progress.losses += [float(x) for x in loss]
+    self.progress.grad_norms += [float(x) for x in grad_norm]
+
+  def training_line(self, epoch: float, learning_rate: float, timing: dict[str, float]) -> None:
+    """Writes the means over the steps since the last line."""
+    record = {
+      'train_loss': float(np.mean(self.progress.losses)),
+      'grad_norm': float(np.mean(self.progress.grad_norms)),
+      'learning_rate': learning_rate,
+    }
+    self.progress.losses, self.progress.grad_norms = [], []
+    self._write(epoch, record, timing)
+
+  def validation_line(
+    self, epoch: float, summary: dict[str, Any], score: float, seconds: float
+  ) -> None:
+    """Writes the validation metrics and remembers the best score, of equal ones the latest."""
+    names = ('loss', 'accuracy', 'macro_f1', 'balanced_accuracy')
+    record = {f'val_{name}': summary[name] for name in names} | {'val_score': score}
+    self._write(epoch, record, {'val_seconds': seconds})
+    best = self.progress.best_score
+    if best is None or score >= best:
+      self.progress.best_score = score
+      self.progress.best_step = self.progress.step
+
+  def diagnostics_line(self, epoch: float, conflict: Conflict, seconds: float) -> None:
+    """Writes the summary of the shared scope, and the whole as a snapshot under conflict/."""
+    if not distributed.is_first():
+      return
+    path = self._folder.file(f'conflict/step{self.progress.step:06d}_probe.npz')
+    with writing_to(path.parent):
+      path.parent.mkdir(exist_ok=True)
+      conflict.save(path)
+    self._write(epoch, conflict.summary(), {'diagnostics_seconds': seconds})
+
+  def moment_line(
+    self,
+    name: str,
+    epoch: float,
+    found: Mapping[str, tuple[Conflict, Mapping[str, Any]]],
+    seconds: float,
+  ) -> None:
+    """Writes summaries of the shared scope, and the whole of each part under conflict/.
+
+    `found` {part: (conflict, decoupling)}; see `moment_file` for the names.
+    """
+    if not distributed.is_first():
+      return
+    folder, line = self._folder.file('conflict'), {}
+    with writing_to(folder):
+      folder.mkdir(exist_ok=True)
+      for part, (conflict, _) in found.items():
+        conflict.save(folder / f'{moment_file(name, part)}.npz')
+        line |= {f'{part}_{key}': value for key, value in conflict.summary().items()}
+    for part, (_, branches) in found.items():
+      self._folder.write_json(f'conflict/{moment_file(name, part)}.json', branches)
+    self._write(epoch, line, {'diagnostics_seconds': seconds})
+
+  def _write(self, epoch: float, record: dict[str, float], timing: dict[str, float]) -> None:
+    if not distributed.is_first():
+      return
+    step = self.progress.step
+    self._folder.append_metrics({'step': step, 'epoch': epoch, **record, 'timing': timing})
+    with writing_to(self._folder.path):
+      self._events.scalars(step, record | timing)
+    self.progress.metrics_bytes = self._folder.metrics_length()
+
+  def save(self, state: TrainState, score: float | None = None) -> None:
+    """Starts a checkpoint of the state and of everything needed to go on from it.
+
+    Raises:
+      UserError: the state is not finite (its loss would show that one step later), or unwritable.
+    """
+    if not _finite(state.params):
+      kept = self._checkpoints.steps()
+      raise UserError(
+        'finite parameters',
+        f'NaN or infinity after step {self.progress.step}',
+        f'lower train.learning_rate; the good checkpoints are of steps {kept}',
+      )
+    self._checkpoints.save(self.progress.step, state, dataclasses.asdict(self.progress), score)
+
+  def wait(self) -> None:
+    """Returns once the last checkpoint is on disk."""
+    self._checkpoints.wait()
+
+
+TESTED = 'tested'  # the moment of the checkpoint that the test part is evaluated with
+
+
+def moment_file(name: str, part: str) -> str:
+  """Name of a moment's files: with .npz the conflict, with .json the rest."""
+  return f'moment_{name.replace(" ", "-")}_{part}'
+
+
+@jax.jit
+def _finite(tree: Any) -> jax.Array:
+  """Whether no number in the tree is NaN or infinite."""
+  return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

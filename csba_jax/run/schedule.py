@@ -1,0 +1,92 @@
+"""When things happen in a run, in steps."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+
+import ml_collections
+
+from csba_jax.config import numbers, step_at
+from csba_jax.methods import second_stages
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """When a run logs, evaluates and is diagnosed, and when it ends."""
+
+  steps_per_epoch: int
+  total: int
+  log_every: int
+  eval_every: int
+  diagnose_every: int  # 0: never
+  moments: tuple[tuple[str, int], ...] = ()  # share of the run, as it is called, and its step
+  loss_levels: tuple[float, ...] = ()
+  save_every: int = 1000
+
+  @classmethod
+  def of(cls, config: ml_collections.ConfigDict, images: int) -> 'Plan':
+    """The plan of a config for a training set of that many images."""
+    train = config.train
+    per_epoch = math.ceil(images / train.batch_size)
+    stage = second_stages.find(config.stage, config.model.head)
+    epochs = 0 if stage.trains is None else train.epochs
+    shares = numbers(config.diagnostics.moments)
+    return cls(
+      per_epoch,
+      epochs * per_epoch,
+      train.log_every,
+      train.eval_every * per_epoch,
+      config.diagnostics.every,
+      tuple((f'{share:g}', step_at(share, epochs * per_epoch)) for share in shares),
+      numbers(config.diagnostics.loss_levels),
+      train.save_every,
+    )
+
+  def segments(self, start: int) -> Iterator[tuple[int, int]]:
+    """(from, to) of the stretches between log lines; a line also ends each epoch."""
+    while start < self.total:
+      epoch_start = start // self.steps_per_epoch * self.steps_per_epoch
+      in_epoch = (start - epoch_start) // self.log_every * self.log_every + self.log_every
+      end = epoch_start + min(in_epoch, self.steps_per_epoch)
+      yield start, end
+      start = end
+
+  def dispatches(self, first: int, last: int, longest: int) -> Iterator[tuple[int, int]]:
+    """(from, to) of the calls of a segment; one ends at each step that is diagnosed or saved."""
+    while first < last:
+      end = min(first + longest, last, *(at for _, at in self.moments if at > first))
+      end = min(end, (first // self.save_every + 1) * self.save_every)
+      if self.diagnose_every:
+        end = min(end, (first // self.diagnose_every + 1) * self.diagnose_every)
+      yield first, end
+      first = end
+
+  def diagnoses_at(self, step: int) -> bool:
+    """Whether the conflict is measured after step number `step`."""
+    return self.diagnose_every > 0 and step > 0 and step % self.diagnose_every == 0
+
+  def moments_at(self, step: int) -> list[str]:
+    """The moments that step number `step` ends."""
+    return [name for name, at in self.moments if at == step]
+
+  def levels_at(self, loss: float, known: Sequence[str]) -> list[str]:
+    """The loss levels that a loss is at or below and that are not known yet."""
+    names = [f'loss {level:g}' for level in self.loss_levels if loss <= level]
+    return [name for name in names if name not in known]
+
+  def epoch(self, step: int) -> float:
+    """Epochs done after `step` steps."""
+    return step / self.steps_per_epoch
+
+  def logs_at(self, step: int) -> bool:
+    """Whether a log line follows step number `step`."""
+    in_epoch = step % self.steps_per_epoch
+    return step > 0 and in_epoch % self.log_every == 0
+
+  def evaluates_at(self, step: int) -> bool:
+    """Whether a validation follows step number `step`; 0 where there is nothing to train."""
+    return step == self.total or (step > 0 and step % self.eval_every == 0)
+
+  def saves_at(self, step: int) -> bool:
+    """Whether a checkpoint follows step number `step`."""
+    return self.evaluates_at(step) or (step > 0 and step % self.save_every == 0)

@@ -1,0 +1,308 @@
+"""A run's folder: one process at a time, whole files only, one config for its whole life."""
+
+import contextlib
+import errno
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+import numpy as np
+
+import csba_jax
+from csba_jax import config as config_lib
+from csba_jax.errors import UserError
+from csba_jax.files import write_atomically
+from csba_jax.runtime import distributed
+
+_DECISIVE = ('JAX_', 'XLA_', 'LIBTPU_', 'CUDA_VISIBLE', 'NVIDIA_TF32', 'NCCL_', 'OMP_NUM')
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'scipy')
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # of a file system that has none
+LOCK_POLL = 0.1  # seconds between two tries to get a lock
+
+
+class InUse(UserError):
+  """Another process is at work in the folder."""
+
+
+class Workdir:
+  """config.json, metrics.jsonl, result.json, splits.npz, checkpoints/ and tensorboard/ of a run.
+
+  Use as a context manager: it holds a lock that ends with the process, however that ends. Where a
+  run has several processes, all open it; the first one holds the lock and writes, and what the
+  others would write is nothing.
+
+  Raises:
+    UserError: the folder cannot be written, belongs to another config, is in use, or is not one
+      folder for all processes.
+  """
+
+  def __init__(self, path: str | os.PathLike, config: Mapping[str, Any]):
+    self.path = Path(path).expanduser().absolute()
+    self._config = config
+    self._stack = contextlib.ExitStack()  # holds the lock
+    self._mark = secrets.token_hex(8)
+
+  def __enter__(self) -> 'Workdir':
+    with contextlib.ExitStack() as stack:
+      distributed.together(lambda: self._lock(stack))
+      distributed.together(self._check_shared)
+      distributed.together(self._claim)
+      self._stack = stack.pop_all()
+    return self
+
+  def _lock(self, stack: contextlib.ExitStack) -> None:
+    if distributed.is_first():
+      stack.enter_context(lock_file(self.path, '.lock'))
+      with writing_to(self.path):
+        self.file('.lock').write_text(self._mark)
+
+  def _check_shared(self) -> None:
+    """Raises UserError in a process that does not see what the first one wrote."""
+    mark = distributed.broadcast(self._mark)
+    try:
+      found = self.file('.lock').read_text()
+    except OSError:
+      found = ''
+    if found != mark:
+      raise UserError(
+        f'a --workdir that all processes share: what the first one wrote to {self.path}',
+        f'another folder, or none, on {platform.node()}',
+        'name a folder of a file system that every host has mounted',
+      )
+
+  def __exit__(self, *exc_info) -> None:
+    self._stack.close()
+
+  def _claim(self) -> None:
+    if self.file('config.json').exists():
+      here = config_lib.completed(self._config)
+      if different := config_lib.differences(read_config(self.path), here):
+        raise UserError(
+          f'the config that {self.path} was started with',
+          '; '.join(different),
+          'name another --workdir, or take back these fields',
+        )
+
+  def begin(self) -> list[str]:
+    """Writes config.json, which makes the folder this config's for good.
+
+    Returns:
+      What differs between the packages of config.json and those of now, 'name: THERE there, ...';
+      one that it does not name is not known to differ.
+    """
+    if self.file('config.json').exists():
+      there = _read_json(self.file('config.json'), 'a workdir', 'config').get('versions', {})
+      here = {package: version for package, version in versions().items() if package in there}
+      return config_lib.differences(there, here)
+    record = {'config': dict(self._config), 'versions': versions(), 'commit': commit()}
+    self.write_json('config.json', record | {'environment': environment()})
+    return []
+
+  def file(self, name: str) -> Path:
+    """Path of a file in the workdir."""
+    return self.path / name
+
+  def write(self, name: str, fill: Callable[[BinaryIO], object]) -> None:
+    """A file that is there whole or not at all: `fill(binary file)`, then a rename."""
+    if distributed.is_first():
+      with writing_to(self.path):
+        write_atomically(self.file(name), fill)
+
+  def has_checkpoints(self) -> bool:
+    """Whether a checkpoint was ever finished here, damaged or not."""
+    folder = self.file('checkpoints')
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+  def result(self) -> dict[str, Any] | None:
+    """result.json, or None while the run is not finished."""
+    return read_result(self.path) if self.file('result.json').exists() else None
+
+  def write_result(self, result: Mapping[str, Any]) -> None:
+    """result.json, which ends the run."""
+    self.write_json('result.json', result)
+
+  def write_json(self, name: str, record: Mapping[str, Any]) -> None:
+    """A JSON file; NaN becomes null."""
+    self.write(name, lambda file: file.write((strict_json(record, indent=2) + '\n').encode()))
+
+  def metrics_length(self) -> int:
+    """Bytes in metrics.jsonl; a checkpoint stores it, see `rewind_metrics`."""
+    path = self.file('metrics.jsonl')
+    return path.stat().st_size if path.exists() else 0
+
+  def rewind_metrics(self, length: int) -> None:
+    """Cuts metrics.jsonl to its length at a checkpoint: what came later will come again."""
+    if not distributed.is_first():
+      return
+    if self.metrics_length() < length:
+      raise UserError(
+        f'{length} bytes in {self.file("metrics.jsonl")}, as at the last checkpoint',
+        f'{self.metrics_length()}',
+        'bring the file back, or name another --workdir',
+      )
+    with writing_to(self.path), open(self.file('metrics.jsonl'), 'ab') as file:
+      file.truncate(length)
+
+  def append_metrics(self, record: Mapping[str, Any]) -> None:
+    """One line of metrics.jsonl, on disk on return."""
+    if not distributed.is_first():
+      return
+    with writing_to(self.path), open(self.file('metrics.jsonl'), 'ab') as file:
+      file.write((strict_json(record) + '\n').encode())
+      file.flush()
+      os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def lock_file(folder: Path, name: str, seconds: float = 0.0) -> Iterator[None]:
+  """Makes the folder and holds a lock in it, which ends with the process, however that ends.
+
+  Args:
+    seconds: how long to wait for another process that holds it.
+
+  Raises:
+    InUse: another process holds the lock.
+    UserError: the folder cannot be made or written.
+  """
+  with writing_to(folder):
+    if folder.exists() and not folder.is_dir():
+      raise UserError('a folder as --workdir', f'the file {folder}', 'name another workdir')
+    folder.mkdir(parents=True, exist_ok=True)
+    file = open(folder / name, 'w')  # noqa: SIM115
+  deadline = time.monotonic() + seconds
+  with file:
+    while not _locked(file, folder):
+      if time.monotonic() >= deadline:
+        raise InUse(
+          'one process for each workdir',
+          f'another process at work in {folder}',
+          'wait for it, end it, or name another --workdir',
+        )
+      time.sleep(LOCK_POLL)
+    yield
+
+
+def _locked(file: IO, folder: Path) -> bool:
+  """Whether this process has got the lock of an open file, or there are no locks to be had."""
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return True
+  except OSError as error:
+    if error.errno in (errno.EAGAIN, errno.EACCES):
+      return False
+    if error.errno not in _NO_LOCKS:
+      raise
+    print(
+      f'{folder} is on a file system without locks ({error.strerror}): see to it that no other '
+      'process is at work there',
+      file=sys.stderr,
+      flush=True,
+    )
+    return True
+
+
+def read_config(path: str | os.PathLike) -> dict[str, Any]:
+  """The resolved config in a workdir's config.json; UserError without a whole one.
+
+  Fields that came later than the run have their default.
+  """
+  record = _read_json(Path(path) / 'config.json', 'a workdir made by csba-train', 'config')
+  return config_lib.completed(record['config'])
+
+
+def read_result(path: str | os.PathLike) -> dict[str, Any]:
+  """The content of a finished run's result.json; UserError without a whole one."""
+  expected = 'a finished run (csba-train ends with result.json)'
+  return _read_json(Path(path) / 'result.json', expected, 'splits_sha256')
+
+
+def _read_json(file: Path, expected: str, key: str) -> dict[str, Any]:
+  """A JSON object that has this key."""
+  file = file.expanduser()
+  try:
+    record = json.loads(file.read_text(encoding='utf-8'))
+    if not isinstance(record, dict) or key not in record:
+      raise ValueError(f'no {key!r} in it')
+    return record
+  except (FileNotFoundError, NotADirectoryError) as error:
+    raise UserError(
+      f'{expected} in {file.parent}', f'no {file.name} there', 'mend the path'
+    ) from error
+  except (OSError, ValueError) as error:  # JSON and UTF-8 errors are ValueErrors
+    raise UserError(
+      f'a whole {file}', f'a damaged one ({error})', 'run it anew elsewhere'
+    ) from error
+
+
+@contextlib.contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+  """Turns a full disk, a read-only folder and the like into one line."""
+  try:
+    yield
+  except OSError as error:
+    raise UserError(
+      f'a workdir with room that can be written at {path}',
+      error.strerror or str(error),
+      'free space or name another --workdir; started again, a run goes on from its last checkpoint',
+    ) from error
+
+
+def versions() -> dict[str, str]:
+  """Versions of Python and of the packages that decide the numbers."""
+  return {'python': platform.python_version(), 'csba_jax': csba_jax.__version__} | {
+    package: importlib.metadata.version(package) for package in PACKAGES
+  }
+
+
+def environment() -> dict[str, Any]:
+  """What else may decide the numbers or the speed: settings of JAX and XLA, and every package."""
+  packages = importlib.metadata.distributions()
+  found = {package.name: package.version for package in packages if package.name}
+  return {
+    'variables': {k: v for k, v in sorted(os.environ.items()) if k.startswith(_DECISIVE)},
+    'packages': dict(sorted(found.items(), key=lambda pair: pair[0].lower())),
+    'system': platform.platform(),
+  }
+
+
+def commit() -> str | None:
+  """Git commit of this source tree, '+changes' behind it where files differ; None outside git."""
+  git = ['git', '-C', str(Path(__file__).parent)]
+  try:
+    head = subprocess.run([*git, 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True)
+    status = subprocess.run(
+      [*git, 'status', '--porcelain', '--untracked-files=no'],
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+  except (OSError, subprocess.CalledProcessError):
+    return None
+  return head.stdout.strip() + ('+changes' if status.stdout.strip() else '')
+
+
+def strict_json(record: Mapping[str, Any], indent: int | None = None) -> str:
+  """Strict JSON: NumPy as Python; NaN and infinities, which JSON does not know, become null."""
+  return json.dumps(_finite(record), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {str(key): _finite(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(item) for item in value]
+  if isinstance(value, np.ndarray | np.generic):
+    return _finite(value.tolist())
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value

@@ -1,0 +1,45 @@
+"""What a study compares unless its config says otherwise: variants, methods and significance.
+
+docs/study.md has the protocol in words.
+"""
+
+import math
+from typing import Any
+
+SIGNIFICANCE = 0.05
+TREATMENTS, CONTROLS = ('csba', 'csba_class'), ('none', 'none_wide')
+FAMILY = tuple((treatment, control) for treatment in TREATMENTS for control in CONTROLS)
+SECONDARY = (('se', 'none'), ('cbam', 'none'), ('none_wide', 'none'))
+
+# what a method sets in the base's config: each of them every field that any of them changes, so
+# that nothing of the base's own method stays; everything else is the same for every run
+PLAIN: dict[str, Any] = {
+  'loss.name': 'cross_entropy',
+  'loss.weights': 'none',
+  'loss.weights_start': 0.0,
+  'sampler.name': 'instance',
+  'sampler.start': 0.0,
+}
+METHODS: dict[str, dict[str, Any]] = {
+  'cross_entropy': PLAIN,
+  'balanced_softmax': PLAIN | {'loss.name': 'balanced_softmax'},
+  'class_balanced': PLAIN | {'sampler.name': 'class'},
+  # deferred re-weighting (Cao et al. 2019) of the cross-entropy
+  'drw': PLAIN | {'loss.weights': 'effective', 'loss.weights_start': 0.8},
+}
+
+
+def too_few_seeds(tests: int, seeds: int) -> str:
+  """That nothing can be supported by a family of so many tests over so many seeds; '' if it can.
+
+  Sign flips of n seeds have p >= 2^(1 - n), and Holm multiplies the smallest p by the number of
+  tests.
+  """
+  smallest = tests * 2.0 ** (1 - seeds)
+  if smallest < SIGNIFICANCE:
+    return ''
+  needed = 1 + math.floor(math.log2(tests / SIGNIFICANCE)) + 1
+  return (
+    f'no comparison of the family can be supported: with so few seeds and {tests} tests '
+    f"Holm's adjusted p is at least {min(smallest, 1):.3f}; {needed} seeds would do"
+  )

@@ -1,0 +1,188 @@
+"""Pictures: what is drawn, read back from the figure before it becomes a PNG."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from csba_jax.errors import UserError
+from csba_jax.gradients import flow, plots
+from csba_jax.gradients.conflict import Conflict, conflict_matrix
+from csba_jax.gradients.gram import ClassGrams
+
+COUNTS = np.array([40, 500, 8])
+
+
+def make(classes=3, counts=COUNTS, layers=2, step=3, seed=0):
+  rng = np.random.default_rng(seed)
+  grams = {}
+  for i in range(layers):
+    g = rng.normal(size=(classes, 6))
+    grams[f'layer{i}'] = g @ g.T
+  found = ClassGrams(
+    grams, sum(grams.values()), sum(grams.values()), np.full(classes, 4), np.ones(classes)
+  )
+  return Conflict.of(found, [f'kind{c}' for c in range(classes)], counts, {'step': step})
+
+
+@pytest.fixture
+def figures(monkeypatch):
+  """Every figure that is saved."""
+  kept, save = [], plots._save
+
+  def keep(figure, path):
+    kept.append(figure)
+    save(figure, path)
+
+  monkeypatch.setattr(plots, '_save', keep)
+  return kept
+
+
+def is_png(path):
+  return path.read_bytes().startswith(b'\x89PNG\r\n') and path.stat().st_size > 5000
+
+
+def test_heat_map(figures, tmp_path):
+  conflict = make()
+  known = conflict.low.copy()
+  known[:, 0, 1] = known[:, 1, 0] = -2.0  # this pair's interval holds 0
+  high = np.where(known == -2.0, 2.0, conflict.high)
+  estimated = dataclasses.replace(conflict, errors=conflict.errors + 1e-6, low=known, high=high)
+  plots.heat_map(estimated, str(tmp_path / 'x.png'))
+  assert is_png(tmp_path / 'x.png')
+  axes = figures[0].axes[0]
+  assert axes.get_title().endswith('target batch, bold: 95 % interval without 0')
+  order = [1, 0, 2]
+  assert [t.get_text() for t in axes.get_yticklabels()] == [
+    'kind1 (500)',
+    'kind0 (40)',
+    'kind2 (8)',
+  ]
+  image = axes.get_images()[0]
+  cosines = conflict.cosine()[np.ix_(order, order)]
+  off = ~np.eye(3, dtype=bool)
+  np.testing.assert_array_equal(np.asarray(image.get_array())[off], cosines[off])
+  low, high = image.get_clim()
+  assert low == -high  # colours centred on 0
+  assert high == np.abs(cosines[off]).max()
+  texts = {t.get_position(): t for t in axes.texts}
+  assert float(texts[1, 0].get_text()) == pytest.approx(cosines[0, 1], abs=0.005)
+  assert texts[1, 0].get_weight() == 'normal'
+  assert texts[2, 0].get_weight() == 'bold'
+
+
+def test_what_has_no_error_of_sampling_is_not_bold(figures, tmp_path):
+  plots.heat_map(make(), tmp_path / 'x.png')
+  assert {text.get_weight() for text in figures[0].axes[0].texts} == {'normal'}
+  assert figures[0].axes[0].get_title().endswith('target batch')
+
+
+def test_a_cosine_that_rounds_to_zero_has_no_sign(figures, tmp_path):
+  conflict = make()
+  grams = conflict.grams.copy()
+  grams[:, 0, 1] = grams[:, 1, 0] = -1e-6
+  plots.heat_map(dataclasses.replace(conflict, grams=grams), tmp_path / 'x.png')
+  texts = {t.get_position(): t.get_text() for t in figures[0].axes[0].texts}
+  assert texts[0, 1] == '.00'
+
+
+def test_undefined_entries_are_grey_and_marked(figures, tmp_path):
+  conflict = make()
+  grams = conflict.grams.copy()
+  grams[:, 2, 2] = 0
+  plots.heat_map(dataclasses.replace(conflict, grams=grams), tmp_path / 'x.png')
+  axes = figures[0].axes[0]
+  assert np.ma.getmaskarray(axes.get_images()[0].get_array())[2].all()
+  assert {t.get_text() for t in axes.texts if t.get_position()[1] == 2} == {'?', ''}
+  nothing = dataclasses.replace(conflict, grams=0 * grams)
+  plots.heat_map(nothing, tmp_path / 'nothing.png')
+  plots.layers(nothing, tmp_path / 'layers.png')
+  plots.gradient_flow(nothing, flow.flow(nothing), tmp_path / 'flow.png')
+
+
+def test_many_classes_are_not_annotated(figures, tmp_path):
+  plots.heat_map(make(30, np.arange(30, 0, -1)), tmp_path / 'x.png')
+  assert not figures[0].axes[0].texts
+
+
+def test_small_multiples(figures, tmp_path):
+  conflict = make(layers=7)
+  plots.layers(conflict, tmp_path / 'x.png')
+  assert is_png(tmp_path / 'x.png')
+  titles = [axes.get_title() for axes in figures[0].axes]
+  assert [title.splitlines()[0] for title in titles if title] == list(conflict.layers)
+  limits = {axes.get_images()[0].get_clim() for axes in figures[0].axes if axes.get_title()}
+  assert len(limits) == 1  # one scale for all
+
+
+def test_gradient_flow(figures, tmp_path):
+  conflict = make(layers=4)
+  found = flow.flow(conflict)
+  plots.gradient_flow(conflict, found, tmp_path / 'x.png')
+  assert is_png(tmp_path / 'x.png')
+  norms, shares, cosines, ratios = figures[0].axes
+  for axes, values in ((norms, found.norms), (shares, found.shares), (cosines, found.cosines)):
+    for line, c in zip(axes.lines, (1, 0, 2), strict=False):
+      np.testing.assert_array_equal(line.get_ydata(), values[2:, c])
+  np.testing.assert_array_equal(ratios.lines[0].get_ydata(), found.norm_ratio[2:])
+  assert [t.get_text() for t in ratios.get_xticklabels()] == list(conflict.layers)
+
+
+def test_over_training(figures, tmp_path):
+  snapshots = [make(step=step, seed=step) for step in (10, 20, 30)]
+  steps, flows = flow.over_training(snapshots)
+  plots.over_training(steps, flows, snapshots, tmp_path / 'x.png')
+  assert is_png(tmp_path / 'x.png')
+  rates = figures[0].axes[0].lines[0]
+  assert rates.get_xdata().tolist() == [10, 20, 30]
+  assert rates.get_ydata().tolist() == [s.summary()['conflict_rate'] for s in snapshots]
+
+
+def test_difference_over_layers_that_both_have(figures, tmp_path):
+  control, treated = make(layers=2), make(layers=3, seed=1)
+  treated = dataclasses.replace(treated, about=treated.about | {'attention': 'csba'})
+  plots.difference(treated, control, ['layer0', 'layer1'], tmp_path / 'x.png')
+  assert is_png(tmp_path / 'x.png')
+  axes = figures[0].axes[0]
+  assert axes.get_title() == 'Conflict matrix, csba - ?\nlayers that both have'
+  order = [1, 0, 2]
+  expected = (
+    conflict_matrix(treated.gram('layer0') + treated.gram('layer1')) - control.cosine('total')
+  )[np.ix_(order, order)]
+  off = ~np.eye(3, dtype=bool)
+  drawn = np.asarray(axes.get_images()[0].get_array())
+  np.testing.assert_allclose(drawn[off], expected[off], rtol=1e-12)
+  np.testing.assert_array_equal(np.diagonal(drawn), 0)
+  texts = {t.get_position(): t for t in axes.texts}
+  assert float(texts[1, 0].get_text()) == pytest.approx(expected[0, 1], abs=0.005)
+  assert {t.get_weight() for t in axes.texts} == {'normal'}
+
+
+def test_difference_of_what_does_not_go_together(tmp_path):
+  with pytest.raises(UserError, match='two nets for the same classes'):
+    plots.difference(make(classes=3), make(4, np.ones(4, int)), ['layer0'], tmp_path / 'x.png')
+  with pytest.raises(UserError, match="found 'layer2'"):
+    plots.difference(make(layers=3), make(layers=2), ['layer2'], tmp_path / 'x.png')
+
+
+def test_f1_by_class(figures, tmp_path):
+  runs = {
+    'none': {
+      'class_names': 'abc',
+      'class_counts': [5, 50, 20],
+      'per_class': {'f1': [0.1, 0.9, 0.5]},
+    },
+    'csba': {
+      'class_names': 'abc',
+      'class_counts': [5, 50, 20],
+      'per_class': {'f1': [None, 0.8, 0]},
+    },
+  }
+  plots.class_f1(runs, tmp_path / 'x.png')
+  assert is_png(tmp_path / 'x.png')
+  axes = figures[0].axes[0]
+  assert [t.get_text() for t in axes.get_xticklabels()] == ['b (50)', 'c (20)', 'a (5)']
+  none, csba = axes.containers
+  assert [bar.get_height() for bar in none] == [0.9, 0.5, 0.1]
+  np.testing.assert_array_equal([bar.get_height() for bar in csba], [0.8, 0, np.nan])
+  assert [t.get_text() for t in axes.get_legend().get_texts()] == ['none', 'csba']

@@ -1,0 +1,95 @@
+"""Tables of results, to the letter."""
+
+import pytest
+
+from csba_jax.report.terminal import table
+
+
+def result(f1, **changes):
+  """What summarise and train_and_evaluate write for three classes."""
+  return {
+    'accuracy': 0.75,
+    'macro_f1': 0.5,
+    'balanced_accuracy': 0.625,
+    'expected_calibration_error': 0.0625,
+    'group_accuracy': {'many': 0.9, 'medium': None, 'few': 0.25},
+    'per_class': {
+      'precision': [0.5, 0.25, 0.0],
+      'recall': [1.0, 0.125, None],
+      'f1': f1,
+      'support': [1000, 10, 0],
+    },
+    'class_names': ['cat', 'physical damage', 'ox'],
+    'class_counts': [500, 50, 5],
+  } | changes
+
+
+def test_align_left_then_right():
+  rows = [['name', 'n'], ['a', '1000'], [], ['longer name', '7', 'x']]
+  assert table.align(rows) == 'name            n\na            1000\n\nlonger name     7  x'
+
+
+def test_align_leaves_no_space_at_the_end():
+  assert table.align([['a', '', ''], ['bb', 'c', '']]) == 'a\nbb  c'
+
+
+def test_comparison():
+  text = table.comparison(
+    {
+      'none': result([0.5, 0.25, 0.0]),
+      'csba_class': result([0.75, 1.0, 0.3333], macro_f1=0.695, accuracy=None),
+    }
+  )
+  assert text == '\n'.join(
+    [
+      'F1 of class        training images   none  csba_class',
+      'cat                            500  0.500       0.750',
+      'physical damage                 50  0.250       1.000',
+      'ox                               5  0.000       0.333',
+      '',
+      'macro-F1                            0.500       0.695',
+      'balanced accuracy                   0.625       0.625',
+      'accuracy                            0.750           -',
+    ]
+  )
+
+
+def test_comparison_keeps_the_order_of_the_runs():
+  runs = {name: result([0.1, 0.2, 0.3]) for name in ('z', 'a', 'm')}
+  assert table.comparison(runs).splitlines()[0].split()[-3:] == ['z', 'a', 'm']
+
+
+def test_single():
+  assert table.single(result([0.6667, 0.1667, None])) == '\n'.join(
+    [
+      'class               training images  precision  recall     F1  support',
+      'cat                             500      0.500   1.000  0.667     1000',
+      'physical damage                  50      0.250   0.125  0.167       10',
+      'ox                                5      0.000       -      -        0',
+      '',
+      'macro-F1                      0.500',
+      'balanced accuracy             0.625',
+      'accuracy                      0.750',
+      'many-shot accuracy            0.900',
+      'few-shot accuracy             0.250',
+      'calibration error             0.062',
+    ]
+  )
+
+
+@pytest.mark.parametrize('missing', [None, float('nan')])
+def test_a_missing_number_is_a_dash_and_a_missing_group_no_row(missing):
+  groups = {'many': missing, 'medium': 0.5, 'few': missing}
+  changes = {'macro_f1': missing, 'expected_calibration_error': missing, 'group_accuracy': groups}
+  lines = table.single(result([missing] * 3, **changes)).splitlines()
+  assert [line.split()[-2] for line in lines[1:4]] == ['-'] * 3
+  assert [line.split() for line in lines if line.startswith(('macro', 'calibration'))] == [
+    ['macro-F1', '-'],
+    ['calibration', 'error', '-'],
+  ]
+  assert [line.split()[0] for line in lines if '-shot' in line] == ['medium-shot']
+
+
+def test_class_names_need_not_be_strings():
+  text = table.comparison({'a': result([0.1, 0.2, 0.3], class_names=[0, 1, 2])})
+  assert [line.split()[0] for line in text.splitlines()[1:4]] == ['0', '1', '2']
