@@ -266,7 +266,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   for field in sorted(expected.keys() ^ found.keys()):
     have = 'missing' if field in expected else 'a field that nothing reads'
     raise UserError(
-      'the fields of csba_jax.config.default()', f'{field}: {have}', 'mend the config'
+      'the fields of csba_jax.config.default()', f'{field}: {have}', 'correct the config'
     )
   for field, value in found.items():
     kind = type(expected[field])

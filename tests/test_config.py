@@ -263,7 +263,7 @@ def test_missing_field(field):
   with pytest.raises(
     UserError,
     match=rf'^expected the fields of csba_jax\.config\.default\(\); found {field}: missing; '
-    r'to fix it: mend the config$',
+    r'to fix it: correct the config$',
   ):
     config_lib.check(ml_collections.ConfigDict(fields))
 

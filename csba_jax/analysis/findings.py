@@ -87,7 +87,7 @@ def analyse(results: Results, resamples: int = 9999) -> Findings:
     raise UserError(
       'at least one finished run',
       f'{len(results.failed)} failed ones, the first with: {first.get("error", "no message")}',
-      'mend the cause and run csba-study again: it makes up what failed',
+      'remove the cause and run csba-study again: it makes up what failed',
     )
   if any('macro_f1' not in record['result'] for record in results.done):
     raise UserError(

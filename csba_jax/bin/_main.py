@@ -33,7 +33,7 @@ def _parse(argv: list[str]) -> list[str]:
   except UserError:
     raise
   except Exception as error:  # a config is code of the user's: it can raise anything
-    raise UserError('flags as --help lists them', str(error), 'mend the command line') from error
+    raise UserError('flags as --help lists them', str(error), 'correct the command line') from error
   if len(rest) > 1:
     raise UserError('flags only', ' '.join(rest[1:]), 'write --flag=value')
   return rest

@@ -130,7 +130,7 @@ def open_sources(data: ml_collections.ConfigDict) -> tuple[Source, Source | None
     raise UserError(
       'data.manifest, data.group_column and data.strict with data.source image_folder only',
       f'one of them with {data.source}, which reads none',
-      'take it back',
+      'remove it',
     )
   if data.source == 'digits':
     return DigitsSource(), None

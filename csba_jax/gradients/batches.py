@@ -76,13 +76,13 @@ def check(batch: Batch, num_classes: int) -> None:
 
 def _check_values(label: np.ndarray, mask: np.ndarray, num_classes: int) -> None:
   if not mask.any():
-    raise UserError('a batch with images', 'a mask that leaves none', 'mend the mask')
+    raise UserError('a batch with images', 'a mask that leaves none', 'correct the mask')
   wrong = mask & ((label < 0) | (label >= num_classes))
   if wrong.any():
     raise UserError(
       f"batch['label'] from 0 to num_classes - 1 = {num_classes - 1}",
       f'{label[wrong][0]}',
-      'mend the labels, or pass the number of classes that they have',
+      'correct the labels, or pass the number of classes that they have',
     )
   if label.ndim == 2 and (mask & (label != np.arange(num_classes)[:, None])).any():
     row = np.nonzero((mask & (label != np.arange(num_classes)[:, None])).any(1))[0][0]

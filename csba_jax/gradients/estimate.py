@@ -164,7 +164,7 @@ def draw_folds(
     [C, K], 0 for the folds that a class has no image for.
   """
   if target not in TARGETS:
-    raise UserError(f'target among {", ".join(TARGETS)}', repr(target), 'mend it')
+    raise UserError(f'target among {", ".join(TARGETS)}', repr(target), 'correct it')
   if not 2 <= folds <= images:
     raise UserError(
       'at least 2 folds, and an image of each class for each',
@@ -357,5 +357,5 @@ def _classes(data: Mapping[str, np.ndarray], num_classes: int) -> list[np.ndarra
   if label.ndim != 1 or not len(label) or not np.issubdtype(label.dtype, np.integer):
     raise UserError(wanted, f'{label.dtype} of shape {list(label.shape)}', 'pass class indices')
   if label.min() < 0 or label.max() >= num_classes:
-    raise UserError(wanted, f'{label.min()} to {label.max()}', 'mend the labels or num_classes')
+    raise UserError(wanted, f'{label.min()} to {label.max()}', 'correct the labels or num_classes')
   return [np.flatnonzero(label == c) for c in range(num_classes)]

@@ -75,7 +75,7 @@ class Layers:
       raise UserError(
         'a head that matches parameters of the classifier',
         f'{head!r}, which matches none of {_some(names)}',
-        'mend the regular expression',
+        'correct the regular expression',
       )
     return cls(
       tuple(members),

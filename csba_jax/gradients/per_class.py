@@ -223,7 +223,7 @@ def _choose(
 ) -> bool:
   """Whether to take `stacked`; UserError where what was asked for would be wrong."""
   if strategy not in STRATEGIES:
-    raise UserError(f'strategy among {", ".join(STRATEGIES)}', repr(strategy), 'mend it')
+    raise UserError(f'strategy among {", ".join(STRATEGIES)}', repr(strategy), 'correct it')
   if strategy == 'masked' and mesh is None:
     return False
   traced = batches.is_tracing([params, batch, losses_fn])

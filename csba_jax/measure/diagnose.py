@@ -438,12 +438,14 @@ def _choose(layers: str, params: Any) -> Callable[[str], str | None]:
   try:
     pattern = re.compile(layers)
   except re.error as error:
-    raise UserError('--layers, a regular expression', f'{layers!r}: {error}', 'mend it') from error
+    raise UserError(
+      '--layers, a regular expression', f'{layers!r}: {error}', 'correct it'
+    ) from error
   names = parameter_names(params)
   if not any(pattern.search(name) for name in names):
     raise UserError(
       '--layers that finds parameters',
       f'{layers!r}, which finds none of {", ".join(names[:4])}, ...',
-      'mend the regular expression',
+      'correct the regular expression',
     )
   return lambda name: layer_name(name) if pattern.search(name) else None

@@ -1,7 +1,7 @@
 """Second stages: what of a trained net is trained again, in one visible table.
 
 A net trained on the long tail as it is has good features and a biased classifier (Kang et al.
-2020): a second stage keeps the features, with the statistics of their norms, and mends the
+2020): a second stage keeps the features, with the statistics of their norms, and corrects the
 classifier alone. (The code of Kang et al. lets the norms go on with the statistics of
 class-balanced batches; MiSLAS's for CIFAR-10 keeps them.) How one starts from the first stage's
 workdir: `csba_jax.training.start_second_stage`.

@@ -122,7 +122,7 @@ class Checkpoints:
       raise UserError(
         f'checkpoints to be read and written in {self._directory}',
         f'{type(error).__name__}: {" ".join(str(error).split())[:300]}',
-        'mend that (if it is full, free space) and start again: the run goes on from the last '
+        'remove the cause (if it is full, free space) and start again: the run goes on from the last '
         'whole checkpoint',
       ) from error
 

@@ -236,7 +236,7 @@ def _read_json(file: Path, expected: str, key: str) -> dict[str, Any]:
     return record
   except (FileNotFoundError, NotADirectoryError) as error:
     raise UserError(
-      f'{expected} in {file.parent}', f'no {file.name} there', 'mend the path'
+      f'{expected} in {file.parent}', f'no {file.name} there', 'correct the path'
     ) from error
   except (OSError, ValueError) as error:  # JSON and UTF-8 errors are ValueErrors
     raise UserError(

@@ -76,14 +76,14 @@ class Launch:
     host, _, port = self.coordinator.rpartition(':')
     if self.coordinator and not (host and port.isdecimal() and 0 < int(port) < 2**16):
       raise UserError(
-        '--coordinator=HOST:PORT with a port from 1 to 65535', repr(self.coordinator), 'mend it'
+        '--coordinator=HOST:PORT with a port from 1 to 65535', repr(self.coordinator), 'correct it'
       )
     if self.process >= max(self.processes, 1):
       raise UserError(
         f'--process from 0 to {self.processes - 1}', str(self.process), 'count from 0'
       )
     if self.coordinator and self.mode == 'off':
-      raise UserError('--distributed=auto with --coordinator', 'off', 'take one of them back')
+      raise UserError('--distributed=auto with --coordinator', 'off', 'remove one of them')
     for name in ('start_timeout', 'peer_timeout'):
       if getattr(self, name) < 1:
         raise UserError(f'--{name} of at least 1 second', str(getattr(self, name)), 'raise it')
@@ -220,7 +220,7 @@ def _watch_the_others() -> None:
 
 
 def _of_another(found: str) -> AgreedError:
-  return AgreedError('all processes ready', found, 'mend it there')
+  return AgreedError('all processes ready', found, 'correct it there')
 
 
 def _where(launch: Launch) -> str:

@@ -111,7 +111,7 @@ def check(study: ml_collections.ConfigDict) -> None:
   for field in sorted(set(like) ^ set(study)):
     have = 'missing' if field in like else 'a field that nothing reads'
     raise UserError(
-      'the fields of csba_jax.study.grid.default()', f'{field}: {have}', 'mend the config'
+      'the fields of csba_jax.study.grid.default()', f'{field}: {have}', 'correct the config'
     )
   for field, value in study.items():
     kind = type(like[field])
@@ -148,7 +148,7 @@ def _check_unread(study: ml_collections.ConfigDict) -> None:
       raise UserError(
         f'base.{field} as by default ({default_base[field]!r}), which every run gets from {axis}',
         repr(base[field]),
-        f'take it back, and set --config.{axis}=...',
+        f'remove it, and set --config.{axis}=...',
       )
   by_default = default()
   for field in ('seeds', 'subsets'):
@@ -156,7 +156,7 @@ def _check_unread(study: ml_collections.ConfigDict) -> None:
       raise UserError(
         f'{field} as by default ({by_default[field]}) with base.data.folds, whose units are folds',
         repr(study[field]),
-        'take it back, and set --config.repeats=...',
+        'remove it, and set --config.repeats=...',
       )
 
 

@@ -103,7 +103,7 @@ def read(folder: str | os.PathLike, pool: bool = False) -> Results:
     raise UserError(
       f'results of csba-study in {folder}',
       'no run in ' + ', '.join(f.name for f in files) if files else 'no results*.jsonl',
-      'run csba-study, or mend the path',
+      'run csba-study, or correct the path',
     )
   ordered = sorted(latest.values(), key=_order)
   done = tuple(record for record in ordered if record['status'] == 'done')

@@ -116,7 +116,7 @@ def too_few_seeds(study: ml_collections.ConfigDict, runs: Sequence[grid.Run]) ->
 def _finished(folder: Path, own: Path) -> dict[Any, results.Record]:
   """Study, config and result of each finished run in the folder, by its axes and by its name.
 
-  Of every file of results there; a damaged line of `own` is mended.
+  Of every file of results there; a damaged line of `own` is repaired.
   """
   if note := store.repair(own):
     say(note)

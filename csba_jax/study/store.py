@@ -1,4 +1,4 @@
-"""The lines of a study's results: appended whole, mended after a kill, read with what is damaged.
+"""The lines of a study's results: appended whole, repaired after a kill, read with what is damaged.
 
 A record is a JSON object of one line with `FIELDS`; its axes have the variant and `UNIT`.
 """
@@ -64,8 +64,8 @@ def repair(path: str | os.PathLike) -> str | None:
   with writing_to(path.parent):
     content = path.read_bytes()
     lines = _lines(content)
-    mended = b''.join(line.mended for line in lines)
-    if mended == content:
+    repaired = b''.join(line.repaired for line in lines)
+    if repaired == content:
       return None
     torn = path.with_name(f'{path.name}.torn')
     if lost := b''.join(line.content.rstrip(b'\n') + b'\n' for line in lines if line.lost):
@@ -73,7 +73,7 @@ def repair(path: str | os.PathLike) -> str | None:
         file.write(lost)
         file.flush()
         os.fsync(file.fileno())
-    write_atomically(path, lambda file: file.write(mended))
+    write_atomically(path, lambda file: file.write(repaired))
   said = [line.repaired(torn.name) for line in lines]
   return f'{path.name}: {"; ".join(words for words in said if words)}'
 
@@ -95,7 +95,7 @@ def load(path: str | os.PathLike) -> tuple[list[dict[str, Any]], tuple[str, ...]
     return [], ()
   except OSError as error:
     raise UserError(
-      f'a readable {path}', error.strerror or str(error), 'mend its permissions'
+      f'a readable {path}', error.strerror or str(error), 'change its permissions'
     ) from error
   records, notes = [], []
   for line in _lines(content):
@@ -128,11 +128,11 @@ class _Line:
 
   @property
   def lost(self) -> bool:
-    """Whether mending it leaves something out."""
+    """Whether repairing it leaves something out."""
     return bool(self.rest) and not self.hopeless
 
   @property
-  def mended(self) -> bytes:
+  def repaired(self) -> bytes:
     """The lines that take its place."""
     if self.lost or len(self.texts) > 1:
       return b''.join(text + b'\n' for text in self.texts)
@@ -155,7 +155,7 @@ class _Line:
     return ''
 
   def repaired(self, torn: str) -> str:
-    """The same once it is mended and, where something was lost, kept whole in the file `torn`."""
+    """The same once it is repaired and, where something was lost, kept whole in the file `torn`."""
     if self.rest and not self.records:
       words = f'the last line was torn ({len(self.rest)} bytes, kept in {torn}); repaired'
       return f'{words}, its run counts as not finished'

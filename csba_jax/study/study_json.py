@@ -86,7 +86,7 @@ def read(folder: Path) -> dict[str, Any]:
     return study
   except (FileNotFoundError, NotADirectoryError) as error:
     raise UserError(
-      f'the folder of a study (csba-study) at {folder}', 'no study.json there', 'mend the path'
+      f'the folder of a study (csba-study) at {folder}', 'no study.json there', 'correct the path'
     ) from error
   except (OSError, ValueError, TypeError, KeyError) as error:
     raise UserError(

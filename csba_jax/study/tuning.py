@@ -24,7 +24,7 @@ def scores(found: Results) -> dict[str, dict[float, list[float]]]:
     raise UserError(
       'at least one finished run',
       f'{len(found.failed)} failed ones, the first with: {found.failed[0]["error"]}',
-      'mend the cause and start that study again',
+      'remove the cause and start that study again',
     )
   by_key: dict[str, dict[float, list[float]]] = {}
   for record in found.done:
@@ -60,7 +60,7 @@ def chosen_rates(study: ml_collections.ConfigDict) -> dict[str, float] | None:
   config = tuned.study['config']
   if different := _differences(config['base'], study.base):
     raise UserError(
-      f'the base of this study in {folder}', '; '.join(different), 'tune this base, or mend it'
+      f'the base of this study in {folder}', '; '.join(different), 'tune this base, or correct it'
     )
   if shared := _seeds_of(tuned) & {
     (what, seed)

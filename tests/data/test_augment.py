@@ -164,7 +164,7 @@ def test_an_unknown_policy_is_refused_before_there_are_images():
     augment.build(section(policy='mixup'))
 
 
-@pytest.mark.parametrize('module', ['evaluate', 'trained', 'diagnose'])
+@pytest.mark.parametrize('module', ['measure/evaluate', 'run/restore', 'measure/diagnose'])
 def test_what_measures_never_augments(module):
   tree = ast.parse((Path(csba_jax.__file__).parent / f'{module}.py').read_text())
   used = {

@@ -47,14 +47,14 @@ CASES = [
     'label too large',
     "batch['label'] from 0 to num_classes - 1 = 2",
     'found 3',
-    'mend the labels',
+    'correct the labels',
     batch={**BATCH, 'label': LABEL + 1},
   ),
   case(
     'label negative',
     'num_classes - 1 = 2',
     'found -1',
-    'mend the labels',
+    'correct the labels',
     batch={**BATCH, 'label': LABEL - 1},
   ),
   case(
@@ -112,7 +112,7 @@ CASES = [
     'mask that leaves none',
     'images',
     'found a mask that leaves none',
-    'mend the mask',
+    'correct the mask',
     batch={**BATCH, 'mask': np.zeros(N)},
   ),
   case(
@@ -212,7 +212,7 @@ CASES = [
     'unknown strategy',
     'auto, masked, stacked',
     "found 'fast'",
-    'mend it',
+    'correct it',
     strategy='fast',
   ),
 ]
@@ -229,7 +229,7 @@ CASES_OF_GRAMS = [
     'head that matches nothing',
     'head that matches',
     "'^classifier', which matches none of body/w",
-    'mend the regular expression',
+    'correct the regular expression',
     head='^classifier',
   ),
   case(

@@ -100,7 +100,7 @@ def test_flags_that_do_not_go_together(launch, message):
   'address', ['host', 'host:', ':', ':1234', '1234', 'host:0', 'host:65536', 'host:-1', 'host:²']
 )
 def test_an_address_without_host_or_port(address):
-  with pytest.raises(UserError, match='HOST:PORT with a port from 1 to 65535; found .*mend it'):
+  with pytest.raises(UserError, match='HOST:PORT with a port from 1 to 65535; found .*correct it'):
     Launch(**COORDINATOR | {'coordinator': address}).check()
 
 
@@ -240,7 +240,7 @@ def test_an_error_of_one_is_an_error_of_all(monkeypatch):
 
   monkeypatch.setattr(distributed, 'count', lambda: 2)
   monkeypatch.setattr(distributed, 'gather', gather)
-  with pytest.raises(AgreedError, match='found process 1: the disk is gone; to fix it: mend it'):
+  with pytest.raises(AgreedError, match='found process 1: the disk is gone; to fix it: correct it'):
     distributed.together(lambda: 5)
   with pytest.raises(AgreedError, match='expected a; found b; to fix it: c'):
     distributed.together(lambda: fail(UserError('a', 'b', 'c')))
@@ -411,7 +411,7 @@ def test_an_error_of_one_on_the_way_ends_all_with_its_line(driver, tmp_path, fai
   assert lines[failing] == f'driver.py: {own_line}'
   assert lines[1 - failing] == (
     f'driver.py: expected all processes ready; found process {failing}: {own_line};'
-    ' to fix it: mend it there'
+    ' to fix it: correct it there'
   )
 
 

@@ -137,7 +137,7 @@ def test_missing_field(field):
   fields = {name: grid.default()[name] for name in grid.default() if name != field}
   with pytest.raises(
     UserError,
-    match=rf'expected the fields of csba_jax\.study\.grid\.default\(\); found {field}: missing; .* mend',
+    match=rf'expected the fields of csba_jax\.study\.grid\.default\(\); found {field}: missing; .* correct',
   ):
     grid.check(ml_collections.ConfigDict(fields))
 
@@ -192,7 +192,7 @@ def test_a_field_of_the_base_that_the_grid_sets_is_refused(field):
   default = config_lib.flatten(config_lib.default())[field]
   assert str(error.value) == (
     f'expected base.{field} as by default ({default!r}), which every run gets from {axis}; '
-    f'found {value!r}; to fix it: take it back, and set --config.{axis}=...'
+    f'found {value!r}; to fix it: remove it, and set --config.{axis}=...'
   )
 
 
@@ -230,7 +230,7 @@ def test_seeds_and_subsets_of_a_cross_validation_are_refused(fields, axis):
   ((field, value),) = fields.items()
   assert str(error.value) == (
     f'expected {field} as by default ({grid.default()[field]}) with base.data.folds, whose units '
-    f'are folds; found {value}; to fix it: take it back, and set --config.{axis}=...'
+    f'are folds; found {value}; to fix it: remove it, and set --config.{axis}=...'
   )
 
 

@@ -99,15 +99,15 @@ def test_a_kill_at_any_byte_of_the_last_line_loses_that_line_at_most(tmp_path, m
     assert read == short[: len(short) if whole else -1]
     assert len(notes) == (not whole and length > 0)
     assert path.read_bytes() == before + last[:length], 'reading must not write'
-    mended = store.repair(path)
+    repaired = store.repair(path)
     assert path.read_bytes() == before + (last if whole else b'')
-    assert (mended is None) == (length in (0, len(last)))
+    assert (repaired is None) == (length in (0, len(last)))
     assert torn.exists() == (0 < length < len(last) - 1)
     if torn.exists():
       assert torn.read_bytes() == last[:length] + b'\n'
       assert notes == (f'results.jsonl: the last line is torn ({length} bytes) and left out',)
-      assert 'was torn' in mended
-      assert f'({length} bytes, kept in results.jsonl.torn); repaired' in mended
+      assert 'was torn' in repaired
+      assert f'({length} bytes, kept in results.jsonl.torn); repaired' in repaired
     assert store.repair(path) is None
 
 

@@ -93,7 +93,7 @@ def test_rates_of_another_base_are_refused(tmp_path):
     tuning.chosen_rates(asked(tmp_path, train__epochs=3, loss__tau=0.5))
   assert str(error.value) == (
     f'expected the base of this study in {tmp_path}; found loss.tau: 1.0 there, 0.5 here; '
-    'train.epochs: 10 there, 3 here; to fix it: tune this base, or mend it'
+    'train.epochs: 10 there, 3 here; to fix it: tune this base, or correct it'
   )
 
 

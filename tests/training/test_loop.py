@@ -572,7 +572,7 @@ def test_a_batch_larger_than_the_data_leaves_the_folder_free(driver, tmp_path):
   with pytest.raises(UserError, match='a batch larger than the data'):
     run_here(driver, workdir, train__batch_size=4000)
   assert not (workdir / 'config.json').exists()
-  run_here(driver, workdir, train__epochs=1)  # the same folder, once the flag is mended
+  run_here(driver, workdir, train__epochs=1)  # the same folder, once the flag is repaired
 
 
 def test_step_keys_depend_on_seed_and_step_only(driver):

@@ -30,7 +30,7 @@ def update(readme: str, folder: str, pool: bool = False) -> str:
     before = path.read_bytes().decode()  # not read_text: line ends stay as they are
   except (OSError, UnicodeDecodeError) as error:
     found = getattr(error, 'strerror', None) or str(error)
-    raise UserError(f'a README in UTF-8 at {path}', found, 'mend --readme') from error
+    raise UserError(f'a README in UTF-8 at {path}', found, 'correct --readme') from error
   after = replaced(before, section(Path(folder), pool), str(path))
   with writing_to(path.parent):
     write_atomically(path, lambda file: file.write(after.encode()))
