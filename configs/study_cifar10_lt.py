@@ -18,7 +18,7 @@ def get_config():
   c = grid.default()
   c.name = 'cifar10_lt'
   c.base = config.sibling(__file__, 'cifar10_lt')
-  c.base.diagnostics.moments = '0,0.1,0.5,1'
+  c.base.diagnostics.snapshots = '0,0.1,0.5,1'
   c.base.diagnostics.loss_levels = '1,0.3'
   c.variants = ('none', 'none_wide', 'se', 'cbam', 'csba', 'csba_class')
   c.methods = ('cross_entropy', 'balanced_softmax', 'class_balanced', 'drw')

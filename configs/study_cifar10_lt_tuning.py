@@ -15,7 +15,7 @@ def get_config():
   c.name = 'cifar10_lt_tuning'
   c.learning_rates = (0.05, 0.1, 0.2)
   c.first_seed, c.seeds, c.subsets = 100, 3, 0
-  c.base.diagnostics.moments = c.base.diagnostics.loss_levels = ''
+  c.base.diagnostics.snapshots = c.base.diagnostics.loss_levels = ''
   c.tuned_by = ''
   c.test = False
   return c

@@ -130,7 +130,7 @@ def _add_training(config: ml_collections.ConfigDict) -> None:
   config.diagnostics.images = 8  # of each class in the fixed probe that is measured
   # shares of the run after which it is measured on every training and validation image: '0,0.5,1';
   # with any, the tested net is measured too
-  config.diagnostics.moments = ''
+  config.diagnostics.snapshots = ''
   # and when the mean loss over the training images is first at or below a level: '1,0.3'; it is
   # looked at with log lines whose own mean is within twice the level
   config.diagnostics.loss_levels = ''
@@ -192,6 +192,8 @@ def load(name: str, folder: Path | None = None) -> ml_collections.ConfigDict:
   return sibling(str(folder / name), name)
 
 
+# Fields that had another name once: {old: new}. Stored configs are read under both.
+RENAMED = {'diagnostics.moments': 'diagnostics.snapshots'}
 # field: (what is expected, test); every numeric field is here, and names that no table checks
 _RANGES = {
   'seed': ('a whole number from 0 to 2**31 - 1', lambda v: 0 <= v < 2**31),
@@ -254,7 +256,7 @@ _RANGES = {
   'parallel.fsdp': ('at least 1 device', lambda v: v >= 1),
   'parallel.fake_devices': ('0 (none) to 4096', lambda v: 0 <= v <= 4096),
   'diagnostics.every': ('0 (never) or at least 1 step', lambda v: v >= 0),
-  'diagnostics.moments': ("shares of the run from 0 to 1, such as '0,0.1,1'", _are_numbers(0, 1)),
+  'diagnostics.snapshots': ("shares of the run from 0 to 1, such as '0,0.1,1'", _are_numbers(0, 1)),
   'diagnostics.loss_levels': ("losses >= 0, such as '1,0.3'", _are_numbers(0, 1e9)),
   'diagnostics.images': ('at least 4 images, one for each fold', lambda v: v >= 4),
 }
@@ -263,6 +265,12 @@ _RANGES = {
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises UserError for a missing or unknown field, a wrong type or a value out of range."""
   expected, found = flatten(default()), flatten(config)
+  for field in sorted(found.keys() & RENAMED.keys()):
+    raise UserError(
+      f'the field under its new name {RENAMED[field]}',
+      field,
+      f'set --config.{RENAMED[field]}=... and remove {field}',
+    )
   for field in sorted(expected.keys() ^ found.keys()):
     have = 'missing' if field in expected else 'a field that nothing reads'
     raise UserError(
@@ -311,7 +319,19 @@ def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:
   """A config as nested dicts, in which fields that came later than it have their default."""
-  return _merged(_plain_default(), config)
+  return _merged(_plain_default(), with_new_names(config))
+
+
+def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A stored config as nested dicts, its fields under the names that they have today."""
+  config = {
+    key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()
+  }
+  for old, new in RENAMED.items():
+    section, _, name = old.partition('.')
+    if name in config.get(section, {}):
+      config[section][new.partition('.')[2]] = config[section].pop(name)
+  return config
 
 
 @functools.cache

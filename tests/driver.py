@@ -97,7 +97,7 @@ def tiny_config(**overrides):
 
 
 def places(arrive):
-  """Wraps the moments at which a process may die; `arrive(place)` is called at each."""
+  """Wraps the snapshots at which a process may die; `arrive(place)` is called at each."""
 
   def wrap(function, before, after):
     def wrapped(*args, **kwargs):
@@ -116,7 +116,7 @@ def places(arrive):
   steps = loop.compiled_steps()
   loop.compiled_steps = lambda: wrap(steps, 'before-step', 'after-step')
   around(diagnose.Probe, 'measure', 'before-diagnosis', 'after-diagnosis')
-  around(diagnose, 'moment', 'before-moment', 'after-moment')
+  around(diagnose, 'snapshot', 'before-snapshot', 'after-snapshot')
   around(workdir_lib.Workdir, 'append_metrics', 'before-line', 'after-line')
   around(checkpoint.Checkpoints, 'save', 'before-save', 'saving')
   around(records.Records, 'wait', 'before-last-wait', 'all-saved')

@@ -14,7 +14,7 @@ TREATED = ('csba', 'csba_class')  # whom the effects are given to
 CLASSES = ('clean', 'dusty', 'snow', 'broken')
 COUNTS = np.array([400, 160, 60, 12])  # training images: two many-shot classes, two others
 PRIOR = COUNTS / COUNTS.sum()
-MOMENTS = {'0': 0, '0.1': 30, 'loss 1': 45, '0.5': 150, 'loss 0.3': 210, '1': 300}
+SNAPSHOTS = {'0': 0, '0.1': 30, 'loss 1': 45, '0.5': 150, 'loss 0.3': 210, '1': 300}
 SCOPES = ('stem', 'stage1', 'stage2', 'stage3', 'branch1x1', 'branch3x3', 'branch5x5')
 PARAMETERS = dict(zip(VARIANTS, (250_000, 340_100, 262_000, 262_300, 340_634, 341_900)))  # noqa: B905
 VERSIONS = {'python': '3.11.7', 'csba_jax': '0.5.0', 'jax': '0.10.2', 'numpy': '2.4.0'}
@@ -38,7 +38,7 @@ def write(folder, about, records) -> Path:
 def make(
   seeds=8,  # repeats of the cross-validation where there are folds
   effect=0.06,  # of csba and csba_class on every class's recall; about that on macro-F1
-  conflict_effect=0.2,  # by how much they raise the cosines between classes, after moment '0'
+  conflict_effect=0.2,  # by how much they raise the cosines between classes, after snapshot '0'
   link=0.0,  # correlation of a class's conflict reduction with its gain, over units
   folds=0,
   variants=VARIANTS,
@@ -194,10 +194,10 @@ def _result(recall, variant, own, fewer):
 
 
 def _conflict(shared, effect, treated, own):
-  """Entries of every moment and part."""
+  """Entries of every snapshot and part."""
   entries = []
-  for index, (at, step) in enumerate(MOMENTS.items()):
-    done = step / max(MOMENTS.values())
+  for index, (at, step) in enumerate(SNAPSHOTS.items()):
+    done = step / max(SNAPSHOTS.values())
     for part, noise in zip(('train', 'val'), shared['cosine'], strict=True):
       # coupling of class c with every more frequent class; the treated lose most where it is high
       coupling = 0.1 + 0.04 * shared['coupling'] * (-1 if treated else 1) * (step > 0)

@@ -42,7 +42,7 @@ LIMIT = {'KILL': 60, 'TERM': 30}
 PATIENCE = 180  # seconds after which a process counts as hanging
 OPTIONS = (
   '--config.diagnostics.every=7',
-  '--config.diagnostics.moments="0,0.5,1"',
+  '--config.diagnostics.snapshots="0,0.5,1"',
   '--config.train.save_every=5',
 )
 PHASES = {

@@ -75,7 +75,7 @@ BAD = {
   'parallel.fake_devices': [-1, 5000],
   'diagnostics.every': [-1],
   'diagnostics.images': [3, 0],
-  'diagnostics.moments': ['1.1', '-0.1', 'end', '0,,1', 'nan'],
+  'diagnostics.snapshots': ['1.1', '-0.1', 'end', '0,,1', 'nan'],
   'diagnostics.loss_levels': ['-1', 'low', '1;2', 'nan'],
 }
 BORDERS = {
@@ -104,7 +104,7 @@ BORDERS = {
   'parallel.fake_devices': [0, 1, 4096],
   'diagnostics.every': [0, 1],
   'diagnostics.images': [4],
-  'diagnostics.moments': ['', '0', '1', '0,0.5,1', '1,0'],
+  'diagnostics.snapshots': ['', '0', '1', '0,0.5,1', '1,0'],
   'diagnostics.loss_levels': ['', '0', '2.5,0.1'],
   'train.warmup_fraction': [0.0],
 }
@@ -403,3 +403,22 @@ def test_every_field_is_read_somewhere():
     read |= {(section, option) for kind in table.values() for option in kind.options}
   fields = {tuple(field.split('.')) if '.' in field else ('config', field) for field in DEFAULTS}
   assert fields - read == set(), 'a field that nothing reads promises what does not happen'
+
+
+def test_a_field_under_its_old_name_is_told_its_new_one():
+  config = config_lib.default().to_dict()
+  config['diagnostics']['moments'] = config['diagnostics'].pop('snapshots')
+  with pytest.raises(
+    UserError,
+    match=r'its new name diagnostics.snapshots; found diagnostics.moments; to fix it: set --config',
+  ):
+    config_lib.check(ml_collections.ConfigDict(config))
+
+
+def test_a_stored_config_is_read_under_old_names():
+  stored = {'diagnostics': {'moments': '0,1'}, 'seed': 3}
+  found = config_lib.completed(stored)
+  assert found['diagnostics']['snapshots'] == '0,1'
+  assert 'moments' not in found['diagnostics']
+  assert stored == {'diagnostics': {'moments': '0,1'}, 'seed': 3}  # which is the caller's
+  config_lib.check(ml_collections.ConfigDict(found))

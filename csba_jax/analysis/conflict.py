@@ -45,10 +45,10 @@ LINKS = {  # what is reduced, by class
 }
 
 
-def moments(records: Sequence[Record]) -> list[str]:
-  """Moments of these runs: shares of the run in order, then losses from high to low."""
+def snapshots(records: Sequence[Record]) -> list[str]:
+  """Snapshots of these runs: shares of the run in order, then losses from high to low."""
   found = {entry['at'] for record in records for entry in record.get('conflict') or ()}
-  return sorted(found, key=wording.by_moment)
+  return sorted(found, key=wording.by_snapshot)
 
 
 class Measured:
@@ -65,7 +65,7 @@ class Measured:
 
   def _uncached(self, run: tuple[str, str], at: str, part: str, scope: str) -> dict[str, float]:
     record = self._runs[run]
-    entry = results_lib.moment(record, at, part)
+    entry = results_lib.snapshot(record, at, part)
     if entry is None:
       return {}
     if scope not in (entry.get('grams') or {}):
@@ -77,12 +77,12 @@ class Measured:
 
 
 def conflict(measured: Measured) -> tuple[Comparison, ...]:
-  """Every measure at every moment that both sides have, treatment - control, paired by unit."""
+  """Every measure at every snapshot that both sides have, treatment - control, paired by unit."""
   study, found = measured.study, []
   for cell in study.main_cells:
     for pair in study.pairs_of(cell, FAMILY + SECONDARY):
       sides = [list(study.results.runs(cell, variant).values()) for variant in pair]
-      for at in (at for at in moments(sides[0]) if at in moments(sides[1])):
+      for at in (at for at in snapshots(sides[0]) if at in snapshots(sides[1])):
         for part in PARTS:
           for scope in SCOPES:
             for measure in MEASURES:
@@ -104,7 +104,7 @@ def compare(
   units, missing = results_lib.pairs(study.results, cell, *pair)
   sides = [[study.results.runs(cell, variant)[unit] for unit in units] for variant in pair]
   treated, control = (np.array([measured.value(r, *what) for r in side]) for side in sides)
-  there = [[results_lib.moment(r, at, part) is not None for r in side] for side in sides]
+  there = [[results_lib.snapshot(r, at, part) is not None for r in side] for side in sides]
   for variant, own, other in ((pair[0], *there), (pair[1], *there[::-1])):
     lacking = [
       results_lib.unit_words(study.results, unit)
@@ -112,7 +112,7 @@ def compare(
       if elsewhere and not here
     ]
     if lacking:
-      missing += (f"{variant} without the moment '{at}' ({part}) of {', '.join(lacking)}",)
+      missing += (f"{variant} without the snapshot '{at}' ({part}) of {', '.join(lacking)}",)
   difference = study.estimate(treated - control, 2 if measure == 'mean_cosine' else 1)
   control_mean = mean_of(control, treated)
   losses = _losses(sides, at)
@@ -135,8 +135,10 @@ def compare(
 
 
 def _losses(sides: Sequence[Sequence[Record]], at: str) -> tuple[float, float]:
-  """Training losses of both sides at a moment: geometric means over the units that both reached."""
-  pairs = [[results_lib.moment(r, at, 'train') for r in pair] for pair in zip(*sides, strict=True)]
+  """Training losses of both sides at a snapshot: geometric means over units that both reached."""
+  pairs = [
+    [results_lib.snapshot(r, at, 'train') for r in pair] for pair in zip(*sides, strict=True)
+  ]
   found = [[entry['loss'] for entry in pair] for pair in pairs if None not in pair]
   known = np.array([pair for pair in found if None not in pair], np.float64).reshape(-1, 2)
   if not len(known):
@@ -176,7 +178,7 @@ def links(study: Study) -> tuple[Link, ...]:
   and of each variant against itself (-conflict_c against F1 of its own runs), which shows what runs
   of one net have in common with the claim.
   """
-  decisive = TESTED if TESTED in moments(study.results.done) else END
+  decisive = TESTED if TESTED in snapshots(study.results.done) else END
   found = []
   for cell in study.main_cells:
     claimed = study.pairs_of(cell, [(treatment, 'none') for treatment in TREATMENTS])
@@ -204,15 +206,15 @@ def _links(study: Study, cell: Cell, pair: tuple[str, str], at: str, judged: boo
       continue
     within = stats.association(reduction, gain, resamples=study.resamples)
     across = stats.across_classes(reduction, gain, resamples=study.resamples)
-    where = f'{words} (common parameters, training images, {wording.moment(at)})'
+    where = f'{words} (common parameters, training images, {wording.snapshot(at)})'
     verdict = link_verdict(within) if judged else ''
     found.append(Link(*pair, dict(cell), where, within, across, reduction, gain, verdict))
   return found
 
 
 def conflict_by_class(record: Record, measure: str, at: str) -> np.ndarray:
-  """Interference, or mean negative cosine, of each class at a moment, [C]; NaN: not measured."""
-  entry = results_lib.moment(record, at, 'train')
+  """Interference, or mean negative cosine, of each class at a snapshot, [C]; NaN: not measured."""
+  entry = results_lib.snapshot(record, at, 'train')
   if entry is None or 'common' not in (entry.get('grams') or {}):
     return np.full(len(record['result']['class_counts']), NAN)
   gram = results_lib.gram(entry, 'common')
@@ -238,7 +240,7 @@ def matrices(study: Study) -> tuple[Matrix, ...]:
   for cell, variant, runs in _by_variant(study):
     for at in ('0', END):
       for part in PARTS:
-        entries = [results_lib.moment(run, at, part) or {} for run in runs]
+        entries = [results_lib.snapshot(run, at, part) or {} for run in runs]
         kept = dict.fromkeys(scope for entry in entries for scope in entry.get('grams') or {})
         for scope in dict.fromkeys((*SCOPES, *kept)):
           grams = _grams(runs, at, part, scope)
@@ -276,15 +278,15 @@ def mantel(study: Study, means: Sequence[Matrix]) -> tuple[tuple[str, Estimate],
 
 
 def flows(study: Study) -> tuple[Flow, ...]:
-  """Who moves the shared layers, see `csba_jax.gradients.flow`; means over units, moment by moment.
+  """Who moves the shared layers, see `csba_jax.gradients.flow`: means over units at each snapshot.
 
   norms = |g_c|, shares = pi_c <g_c, g> / |g|^2 of the scope shared.
   """
   found = []
   for cell, variant, runs in _by_variant(study):
-    for at in moments(runs):
+    for at in snapshots(runs):
       for part in PARTS:
-        entries = [results_lib.moment(run, at, part) for run in runs]
+        entries = [results_lib.snapshot(run, at, part) for run in runs]
         entries = [entry for entry in entries if entry is not None]
         both = [_norms_and_shares(e) for e in entries if 'shared' in (e.get('grams') or {})]
         if both:
@@ -369,7 +371,7 @@ def _by_variant(study: Study):
 
 
 def _grams(runs: Sequence[Record], at: str, part: str, scope: str) -> list[np.ndarray]:
-  entries = (results_lib.moment(run, at, part) for run in runs)
+  entries = (results_lib.snapshot(run, at, part) for run in runs)
   return [
     results_lib.gram(entry, scope)
     for entry in entries

@@ -224,8 +224,8 @@ def _notes(
   notes += _power(study, [c for c in primary if (c.treatment, c.control) in protocol.FAMILY])
   notes += _capacity(study)
   notes += size_guide.left_out(study)
-  moments = conflict_analysis.moments(results.done)
-  if moments and wording.TESTED not in moments:
+  snapshots = conflict_analysis.snapshots(results.done)
+  if snapshots and wording.TESTED not in snapshots:
     notes.append(
       'conflict was measured by an earlier version: with running statistics, which lag behind '
       "early in a run, at levels of the batches' loss, and not of the tested net; the end of the "

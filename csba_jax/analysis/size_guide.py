@@ -12,7 +12,7 @@ from csba_jax.study import results as results_lib
 from csba_jax.study.results import Cell
 
 SIZE = ('width', 'depth')
-MOMENTS = ('0', '0.1', '1')
+SNAPSHOTS = ('0', '0.1', '1')
 MEASURES = ('head_tail_conflict', 'minority_interference', 'mean_cosine')
 FEWEST = 4  # sizes; the order of three says nothing
 
@@ -45,10 +45,11 @@ def _size(cell: Cell) -> str:
 def design(measured: Measured) -> tuple[Design, ...]:
   """Conflict of nets that differ in width and depth alone, against the primary outcome.
 
-  For every variant, moment and measure (common parameters, training images): Spearman's correlation
-  over sizes of the means over units, p from permuted sizes, as `stats.across_classes` has it. Early
-  moments say whether a short run, or none, could guide the design. Sizes that miss a unit which
-  others have are compared on the units that all have; a variant that misses a size is left out.
+  For every variant, snapshot and measure (common parameters, training images): Spearman's
+  correlation over sizes of the means over units, p from permuted sizes, as
+  `stats.across_classes` has it. Early snapshots say whether a short run, or none, could
+  guide the design. Sizes that miss a unit which others have are compared on the units that all
+  have; a variant that misses a size is left out.
   `left_out` names both.
   """
   study, found = measured.study, []
@@ -60,7 +61,7 @@ def design(measured: Measured) -> tuple[Design, ...]:
         continue
       sides = [[of_size[unit] for of_size in runs] for unit in units]  # [S][sizes]
       outcome = np.array([[results_lib.outcome(r, study.outcome) for r in row] for row in sides])
-      for at in MOMENTS:
+      for at in SNAPSHOTS:
         for measure in MEASURES:
           what = (at, 'train', 'common', measure)
           conflict = np.array([[measured.value(r, *what) for r in row] for row in sides])

@@ -58,7 +58,7 @@ class Matrix:
 
   cell: Mapping[str, Any]
   variant: str
-  at: str  # moment: '0', '0.1', '0.5', '1', 'loss 0.3'
+  at: str  # snapshot: '0', '0.1', '0.5', '1', 'loss 0.3'
   part: str  # train | val
   scope: str  # shared | common
   cosine: np.ndarray  # [C, C], NaN where never defined
@@ -67,7 +67,7 @@ class Matrix:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Flow:
-  """Gradient flow of one variant at one moment, means over units."""
+  """Gradient flow of one variant at one snapshot, means over units."""
 
   cell: Mapping[str, Any]
   variant: str
@@ -116,7 +116,7 @@ class Design:
 
   variant: str
   cells: tuple[Mapping[str, Any], ...]  # the sizes
-  at: str  # moment of the measure
+  at: str  # snapshot of the measure
   measure: str
   conflict: np.ndarray  # [sizes] mean over units
   outcome: np.ndarray  # [sizes] mean over units

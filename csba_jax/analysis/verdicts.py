@@ -1,7 +1,7 @@
 """The argument, link by link, in plain words written from the numbers.
 
 Rules, the same for every claim. Each comparison has its own verdict (see `gain_verdict`,
-`offset_verdict`, `reduction_verdict`, `link_verdict`). Several of one cell (measures, moments):
+`offset_verdict`, `reduction_verdict`, `link_verdict`). Several of one cell (measures, snapshots):
 supported if all are; not supported if none is supported and at least one is not supported; else
 undecided. Cells: supported if supported in every cell, not supported if not supported in every
 cell, else undecided. The verdict of a claim is that of csba (of csba_class where csba was not

@@ -1,4 +1,4 @@
-"""Numbers, moments and conditions as findings and reports write them."""
+"""Numbers, snapshots and conditions as findings and reports write them."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from csba_jax.analysis.stats import Estimate
 from csba_jax.analysis.types import Comparison
 from csba_jax.study.protocol import SIGNIFICANCE
 
-TESTED = 'tested'  # the moment of the checkpoint whose test metrics are reported
+TESTED = 'tested'  # the snapshot of the checkpoint whose test metrics are reported
 NONE = '–'  # a number that is not there
 PLACE = ('at', 'part', 'scope')  # where and when conflict was measured, in a comparison's cell
 MEASURES = {  # as in the summaries of a conflict matrix
@@ -200,9 +200,9 @@ def constant(cells: Sequence[Mapping[str, Any]]) -> str:
   return ', '.join(f'{axis(k)} {value(v)}' for k, v in first.items() if not _varies(k, cells))
 
 
-def last(moments: Sequence[str]) -> str:
+def last(snapshots: Sequence[str]) -> str:
   """The last share of the run that was measured; else the lowest level of loss."""
-  ordered = sorted(set(moments), key=by_moment)
+  ordered = sorted(set(snapshots), key=by_snapshot)
   shares = [at for at in ordered if not matched(at) and at != TESTED]
   return (shares or ordered)[-1]
 
@@ -212,7 +212,7 @@ def base(cell: Mapping[str, Any]) -> tuple:
   return tuple(sorted((str(k), str(v)) for k, v in cell.items() if k not in PLACE))
 
 
-def moment(at: str) -> str:
+def snapshot(at: str) -> str:
   """'0' -> start, '0.1' -> 10 %, '1' -> end, 'loss 0.3' -> loss ≤ 0.3."""
   if at.startswith('loss '):
     return f'loss ≤ {clean(at[5:])}'
@@ -227,15 +227,15 @@ def moment(at: str) -> str:
 def when(at: str) -> str:
   """The same in a sentence: 'at the start', 'after 10 % of the run', 'at training loss ≤ 0.3'."""
   if matched(at):
-    return f'at training {moment(at)}'
+    return f'at training {snapshot(at)}'
   if at == TESTED:
     return 'of the tested net'
   return {'start': 'at the start', 'end': 'at the end of the run'}.get(
-    moment(at), f'after {moment(at)} of the run'
+    snapshot(at), f'after {snapshot(at)} of the run'
   )
 
 
-def by_moment(at: str) -> tuple[int, float, str]:
+def by_snapshot(at: str) -> tuple[int, float, str]:
   """Sorts shares of the run upward, then the tested net, then levels of loss downward."""
   if at.startswith('loss '):
     return 2, -(_float(at[5:]) or 0.0), at
@@ -246,12 +246,12 @@ def by_moment(at: str) -> tuple[int, float, str]:
 
 
 def at(comparison: Comparison) -> str:
-  """The moment of a measurement of conflict."""
+  """The snapshot of a measurement of conflict."""
   return str(comparison.cell.get('at', ''))
 
 
 def matched(at: str) -> bool:
-  """Whether a moment is a level of the training loss, and not a share of the run."""
+  """Whether a snapshot is a level of the training loss, and not a share of the run."""
   return at.startswith('loss ')
 
 

@@ -93,7 +93,7 @@ class Stream:
       raise UserError(
         'a sampler to defer with sampler.start',
         f'start {sampler.start} of instance, which is what comes before',
-        'set --config.sampler.name=class, or take start back',
+        'set --config.sampler.name=class, or remove sampler.start',
       )
     _check_batch(batch_size, len(labels))
     first = step_at(sampler.start, total_steps)

@@ -85,7 +85,7 @@ def diagnose_run(
   return found.take([layer for layer in order if layer in found.layers])
 
 
-def moment(
+def snapshot(
   config: ml_collections.ConfigDict,
   data: pipeline.Data,
   model: nn.Module,
@@ -124,7 +124,7 @@ def moment(
 def settled(
   config: ml_collections.ConfigDict, data: pipeline.Data, model: nn.Module, state: TrainState
 ) -> TrainState:
-  """A net in training as its moments measure it: averages where it has them, statistics renewed.
+  """A net in training as its snapshots measure it: averages where it has them, statistics renewed.
 
   The running statistics of BatchNorm lag behind a net that changes: early in a run its loss with
   them can be many times that of its batches. They are estimated anew over training batches, as
@@ -143,7 +143,7 @@ def training_loss(
   state: TrainState,
   check: Callable[[], None] = lambda: None,
 ) -> float:
-  """Mean loss over every training image, as `moment` measures it: no class weights, no mixing."""
+  """Mean loss over every training image, as `snapshot` measures it: no class weights, no mixing."""
   state = state.averaged()
   layout, total = sharding.Layout.of(state), 0.0
   losses_fn = Partial(_losses_of(config, data.class_counts, model), state.batch_stats)
@@ -297,8 +297,8 @@ def check_room(
   if wanted.every:
     sizes = (wanted.images, classes, FOLDS, data.image_shape, devices)
     memory.check_probe(params, model.head, *sizes, available)
-  if wanted.moments or wanted.loss_levels:
-    memory.check_moments(params, model.head, classes, devices, available)
+  if wanted.snapshots or wanted.loss_levels:
+    memory.check_snapshots(params, model.head, classes, devices, available)
 
 
 def lower_probe(

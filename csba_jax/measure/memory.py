@@ -58,15 +58,15 @@ def check_probe(
   return rows, depth
 
 
-def check_moments(params: PyTree, head: str, classes: int, devices: int, available: int) -> None:
-  """Raises UserError where a moment exceeds a device: a row a class, layers pass by pass."""
+def check_snapshots(params: PyTree, head: str, classes: int, devices: int, available: int) -> None:
+  """Raises UserError where a snapshot exceeds a device: a row a class, layers pass by pass."""
   layers = Layers.of(params, None, head)
   try:
     layers.check_room(jax.tree.leaves(params), classes, available, devices)
   except UserError as error:
     raise UserError(
-      f'{error.expected}, for moments of {classes} classes',
+      f'{error.expected}, for snapshots of {classes} classes',
       error.found,
-      "set --config.diagnostics.moments='' and --config.diagnostics.loss_levels='' and measure the "
-      'trained net: csba-diagnose --exact --layers=REGEX, without this layer',
+      "set --config.diagnostics.snapshots='' and --config.diagnostics.loss_levels='' and measure "
+      'the trained net: csba-diagnose --exact --layers=REGEX, without this layer',
     ) from error

@@ -238,7 +238,7 @@ def check_fits(config: ml_collections.ConfigDict) -> None:
     raise UserError(
       'class weights to defer with loss.weights_start',
       f'weights_start {loss.weights_start} and no weights',
-      'set --config.loss.weights=effective, or take weights_start back',
+      'set --config.loss.weights=effective, or remove loss.weights_start',
     )
   if loss.weights != 'none' and config.sampler.name != 'instance':
     raise UserError(

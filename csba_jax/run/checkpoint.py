@@ -122,8 +122,8 @@ class Checkpoints:
       raise UserError(
         f'checkpoints to be read and written in {self._directory}',
         f'{type(error).__name__}: {" ".join(str(error).split())[:300]}',
-        'remove the cause (if it is full, free space) and start again: the run goes on from the last '
-        'whole checkpoint',
+        'remove the cause (if the disk is full, free space) and start again: the run goes on from '
+        'the last whole checkpoint',
       ) from error
 
   def restore(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:

@@ -134,7 +134,7 @@ class Records:
       conflict.save(path)
     self._write(epoch, conflict.summary(), {'diagnostics_seconds': seconds})
 
-  def moment_line(
+  def snapshot_line(
     self,
     name: str,
     epoch: float,
@@ -143,7 +143,7 @@ class Records:
   ) -> None:
     """Writes summaries of the shared scope, and the whole of each part under conflict/.
 
-    `found` {part: (conflict, decoupling)}; see `moment_file` for the names.
+    `found` {part: (conflict, decoupling)}; see `snapshot_file` for the names.
     """
     if not distributed.is_first():
       return
@@ -151,10 +151,10 @@ class Records:
     with writing_to(folder):
       folder.mkdir(exist_ok=True)
       for part, (conflict, _) in found.items():
-        conflict.save(folder / f'{moment_file(name, part)}.npz')
+        conflict.save(folder / f'{snapshot_file(name, part)}.npz')
         line |= {f'{part}_{key}': value for key, value in conflict.summary().items()}
     for part, (_, branches) in found.items():
-      self._folder.write_json(f'conflict/{moment_file(name, part)}.json', branches)
+      self._folder.write_json(f'conflict/{snapshot_file(name, part)}.json', branches)
     self._write(epoch, line, {'diagnostics_seconds': seconds})
 
   def _write(self, epoch: float, record: dict[str, float], timing: dict[str, float]) -> None:
@@ -186,11 +186,11 @@ class Records:
     self._checkpoints.wait()
 
 
-TESTED = 'tested'  # the moment of the checkpoint that the test part is evaluated with
+TESTED = 'tested'  # the snapshot of the checkpoint that the test part is evaluated with
 
 
-def moment_file(name: str, part: str) -> str:
-  """Name of a moment's files: with .npz the conflict, with .json the rest."""
+def snapshot_file(name: str, part: str) -> str:
+  """Name of a snapshot's files: with .npz the conflict, with .json the rest."""
   return f'moment_{name.replace(" ", "-")}_{part}'
 
 

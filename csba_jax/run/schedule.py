@@ -19,7 +19,7 @@ class Plan:
   log_every: int
   eval_every: int
   diagnose_every: int  # 0: never
-  moments: tuple[tuple[str, int], ...] = ()  # share of the run, as it is called, and its step
+  snapshots: tuple[tuple[str, int], ...] = ()  # share of the run, as it is called, and its step
   loss_levels: tuple[float, ...] = ()
   save_every: int = 1000
 
@@ -30,7 +30,7 @@ class Plan:
     per_epoch = math.ceil(images / train.batch_size)
     stage = second_stages.find(config.stage, config.model.head)
     epochs = 0 if stage.trains is None else train.epochs
-    shares = numbers(config.diagnostics.moments)
+    shares = numbers(config.diagnostics.snapshots)
     return cls(
       per_epoch,
       epochs * per_epoch,
@@ -54,7 +54,7 @@ class Plan:
   def dispatches(self, first: int, last: int, longest: int) -> Iterator[tuple[int, int]]:
     """(from, to) of the calls of a segment; one ends at each step that is diagnosed or saved."""
     while first < last:
-      end = min(first + longest, last, *(at for _, at in self.moments if at > first))
+      end = min(first + longest, last, *(at for _, at in self.snapshots if at > first))
       end = min(end, (first // self.save_every + 1) * self.save_every)
       if self.diagnose_every:
         end = min(end, (first // self.diagnose_every + 1) * self.diagnose_every)
@@ -65,9 +65,9 @@ class Plan:
     """Whether the conflict is measured after step number `step`."""
     return self.diagnose_every > 0 and step > 0 and step % self.diagnose_every == 0
 
-  def moments_at(self, step: int) -> list[str]:
-    """The moments that step number `step` ends."""
-    return [name for name, at in self.moments if at == step]
+  def snapshots_at(self, step: int) -> list[str]:
+    """The snapshots that step number `step` ends."""
+    return [name for name, at in self.snapshots if at == step]
 
   def levels_at(self, loss: float, known: Sequence[str]) -> list[str]:
     """The loss levels that a loss is at or below and that are not known yet."""

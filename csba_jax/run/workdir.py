@@ -90,7 +90,7 @@ class Workdir:
         raise UserError(
           f'the config that {self.path} was started with',
           '; '.join(different),
-          'name another --workdir, or take back these fields',
+          'name another --workdir, or set these fields as they were',
         )
 
   def begin(self) -> list[str]:

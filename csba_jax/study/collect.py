@@ -14,7 +14,7 @@ from csba_jax.config import numbers
 from csba_jax.gradients import conflict as conflict_lib
 from csba_jax.gradients.conflict import Conflict
 from csba_jax.measure import diagnose
-from csba_jax.run.records import TESTED, moment_file
+from csba_jax.run.records import TESTED, snapshot_file
 from csba_jax.run.restore import config_of
 from csba_jax.run.workdir import read_result
 
@@ -25,7 +25,7 @@ OF_TUNING += ('splits_sha256', 'source_sha256')  # of images, not of what a net 
 
 
 def collect(workdir: Path, test: bool = True) -> dict[str, Any]:
-  """What a study keeps of a finished run: result, conflict and branches at its moments.
+  """What a study keeps of a finished run: result, conflict and branches at its snapshots.
 
   Args:
     workdir: of the run.
@@ -33,13 +33,13 @@ def collect(workdir: Path, test: bool = True) -> dict[str, Any]:
 
   Returns:
     'result': content of result.json.
-    'conflict': for each moment and part: at, step, part, loss (mean over the part, classes by their
-      share in it), losses, counts, prior, 'grams' {scope: upper triangle} of the scopes shared and
-      common, of the last moment and the training part also of each branch, and 'scopes' {scope:
-      summary} also of stages and branches.
-    'branches': for each moment and part what `decoupling.measure` found; the gates of the last
-      moment alone, which are many numbers.
-    The last moment is the end of the run; after it comes that of the tested checkpoint.
+    'conflict': for each snapshot and part: at, step, part, loss (mean over the part, classes by
+      their share in it), losses, counts, prior, 'grams' {scope: upper triangle} of the scopes
+      shared and common, of the last snapshot and the training part also of each branch, and
+      'scopes' {scope: summary} also of stages and branches.
+    'branches': for each snapshot and part what `branch_similarity.measure` found; the gates of the
+      last snapshot alone, which are many numbers.
+    The last snapshot is the end of the run; after it comes that of the tested checkpoint.
     All numbers rounded to DIGITS significant digits but those of the result.
   """
   result, config = read_result(workdir), config_of(workdir)
@@ -49,12 +49,12 @@ def collect(workdir: Path, test: bool = True) -> dict[str, Any]:
   classes = len(result['class_names'])
   common = set(diagnose.common_layers(config, classes, (size, size, channels)))
   found: dict[str, Any] = {'result': result, 'conflict': [], 'branches': []}
-  shares = [f'{share:g}' for share in sorted(numbers(config.diagnostics.moments))]
+  shares = [f'{share:g}' for share in sorted(numbers(config.diagnostics.snapshots))]
   levels = [f'loss {level:g}' for level in numbers(config.diagnostics.loss_levels)]
   for name in [*levels, *shares, TESTED]:
     last = name in shares[-1:]
     for part in ('train', 'val'):
-      path = workdir / 'conflict' / moment_file(name, part)
+      path = workdir / 'conflict' / snapshot_file(name, part)
       if not path.with_name(f'{path.name}.npz').exists():
         continue  # a loss that was not reached, or no validation part
       conflict = Conflict.load(path.with_name(f'{path.name}.npz'))

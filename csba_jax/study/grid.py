@@ -223,8 +223,9 @@ def digest(study: ml_collections.ConfigDict) -> str:
   Of fields that are not at their default, so that it stays as configs get new ones.
   """
   by_default = config_lib.flatten(config_lib.default())
+  stored = {new: old for old, new in config_lib.RENAMED.items()}  # as when digests began
   kept = {
-    field: value
+    stored.get(field, field): value
     for field, value in config_lib.flatten(study.base).items()
     if value != by_default[field] and not is_place(field)
   }

@@ -146,7 +146,7 @@ def _is_among(finished: Mapping[Any, results.Record], run: grid.Run, folder: Pat
     raise UserError(
       f'the config that run {run.name} in {folder} was finished with',
       '; '.join(different),
-      'name another --workdir, or take back these fields',
+      'name another --workdir, or set these fields as they were',
     )
   return True
 

@@ -74,7 +74,7 @@ def repair(path: str | os.PathLike) -> str | None:
         file.flush()
         os.fsync(file.fileno())
     write_atomically(path, lambda file: file.write(repaired))
-  said = [line.repaired(torn.name) for line in lines]
+  said = [line.told(torn.name) for line in lines]
   return f'{path.name}: {"; ".join(words for words in said if words)}'
 
 
@@ -154,7 +154,7 @@ class _Line:
       return f'{held}; nothing is lost'
     return ''
 
-  def repaired(self, torn: str) -> str:
+  def told(self, torn: str) -> str:
     """The same once it is repaired and, where something was lost, kept whole in the file `torn`."""
     if self.rest and not self.records:
       words = f'the last line was torn ({len(self.rest)} bytes, kept in {torn}); repaired'

@@ -62,7 +62,7 @@ def _check_same(
     raise UserError(
       f'the study that {folder} was started with',
       '; '.join(different),
-      'name another --workdir, or take back these fields',
+      'name another --workdir, or set these fields as they were',
     )
   axes = ({key: config[key] for key in config if key not in FIXED} for config in (there, here))
   if shards > 1 and (different := config_lib.differences(*axes)):

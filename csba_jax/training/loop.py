@@ -251,18 +251,18 @@ def run_steps(job: Job, state: TrainState, records: Records, stop: StopRequest) 
 
 
 def after_training(job: Job, best: TrainState, records: Records, stop: StopRequest) -> None:
-  """The moment TESTED of a run that measures moments: the net whose test metrics are reported.
+  """The snapshot TESTED of a run that measures snapshots: the net whose test metrics are reported.
 
   With the running statistics that it is tested with. A run that is stopped here measures it anew.
   """
-  if job.plan.moments:
+  if job.plan.snapshots:
     began, epoch = time.monotonic(), job.plan.epoch(records.progress.step)
-    found = diagnose.moment(job.config, job.data, job.program.model, best, stop.check)
-    records.moment_line(TESTED, epoch, found, time.monotonic() - began)
+    found = diagnose.snapshot(job.config, job.data, job.program.model, best, stop.check)
+    records.snapshot_line(TESTED, epoch, found, time.monotonic() - began)
 
 
 class AfterStep:
-  """What follows a step: diagnosis, moments, the log line, validation and checkpoint, in order.
+  """What follows a step: diagnosis, snapshots, the log line, validation and checkpoint, in order.
 
   Each is done once a step: what is done is kept in the checkpoints, so that a run that was stopped
   in between goes on with the next.
@@ -295,8 +295,8 @@ class AfterStep:
     timing = {'train_seconds': self._seconds(), 'images_per_second': self.rate()}
     if plan.diagnoses_at(step):
       self._once('diagnosis', lambda: self._diagnose(state))
-    if moments := plan.moments_at(step):
-      self._once('moments', lambda: self._measure(self._settled(state), moments))
+    if snapshots := plan.snapshots_at(step):
+      self._once('snapshots', lambda: self._measure(self._settled(state), snapshots))
     if plan.logs_at(step):
       self._once('levels', lambda: self._measure_levels(state))
       self._once('line', lambda: self._line(timing))
@@ -332,14 +332,14 @@ class AfterStep:
     return diagnose.settled(job.config, job.data, job.program.model, state)
 
   def _measure(self, settled: TrainState, names: Sequence[str]) -> None:
-    """Conflict and decoupling at a moment of the run, recorded under its names."""
+    """Conflict and decoupling at a snapshot of the run, recorded under its names."""
     began, job = time.monotonic(), self._job
-    found = diagnose.moment(job.config, job.data, job.program.model, settled, self._stop.check)
+    found = diagnose.snapshot(job.config, job.data, job.program.model, settled, self._stop.check)
     for name in names:
-      self._records.moment_line(name, self._epoch, found, time.monotonic() - began)
+      self._records.snapshot_line(name, self._epoch, found, time.monotonic() - began)
 
   def _measure_levels(self, state: TrainState) -> None:
-    """Moments at levels of the training loss, each reached once, by the net that is measured.
+    """Snapshots at levels of the training loss, each reached once, by the net that is measured.
 
     Its loss is not that of the line, whose batches are augmented, weighted and of several steps: it
     is looked at where the line is within NEAR times a level.

@@ -583,17 +583,17 @@ def test_a_conflict_effect_is_recovered(full):
 
 def test_the_claim_on_conflict_is_of_the_end_and_the_lowest_matched_loss(full):
   sentences = claim(full, 'reduces').sentences
-  assert len(sentences) == 2 * 2 * 2  # measures, moments, treatments
+  assert len(sentences) == 2 * 2 * 2  # measures, snapshots, treatments
   assert all('(common parameters, train part)' in sentence for sentence in sentences)
   assert sum('at the end of the run: ' in sentence for sentence in sentences) == 4
   assert sum('at training loss ≤ 0.3: ' in sentence for sentence in sentences) == 4
 
 
-def test_conflict_has_every_moment_part_and_scope(full):
+def test_conflict_has_every_snapshot_part_and_scope(full):
   found = {(c.cell['at'], c.cell['part'], c.cell['scope']) for c in full.conflict}
   assert found == {
     (at, part, scope)
-    for at in simulated.MOMENTS
+    for at in simulated.SNAPSHOTS
     for part in ('train', 'val')
     for scope in ('common', 'shared')
   }
@@ -616,11 +616,11 @@ def test_a_loss_that_one_side_did_not_reach_is_no_comparison(tmp_path):
   assert 'at training loss ≤ 1: ' in sentences
 
 
-def test_a_moment_that_one_run_lacks_is_named(tmp_path):
+def test_a_snapshot_that_one_run_lacks_is_named(tmp_path):
   about, records = simulated.make(seeds=3, variants=TWO)
   records[1]['conflict'] = [e for e in records[1]['conflict'] if e['at'] != 'loss 0.3']
   found = analysed(tmp_path, about, records)
-  lacking = f"csba without the moment 'loss 0.3' (train) of seed {records[1]['axes']['seed']}"
+  lacking = f"csba without the snapshot 'loss 0.3' (train) of seed {records[1]['axes']['seed']}"
   assert pick(found.conflict, 'csba', 'none', at='loss 0.3', part='train')[0].missing == (lacking,)
   assert f'csba against none, cross entropy: {lacking}' in found.notes
 
@@ -643,7 +643,7 @@ def test_losses_that_are_too_far_apart_are_not_matched(tmp_path, full):
   assert far.difference.high < 0
   both = [
     [
-      results.moment(r, 'loss 0.3', 'train')['loss']
+      results.snapshot(r, 'loss 0.3', 'train')['loss']
       for r in records
       if r['axes']['variant'] == variant
     ]
@@ -730,7 +730,7 @@ def test_no_link_is_made_up(tmp_path):
 
 
 def with_tested(about, records, change):
-  """The same records with a moment of the tested net, `change` of that of the end."""
+  """The same records with a snapshot of the tested net, `change` of that of the end."""
   for record in records:
     for entry in [e for e in record['conflict'] if e['at'] == '1']:
       record['conflict'].append(change(record, entry | {'at': 'tested'}))
@@ -772,11 +772,11 @@ def test_measurements_of_an_earlier_version_are_noted(tmp_path, full):
   assert 'estimated anew' in ' '.join(markdown.render(found).split())
 
 
-def test_the_tested_net_is_no_moment_of_the_curves(tmp_path):
+def test_the_tested_net_is_no_snapshot_of_the_curves(tmp_path):
   """It lies somewhere before the end: in the numbers, but on no line."""
   same = with_tested(*simulated.make(seeds=2, variants=TWO), lambda record, entry: entry)
   found = analysed(tmp_path, *same)
-  section = page.render(found).partition('id="moments"')[2].partition('id="flow"')[0]
+  section = page.render(found).partition('id="snapshots"')[2].partition('id="flow"')[0]
   curves, differences = section.partition('Numbers of this figure')[::2]
   assert '>end</text>' in curves
   assert 'tested' not in curves
@@ -795,7 +795,7 @@ def test_a_variant_alone_is_its_conflict_against_its_f1(tmp_path):
   alone = next(link for link in found.links if 'cosine' in link.measure)
   assert (alone.treatment, alone.control, alone.verdict) == ('none', 'none', '')
   for s, record in enumerate(records):
-    gram = results.gram(results.moment(record, '1', 'train'), 'common')
+    gram = results.gram(results.snapshot(record, '1', 'train'), 'common')
     norms = np.sqrt(np.diag(gram))
     for c in range(4):
       cosines = [gram[c, d] / (norms[c] * norms[d]) for d in range(4) if d != c]
@@ -825,7 +825,7 @@ def test_link_points_are_the_differences_of_one_unit(tmp_path):
     treated, control = by['csba', seed], by['none', seed]
     f1 = [np.array(r['result']['per_class']['f1']) for r in (treated, control)]
     np.testing.assert_allclose(interfering.gain[seed], f1[0] - f1[1])
-    grams = [results.gram(results.moment(r, '1', 'train'), 'common') for r in (treated, control)]
+    grams = [results.gram(results.snapshot(r, '1', 'train'), 'common') for r in (treated, control)]
     own = [conflict_lib.interference(g, simulated.PRIOR) for g in grams]
     np.testing.assert_allclose(interfering.reduction[seed], own[1] - own[0])
     negative = []
@@ -839,7 +839,7 @@ def conflicts_of(records, variant, at, scope):
   """Conflict objects of single runs, to be averaged by hand."""
   found = []
   for record in (r for r in records if r['axes']['variant'] == variant):
-    gram = results.gram(results.moment(record, at, 'train'), scope)
+    gram = results.gram(results.snapshot(record, at, 'train'), scope)
     found.append(
       Conflict(
         scopes=('shared',),
@@ -860,7 +860,7 @@ def conflicts_of(records, variant, at, scope):
 
 def test_matrices_and_flows_are_means_of_runs(tmp_path):
   about, records = simulated.make(seeds=3, variants=TWO)
-  broken = results.moment(records[0], '1', 'train')
+  broken = results.snapshot(records[0], '1', 'train')
   broken['grams']['shared'] = [
     None if i in (3, 6, 8, 9) else v for i, v in enumerate(broken['grams']['shared'])
   ]
@@ -879,7 +879,7 @@ def test_matrices_and_flows_are_means_of_runs(tmp_path):
   flows = [flow_lib.flow(c) for c in alone]
   np.testing.assert_allclose(flow.norms, np.nanmean([f.norms[0] for f in flows], 0))
   np.testing.assert_allclose(flow.shares, np.nanmean([f.shares[0] for f in flows], 0))
-  entries = [results.moment(r, '1', 'train') for r in records if r['axes']['variant'] == 'none']
+  entries = [results.snapshot(r, '1', 'train') for r in records if r['axes']['variant'] == 'none']
   assert flow.loss == pytest.approx(np.mean([e['loss'] for e in entries]))
   rate = np.mean([e['scopes']['stage2']['conflict_rate'] for e in entries])
   assert flow.scopes['stage2']['conflict_rate'] == pytest.approx(rate)
@@ -1058,14 +1058,14 @@ def test_an_unknown_outcome_is_an_error(tmp_path):
 def test_words():
   assert wording.within(estimate(0.1, 0.0, 0.2, level=0.9)) == '90 % interval 0.000 to +0.200'
   assert wording.within(estimate(0.1)) == 'no interval'
-  moments = ('0', '0.1', '1', 'loss 0.3')
-  assert [wording.when(at) for at in moments] == [
+  snapshots = ('0', '0.1', '1', 'loss 0.3')
+  assert [wording.when(at) for at in snapshots] == [
     'at the start',
     'after 10 % of the run',
     'at the end of the run',
     'at training loss ≤ 0.3',
   ]
-  assert [wording.moment(at) for at in moments] == ['start', '10 %', 'end', 'loss ≤ 0.3']
+  assert [wording.snapshot(at) for at in snapshots] == ['start', '10 %', 'end', 'loss ≤ 0.3']
   assert [wording.pairs(n, 'seeds') for n in (1, 2)] == ['1 pair of seeds', '2 pairs of seeds']
 
 

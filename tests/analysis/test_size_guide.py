@@ -39,7 +39,7 @@ def test_correlation_over_sizes_is_spearmans_of_the_means(sized):
   study = Study(results.read(sized), resamples=99)
   found = size_guide.design(Measured(study))
   assert [(d.at, d.measure) for d in found] == list(
-    itertools.product(size_guide.MOMENTS, size_guide.MEASURES)
+    itertools.product(size_guide.SNAPSHOTS, size_guide.MEASURES)
   )
   for one in found:
     assert [(c['width'], c['depth']) for c in one.cells] == [

@@ -192,12 +192,12 @@ def test_snapshots_and_lines_of_a_run(workdir, run):
   ('fields', 'room', 'expected'),
   [
     (
-      {'diagnostics__moments': '0.5'},
+      {'diagnostics__snapshots': '0.5'},
       30_000,
-      'Grams within the 0.0 GB of a device, for moments of 10 classes; found .* class gradients of '
-      'hidden; to fix it: set --config.diagnostics.moments',
+      'Grams within the 0.0 GB of a device, for snapshots of 10 classes; found .* class gradients '
+      'of hidden; to fix it: set --config.diagnostics.snapshots',
     ),
-    ({'diagnostics__loss_levels': '0.5'}, 30_000, 'for moments of 10 classes; found '),
+    ({'diagnostics__loss_levels': '0.5'}, 30_000, 'for snapshots of 10 classes; found '),
     ({'diagnostics__every': 7}, 30_000, 'for a probe of 4 folds of 10 classes; found .*every=0'),
     ({'diagnostics__every': 7, 'diagnostics__images': 800}, 400_000, "device's share of the probe"),
   ],

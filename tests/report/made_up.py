@@ -15,7 +15,7 @@ CLASSES = (
   'Physical-Damage',
 )
 HOSTILE = '<script>alert(1)</script>|x'
-MOMENTS = ('0', '0.1', '0.5', '1', 'loss 1', 'loss 0.3')
+SNAPSHOTS = ('0', '0.1', '0.5', '1', 'loss 1', 'loss 0.3')
 PARTS = ('train', 'val')
 SCOPES = ('common', 'shared', 'stem', 'stage1', 'stage2', 'stage3', 'branch1x1', 'branch3x3')
 NAN = math.nan
@@ -158,7 +158,7 @@ class _Maker:
     )
 
   def places(self, scopes=('common', 'shared')):
-    return [(at, part, scope) for at in MOMENTS for part in PARTS for scope in scopes]
+    return [(at, part, scope) for at in SNAPSHOTS for part in PARTS for scope in scopes]
 
   def conflict(self):
     return tuple(
@@ -204,7 +204,7 @@ class _Maker:
     made = []
     for cell in self.cells:
       for i, variant in enumerate(self.variants):
-        for k, at in enumerate(MOMENTS):
+        for k, at in enumerate(SNAPSHOTS):
           for part in PARTS:
             norms = np.geomspace(0.2, 9, len(self.classes)) * self.rng.uniform(0.6, 1.5)
             shares = self.rng.dirichlet(np.ones(len(self.classes))) - 0.02

@@ -184,13 +184,13 @@ checkpoints.wait()
 """
 
 
-@pytest.mark.parametrize('moment', ['before', 'after'])
-def test_killed_at_the_sums_of_a_checkpoint_it_is_not_there(tmp_path, moment):
+@pytest.mark.parametrize('snapshot', ['before', 'after'])
+def test_killed_at_the_sums_of_a_checkpoint_it_is_not_there(tmp_path, snapshot):
   found = subprocess.run(
-    [sys.executable, '-c', KILLED, tmp_path / 'c', moment], capture_output=True, text=True
+    [sys.executable, '-c', KILLED, tmp_path / 'c', snapshot], capture_output=True, text=True
   )
   assert found.returncode == 9, found.stderr
-  assert (tmp_path / 'c-sums/2.json').exists() == (moment == 'after')
+  assert (tmp_path / 'c-sums/2.json').exists() == (snapshot == 'after')
   with Checkpoints(tmp_path / 'c', warn=pytest.fail) as checkpoints:
     assert checkpoints.steps() == [1]
     checkpoints.restore_latest(LIKE)

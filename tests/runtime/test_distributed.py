@@ -441,7 +441,7 @@ SAID = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ('lost', 'name', 'moment'),
+  ('lost', 'name', 'snapshot'),
   [
     (0, 'KILL', 'after-step:15'),
     (1, 'KILL', 'after-step:15'),
@@ -452,14 +452,14 @@ SAID = {
     (1, 'STOP', 'before-evaluation:1'),
   ],
 )
-def test_the_others_end_when_one_is_lost(driver, tmp_path, lost, name, moment):
-  end = [f'--end={moment}', f'--signal={name}']
+def test_the_others_end_when_one_is_lost(driver, tmp_path, lost, name, snapshot):
+  end = [f'--end={snapshot}', f'--signal={name}']
   children = driver.start_all(tmp_path, f'--peer_timeout={PEER_TIMEOUT}', own={lost: end})
   try:
     wait_until_lost(children[lost])
     began = time.monotonic()
     [(code, err)] = ends([children[1 - lost]], BOUND)
-    print(f'{lost} {name} {moment}: ended after {time.monotonic() - began:.1f} s')
+    print(f'{lost} {name} {snapshot}: ended after {time.monotonic() - began:.1f} s')
     assert code == -signal.SIGABRT, err
     assert re.search(SAID[lost], err), err
     if name == 'STOP':  # it comes back: the other is gone

@@ -13,7 +13,7 @@ from csba_jax.gradients import conflict as conflict_lib
 from csba_jax.gradients.conflict import Conflict
 from csba_jax.measure import diagnose
 from csba_jax.models import multibranch, registry
-from csba_jax.run.records import TESTED, Records, moment_file
+from csba_jax.run.records import TESTED, Records, snapshot_file
 from csba_jax.run.workdir import Workdir, read_result
 from csba_jax.runtime.signals import StopRequest
 from csba_jax.study import collect, results
@@ -59,17 +59,17 @@ def workdir(tmp_path_factory):
   """A csba_class net at the start, at the end, and at the one of two losses that it reached."""
   path = tmp_path_factory.mktemp('collect') / 'run'
   config, rng = layers('csba_class'), np.random.default_rng(0)
-  config.diagnostics.moments, config.diagnostics.loss_levels = '0,1', '0.9,0.01'
+  config.diagnostics.snapshots, config.diagnostics.loss_levels = '0,1', '0.9,0.01'
   model = registry.build(config.model, 10, (8, 8, 1))
   names = sorted(diagnose._from_input_to_output(model, (8, 8, 1)))  # as the parameter tree has them
   with Workdir(path, config.to_dict()) as folder:
     folder.begin()
     with Records(folder) as records:
       records.resume(None, {})
-      for moment, step in (('0', 0), ('loss 0.9', 30), ('1', 99), (TESTED, 66)):
+      for snapshot, step in (('0', 0), ('loss 0.9', 30), ('1', 99), (TESTED, 66)):
         records.progress.step = step
         found = {p: (made_up(names, rng, step, p), branches(rng)) for p in ('train', 'val')}
-        records.moment_line(moment, step / 11, found, 1.0)
+        records.snapshot_line(snapshot, step / 11, found, 1.0)
     result = dict.fromkeys(collect.OF_TUNING, 7) | {'macro_f1': 0.123456789, 'splits_sha256': 'x'}
     folder.write_result(result | {'class_names': list('0123456789'), 'accuracy': float('nan')})
   return path
@@ -83,7 +83,7 @@ def found(workdir):
 @pytest.fixture(scope='module')
 def whole(workdir):
   """The conflict over the training part at the end, as it was saved."""
-  return Conflict.load(workdir / 'conflict' / f'{moment_file("1", "train")}.npz')
+  return Conflict.load(workdir / 'conflict' / f'{snapshot_file("1", "train")}.npz')
 
 
 def layers(attention, name='multibranch', depth=1, head='linear'):
@@ -99,7 +99,7 @@ def common(config):
 # ---- what is kept
 
 
-def test_moments_and_parts_in_order(found):
+def test_snapshots_and_parts_in_order(found):
   entries = [(entry['at'], entry['part']) for entry in found['conflict']]
   assert entries == [
     ('loss 0.9', 'train'),
@@ -118,7 +118,7 @@ def test_the_result_is_that_of_the_run(workdir, found):
 
 
 def test_grams_come_back_from_their_upper_triangles(found, whole):
-  entry = results.moment(found, '1', 'train')
+  entry = results.snapshot(found, '1', 'train')
   assert set(entry['grams']) == {'shared', 'common', *multibranch.BRANCHES}
   shared = results.gram(entry, 'shared')
   np.testing.assert_allclose(shared, whole.gram('shared'), rtol=CLOSE)
@@ -132,13 +132,13 @@ def test_grams_come_back_from_their_upper_triangles(found, whole):
     own = sum(whole.gram(name) for name in names if f'/{branch}/' in name)
     np.testing.assert_allclose(results.gram(entry, branch), own, rtol=CLOSE)
   for at, part in (('1', 'val'), ('0', 'train'), ('tested', 'train')):
-    assert set(results.moment(found, at, part)['grams']) == {'shared', 'common'}
+    assert set(results.snapshot(found, at, part)['grams']) == {'shared', 'common'}
   assert (results.gram(entry, 'common') != shared).any()  # the gates of csba are not in it
 
 
 def test_numbers_of_an_entry(workdir, found):
   for entry in found['conflict']:
-    path = workdir / 'conflict' / f'{moment_file(entry["at"], entry["part"])}.npz'
+    path = workdir / 'conflict' / f'{snapshot_file(entry["at"], entry["part"])}.npz'
     saved = Conflict.load(path)
     there = saved.counts > 0
     losses = np.array(entry['losses'], np.float64)
@@ -154,7 +154,7 @@ def test_numbers_of_an_entry(workdir, found):
 
 def test_scopes_are_summaries_of_sums_of_layers(found, whole):
   """Stages add up to common, and branches to all of it but stem and projections."""
-  entry = results.moment(found, '1', 'train')
+  entry = results.snapshot(found, '1', 'train')
   stages, branches = ['stem', 'stage1', 'stage2', 'stage3'], list(multibranch.BRANCHES)
   assert sorted(entry['scopes']) == sorted(['shared', 'common', *stages, *branches])
   of_control = common(layers('none'))
@@ -174,10 +174,10 @@ def test_scopes_are_summaries_of_sums_of_layers(found, whole):
   assert entry['scopes']['shared'] == pytest.approx(expected, rel=CLOSE)
 
 
-def test_gates_are_kept_of_the_last_moment_alone(workdir, found):
+def test_gates_are_kept_of_the_last_snapshot_alone(workdir, found):
   for entry in found['branches']:
     saved = json.loads(
-      (workdir / 'conflict' / f'{moment_file(entry["at"], entry["part"])}.json').read_text()
+      (workdir / 'conflict' / f'{snapshot_file(entry["at"], entry["part"])}.json').read_text()
     )
     assert ('gates' in entry) == (entry['at'] == '1')
     for kind in entry.keys() - {'at', 'step', 'part'}:
@@ -212,10 +212,10 @@ def test_tuning_keeps_no_number_of_the_test_part(workdir):
   assert kept['result'] == {name: whole[name] for name in kept['result']}
 
 
-def test_a_run_without_moments_or_validation_has_no_entries(driver, tmp_path):
+def test_a_run_without_snapshots_or_validation_has_no_entries(driver, tmp_path):
   for name, fields, parts in (
     ('plain', {}, []),
-    ('last', {'diagnostics__moments': '1', 'data__val_fraction': 0.0}, ['train', 'train']),
+    ('last', {'diagnostics__snapshots': '1', 'data__val_fraction': 0.0}, ['train', 'train']),
   ):
     with StopRequest() as stop:
       config = driver.tiny_config(train__epochs=1, **fields)

@@ -137,7 +137,7 @@ def test_missing_field(field):
   fields = {name: grid.default()[name] for name in grid.default() if name != field}
   with pytest.raises(
     UserError,
-    match=rf'expected the fields of csba_jax\.study\.grid\.default\(\); found {field}: missing; .* correct',
+    match=rf'the fields of csba_jax\.study\.grid\.default\(\); found {field}: missing; .* correct',
   ):
     grid.check(ml_collections.ConfigDict(fields))
 

@@ -435,7 +435,7 @@ def test_shards_of_workers_equal_the_whole(whole, tmp_path):
 @pytest.mark.timeout(900)  # three compilations of nets, on cores that others may use
 def test_a_real_net_in_one_worker_and_in_two(tmp_path):
   """Two seeds of `csba` that share a worker's program, or not; with conflict and gates."""
-  c = small(variants=('csba',), base__diagnostics__moments='1')
+  c = small(variants=('csba',), base__diagnostics__snapshots='1')
   for jobs in (1, 2):
     ended = start(c, tmp_path / str(jobs), jobs=jobs)
     assert ended == runner.Outcome(done=2, failed=0, missing=0)
@@ -607,7 +607,8 @@ def test_the_folder_of_another_study(tmp_path, monkeypatch):
   assert str(error.value) == (
     f'expected the study that {tmp_path} was started with; found '
     'base.loss.tau: 1.0 there, 0.5 here; base.train.epochs: 1 there, 7 here; '
-    'test: True there, False here; to fix it: name another --workdir, or take back these fields'
+    'test: True there, False here; to fix it: name another --workdir, or set these fields as they '
+    'were'
   )
   for field, value in (('name', 'other'), ('outcome', 'f1:3'), ('subsets', 2)):
     with pytest.raises(UserError, match=f'{field}: .* there, {value!r} here'):

@@ -101,7 +101,7 @@ def test_a_base_may_lie_elsewhere_and_measure_more(tmp_path):
   about, records = simulated.tuning(SCORES)
   write(tmp_path, about, records)
   c = asked(
-    tmp_path, data__dir='/x', data__cache_dir='/y', diagnostics__moments='0,1',
+    tmp_path, data__dir='/x', data__cache_dir='/y', diagnostics__snapshots='0,1',
     train__learning_rate=7.0,
   )  # fmt: skip
   assert tuning.chosen_rates(c) == WANTED
@@ -151,6 +151,7 @@ def test_the_rates_of_the_repository_are_those_of_its_studies(name, monkeypatch)
   found = results.read(f'results/{name}')
   c = grid.default()
   there = found.study['config']
+  there['base'] = config_lib.completed(there['base'])
   c.update({key: tuple(v) if isinstance(v, list) else v for key, v in there.items()})
   rates = tuning.chosen_rates(c)
   used = {grid.rate_key(run.axes): run.config.train.learning_rate for run in grid.runs(c, rates)}

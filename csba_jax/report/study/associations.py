@@ -93,12 +93,12 @@ def _design(findings: Findings) -> Section | None:
     f' against {wording.clean(findings.outcome)}: is a net of less conflict the better one, and '
     'is it seen early?'
   )
-  head = ['variant', 'measure', 'moment', 'sizes', 'correlation', 'p']
+  head = ['variant', 'measure', 'snapshot', 'sizes', 'correlation', 'p']
   rows = [
     [
       wording.clean(d.variant),
       wording.metric(d.measure),
-      wording.moment(d.at),
+      wording.snapshot(d.at),
       str(d.correlation.n),
       wording.number(d.correlation.value, 2, signed=True),
       wording.probability(d.correlation.p),
@@ -116,11 +116,11 @@ def _design(findings: Findings) -> Section | None:
 
 
 def _sizes(findings: Findings, designs: Sequence[Design]) -> Table:
-  """Conflict by moment and the outcome of each size of one variant."""
+  """Conflict by snapshot and the outcome of each size of one variant."""
   shown = [d for d in designs if d.measure == 'head_tail_conflict']
   head = [
     'size',
-    *(f'conflict, {wording.moment(d.at)}' for d in shown),
+    *(f'conflict, {wording.snapshot(d.at)}' for d in shown),
     wording.clean(findings.outcome),
   ]
   rows = [

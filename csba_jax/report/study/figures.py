@@ -131,18 +131,18 @@ def confusions(findings: Findings, scores: Sequence[Score]) -> list[str]:
   ]
 
 
-def over_moments(
-  findings: Findings, flows: Sequence[Flow], scope: str, moments: Sequence[str]
+def over_snapshots(
+  findings: Findings, flows: Sequence[Flow], scope: str, snapshots: Sequence[str]
 ) -> list[str]:
-  """Small multiples: each measure over the moments, a line for each variant."""
+  """Small multiples: each measure over the snapshots, a line for each variant."""
   variants = [v for v in findings.variants if any(f.variant == v for f in flows)]
   found = {(flow.variant, flow.at): flow.scopes.get(scope, {}) for flow in flows}
-  labels = [wording.moment(at) for at in moments]
+  labels = [wording.snapshot(at) for at in snapshots]
   drawn: list[str] = []
   for measure in MEASURES:
     series = []
     for variant in variants:
-      values = [found.get((variant, at), {}).get(measure) for at in moments]
+      values = [found.get((variant, at), {}).get(measure) for at in snapshots]
       series.append(
         svg.Series(wording.clean(variant), [bare(x) for x in values], index(findings, variant))
       )
@@ -155,25 +155,25 @@ def over_moments(
   return drawn
 
 
-def differences_over_moments(findings: Findings, found: Sequence[Comparison]) -> list[str]:
-  """Differences of conflict with intervals: a plot a measure, a row a moment, a mark a pair.
+def differences_over_snapshots(findings: Findings, found: Sequence[Comparison]) -> list[str]:
+  """Differences of conflict with intervals: a plot a measure, a row a snapshot, a mark a pair.
 
   Against one control only, so that the variants keep their colours.
   """
   control = before_and_after(findings)[0]
   found = [c for c in found if c.control == control] or found
-  moments = sorted({wording.at(c) for c in found}, key=wording.by_moment)
+  snapshots = sorted({wording.at(c) for c in found}, key=wording.by_snapshot)
   drawn = []
   for name in dict.fromkeys(map(wording.outcome, found)):
     here = [c for c in found if wording.outcome(c) == name]
     values = {(wording.versus(c), wording.at(c)): triple(c.difference) for c in here}
     marks = {wording.versus(c): index(findings, c.treatment) for c in here}
     series = [
-      svg.Series(pair, [values.get((pair, at), _NAN3) for at in moments], mark)
+      svg.Series(pair, [values.get((pair, at), _NAN3) for at in snapshots], mark)
       for pair, mark in marks.items()
     ]
-    title, axis = f'Differences of {name} at each moment', f'difference of {name}'
-    labels = [wording.moment(at) for at in moments]
+    title, axis = f'Differences of {name} at each snapshot', f'difference of {name}'
+    labels = [wording.snapshot(at) for at in snapshots]
     drawn.append(svg.dots(labels, series, title=title, axis=axis, zero=True))
   return drawn
 

@@ -21,7 +21,7 @@ _GLOSSARY = (
   ' on.'
 )
 _STATISTICS = (
-  ' Statistics of BatchNorm are estimated anew at every moment, but for the tested net (the'
+  ' Statistics of BatchNorm are estimated anew at every snapshot, but for the tested net (the'
   ' checkpoint whose test metrics are reported), which is measured as it was tested.'
 )
 _FIRST = ('common', 'train')  # scope and part that are shown open
@@ -29,10 +29,10 @@ _MOST_FOLDED = 24  # pairs of matrices in the details
 
 
 def sections(findings: Findings) -> list[Section | None]:
-  """Matrices, moments, flow and decoupling, in this order; None for what was not measured."""
+  """Matrices, snapshots, flow and decoupling, in this order; None for what was not measured."""
   return [
     _matrices(findings),
-    _moments(findings),
+    _snapshots(findings),
     _flow(findings),
     _decoupling(findings),
   ]
@@ -73,7 +73,7 @@ def _matrices(findings: Findings) -> Section | None:
     left = len(pairs) - 1 - len(folded)
     rest = f' ({left} more are left out)' if left > 0 else ''
     blocks.append(
-      Fold(f'Other moments, parts, scopes, variants and methods{rest}', folded, page_only=True)
+      Fold(f'Other snapshots, parts, scopes, variants and methods{rest}', folded, page_only=True)
     )
   return Section('Conflict matrices before and after CSBA', 'matrices', blocks)
 
@@ -99,7 +99,7 @@ def _pair_of_matrices(
   return Figure(caption, lambda: figures.matrices(findings, before, after), numbers, False, key)
 
 
-def _moments(findings: Findings) -> Section | None:
+def _snapshots(findings: Findings) -> Section | None:
   blocks: list[Block] = []
   folded: list[Block] = []
   for cell, flows in tables_lib.by_cell(findings.flows, findings):
@@ -112,7 +112,7 @@ def _moments(findings: Findings) -> Section | None:
     blocks += _conflict_tables(findings, folded)
   if folded:
     blocks.append(Fold('Other parts, scopes and methods', folded, page_only=True))
-  return Section('Conflict over training', 'moments', blocks) if blocks else None
+  return Section('Conflict over training', 'snapshots', blocks) if blocks else None
 
 
 def _curves(
@@ -122,10 +122,10 @@ def _curves(
   flows = [flow for flow in flows if flow.scopes.get(scope)]
   blocks: list[Block] = []
   for matched in (False, True):
-    moments = sorted(
-      {f.at for f in flows if wording.matched(f.at) == matched}, key=wording.by_moment
+    snapshots = sorted(
+      {f.at for f in flows if wording.matched(f.at) == matched}, key=wording.by_snapshot
     )
-    drawn = [at for at in moments if at != wording.TESTED]  # which lies somewhere before the end
+    drawn = [at for at in snapshots if at != wording.TESTED]  # which lies somewhere before the end
     if not drawn:
       continue
     place = ', '.join(
@@ -141,22 +141,22 @@ def _curves(
     )
     rows = []
     for flow in flows:
-      if flow.at in moments:
+      if flow.at in snapshots:
         values = [flow.scopes[scope].get(measure) for measure in figures.MEASURES]
-        moment = wording.moment(flow.at)
+        snapshot = wording.snapshot(flow.at)
         row = [
           wording.clean(flow.variant),
-          moment,
+          snapshot,
           wording.number(flow.loss),
           *map(wording.number, values),
         ]
         rows.append(row)
-    head = ['variant', 'moment', 'loss', *(wording.MEASURES[m] for m in figures.MEASURES)]
-    numbers = Table(f'Conflict at each moment; {place}.', head, rows, 2)
+    head = ['variant', 'snapshot', 'loss', *(wording.MEASURES[m] for m in figures.MEASURES)]
+    numbers = Table(f'Conflict at each snapshot; {place}.', head, rows, 2)
     blocks.append(
       Figure(
         caption,
-        lambda drawn=drawn: figures.over_moments(findings, flows, scope, drawn),
+        lambda drawn=drawn: figures.over_snapshots(findings, flows, scope, drawn),
         [numbers],
       )
     )
@@ -164,7 +164,7 @@ def _curves(
 
 
 def _conflict_tables(findings: Findings, folded: list[Block]) -> list[Block]:
-  """Differences of the measures: by moment in the scope `common` of the first condition, on train.
+  """Differences of the measures: by snapshot, scope `common` of the first condition, on train.
 
   What is not shown goes to `folded`.
   """
@@ -195,7 +195,7 @@ def _conflict_tables(findings: Findings, folded: list[Block]) -> list[Block]:
 def _conflict_differences(
   findings: Findings, found: Sequence[Comparison], place: str, matched: bool
 ) -> list[Block]:
-  """By measure, pair and moment; over the run as a figure, at equal loss as a table."""
+  """By measure, pair and snapshot; over the run as a figure, at equal loss as a table."""
   measures = list(dict.fromkeys(c.outcome for c in found))
   pairs = list(dict.fromkeys(map(wording.versus, found)))
   found = sorted(
@@ -203,7 +203,7 @@ def _conflict_differences(
     key=lambda c: (
       measures.index(c.outcome),
       pairs.index(wording.versus(c)),
-      wording.by_moment(wording.at(c)),
+      wording.by_snapshot(wording.at(c)),
     ),
   )
   estimates = [c.difference for c in found]
@@ -221,19 +221,19 @@ def _conflict_differences(
   table = _conflict_table(found, caption, matched)
   if matched:
     return [table, *tables_lib.reasons(estimates)]
-  figure = Figure(caption, lambda: figures.differences_over_moments(findings, found), [table])
+  figure = Figure(caption, lambda: figures.differences_over_snapshots(findings, found), [table])
   return [figure, *tables_lib.reasons(estimates)]
 
 
 def _conflict_table(found: Sequence[Comparison], caption: str, matched: bool) -> Table:
   judged = any(c.verdict for c in found)
-  head = ['measure', 'comparison', 'moment', *(['losses'] * matched), 'n', 'treatment', 'control']
+  head = ['measure', 'comparison', 'snapshot', *(['losses'] * matched), 'n', 'treatment', 'control']
   head += ['difference', 'p', *(['verdict'] * judged)]
   rows = [
     [
       wording.outcome(c),
       wording.versus(c),
-      wording.moment(wording.at(c)),
+      wording.snapshot(wording.at(c)),
       *([' / '.join(map(wording.number, c.losses or (None, None)))] * matched),
       str(c.difference.n),
       wording.number(c.treatment_mean),
@@ -363,7 +363,7 @@ def _gates(findings: Findings, one: Decoupling) -> Table:
 
 
 def _at_the_end(found: Sequence[Any]) -> list:
-  """Of what was measured at several moments: the last one, on training images if there are any."""
+  """Of what was measured at several snapshots: the last, on training images if there are any."""
   part = min({one.part for one in found}, key=lambda part: (part != 'train', part))
   at = wording.last([one.at for one in found if one.part == part])
   return [one for one in found if (one.at, one.part) == (at, part)]

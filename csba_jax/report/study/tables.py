@@ -130,7 +130,7 @@ def place(findings: Findings, one: Any, variant: Any) -> str:
   parts = [
     wording.clean(variant.variant) if variant is not None else '',
     wording.cell(one.cell, findings.cells),
-    f'moment {wording.moment(one.at)}',
+    f'snapshot {wording.snapshot(one.at)}',
     f'scope {wording.clean(one.scope)}' if hasattr(one, 'scope') else '',
     f'part {wording.clean(one.part)}',
   ]

@@ -11,7 +11,7 @@ from csba_jax.analysis import wording
 from csba_jax.analysis.stats import Estimate
 from csba_jax.report.study import page, svg
 
-ANCHORS = 'summary notes scores differences non-inferiority classes matrices moments flow'
+ANCHORS = 'summary notes scores differences non-inferiority classes matrices snapshots flow'
 ANCHORS = f'{ANCHORS} decoupling links mantel noise leak confusion making'.split()
 VOID = {'meta'}
 
@@ -230,6 +230,6 @@ def test_interval_without_ends():
   assert wording.without_interval([one, one]) == '[–]: no interval: 1 unit.'
 
 
-def test_moments_in_order():
-  moments = sorted(['loss 0.3', '1', '0', 'loss 1', '0.1'], key=wording.by_moment)
-  assert [*map(wording.moment, moments)] == ['start', '10 %', 'end', 'loss ≤ 1', 'loss ≤ 0.3']
+def test_snapshots_in_order():
+  snapshots = sorted(['loss 0.3', '1', '0', 'loss 1', '0.1'], key=wording.by_snapshot)
+  assert [*map(wording.snapshot, snapshots)] == ['start', '10 %', 'end', 'loss ≤ 1', 'loss ≤ 0.3']

@@ -32,7 +32,7 @@ def test_both_files_and_the_summary(tmp_path):
   claims = [f'{claim.title}: {claim.verdict}' for claim in found.claims]
   notes = [f'note: {note}' for note in found.notes]
   assert len(claims) == 6
-  assert len(notes) == 2  # too few seeds, and no moment of the tested net
+  assert len(notes) == 2  # too few seeds, and no snapshot of the tested net
   written = f'written: {tmp_path}/report.md, {tmp_path}/report.html'
   assert summary == [*claims, *notes, written]
 

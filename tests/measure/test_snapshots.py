@@ -1,4 +1,4 @@
-"""Moments of a run: measured exactly, at the right steps, once, and the run does not notice."""
+"""Snapshots of a run: measured exactly, at the right steps, once, and the run does not notice."""
 
 import json
 import signal
@@ -11,22 +11,22 @@ from csba_jax.config import step_at
 from csba_jax.gradients.conflict import Conflict
 from csba_jax.measure import diagnose
 from csba_jax.run import restore
-from csba_jax.run.records import moment_file
+from csba_jax.run.records import snapshot_file
 from csba_jax.run.schedule import Plan
 from csba_jax.runtime.signals import StopRequest
 from csba_jax.training import loop
 
-MOMENTS, LEVELS = '0,0.5,1', '2.2,1.5,0.01'  # the last one is never reached
+SNAPSHOTS, LEVELS = '0,0.5,1', '2.2,1.5,0.01'  # the last one is never reached
 FLAGS = [
-  f'--config.diagnostics.moments="{MOMENTS}"',
+  f'--config.diagnostics.snapshots="{SNAPSHOTS}"',
   f'--config.diagnostics.loss_levels="{LEVELS}"',
 ]
 
 
 @pytest.fixture(scope='module')
 def measured(driver, tmp_path_factory):
-  """The driver's run with moments, as a process."""
-  workdir = tmp_path_factory.mktemp('moments') / 'run'
+  """The driver's run with snapshots, as a process."""
+  workdir = tmp_path_factory.mktemp('snapshots') / 'run'
   code, _, err = driver.finish(driver.start(workdir, *FLAGS))
   assert code == 0, err
   return workdir
@@ -35,7 +35,7 @@ def measured(driver, tmp_path_factory):
 @pytest.fixture(scope='module')
 def plain(driver, tmp_path_factory):
   """The same without."""
-  workdir = tmp_path_factory.mktemp('moments') / 'plain'
+  workdir = tmp_path_factory.mktemp('snapshots') / 'plain'
   run_here(driver.tiny_config(), workdir)
   return workdir
 
@@ -45,7 +45,7 @@ def run_here(config, workdir):
     return loop.train_and_evaluate(config, str(workdir), stop)
 
 
-def moment_lines(workdir):
+def snapshot_lines(workdir):
   lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
   return [line for line in lines if 'train_conflict_rate' in line]
 
@@ -56,7 +56,7 @@ def training_lines(workdir):
 
 
 def load(workdir, name, part):
-  return Conflict.load(workdir / 'conflict' / f'{moment_file(name, part)}.npz')
+  return Conflict.load(workdir / 'conflict' / f'{snapshot_file(name, part)}.npz')
 
 
 def step_of(workdir, name):
@@ -77,7 +77,7 @@ def loss_with(run, batch_stats):
   return float(np.asarray(losses_fn(batch_stats, run.state.params, batch)).mean())
 
 
-def test_a_moment_writes_its_files_and_its_line(driver, measured):
+def test_a_snapshot_writes_its_files_and_its_line(driver, measured):
   total = driver.EPOCHS * driver.STEPS_PER_EPOCH
   result = json.loads((measured / 'result.json').read_text())
   steps = {'0': 0, '0.5': total // 2, '1': total, 'tested': result['checkpoint_step']}
@@ -90,7 +90,7 @@ def test_a_moment_writes_its_files_and_its_line(driver, measured):
   }
   assert {path.name for path in (measured / 'conflict').iterdir()} == expected
   at = steps | {'tested': total}  # it is measured when the run has ended
-  lines = moment_lines(measured)
+  lines = snapshot_lines(measured)
   assert sorted(line['step'] for line in lines) == sorted(at.values())
   for name, step in steps.items():
     here = [line for line in lines if line['step'] == at[name]]
@@ -103,13 +103,15 @@ def test_a_moment_writes_its_files_and_its_line(driver, measured):
       assert found.about['target'] == f'{part}, exact'
       for key, value in found.summary().items():
         assert line[f'{part}_{key}'] == pytest.approx(value, nan_ok=True)
-      branches = json.loads((measured / 'conflict' / f'{moment_file(name, part)}.json').read_text())
+      branches = json.loads(
+        (measured / 'conflict' / f'{snapshot_file(name, part)}.json').read_text()
+      )
       assert branches == {'cka': {}, 'gates': {}, 'gate_spread': {}}  # a perceptron
 
 
 def test_names_of_files():
-  assert moment_file('0.1', 'train') == 'moment_0.1_train'
-  assert moment_file('loss 0.3', 'val') == 'moment_loss-0.3_val'
+  assert snapshot_file('0.1', 'train') == 'snapshot_0.1_train'
+  assert snapshot_file('loss 0.3', 'val') == 'snapshot_loss-0.3_val'
 
 
 def test_the_tested_net_is_what_csba_diagnose_looks_at(measured):
@@ -165,12 +167,12 @@ def final_bytes(workdir):
   return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
 
 
-def test_a_run_with_moments_is_the_run_without_to_the_bit(driver, measured, plain):
+def test_a_run_with_snapshots_is_the_run_without_to_the_bit(driver, measured, plain):
   assert final_bytes(measured) == final_bytes(plain)
-  with_moments, without = driver.records_of(measured), driver.records_of(plain)
-  lines = [line for line in with_moments[1] if 'train_conflict_rate' not in line]
+  with_snapshots, without = driver.records_of(measured), driver.records_of(plain)
+  lines = [line for line in with_snapshots[1] if 'train_conflict_rate' not in line]
   assert lines == without[1]
-  assert with_moments[2] == without[2]
+  assert with_snapshots[2] == without[2]
   assert not (plain / 'conflict').exists()
 
 
@@ -187,7 +189,7 @@ def test_a_run_with_moments_is_the_run_without_to_the_bit(driver, measured, plai
     ('after-step:18', 'TERM'),
   ],
 )
-def test_a_run_that_was_ended_and_goes_on_has_the_same_moments(
+def test_a_run_that_was_ended_and_goes_on_has_the_same_snapshots(
   driver, measured, tmp_path, end, name
 ):
   workdir = tmp_path / 'run'
@@ -209,17 +211,17 @@ def test_a_run_that_was_ended_and_goes_on_has_the_same_moments(
       assert ours.about == theirs.about
 
 
-def test_several_moments_at_one_step_are_measured_once(driver, tmp_path, monkeypatch):
+def test_several_snapshots_at_one_step_are_measured_once(driver, tmp_path, monkeypatch):
   calls = []
-  honest = diagnose.moment
+  honest = diagnose.snapshot
 
   def counted(config, data, model, state, check):
     calls.append(int(state.step))
     return honest(config, data, model, state, check)
 
-  monkeypatch.setattr(diagnose, 'moment', counted)
+  monkeypatch.setattr(diagnose, 'snapshot', counted)
   config = driver.tiny_config(
-    diagnostics__moments='0.34,0.3401,1,0.99',
+    diagnostics__snapshots='0.34,0.3401,1,0.99',
     diagnostics__loss_levels='9,8',  # both by the first line
     train__epochs=1,
     data__val_fraction=0.0,
@@ -232,12 +234,12 @@ def test_several_moments_at_one_step_are_measured_once(driver, tmp_path, monkeyp
   )
   a, b = load(tmp_path, '0.34', 'train'), load(tmp_path, 'loss 9', 'train')
   np.testing.assert_array_equal(a.grams, b.grams)
-  assert [line['step'] for line in moment_lines(tmp_path)] == [5, 5, 5, 5, 14, 14, 14]
+  assert [line['step'] for line in snapshot_lines(tmp_path)] == [5, 5, 5, 5, 14, 14, 14]
 
 
-def test_moments_of_averages_are_of_the_averages(driver, tmp_path):
+def test_snapshots_of_averages_are_of_the_averages(driver, tmp_path):
   config = driver.tiny_config(
-    train__ema_decay=0.99, train__epochs=1, diagnostics__moments='1', data__val_fraction=0.0
+    train__ema_decay=0.99, train__epochs=1, diagnostics__snapshots='1', data__val_fraction=0.0
   )
   run_here(config, tmp_path)
   run = restore.take_up(str(tmp_path), 'latest')
@@ -256,10 +258,10 @@ def test_moments_of_averages_are_of_the_averages(driver, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_loss_of_a_moment_has_no_class_weights(driver, tmp_path):
+def test_the_loss_of_a_snapshot_has_no_class_weights(driver, tmp_path):
   """As in csba-diagnose: what weights make of a class is its prior."""
   config = driver.tiny_config(
-    loss__weights='inverse', train__epochs=1, diagnostics__moments='0,1', data__val_fraction=0.0
+    loss__weights='inverse', train__epochs=1, diagnostics__snapshots='0,1', data__val_fraction=0.0
   )
   run_here(config, tmp_path)
   run = restore.take_up(str(tmp_path), 'latest')
@@ -272,18 +274,18 @@ def test_the_loss_of_a_moment_has_no_class_weights(driver, tmp_path):
 # ---- when
 
 
-def test_plan_of_moments_and_levels(driver):
-  config = driver.tiny_config(diagnostics__moments=MOMENTS, diagnostics__loss_levels=LEVELS)
+def test_plan_of_snapshots_and_levels(driver):
+  config = driver.tiny_config(diagnostics__snapshots=SNAPSHOTS, diagnostics__loss_levels=LEVELS)
   plan = Plan.of(config, 12 * 32)
   assert plan.total == 36
-  assert plan.moments == (('0', 0), ('0.5', 18), ('1', 36))
+  assert plan.snapshots == (('0', 0), ('0.5', 18), ('1', 36))
   assert plan.loss_levels == (2.2, 1.5, 0.01)
-  assert [plan.moments_at(step) for step in (0, 1, 18, 36)] == [['0'], [], ['0.5'], ['1']]
+  assert [plan.snapshots_at(step) for step in (0, 1, 18, 36)] == [['0'], [], ['0.5'], ['1']]
   config.stage.method, config.stage.source = 'tau_norm', 'x'
-  assert Plan.of(config, 12 * 32).moments == (('0', 0), ('0.5', 0), ('1', 0))
+  assert Plan.of(config, 12 * 32).snapshots == (('0', 0), ('0.5', 0), ('1', 0))
 
 
-def test_moments_that_are_no_whole_steps_come_after():
+def test_snapshots_that_are_no_whole_steps_come_after():
   assert [step_at(share, 36) for share in (0, 0.1, 1 / 36, 0.5, 0.51, 0.999, 1)] == [
     *(0, 4, 1, 18, 19, 36, 36)
   ]
@@ -318,7 +320,7 @@ def test_a_level_is_reached_by_the_loss_of_the_net_that_is_measured(driver, tmp_
   for level in (1.6, 1.2):
     conflict = load(tmp_path, f'loss {level}', 'train')
     step = conflict.about['step']
-    assert mean_loss(conflict) <= level  # what the moment is called
+    assert mean_loss(conflict) <= level  # what the snapshot is called
     assert mean_loss(conflict) == pytest.approx(dict(looked)[step], rel=1e-5)
     assert all(loss > level for at, loss in looked if at < step)
     assert all(lines[at] <= loop.NEAR * 1.6 for at, _ in looked)
@@ -327,7 +329,7 @@ def test_a_level_is_reached_by_the_loss_of_the_net_that_is_measured(driver, tmp_
   ]  # and none after the last level
 
 
-def test_statistics_are_renewed_at_a_moment(measured):
+def test_statistics_are_renewed_at_a_snapshot(measured):
   """What lags behind is not measured: the loss is that of the batches' own statistics."""
   run = restore.take_up(str(measured), 'latest')
   found = mean_loss(load(measured, '1', 'train'))
@@ -345,9 +347,9 @@ def test_a_second_stage_keeps_its_statistics(measured):
 
 
 @pytest.mark.parametrize('longest', [1, 3, 6, 100])
-def test_a_dispatch_ends_at_each_moment(longest):
-  moments = (('0', 0), ('0.2', 8), ('0.3', 11), ('1', 36))
-  plan = Plan(12, 36, log_every=6, eval_every=12, diagnose_every=0, moments=moments)
+def test_a_dispatch_ends_at_each_snapshot(longest):
+  snapshots = (('0', 0), ('0.2', 8), ('0.3', 11), ('1', 36))
+  plan = Plan(12, 36, log_every=6, eval_every=12, diagnose_every=0, snapshots=snapshots)
   ends = []
   for first, last in plan.segments(0):
     calls = list(plan.dispatches(first, last, longest))
