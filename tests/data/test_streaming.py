@@ -338,7 +338,7 @@ def test_memory_stays_flat_while_decoding_and_streaming(tmp_path):
   code = r"""
 import re, sys
 import numpy as np
-from csba_jax import backend
+from csba_jax.runtime import backend
 from csba_jax.data import cache, pipeline, sampling, streaming
 from csba_jax.data.rows import Rows
 import grain

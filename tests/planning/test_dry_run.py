@@ -187,7 +187,8 @@ def test_a_mesh_that_is_not_there_in_a_process_of_its_own():
   """Whatever XLA_FLAGS and JAX_PLATFORMS say, 64 devices; and a batch that they do not divide."""
   script = """
 import sys
-from csba_jax import config, dry_run
+from csba_jax import config
+from csba_jax.planning import dry_run
 c = config.default()
 c.model.width, c.parallel.fake_devices, c.train.batch_size = 0.05, 64, int(sys.argv[1])
 print(dry_run.describe(c))

@@ -168,7 +168,7 @@ def test_a_checkpoint_has_its_sums_from_the_moment_it_is_there(tmp_path):
 KILLED = """
 import os, sys
 import jax.numpy as jnp
-from csba_jax import checkpoint
+from csba_jax.run import checkpoint
 tree = {'w': jnp.full((3, 4), 2, jnp.float32), 'n': jnp.asarray(2, jnp.int32)}
 checkpoints = checkpoint.Checkpoints(sys.argv[1])
 checkpoints.save(1, tree, {})
@@ -399,9 +399,10 @@ def test_a_lost_process_is_no_fault_of_the_disk(tmp_path, monkeypatch, count, me
 def test_how_a_process_leaves_after_an_error_that_nothing_handles(message, code, said):
   program = f"""
 import sys, jax
-from csba_jax import checkpoint, processes
-processes.count = lambda: 2
-sys.excepthook = processes._leave_after_a_loss
+from csba_jax.run import checkpoint
+from csba_jax.runtime import distributed
+distributed.count = lambda: 2
+sys.excepthook = distributed._leave_after_a_loss
 raise jax.errors.JaxRuntimeError({message!r})
 """
   found = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)

@@ -150,13 +150,13 @@ OMPI = {'OMPI_MCA_orte_hnp_uri': '4096.0;tcp://10.0.0.1:2', 'OMPI_COMM_WORLD_RAN
 WHAT_JAX_SEES = """
 import sys, types
 import jax
-from jax._src import distributed, xla_bridge
-from csba_jax.runtime import distributed as processes
-distributed._jax.get_distributed_runtime_client = lambda *args, **kwargs: types.SimpleNamespace(
+from jax._src import distributed as jax_distributed, xla_bridge
+from csba_jax.runtime import distributed
+jax_distributed._jax.get_distributed_runtime_client = lambda *args, **kwargs: types.SimpleNamespace(
   connect=lambda: None, shutdown=lambda: None
 )
-processes._watch_the_others = lambda: None
-processes.start(processes.Launch(), print)
+distributed._watch_the_others = lambda: None
+distributed.start(distributed.Launch(), print)
 print(xla_bridge.CUDA_VISIBLE_DEVICES.value)
 """
 
@@ -204,9 +204,9 @@ def test_the_address_that_a_launcher_gave_is_named():
   own |= {'SLURM_STEP_NODELIST': 'localhost', 'JAX_COORDINATOR_PORT': str(free_port())}
   program = (
     'import os, jax\n'
-    'from csba_jax.runtime import distributed as processes\n'
+    'from csba_jax.runtime import distributed\n'
     'give_up = lambda error: print(error, flush=True) or os._exit(1)\n'
-    'processes.start(processes.Launch(start_timeout=2), give_up)\n'
+    'distributed.start(distributed.Launch(start_timeout=2), give_up)\n'
   )
   found = subprocess.run(
     [sys.executable, '-c', program], env=os.environ | own, capture_output=True, text=True
@@ -441,7 +441,7 @@ SAID = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ('lost', 'name', 'snapshot'),
+  ('lost', 'name', 'place'),
   [
     (0, 'KILL', 'after-step:15'),
     (1, 'KILL', 'after-step:15'),
@@ -452,14 +452,14 @@ SAID = {
     (1, 'STOP', 'before-evaluation:1'),
   ],
 )
-def test_the_others_end_when_one_is_lost(driver, tmp_path, lost, name, snapshot):
-  end = [f'--end={snapshot}', f'--signal={name}']
+def test_the_others_end_when_one_is_lost(driver, tmp_path, lost, name, place):
+  end = [f'--end={place}', f'--signal={name}']
   children = driver.start_all(tmp_path, f'--peer_timeout={PEER_TIMEOUT}', own={lost: end})
   try:
     wait_until_lost(children[lost])
     began = time.monotonic()
     [(code, err)] = ends([children[1 - lost]], BOUND)
-    print(f'{lost} {name} {snapshot}: ended after {time.monotonic() - began:.1f} s')
+    print(f'{lost} {name} {place}: ended after {time.monotonic() - began:.1f} s')
     assert code == -signal.SIGABRT, err
     assert re.search(SAID[lost], err), err
     if name == 'STOP':  # it comes back: the other is gone
@@ -550,11 +550,11 @@ sys.path.insert(0, {tests!r})
 import driver  # knows the net
 from csba_jax.bin import evaluate as binary
 from csba_jax.measure import evaluate
-from csba_jax.runtime import distributed as processes
+from csba_jax.runtime import distributed
 step, calls = evaluate.eval_step, []
 def slow_step(*args, **kwargs):
   calls.append(1)
-  if processes.count() == 1 or (processes.index(), len(calls)) == (1, 3):
+  if distributed.count() == 1 or (distributed.index(), len(calls)) == (1, 3):
     os.kill(os.getpid(), {number})
   time.sleep(0.2)
   return step(*args, **kwargs)

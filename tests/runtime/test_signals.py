@@ -40,10 +40,10 @@ def program_that(does, **kwargs):
   """A process of a binary, with a line on standard output before what it does."""
   code = (
     'import os, signal, time\n'
-    'from csba_jax.runtime import distributed as processes, signals\n'
-    'from csba_jax.bin import _main as run\n'
+    'from csba_jax.runtime import distributed, signals\n'
+    'from csba_jax.bin import _main\n'
     f'def main():\n  print("ready", flush=True)\n{does}\n'
-    'run.run(main)\n'
+    '_main.run(main)\n'
   )
   child = subprocess.Popen(
     [sys.executable, '-c', code],
@@ -77,8 +77,8 @@ def test_sigterm_is_answered_while_processes_wait_for_each_other():
   """In a call of C++ that lets no handler of Python run."""
   with socket.create_server(('127.0.0.1', 0)) as server:
     address = f'127.0.0.1:{server.getsockname()[1]}'  # that never answers
-    launch = f'processes.Launch(coordinator={address!r}, processes=2, process=1)'
-    child = program_that(f'  import jax\n  processes.start({launch}, print)')
+    launch = f'distributed.Launch(coordinator={address!r}, processes=2, process=1)'
+    child = program_that(f'  import jax\n  distributed.start({launch}, print)')
     time.sleep(6)  # jax is imported, and it waits
     code, err, seconds = left_after(child, signal.SIGTERM)
   assert (code, err) == (75, '')
