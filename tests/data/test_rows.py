@@ -61,7 +61,7 @@ def test_beyond_the_end(mapped, key):
 
 
 def test_it_never_becomes_an_array_by_accident(mapped):
-  with pytest.raises(TypeError, match='too many for one array: index them'):
+  with pytest.raises(TypeError, match='may not fit in memory: index them'):
     np.asarray(Rows(mapped))
 
 
@@ -92,7 +92,7 @@ def test_a_file_that_was_cut(mapped):
   assert str(error.value) == (
     f'expected to read the decoded images in the cache {mapped.filename}; '
     'found the end of the file before image 10; '
-    f'to fix it: check the disk, then start again; if that does not help, delete {folder}'
+    f'to fix it: check the disk and start again; if that does not help, delete {folder}'
   )
 
 

@@ -493,7 +493,7 @@ def test_manifest_named_relative_to_the_folder(folder, tmp_path, monkeypatch):
       'file,dup\nb/2.png,1\nb/9.png,1\n2.png,1\n',
       r"found 2 that match none, such as '2\.png'; .*like 'a/deep/er/1\.tiff'",
     ),
-    ('file,dup\nb/2.png,1\nb/2.png,2\n', r'one row a file .* found two for b/2\.png'),
+    ('file,dup\nb/2.png,1\nb/2.png,2\n', r'one row for a file .* found two for b/2\.png'),
     ('file,dup\n"b/2.png,\0', 'a CSV file|match none'),
   ],
 )

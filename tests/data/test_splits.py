@@ -271,7 +271,7 @@ def test_a_class_with_fewer_images_than_folds(smallest, remedy):
   with pytest.raises(UserError) as error:
     splits.cross_validation_folds(labels, 5, 0, None, names)
   assert str(error.value) == (
-    f'expected an image of every class for each of data.folds = 5; found {smallest} of dust; '
+    f'expected at least as many images of every class as data.folds = 5; found {smallest} of dust; '
     f'to fix it: set data.folds to {remedy} or fewer'
   )
   assert set(splits.cross_validation_folds(np.repeat([0, 1], [20, 5]), 5, 0, None, names)) == {
@@ -407,12 +407,12 @@ def test_a_class_without_training_images_is_named():
 
 def test_a_class_without_any_images_is_named_before_the_profile_trips_over_it():
   arguments = {'class_names': NAMES, 'profile': 'exp', 'imbalance_factor': 2.0}
-  with pytest.raises(UserError, match=r'once the test part is taken out; found none in bird'):
+  with pytest.raises(UserError, match=r'after the test part is removed; found none in bird'):
     make(np.repeat([1, 2], 10), **arguments)
 
 
 def test_a_factor_that_the_data_cannot_give():
-  with pytest.raises(UserError, match='largest imbalance_factor allowed here is 8'):
+  with pytest.raises(UserError, match='set imbalance_factor to 8 or less'):
     make(np.repeat([0, 1], 10), profile='exp', imbalance_factor=20)
 
 

@@ -81,11 +81,11 @@ def free_port():
   [
     ({'coordinator': 'host:1234'}, "--process together; found coordinator 'host:1234', processes"),
     ({'processes': 2, 'process': 0}, "found coordinator '', processes 2, process 0; .* all three"),
-    (COORDINATOR | {'process': -1}, 'process -1; to fix it: name all three'),
-    (COORDINATOR | {'processes': 0}, 'processes 0, process 0; to fix it: name all three'),
-    (COORDINATOR | {'process': 2}, '--process from 0 to 1; found 2; to fix it: count from 0'),
+    (COORDINATOR | {'process': -1}, 'process -1; to fix it: set all three'),
+    (COORDINATOR | {'processes': 0}, 'processes 0, process 0; to fix it: set all three'),
+    (COORDINATOR | {'process': 2}, '--process from 0 to 1; found 2; to fix it: number from 0'),
     (COORDINATOR | {'mode': 'off'}, '--distributed=auto with --coordinator; found off'),
-    ({'start_timeout': 0}, '--start_timeout of at least 1 second; found 0'),
+    ({'start_timeout': 0}, '--start_timeout of at least 1 second; found 0; to fix it: set it'),
     ({'peer_timeout': -1}, '--peer_timeout of at least 1 second; found -1'),
   ],
 )
@@ -100,7 +100,7 @@ def test_flags_that_do_not_go_together(launch, message):
   'address', ['host', 'host:', ':', ':1234', '1234', 'host:0', 'host:65536', 'host:-1', 'host:²']
 )
 def test_an_address_without_host_or_port(address):
-  with pytest.raises(UserError, match='HOST:PORT with a port from 1 to 65535; found .*correct it'):
+  with pytest.raises(UserError, match='from 1 to 65535; found .* set it to the address'):
     Launch(**COORDINATOR | {'coordinator': address}).check()
 
 
@@ -212,7 +212,7 @@ def test_the_address_that_a_launcher_gave_is_named():
     [sys.executable, '-c', program], env=os.environ | own, capture_output=True, text=True
   )
   address = f'localhost:{own["JAX_COORDINATOR_PORT"]}'
-  assert f'all processes that meet at {address} within 2 seconds' in found.stdout
+  assert f'all processes connected to {address} within 2 seconds' in found.stdout
 
 
 def test_a_single_process_meets_nobody(monkeypatch):
@@ -254,8 +254,8 @@ def test_configs_that_disagree_end_all_with_the_field(driver, tmp_path):
   workdir = tmp_path / 'run'
   children = driver.start_all(workdir, own={1: ['--config.train.momentum=0.5']})
   for line in lines_of(children):
-    assert 'the same config in all processes; found in process 1 other than in process 0' in line
-    assert 'train.momentum: 0.9 there, 0.5 here' in line
+    assert 'the same config in all processes; found ' in line
+    assert 'train.momentum: 0.9 in process 0, 0.5 in process 1' in line
   assert not workdir.exists()
 
 
@@ -275,7 +275,7 @@ def test_one_that_waits_for_the_others_in_vain(driver, tmp_path, role):
   began = time.monotonic()
   [line] = lines_of([driver.start(tmp_path / 'run', *options)])
   assert 5 < time.monotonic() - began < 40  # Python and JAX start first
-  assert f'2 processes that meet at {address} within 5 seconds; found not all of them' in line
+  assert f'2 processes connected to {address} within 5 seconds; found not all of them' in line
   assert not (tmp_path / 'run').exists()
 
 
@@ -285,8 +285,8 @@ def test_a_port_that_something_else_has(driver, tmp_path):
     options = [f'--coordinator=127.0.0.1:{port}', '--processes=2', '--start_timeout=5']
     children = [driver.start(tmp_path / 'run', *options, f'--process={i}') for i in range(2)]
     first, second = lines_of(children)
-  assert f'a port that process 0 can listen to; found {port}: Address already in use' in first
-  assert f'2 processes that meet at 127.0.0.1:{port} within 5 seconds' in second
+  assert f'a port on which process 0 can listen; found {port}: Address already in use' in first
+  assert f'2 processes connected to 127.0.0.1:{port} within 5 seconds' in second
   assert not (tmp_path / 'run').exists()
 
 
@@ -348,7 +348,7 @@ def start_with_photos(driver, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ('change', 'words'),
-  [('names', 'names and labels: .*pixels: .*splits: '), ('pixels', '0: pixels: ')],
+  [('names', 'found names and labels: .*pixels: .*splits: '), ('pixels', 'found pixels: ')],
 )
 def test_data_that_is_not_the_same_in_all_processes(driver, tmp_path, change, words):
   for i in range(2):
@@ -356,7 +356,8 @@ def test_data_that_is_not_the_same_in_all_processes(driver, tmp_path, change, wo
   if change == 'names':
     (tmp_path / '1/photos/a/7.png').unlink()
   for line in lines_of(start_with_photos(driver, tmp_path)):
-    assert 'the same data in all processes; found in process 1 other than in process 0: ' in line
+    assert 'expected the same data in all processes; ' in line
+    assert ' in process 1' in line
     assert re.search(words, line)
     assert 'give every host the same files' in line
   assert not (tmp_path / 'run/config.json').exists()
@@ -371,7 +372,7 @@ def test_data_that_one_process_alone_has(driver, tmp_path, having):
   lines = lines_of(start_with_photos(driver, tmp_path))
   assert 'photos' in lines[1 - having]
   assert 'found process' not in lines[1 - having]
-  assert f'all processes ready; found process {1 - having}: expected ' in lines[having]
+  assert f'no error in any process; found process {1 - having}: expected ' in lines[having]
   assert 'photos' in lines[having]
   assert not (tmp_path / 'run/config.json').exists()  # the folder is still free
 
@@ -410,7 +411,7 @@ def test_an_error_of_one_on_the_way_ends_all_with_its_line(driver, tmp_path, fai
   own_line = 'expected a disk; found none; to fix it: buy one'
   assert lines[failing] == f'driver.py: {own_line}'
   assert lines[1 - failing] == (
-    f'driver.py: expected all processes ready; found process {failing}: {own_line};'
+    f'driver.py: expected no error in any process; found process {failing}: {own_line};'
     ' to fix it: correct it there'
   )
 
@@ -511,7 +512,7 @@ def test_a_bit_that_flipped_in_a_checkpoint_of_two(driver, finished, tmp_path):
 
 
 BINARIES = [
-  ('evaluate', '--split=val', "--split: 'test' there, 'val' here"),
+  ('evaluate', '--split=val', "--split: 'test' in process 0, 'val' in process 1"),
   ('diagnose', '--images=9', ''),
 ]
 
@@ -539,7 +540,7 @@ def start_binary(driver, name, workdir, *arguments, own=(), program=None):
 def test_flags_that_disagree_end_all_with_the_flag(driver, tmp_path, name, flag, words):
   for code, err in ends(start_binary(driver, name, tmp_path, own={1: [flag]})):
     assert code == 1, err
-    assert 'the same flags in all processes; found in process 1 other than in process 0: ' in err
+    assert 'expected the same flags in all processes; found ' in err
     assert words in err
     assert 'Traceback' not in err
 

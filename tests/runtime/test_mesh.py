@@ -205,7 +205,7 @@ def test_computations_follow_their_data():
 @pytest.mark.parametrize(
   ('fields', 'expected'),
   [
-    ({'devices': 9}, 'parallel.devices of at most 8, what there are; found 9'),
+    ({'devices': 9}, 'parallel.devices of at most 8, the number of devices; found 9'),
     ({'devices': 6, 'fsdp': 4}, 'parallel.fsdp that divides the 6 devices; found 4'),
     ({'devices': 5}, 'train.batch_size that 5 devices divide; found 128; .*batch_size=125'),
   ],
@@ -328,7 +328,7 @@ def test_copies_that_would_lie_across(monkeypatch, devices, fsdp, expected):
 
 def test_fake_devices_are_for_the_dry_run_alone(driver, data):
   config = config_of(driver, parallel__fake_devices=256)
-  expected = 'parallel.fake_devices with --dry_run alone; found 256 in a run; to fix it: add --dry'
+  expected = 'parallel.fake_devices only with --dry_run; found 256 in a run; to fix it: add --dry'
   with pytest.raises(UserError, match=expected):
     Job.of(config, data)
 
