@@ -296,7 +296,7 @@ def test_an_array_survives_preemption_with_every_run_done_once(cluster, tmp_path
   high = cluster('sbatch', '--parsable', '--partition=high', '--cpus-per-task=2', '--wrap=sleep 1')
   for i in range(2):
     cluster.requeued(f'{job}_{i}')
-    assert 'exit 75, to be started again' in cluster.log(f'{job}_{i}')
+    assert 'exit 75, to be restarted' in cluster.log(f'{job}_{i}')
     assert sum(runs_of(shards[i]).values()) < 12, 'preempted on the way'
   assert cluster.ended(high) == 'COMPLETED'
   for i in range(2):
@@ -351,7 +351,7 @@ def test_restarts_have_a_limit(cluster):
   job = cluster.submit('stub', '75', RESTARTS='1')
   cluster.requeued(job)
   assert cluster.ended(job) == 'FAILED'
-  assert 'exit 75, restarted 1 times: not started again' in cluster.log(job)
+  assert 'exit 75, restarted 1 times: not restarted again' in cluster.log(job)
 
 
 def test_a_training_has_a_process_for_each_task_and_survives_the_loss_of_one(cluster):
@@ -364,7 +364,7 @@ def test_a_training_has_a_process_for_each_task_and_survives_the_loss_of_one(clu
     'tasks of node 0 2' in log
   )  # what csba_jax.runtime.distributed counts the tasks of a host by
   assert f'task 1 on {platform.node()} left with 134' in log  # which process was lost
-  assert 'exit 134, to be started again' in log
+  assert 'exit 134, to be restarted' in log
 
 
 def test_a_killed_task_is_one_that_the_others_have_lost(cluster):
@@ -373,7 +373,7 @@ def test_a_killed_task_is_one_that_the_others_have_lost(cluster):
   cluster.requeued(job)
   log = cluster.log(job)
   assert f'task 1 on {platform.node()} left with 137' in log
-  assert 'exit 134, to be started again' in log
+  assert 'exit 134, to be restarted' in log
   assert cluster.ended(job) == 'COMPLETED'
 
 
@@ -425,7 +425,7 @@ def test_a_training_of_two_processes_saves_and_goes_on(cluster, tmp_path):
   wait_for(lambda: metrics.exists() and metrics.read_text().count('\n') >= 2, 240)
   cluster('scancel', '--batch', '--signal=TERM', job)
   cluster.requeued(job)
-  assert 'exit 75, to be started again' in cluster.log(job)
+  assert 'exit 75, to be restarted' in cluster.log(job)
   saved = metrics.read_text()
   assert cluster.ended(job) == 'COMPLETED', cluster.log(job)
   assert metrics.read_text().startswith(saved)

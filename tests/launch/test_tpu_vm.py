@@ -230,7 +230,7 @@ def test_a_creation_that_finds_no_capacity_afterwards_is_one_of_the_tries(cloud)
   assert code == 0, err
   again = ['delete', 'create', 'create', 'create', 'scp', 'ssh']
   assert cloud.verbs() == ['create', 'scp', 'ssh', *again, 'delete', 'rsync']
-  assert err.count('no VM to be had, exit 1') == 2
+  assert err.count('no VM available, exit 1') == 2
 
 
 def test_creations_without_capacity_have_a_limit(cloud):
@@ -325,7 +325,7 @@ def test_a_signal_saves_the_run_and_deletes_the_vm(cloud, number):
   process.send_signal(number)
   _, err = process.communicate(timeout=60)
   assert process.returncode == 128 + number
-  assert 'stopping: the run is saved' in err
+  assert 'stopping: the run saves its state' in err
   assert (cloud.stub / 'stopped').exists()
   assert (cloud.stub / 'signals').read_text() == 'pkill -TERM -x csba-train\n' * 4  # start, stop
   assert cloud.verbs() == ['create', 'scp', 'ssh', 'ssh', 'delete']
