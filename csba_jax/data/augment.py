@@ -33,8 +33,8 @@ def random_flip(key: Array, images: Array) -> Array:
 def cutout(key: Array, images: Array, side: int) -> Array:
   """Greys out a square around a random pixel of each image (DeVries & Taylor 2017).
 
-  What would lie outside the image is cut off. The official code fills with 0 after normalisation,
-  which here is grey 128 (0.004 after `scale`), and takes one pixel from an odd side; we do not.
+  The part outside the image is cut off. The official code fills with 0 after normalisation, which
+  here is grey 128 (0.004 as the input of a net), and takes one pixel from an odd side; we do not.
   """
   n, h, w, _ = images.shape
   row_key, column_key = jax.random.split(key)
@@ -69,8 +69,3 @@ def build(augment: ml_collections.ConfigDict) -> Augment:
     return images
 
   return augmented
-
-
-def scale(images: Array) -> Array:
-  """uint8 0..255 -> float32 -1..1; no statistics of the data: the first norm learns them."""
-  return images.astype(jnp.float32) / 127.5 - 1

@@ -62,7 +62,7 @@ class Layout:
 
   def split(self, axis: int = 0) -> NamedSharding:
     """One axis of an array split over all devices."""
-    return NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, AXES))
+    return NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, self.mesh.axis_names))
 
   def rows(self, number: int) -> np.ndarray:
     """Which of `number` rows, split over all devices, this process's devices hold; ascending."""
