@@ -40,7 +40,7 @@ def main(_) -> None:
   state, _ = job.begin()
   layout = job.layout
   on_device = layout.place({'image': data.train.images, 'label': data.train.labels})
-  steps, probe = loop.compiled_steps(), diagnose.Probe(config, data, job.program.model, layout)
+  steps, probe = loop.compiled_steps(), diagnose.Probe(job.net(state), config, data, layout)
 
   def step(number: int) -> float:
     nonlocal state

@@ -30,19 +30,17 @@ def main() -> int:
   from csba_jax.runtime.progress import WorkBar, say
   from csba_jax.runtime.signals import Stopped, StopRequest
 
-  sampling = diagnose.Sampling(
-    _EXACT.value, _TARGET.value, _IMAGES.value, _FOLDS.value, _SEED.value
-  )
-  found = restore.take_up(workdir, _CHECKPOINT.value, _DATA_DIR.value)
+  sample = diagnose.Sampling(_EXACT.value, _TARGET.value, _IMAGES.value, _FOLDS.value, _SEED.value)
+  run = restore.load_run(workdir, _CHECKPOINT.value, _DATA_DIR.value)
   with StopRequest() as stop:
     try:
       stop.check()  # a signal to one of several processes has waited for this
       with WorkBar(stop.check) as bar:
-        conflict = diagnose.diagnose_run(found, sampling, _LAYERS.value, bar.update)
+        conflict = diagnose.diagnose_run(run, sample, _LAYERS.value, bar.update)
     except Stopped:
       say('stopped: nothing was written')
       return stop.exit_code
-    paths = diagnose.save(conflict, found.workdir)
+    paths = diagnose.save(conflict, run.workdir)
   _distributed.tell(
     '\n'.join([diagnosis.describe(conflict), *(f'written: {path}' for path in paths)])
   )

@@ -34,8 +34,8 @@ def cutout(key: Array, images: Array, side: int) -> Array:
   """Greys out a square around a random pixel of each image (DeVries & Taylor 2017).
 
   The part of the square outside the image is cut off. The official code fills with 0 after
-  normalisation; here that is grey 128 (0.004 after `scale`). The official code makes an odd side
-  one pixel shorter; we do not.
+  normalisation; here that is grey 128 (0.004 as the input of a net). The official code makes an odd
+  side one pixel shorter; we do not.
   """
   n, h, w, _ = images.shape
   row_key, column_key = jax.random.split(key)
@@ -70,8 +70,3 @@ def build(augment: ml_collections.ConfigDict) -> Augment:
     return images
 
   return augmented
-
-
-def scale(images: Array) -> Array:
-  """uint8 0..255 -> float32 -1..1. No statistics of the data: the first norm layer learns them."""
-  return images.astype(jnp.float32) / 127.5 - 1

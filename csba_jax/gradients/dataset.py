@@ -13,8 +13,7 @@ from jax.tree_util import Partial
 
 from csba_jax.gradients.gram import Layers, accumulator
 from csba_jax.gradients.per_class import check_finite, gram_across, row_gradient
-from csba_jax.runtime import backend
-from csba_jax.runtime import sharding as sharding_lib
+from csba_jax.runtime import backend, sharding
 
 PyTree = Any
 Tick = Callable[[int, int], None]
@@ -42,7 +41,8 @@ def group_grams_of(
   mesh = mesh or Mesh(np.array([_device_of(leaves[0])]), ('images',))
   layers.check_room(leaves, len(groups), backend.device_bytes(), mesh.size)
   size = min(backend.images_per_dispatch(), -(-max(map(len, groups)) // mesh.size)) * mesh.size
-  mine = _own_rows(mesh, size)
+  layout = sharding.Layout(mesh)
+  mine = layout.rows(size)
   grams: list[np.ndarray] = []
   loss_sums = np.zeros(len(groups))
   passes = layers.passes(leaves, len(groups), max_bytes)
@@ -53,9 +53,9 @@ def group_grams_of(
     for row, group in enumerate(groups):
       for start in range(0, len(group), size):
         index = group[start : start + size]
-        batch = _spread(mesh, _take(data, index, size, mine), size)
+        batch = layout.place_rows(_take(data, index, size, mine), size)
         rows, loss = _compiled_add()(losses_fn, params, rows, row, batch, wanted=wanted, mesh=mesh)
-        sharding_lib.one_at_a_time(loss)
+        sharding.one_at_a_time(loss)
         if not grams:
           loss_sums[row] += loss
         done += len(index)
@@ -95,23 +95,6 @@ def _empty_rows(
     out_shardings=NamedSharding(mesh, PartitionSpec(mesh.axis_names)),
   )
   return make()
-
-
-def _own_rows(mesh: Mesh, size: int) -> np.ndarray:
-  """Which of the rows of a batch this process's devices work on."""
-  sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-  parts = sharding.addressable_devices_indices_map((size,)).values()
-  return np.unique(np.concatenate([np.arange(size)[part] for part in parts]))
-
-
-def _spread(mesh: Mesh, batch: Mapping[str, np.ndarray], size: int) -> dict[str, Array]:
-  """A batch over the devices, from the rows of this process."""
-  sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-
-  def one(x):
-    return jax.make_array_from_process_local_data(sharding, x, (size, *x.shape[1:]))
-
-  return jax.tree.map(one, dict(batch))
 
 
 def _take(

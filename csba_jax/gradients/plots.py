@@ -3,7 +3,7 @@
 import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DPI = 120
 LARGEST_ANNOTATED = 20  # classes; more numbers than that cannot be read
+SMALLEST_LIMIT = 0.05  # of a scale of colours, so that noise around 0 stays pale
 _COLORS = 'RdBu'  # red: conflict, blue: agreement
 _UNDEFINED = '0.85'
 
@@ -99,7 +100,7 @@ def layers(conflict: Conflict, path: str | os.PathLike) -> None:
   rows = math.ceil(len(names) / columns)
   figure = _figure(2.3 * columns + 1, 2.45 * rows + 0.8)
   grid = figure.subplots(rows, columns, squeeze=False)
-  limit = max(_limit(conflict.cosine(name)) for name in names)
+  limit = color_limit(conflict.cosine(name) for name in names)
   for axes in grid.flat:
     axes.set_axis_off()
   for axes, name in zip(grid.flat, names, strict=False):
@@ -192,6 +193,20 @@ def over_training(
   _save(figure, path)
 
 
+def color_limit(matrices: Iterable[np.ndarray]) -> float:
+  """End of a scale of colours that is symmetric around 0, for matrices that share it.
+
+  max |m[c, d]| over all matrices m and all c != d where it is defined, at least SMALLEST_LIMIT; 1
+  where nothing is defined.
+
+  Args:
+    matrices: each [C, C].
+  """
+  off = [np.abs(m[~np.eye(len(m), dtype=bool)]) for m in matrices]
+  known = [values[np.isfinite(values)].max() for values in off if np.isfinite(values).any()]
+  return max(SMALLEST_LIMIT, float(max(known))) if known else 1.0
+
+
 def _figure(width: float, height: float) -> 'Figure':
   from matplotlib.figure import Figure  # takes a second, and no user of the gradients needs it
 
@@ -210,7 +225,7 @@ def _square(
   side = max(4.5, 0.62 * min(classes, LARGEST_ANNOTATED) + 2.2)
   figure = _figure(side + 1.2, side)
   axes = figure.subplots()
-  image = _matrix(axes, conflict, values, _limit(values))
+  image = _matrix(axes, conflict, values, color_limit([values]))
   labels = [_label(conflict, c) for c in conflict.by_frequency]
   axes.set_xticks(range(classes), labels, rotation=45, ha='right', rotation_mode='anchor')
   axes.set_yticks(range(classes), labels)
@@ -230,7 +245,7 @@ def _matrix(axes: 'Axes', conflict: Conflict, values: np.ndarray, limit: float) 
 
 
 def _annotate(axes: 'Axes', conflict: Conflict, values: np.ndarray, bold: np.ndarray) -> None:
-  limit = _limit(values)
+  limit = color_limit([values])
   for (i, c), (j, d) in itertools.product(enumerate(conflict.by_frequency), repeat=2):
     if c == d or np.isnan(values[c, d]):
       text, color, weight = ('' if c == d else '?'), '0.4', 'normal'
@@ -239,12 +254,6 @@ def _annotate(axes: 'Axes', conflict: Conflict, values: np.ndarray, bold: np.nda
       color = 'white' if abs(values[c, d]) > 0.6 * limit else 'black'
       weight = 'bold' if bold[c, d] else 'normal'
     axes.text(j, i, text, ha='center', va='center', fontsize=8, color=color, weight=weight)
-
-
-def _limit(cosines: np.ndarray) -> float:
-  """End of the scale of colours: the largest number off the diagonal, at least 0.1."""
-  off = np.abs(cosines[~np.eye(len(cosines), dtype=bool)])
-  return max(0.1, float(np.nanmax(off))) if off.size and not np.isnan(off).all() else 1.0
 
 
 def _class_colors(conflict: Conflict) -> list[tuple[object, int]]:

@@ -26,6 +26,7 @@ from csba_jax.models import registry
 from csba_jax.planning import collectives, hardware
 from csba_jax.planning.collectives import Collective
 from csba_jax.run import state as state_lib
+from csba_jax.run.net import Metadata, Net
 from csba_jax.run.state import TrainState
 from csba_jax.runtime import backend, sharding, text_table
 from csba_jax.training import step
@@ -65,6 +66,12 @@ class Setting:
     layout = sharding.layout(config, fake=True)
     state = state_lib.shapes(model, tx, image_shape, config.train.ema_decay > 0)
     return cls(config, num_classes, image_shape, model, tx, layout.like(state), layout)
+
+  @property
+  def net(self) -> Net:
+    """The net as shapes, for classes of one image each."""
+    names, counts = tuple(map(str, range(self.num_classes))), np.ones(self.num_classes, int)
+    return Net(self.model, self.state.variables(), Metadata(names, counts, self.image_shape))
 
   @property
   def parameters(self) -> int:
@@ -221,27 +228,17 @@ def measure_probe(
   are those of one row, times the number of rows. The bytes accessed are those of the class
   gradients alone, four passes over them: write, concatenate, reduce, read.
   """
-  state, layout = setting.state, setting.layout
-  counts = np.ones(setting.num_classes, int)
+  net, layout = setting.net, setting.layout
 
   def lower(**options):
     return diagnose.lower_probe(
-      setting.config,
-      setting.model,
-      state,
-      counts,
-      setting.image_shape,
-      layout,
-      int(room),
-      folds=folds,
-      layer_fn=layer_fn,
-      **options,
+      net, setting.config, layout, int(room), folds=folds, layer_fn=layer_fn, **options
     )
 
   cost = Cost.of(lower().compile(_FAST_TO_COMPILE), layout.devices)
-  rows, leaves = setting.num_classes * folds, jax.tree.leaves(state.params)
-  layers = Layers.of(state.params, layer_fn, setting.model.head)
-  columns = sum(leaves[i].size for at in layers.members for i in at)
+  rows, leaves = setting.num_classes * folds, jax.tree.leaves(net.params)
+  layers = Layers.of(net.params, layer_fn, net.model.head)
+  columns = sum(leaves[i].size for members in layers.members for i in members)
   return dataclasses.replace(
     cost,
     flops=lower(one_row=True).cost_analysis()['flops'] * rows,

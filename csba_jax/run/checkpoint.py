@@ -26,7 +26,9 @@ from csba_jax.files import write_atomically
 from csba_jax.runtime import distributed
 
 PyTree = Any
-_OF_ORBAX = ('_CHECKPOINT_METADATA', 'commit_success.txt')  # it changes them again later
+# Files that orbax writes again after the sums are taken. The first name is private to orbax; it was
+# read in orbax-checkpoint 0.12.8.
+_WRITTEN_LATER = ('_CHECKPOINT_METADATA', ocp.path.atomicity_types.COMMIT_SUCCESS_FILE)
 
 
 class Checkpoints:
@@ -218,7 +220,11 @@ class Checkpoints:
     leaves those of a checkpoint that is not there, which its next save replaces.
     """
     step = self._last_saved
-    [unfinished] = self._directory.glob(f'{step}.orbax-checkpoint-tmp*')
+    [unfinished] = [
+      Path(path.get())
+      for path in ocp.path.step.all_temporary_paths(self._directory)
+      if path.get_final().name == str(step)
+    ]
     self._sums(step).parent.mkdir(exist_ok=True)
     record = json.dumps(_sha256_of_files(unfinished), indent=1)
     write_atomically(self._sums(step), lambda file: file.write(record.encode()))
@@ -269,7 +275,7 @@ def _copy(tree: PyTree) -> PyTree:
 def _sha256_of_files(folder: Path) -> dict[str, str]:
   found = {}
   for path in sorted(folder.rglob('*')):
-    if path.is_file() and path.name not in _OF_ORBAX:
+    if path.is_file() and path.name not in _WRITTEN_LATER:
       with path.open('rb') as file:
         found[str(path.relative_to(folder))] = hashlib.file_digest(file, 'sha256').hexdigest()
   return found

@@ -5,8 +5,10 @@ import math
 from collections.abc import Iterator, Sequence
 
 import ml_collections
+import numpy as np
 
 from csba_jax.config import numbers, step_at
+from csba_jax.data import sampling
 from csba_jax.methods import second_stages
 
 
@@ -54,7 +56,7 @@ class Plan:
   def dispatches(self, first: int, last: int, longest: int) -> Iterator[tuple[int, int]]:
     """(from, to) of the calls of a segment; one ends at each step that is diagnosed or saved."""
     while first < last:
-      end = min(first + longest, last, *(at for _, at in self.snapshots if at > first))
+      end = min(first + longest, last, *(step for _, step in self.snapshots if step > first))
       end = min(end, (first // self.save_every + 1) * self.save_every)
       if self.diagnose_every:
         end = min(end, (first // self.diagnose_every + 1) * self.diagnose_every)
@@ -67,7 +69,7 @@ class Plan:
 
   def snapshots_at(self, step: int) -> list[str]:
     """The snapshots that step number `step` ends."""
-    return [name for name, at in self.snapshots if at == step]
+    return [name for name, due in self.snapshots if due == step]
 
   def levels_at(self, loss: float, known: Sequence[str]) -> list[str]:
     """The loss levels that a loss is at or below and that are not known yet."""
@@ -90,3 +92,13 @@ class Plan:
   def saves_at(self, step: int) -> bool:
     """Whether a checkpoint follows step number `step`."""
     return self.evaluates_at(step) or (step > 0 and step % self.save_every == 0)
+
+
+def training_stream(config: ml_collections.ConfigDict, labels: np.ndarray) -> sampling.Stream:
+  """The stream of batches that a run trains on, for the labels [N] of its training images.
+
+  Raises:
+    UserError: see `sampling.Stream.of`.
+  """
+  total = Plan.of(config, len(labels)).total
+  return sampling.Stream.of(config.sampler, labels, config.train.batch_size, total, config.seed)

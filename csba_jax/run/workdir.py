@@ -101,7 +101,7 @@ class Workdir:
       one that it does not name is not known to differ.
     """
     if self.file('config.json').exists():
-      there = _read_json(self.file('config.json'), 'a workdir', 'config').get('versions', {})
+      there = read_json(self.file('config.json'), 'a workdir', 'config').get('versions', {})
       here = {package: version for package, version in versions().items() if package in there}
       return config_lib.differences(there, here)
     record = {'config': dict(self._config), 'versions': versions(), 'commit': commit()}
@@ -216,18 +216,18 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
 
   Fields that came later than the run have their default.
   """
-  record = _read_json(Path(path) / 'config.json', 'a workdir made by csba-train', 'config')
+  record = read_json(Path(path) / 'config.json', 'a workdir made by csba-train', 'config')
   return config_lib.completed(record['config'])
 
 
 def read_result(path: str | os.PathLike) -> dict[str, Any]:
   """The content of a finished run's result.json; UserError without a whole one."""
   expected = 'a finished run (csba-train ends with result.json)'
-  return _read_json(Path(path) / 'result.json', expected, 'splits_sha256')
+  return read_json(Path(path) / 'result.json', expected, 'splits_sha256')
 
 
-def _read_json(file: Path, expected: str, key: str) -> dict[str, Any]:
-  """A JSON object that has this key."""
+def read_json(file: Path, expected: str, key: str) -> dict[str, Any]:
+  """The JSON object in a file; UserError where there is none, or none with this key."""
   file = file.expanduser()
   try:
     record = json.loads(file.read_text(encoding='utf-8'))

@@ -61,7 +61,7 @@ class Layout:
 
   def split(self, axis: int = 0) -> NamedSharding:
     """The sharding that splits one axis of an array over all devices."""
-    return NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, AXES))
+    return NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, self.mesh.axis_names))
 
   def rows(self, number: int) -> np.ndarray:
     """The rows, of `number` split over all devices, that this process holds; ascending."""

@@ -20,9 +20,11 @@ from csba_jax.measure import diagnose
 from csba_jax.measure.evaluate import evaluate
 from csba_jax.methods import losses, metrics, optimizers, second_stages
 from csba_jax.models import registry
+from csba_jax.run import net as net_lib
 from csba_jax.run import state as state_lib
+from csba_jax.run.net import Metadata, Net
 from csba_jax.run.records import TESTED, Records
-from csba_jax.run.schedule import Plan
+from csba_jax.run.schedule import Plan, training_stream
 from csba_jax.run.state import TrainState
 from csba_jax.run.workdir import Workdir, writing_to
 from csba_jax.runtime import backend, distributed, sharding
@@ -86,10 +88,8 @@ class Job:
       plan.total,
       layout,
     )
-    diagnose.check_room(config, data, program.model, layout.devices)
-    own = sampling.Stream.of(
-      config.sampler, data.train.labels, config.train.batch_size, plan.total, config.seed
-    )
+    diagnose.check_room(Net.of_shapes(program.model, Metadata.of(data)), config, layout.devices)
+    own = training_stream(config, data.train.labels)
     partner = mixing.partners(config.mixing, own)
     streams = {'own': own} | ({'partner': partner} if partner else {})
     key = layout.place(jax.random.key(config.seed))
@@ -100,10 +100,10 @@ class Job:
     """Images a step."""
     return self.config.train.batch_size
 
-  @property
-  def shift(self) -> np.ndarray:
-    """What evaluation adds to the logits, [C]."""
-    return losses.post_hoc_shift(self.config.loss.post_hoc_tau, self.data.class_counts)
+  def net(self, state: TrainState) -> Net:
+    """The net of a state, as it is evaluated."""
+    metadata, tau = Metadata.of(self.data), self.config.loss.post_hoc_tau
+    return Net.of(self.program.model, state, metadata, tau)
 
   def begin(self, resumes: bool = False) -> tuple[TrainState, dict[str, Any]]:
     """The state before the first step, and what result.json says of where it comes from.
@@ -117,7 +117,7 @@ class Job:
     state = self.layout.place_state(state)
     if config.stage.method == 'none' or resumes:
       return state, {}
-    state, about = start_second_stage.start(config, self.data, model, state)
+    state, about = start_second_stage.start(model, state, config, self.data)
     return self.layout.place_state(state), {'stage': about}
 
 
@@ -161,9 +161,7 @@ def train_and_evaluate(
         say(f'evaluating the test set at step {records.progress.best_step}')
         best = records.best(state)
         after_training(job, best, records, stop)
-        sums = evaluate(
-          job.program.model, best, job.data.test, job.batch_size, job.shift, stop.check
-        )
+        sums = evaluate(job.net(best), job.data.test, job.batch_size, stop.check)
       except Stopped:
         if folder.has_checkpoints():
           say(f'stopped at step {records.progress.step}: saved, start again to go on')
@@ -209,6 +207,7 @@ def _prepare(
 def _claim(folder: Workdir, data: pipeline.Data) -> None:
   """Makes the folder this run's, once every process is ready."""
   keep_splits(folder, data)
+  net_lib.keep(folder, Metadata.of(data))
   for difference in folder.begin():
     say(f'not as when this run began, so that its end may differ: {difference}')
 
@@ -257,7 +256,7 @@ def after_training(job: Job, best: TrainState, records: Records, stop: StopReque
   """
   if job.plan.snapshots:
     began, epoch = time.monotonic(), job.plan.epoch(records.progress.step)
-    found = diagnose.snapshot(job.config, job.data, job.program.model, best, stop.check)
+    found = diagnose.snapshot(job.net(best), job.config, job.data, stop.check)
     records.snapshot_line(TESTED, epoch, found, time.monotonic() - began)
 
 
@@ -272,7 +271,8 @@ class AfterStep:
     self._job, self._records, self._stop = job, records, stop
     self._probe = None
     if job.plan.diagnose_every:
-      self._probe = diagnose.Probe(job.config, job.data, job.program.model, job.layout)
+      net = Net.of_shapes(job.program.model, Metadata.of(job.data))
+      self._probe = diagnose.Probe(net, job.config, job.data, job.layout)
     self._score: float | None = None  # of the validation at this step
     self.begin(records.progress.step)
 
@@ -327,14 +327,14 @@ class AfterStep:
     conflict = self._probe.measure(state)
     self._records.diagnostics_line(self._epoch, conflict, time.monotonic() - began)
 
-  def _settled(self, state: TrainState) -> TrainState:
+  def _settled(self, state: TrainState) -> Net:
     job = self._job
-    return diagnose.settled(job.config, job.data, job.program.model, state)
+    return diagnose.settled(job.net(state), job.config, job.data)
 
-  def _measure(self, settled: TrainState, names: Sequence[str]) -> None:
+  def _measure(self, settled: Net, names: Sequence[str]) -> None:
     """Conflict and decoupling at a snapshot of the run, recorded under its names."""
     began, job = time.monotonic(), self._job
-    found = diagnose.snapshot(job.config, job.data, job.program.model, settled, self._stop.check)
+    found = diagnose.snapshot(settled, job.config, job.data, self._stop.check)
     for name in names:
       self._records.snapshot_line(name, self._epoch, found, time.monotonic() - began)
 
@@ -347,8 +347,8 @@ class AfterStep:
     progress, job = self._records.progress, self._job
     if not job.plan.levels_at(np.mean(progress.losses) / NEAR, progress.levels):
       return
-    settled, model = self._settled(state), job.program.model
-    loss = diagnose.training_loss(job.config, job.data, model, settled, self._stop.check)
+    settled = self._settled(state)
+    loss = diagnose.training_loss(settled, job.config, job.data, self._stop.check)
     if reached := job.plan.levels_at(loss, progress.levels):
       self._measure(settled, reached)
       progress.levels += reached
@@ -367,8 +367,8 @@ class AfterStep:
     if not len(job.data.val):
       records.progress.best_step = records.progress.step
       return
-    began, model = time.monotonic(), job.program.model
-    sums = evaluate(model, state, job.data.val, job.batch_size, job.shift, self._stop.check)
+    began = time.monotonic()
+    sums = evaluate(job.net(state), job.data.val, job.batch_size, self._stop.check)
     summary = metrics.summarise(sums, job.data.class_counts)
     self._score = metrics.macro_f1_at(sums.counts, job.data.source_counts)
     records.validation_line(self._epoch, summary, self._score, time.monotonic() - began)

@@ -14,6 +14,7 @@ from jax import Array
 from csba_jax.data import augment, mixing
 from csba_jax.methods import losses, second_stages
 from csba_jax.run import state as state_lib
+from csba_jax.run.net import Preprocessing
 from csba_jax.run.state import TrainState
 from csba_jax.runtime import backend, sharding
 
@@ -33,6 +34,7 @@ class Recipe:
   stage: second_stages.Stage
   ema_decay: float  # 0: no moving averages
   layout: sharding.Layout
+  preprocessing: Preprocessing
 
 
 def train_step(
@@ -78,12 +80,15 @@ _MIX, _PARTNER = 1 << 16, 1 << 17  # a step's keys beside those that the augment
 def _augmented(recipe: Recipe, key: Array, batch: Batch) -> Batch:
   """The batch with float images, augmented; partners of a stream of their own likewise."""
   found = {
-    'image': augment.scale(recipe.augment_fn(key, batch['image'])),
+    'image': recipe.preprocessing(recipe.augment_fn(key, batch['image'])),
     'label': batch['label'],
   }
   if 'partner_image' in batch:
     partner = recipe.augment_fn(jax.random.fold_in(key, _PARTNER), batch['partner_image'])
-    found |= {'partner_image': augment.scale(partner), 'partner_label': batch['partner_label']}
+    found |= {
+      'partner_image': recipe.preprocessing(partner),
+      'partner_label': batch['partner_label'],
+    }
   return found
 
 
@@ -158,5 +163,6 @@ def make_step(
     stage=second_stages.find(config.stage, config.model.head),
     ema_decay=config.train.ema_decay,
     layout=layout,
+    preprocessing=Preprocessing(),
   )
   return functools.partial(train_step, recipe=recipe)

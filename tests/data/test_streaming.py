@@ -403,7 +403,7 @@ def run_here(driver, workdir, **fields):
 def end_of(driver, workdir):
   """(bytes of the last checkpoint's arrays, metric lines, result) of a run, and where it was."""
   config, lines, result = driver.records_of(workdir)
-  state = restore.take_up(str(workdir), 'latest').state
+  state = restore.load_state(str(workdir), 'latest')
   found = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
   return (found, lines, result), config['config']['data']['input']
 

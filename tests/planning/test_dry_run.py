@@ -314,13 +314,8 @@ def probe_of(config, monkeypatch, room):
   labels = np.arange(4 * classes) % classes
   images = np.zeros((len(labels), *setting.image_shape), np.uint8)
   part = types.SimpleNamespace(images=images, labels=labels)
-  data = types.SimpleNamespace(
-    train=part,
-    class_names=tuple(map(str, range(classes))),
-    class_counts=np.full(classes, 4),
-    image_shape=setting.image_shape,
-  )
-  return diagnose.Probe(config, data, setting.model, setting.layout)
+  data = types.SimpleNamespace(train=part)
+  return diagnose.Probe(setting.net, config, data, setting.layout)
 
 
 def test_a_probe_that_exceeds_a_device_is_refused_before_the_first_step(monkeypatch):

@@ -1,5 +1,6 @@
 """Checkpoints: whole or absent, the latest two and the best."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -244,6 +245,17 @@ def test_sums_of_another_save_of_the_step_do_not_count(tmp_path):
     tree, meta = checkpoints.restore_latest(LIKE)
   assert_is(tree, 7)
   assert meta == {'done': ['line']}
+
+
+def test_sums_are_of_every_file_but_those_that_orbax_writes_later(tmp_path):
+  with Checkpoints(tmp_path / 'c') as checkpoints:
+    checkpoints.save(1, tree_at(1), {'step': 1}, score=0.5)
+  there = {str(p.relative_to(tmp_path / 'c/1')) for p in tmp_path.glob('c/1/**/*') if p.is_file()}
+  missing = there - json.loads((tmp_path / 'c-sums/1.json').read_text()).keys()
+  assert missing == {checkpoint._WRITTEN_LATER[0]}, (
+    'orbax has renamed the file of its metadata: read the name in the new version, and correct '
+    '_WRITTEN_LATER in csba_jax/run/checkpoint.py'
+  )
 
 
 def test_sums_go_with_their_checkpoints(tmp_path):

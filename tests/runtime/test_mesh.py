@@ -13,6 +13,7 @@ from csba_jax.data import pipeline, sampling
 from csba_jax.errors import UserError
 from csba_jax.measure import evaluate
 from csba_jax.run import state as state_lib
+from csba_jax.run.net import Metadata, Net
 from csba_jax.runtime import sharding
 from csba_jax.runtime.sharding import Layout
 from csba_jax.training.loop import Job
@@ -165,7 +166,8 @@ def test_evaluation_is_the_same_on_every_mesh(driver, data):
     assert layout.devices == devices
     tx = begun(driver, data, parallel__devices=1)[0].program.tx
     state = layout.place_state(state_lib.create(model, tx, (8, 8, 1), 0))
-    found.append(evaluate.evaluate(model, state, data.test, 32, np.zeros(10, np.float32)))
+    net = Net.of(model, state, Metadata.of(data))
+    found.append(evaluate.evaluate(net, data.test, 32))
   for other in found[1:]:
     np.testing.assert_array_equal(other.counts, found[0].counts)
     np.testing.assert_allclose(other.loss, found[0].loss, rtol=1e-5)

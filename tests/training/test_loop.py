@@ -22,6 +22,7 @@ from csba_jax.methods import losses, metrics, optimizers
 from csba_jax.models import registry
 from csba_jax.run import state as state_lib
 from csba_jax.run.checkpoint import Checkpoints
+from csba_jax.run.net import Metadata, Net, Preprocessing
 from csba_jax.run.schedule import Plan
 from csba_jax.runtime import backend, sharding
 from csba_jax.runtime.signals import StopRequest
@@ -148,11 +149,12 @@ def test_evaluation_counts_every_example_once(driver):
   state = state_lib.create(model, tx, (8, 8, 1), 0)
   expected = np.zeros((10, 10), int)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
-  logits = model.apply(variables, augment.scale(jnp.asarray(data.test.images)))
+  logits = model.apply(variables, Preprocessing()(jnp.asarray(data.test.images)))
   for label, predicted in zip(data.test.labels, np.argmax(logits, -1), strict=True):
     expected[label, predicted] += 1
+  net = Net.of(model, state, Metadata.of(data))
   for batch_size in (32, 100, 539, 1000):
-    sums = evaluate.evaluate(model, state, data.test, batch_size, np.zeros(10))
+    sums = evaluate.evaluate(net, data.test, batch_size)
     np.testing.assert_array_equal(sums.counts, expected)
 
 
@@ -215,7 +217,7 @@ def test_one_step_is_the_gradient_of_the_mean_loss(driver):
   new, metrics = jax.jit(step_fn)(state, batch, jax.random.key(5))
 
   key = jax.random.fold_in(jax.random.key(5), 0)
-  images = augment.scale(augment.random_crop(jax.random.split(key)[0], batch['image'], 1))
+  images = Preprocessing()(augment.random_crop(jax.random.split(key)[0], batch['image'], 1))
 
   def mean_loss(params):
     variables = {'params': params, 'batch_stats': state.batch_stats}
