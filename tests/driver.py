@@ -1,4 +1,4 @@
-"""A training run of seconds, as a process that can be made to die at a chosen moment.
+"""A training run of seconds, as a process that can end itself at a chosen place.
 
   python tests/driver.py WORKDIR [--end=PLACE:N] [--signal=KILL|TERM|INT|none]
     [--config.field=value ...] [--float64] [--trace=FILE]
@@ -39,7 +39,7 @@ EPOCHS, STEPS_PER_EPOCH = 3, 12
 
 
 class Tiny(nn.Module):
-  """A perceptron with a norm: compiles in a second, has every kind of state."""
+  """A perceptron with a norm: it compiles in a second and has every kind of state."""
 
   num_classes: int
   classifier: classifiers.Classifier = classifiers.LINEAR
@@ -64,9 +64,9 @@ def build_wide_numbers(num_classes, image_shape, attention, width, _, **others):
 
 
 def in_float64():
-  """Makes every state that is begun float64, and knows the net that computes so.
+  """Makes every new state float64, and registers a net that computes in float64.
 
-  For a process of its own: another test reads the whole table of models in this one.
+  Use it only in a new process: in this one another test reads the whole table of models.
   """
   registry.MODELS['multibranch64'] = (build_wide_numbers, ('none', 'csba'))
   initial = state_lib._initial
@@ -133,7 +133,7 @@ def places(arrive):
 
 
 def start(workdir, *arguments, devices=1, program=(__file__,), **kwargs):
-  """The driver as a child process with so many devices; standard error is captured."""
+  """Starts the driver as a child process with so many devices; its output is captured."""
   command = [sys.executable, *program, str(workdir), *arguments]
   flags = '--xla_backend_optimization_level=1'  # as conftest.py has it, to the bit
   environment = os.environ | {
@@ -149,14 +149,14 @@ def start(workdir, *arguments, devices=1, program=(__file__,), **kwargs):
 
 
 def free_address():
-  """An address of this host whose port nobody uses."""
+  """An address of this host with a free port."""
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     return f'127.0.0.1:{free.getsockname()[1]}'
 
 
 def start_all(workdir, *arguments, processes=2, devices=4, own=(), **kwargs):
-  """Several of them that are one run; `own` {process: [its arguments]}."""
+  """Starts several processes of one run; `own` {process: [its arguments]}."""
   meet = (
     f'--coordinator={free_address()}',
     f'--processes={processes}',
@@ -177,7 +177,7 @@ def finish(process):
 
 
 def records_of(workdir):
-  """All that must be reproducible: config, metric lines and result, without what is timing."""
+  """All that must be reproducible: config, metric lines and result, without timing."""
   workdir = Path(workdir)
   lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
   result = json.loads((workdir / 'result.json').read_text())

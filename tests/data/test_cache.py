@@ -1,4 +1,4 @@
-"""The cache: decoded once, aligned, verified, safe to race for, never in the way."""
+"""The cache: images are decoded once and verified, processes may race, a failure is no error."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from csba_jax.errors import UserError
 
 
 class FakeSource(Source):
-  """Ten 2x3 images of two classes; image i is full of i. Counts what it decodes."""
+  """Ten 2x3 images of two classes; all pixels of image i are i. It counts what it decodes."""
 
   name = 'fake set/train'
   class_names = ('cat', 'dog')
@@ -372,7 +372,7 @@ def content(folder):
 
 
 def left_behind(folder):
-  """What is in a folder beside the lock."""
+  """The content of a folder without the lock."""
   return [path.name for path in folder.iterdir() if not path.name.endswith('.lock')]
 
 

@@ -1,4 +1,4 @@
-"""Images of a file by index: like an array, read with a file's errors and not a map's."""
+"""Images of a file by index, as from an array; errors of the file raise."""
 
 import errno
 import gc
@@ -15,7 +15,7 @@ SHAPE = (20, 3, 4, 2)
 
 @pytest.fixture
 def mapped(tmp_path):
-  """A map of twenty images."""
+  """A memory map of twenty images."""
   images = np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)
   np.save(tmp_path / 'images.npy', images)
   return np.load(tmp_path / 'images.npy', mmap_mode='r')

@@ -1,4 +1,4 @@
-"""Splits: stratified, duplicate-aware, nested, the same on every machine, safe on disk."""
+"""Splits: stratified, nested, duplicates together, the same everywhere, safe on disk."""
 
 import dataclasses
 import hashlib
@@ -16,7 +16,7 @@ NAMES = ('bird', 'clean', 'dust')
 
 
 def random_labels(seed, n=200, num_classes=5):
-  """Skewed labels in a random order, every class there."""
+  """Imbalanced labels in random order; every class occurs."""
   rng = np.random.default_rng(seed)
   labels = rng.choice(num_classes, n, p=np.arange(1, num_classes + 1) / sum(range(num_classes + 1)))
   labels[:num_classes] = np.arange(num_classes)
@@ -24,7 +24,7 @@ def random_labels(seed, n=200, num_classes=5):
 
 
 def make(labels, groups=None, test_labels=None, **changes):
-  """make_splits with plain arguments for what a test does not care about."""
+  """make_splits with defaults for the arguments that a test does not need."""
   arguments = {
     'class_names': tuple(f'class {c}' for c in range(int(max(labels)) + 1)),
     'imbalance_factor': 1.0,

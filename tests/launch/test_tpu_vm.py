@@ -1,4 +1,4 @@
-"""launch/tpu_vm.sh against a gcloud that only writes down its calls, and hosts that are folders."""
+"""launch/tpu_vm.sh with a gcloud that records its calls, and folders as hosts."""
 
 import os
 import shutil
@@ -73,7 +73,7 @@ SETTINGS = {'NAME': 'run', 'ZONE': 'zone-a', 'TPU': 'v5litepod-16', 'BUCKET': 'b
 
 
 class Cloud:
-  """A folder in which launch/tpu_vm.sh can be started, and what it has done there."""
+  """A folder in which launch/tpu_vm.sh runs, and what it did there."""
 
   def __init__(self, folder):
     self.folder = folder
@@ -137,7 +137,7 @@ class Cloud:
     return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
 
   def verbs(self):
-    """What was asked for, without the questions for the state."""
+    """The calls of gcloud, without those that read the state."""
     verbs = [words[1] if words[0] == 'storage' else words[3] for words in self.calls()]
     return [verb for verb in verbs if verb != 'list']
 

@@ -216,7 +216,7 @@ def test_memory_and_work_by_device():
 
 @pytest.mark.slow
 def test_work_of_the_diagnostic_counts_every_row():
-  """As much as one gradient of all its images, and products of the rows."""
+  """It is that of one gradient of all its images, plus the products of the rows."""
   setting = dry_run.Setting.of(config_of(parallel__devices=1, diagnostics__images=4))
   cost = dry_run.measure_probe(setting, 2**33)
   rows = setting.num_classes * diagnose.FOLDS

@@ -1,4 +1,4 @@
-"""Several processes of one run: how they meet, what stops all of them, and a lost one."""
+"""Several processes of one run: how they connect, what ends all of them, and a lost one."""
 
 import contextlib
 import os
@@ -34,7 +34,7 @@ VARIABLES = [
 
 
 def ends(children, seconds=150):
-  """(exit code, standard error) of each child, all within so many seconds; none is left."""
+  """(exit code, standard error) of each child; all must end within so many seconds."""
   deadline, late = time.monotonic() + seconds, []
 
   def end(child):
@@ -53,7 +53,7 @@ def ends(children, seconds=150):
 
 
 def lines_of(children, seconds=150):
-  """The one line with which each child ends, with exit code 1."""
+  """The last line of each child, which must exit with code 1 and one line of its own."""
   lines = []
   for code, err in ends(children, seconds):
     assert code == 1, err
@@ -66,7 +66,7 @@ def lines_of(children, seconds=150):
 
 @contextlib.contextmanager
 def a_taken_port():
-  """A port of this machine that something else listens to and never answers at."""
+  """A port of this machine on which another program listens and never answers."""
   with socket.create_server(('127.0.0.1', 0)) as server:
     yield server.getsockname()[1]
 
@@ -231,7 +231,7 @@ def fail(error):
 
 
 def test_an_error_of_one_is_an_error_of_all(monkeypatch):
-  """As each of two processes sees it; what they say to each other is made up."""
+  """In the view of each of two processes; their messages are made up."""
   said = []
 
   def gather(text):
@@ -245,7 +245,7 @@ def test_an_error_of_one_is_an_error_of_all(monkeypatch):
   with pytest.raises(AgreedError, match='expected a; found b; to fix it: c'):
     distributed.together(lambda: fail(UserError('a', 'b', 'c')))
   assert said == ['', 'expected a; found b; to fix it: c']
-  with pytest.raises(AgreedError, match='expected a'):  # the others have left: nobody to talk to
+  with pytest.raises(AgreedError, match='expected a'):  # the others have ended: nothing is sent
     distributed.together(lambda: fail(AgreedError('a', 'b', 'c')))
   assert len(said) == 2
 
@@ -291,7 +291,7 @@ def test_a_port_that_something_else_has(driver, tmp_path):
 
 
 def start_each(driver, workdirs, *arguments, **of_each):
-  """One run of as many processes as workdirs; `of_each` {argument of driver.start: values}."""
+  """Starts one run, a process for each workdir; `of_each` {argument of driver.start: values}."""
   address = f'127.0.0.1:{free_port()}'
   options = [*arguments, f'--coordinator={address}', f'--processes={len(workdirs)}']
   options += ['--config.parallel.devices=0']
@@ -334,7 +334,7 @@ def photos_in(folder, seed=0):
 
 
 def start_with_photos(driver, tmp_path):
-  """Two processes, each with the photos in the folder of its number."""
+  """Starts two processes, each with the photos in the folder of its index."""
   options = ['source="image_folder"', 'dir="photos"', 'image_size=8', 'num_classes=3', 'channels=3']
   return start_each(
     driver,
@@ -405,7 +405,7 @@ def test_sigterm_while_several_load_leaves_before_the_first_step(driver, tmp_pat
   [(0, 'after-step:15'), (1, 'after-step:15'), (1, 'before-evaluation:1'), (0, 'before-save:2')],
 )
 def test_an_error_of_one_on_the_way_ends_all_with_its_line(driver, tmp_path, failing, place):
-  """Not as a lost process, after which launchers start all again."""
+  """It does not count as a lost process, after which launchers restart all of them."""
   own = {failing: [f'--end={place}', '--signal=none']}
   lines = lines_of(driver.start_all(tmp_path, f'--peer_timeout={PEER_TIMEOUT}', own=own))
   own_line = 'expected a disk; found none; to fix it: buy one'
@@ -424,7 +424,7 @@ def test_an_error_that_all_have_ends_each_with_its_own(driver, tmp_path):
 
 
 def wait_until_lost(child, seconds=150):
-  """Returns once a child has died or was stopped; it stays to be waited for."""
+  """Waits until a child has died or was stopped, without reaping it."""
   deadline = time.monotonic() + seconds
   how = os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT
   while os.waitid(os.P_PID, child.pid, how) is None:
@@ -432,7 +432,7 @@ def wait_until_lost(child, seconds=150):
     time.sleep(0.02)
 
 
-# What the process that is left says: heartbeats know the task, a collective that broke does not.
+# What the other process says: heartbeats name the lost task, a broken collective does not.
 BROKEN = r'|another process of the run is lost'
 SAID = {
   0: r'CoordinationService/\w+|coordination service' + BROKEN,
@@ -507,7 +507,7 @@ def test_a_bit_that_flipped_in_a_checkpoint_of_two(driver, finished, tmp_path):
   assert f'checkpoint {newest} is damaged, going back to the one before' in first
   assert largest.name in first
   assert f'going on from the checkpoint at step {before}' in first
-  assert 'damaged' not in second  # the first process speaks for the run
+  assert 'damaged' not in second  # process 0 prints the messages of the run
   assert driver.records_of(workdir)[1:] == driver.records_of(finished)[1:]
 
 
@@ -518,7 +518,7 @@ BINARIES = [
 
 
 def start_binary(driver, name, workdir, *arguments, own=(), program=None):
-  """csba-NAME, or a program, on two processes."""
+  """Starts csba-NAME, or a program, on two processes."""
   address = f'127.0.0.1:{free_port()}'
   return [
     driver.start(
