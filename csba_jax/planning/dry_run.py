@@ -277,13 +277,11 @@ _ASSUMPTIONS = (
 
 def _mesh(setting: Setting) -> str:
   parallel, devices = setting.config.parallel, setting.layout.devices
-  kind = 'fake devices' if parallel.fake_devices else f'devices of this machine ({_device_kind()})'
+  noun = 'device' if devices == 1 else 'devices'
+  here = f'{noun} of this machine ({jax.devices()[0].device_kind})'
+  kind = f'fake {noun}' if parallel.fake_devices else here
   fsdp = f', {parallel.fsdp} to a copy of the state' if parallel.fsdp > 1 else ''
   return f'mesh: {devices} {kind}{fsdp}; times for {parallel.hardware}'
-
-
-def _device_kind() -> str:
-  return jax.devices()[0].device_kind
 
 
 def _cost_table(
@@ -317,6 +315,8 @@ def _cost_table(
   for part in ('compute', 'memory', 'communication'):
     add(f'  {part}', 'ms', [getattr(t, part) for t in taken], 3)
   rows.append(['  share of communication', *(f'{t.share:.0%}' for t in taken)])
+  images_per_second = setting.config.train.batch_size / taken[0].total  # the first is training
+  rows.append(['images/s, on all devices', f'{images_per_second:.0f}'])
   return text_table.align(rows)
 
 

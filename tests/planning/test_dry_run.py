@@ -147,10 +147,13 @@ def test_every_cost_is_printed_once_a_column():
     'memory, ms': [f'{1e3 * t.memory:.3f}' for t in times],
     'communication, ms': [f'{1e3 * t.communication:.3f}' for t in times],
     'share of communication': [f'{t.share:.0%}' for t in times],
+    'images/s, on all devices': [f'{16 / times[0].total:.0f}'],
   }
 
 
 def test_the_mesh_says_which_devices_it_has():
+  alone = dry_run._mesh(dry_run.Setting.of(config_of(parallel__devices=1)))
+  assert alone == 'mesh: 1 device of this machine (cpu); times for h100'
   here = dry_run._mesh(dry_run.Setting.of(config_of(parallel__devices=4, parallel__fsdp=2)))
   assert here == 'mesh: 4 devices of this machine (cpu), 2 to a copy of the state; times for h100'
 
