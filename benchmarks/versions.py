@@ -39,7 +39,7 @@ def make_call(name: str) -> Callable[[], object]:
 
 
 def training_step(batch_size: int) -> Callable[[], object]:
-  """A function that does one training step of the default config, with data on the device."""
+  """A function that does one training step of the default config; data is on the device."""
   import jax
   import numpy as np
 

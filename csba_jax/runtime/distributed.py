@@ -88,7 +88,8 @@ class Launch:
       raise UserError('--distributed=auto with --coordinator', 'off', 'remove one of them')
     for name in ('start_timeout', 'peer_timeout'):
       if getattr(self, name) < 1:
-        raise UserError(f'--{name} of at least 1 second', str(getattr(self, name)), 'set it to 1 or more')
+        found = str(getattr(self, name))
+        raise UserError(f'--{name} of at least 1 second', found, 'set it to 1 or more')
 
   @property
   def several(self) -> bool:
