@@ -42,7 +42,7 @@ def start(
   if config.stage.checkpoint == 'best':
     read_result(config.stage.source)  # which it is, a run knows when it is finished
   source = restore.take_up(config.stage.source, config.stage.checkpoint, data=data)
-  stage = second_stages.STAGES[config.stage.method]
+  stage = second_stages.SECOND_STAGES[config.stage.method]
   first = source.state.averaged()
   old = _without_scale(first.params)
   params = _take_over(initial.params, old, second_stages.matches(stage.fresh, initial.params))
