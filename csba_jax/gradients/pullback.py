@@ -26,6 +26,7 @@ def losses_and_pullback(
     The losses [N]; the pullback, weights [N] -> a tree like params; the auxiliary output.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> x, y = jnp.array([1.0, 2.0]), jnp.array([0.0, 1.0])
     >>> losses, pullback, _ = losses_and_pullback(lambda w: ((x * w - y) ** 2 / 2, None), 1.0)
     >>> losses, pullback(jnp.array([1.0, 0.5]))  # x (x w - y) = 1 and 2
