@@ -27,7 +27,7 @@ from ml_collections import config_flags
 from benchmarks import environment
 from csba_jax.data import pipeline, streaming
 from csba_jax.runtime import backend, text_table
-from csba_jax.training import loop
+from csba_jax.training.job import Job
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Recipe.')
 _TURNS = flags.DEFINE_integer('turns', 7, 'Times that each side is timed.', 1)
@@ -39,7 +39,7 @@ _OUT = flags.DEFINE_string('out', None, 'JSON file for the result.')
 ENDLESS = 10**9  # steps of a feed that ends with the benchmark
 
 
-def rate(job: loop.Job, step: Callable[[], object], seconds: float, steps: int) -> float:
+def rate(job: Job, step: Callable[[], object], seconds: float, steps: int) -> float:
   """Images/s of a function that does one step, over that many steps and seconds at least."""
   start, done = time.perf_counter(), 0
   while done < steps or time.perf_counter() - start < seconds:
@@ -48,12 +48,12 @@ def rate(job: loop.Job, step: Callable[[], object], seconds: float, steps: int) 
   return done * job.batch_size / (time.perf_counter() - start)
 
 
-def feed_of(job: loop.Job, start: int = 0) -> streaming.Feed:
+def feed_of(job: Job, start: int = 0) -> streaming.Feed:
   """The batches of a run on one process."""
   return streaming.Feed(job.data.train, job.streams, np.arange(job.batch_size), start, ENDLESS)
 
 
-def cold_rate(job: loop.Job, cache_dir: str) -> float:
+def cold_rate(job: Job, cache_dir: str) -> float:
   """Images/s of the first pass over data that the system has not in memory; at most 200 steps."""
   for path in Path(cache_dir).glob('*/images.npy'):
     with path.open('rb') as file:
@@ -64,7 +64,7 @@ def cold_rate(job: loop.Job, cache_dir: str) -> float:
     return rate(job, lambda: next(feed), 0, steps)
 
 
-def trained(job: loop.Job) -> Callable[[dict[str, np.ndarray]], None]:
+def trained(job: Job) -> Callable[[dict[str, np.ndarray]], None]:
   """A function that does one training step on a batch and waits for it."""
   state, _ = job.begin()
   options = backend.compiler_options()
@@ -84,7 +84,7 @@ def resident_mebibytes() -> float:
   return pages * os.sysconf('SC_PAGE_SIZE') / 2**20
 
 
-def memory(job: loop.Job) -> list[float]:
+def memory(job: Job) -> list[float]:
   """Resident memory, MiB, every hundredth of the steps."""
   consume = jax.jit(lambda batch: jax.tree.map(lambda x: x.mean(), batch))
   every, found = _MEMORY_STEPS.value // 100, []
@@ -96,7 +96,7 @@ def memory(job: loop.Job) -> list[float]:
   return found
 
 
-def measure(job: loop.Job, cache_dir: str) -> dict[str, list[float]]:
+def measure(job: Job, cache_dir: str) -> dict[str, list[float]]:
   """Images/s of each side, in turns, and memory."""
   found = {side: [] for side in ('feed', 'feed, cold', 'step', 'step on the feed')}
   train_on = trained(job)
@@ -119,7 +119,7 @@ def main(_) -> None:
   config = _CONFIG.value
   with tempfile.TemporaryDirectory() as cache_dir:
     config.data.update(input='stream', cache_dir=cache_dir)
-    job = loop.Job.of(config, pipeline.load(config, print))
+    job = Job.of(config, pipeline.load(config, print))
     record = {
       'source': config.data.name or config.data.source,
       'image_shape': job.data.image_shape,

@@ -26,7 +26,7 @@ from csba_jax import config
 from csba_jax.bin import _main
 from csba_jax.data import pipeline
 from csba_jax.errors import UserError
-from csba_jax.measure import diagnose
+from csba_jax.measure import diagnose, evaluate
 from csba_jax.models import classifiers, layers, multibranch, registry
 from csba_jax.run import checkpoint, records
 from csba_jax.run import state as state_lib
@@ -56,7 +56,7 @@ def build_tiny(num_classes, *_, classifier, depth):
   return Tiny(num_classes, classifier)
 
 
-registry.MODELS['tiny'] = (build_tiny, ('none',))
+registry.MODELS['tiny'] = registry.Model(build_tiny)
 
 
 def build_wide_numbers(num_classes, image_shape, attention, width, _, **others):
@@ -68,7 +68,7 @@ def in_float64():
 
   For a process of its own: another test reads the whole table of models in this one.
   """
-  registry.MODELS['multibranch64'] = (build_wide_numbers, ('none', 'csba'))
+  registry.MODELS['multibranch64'] = registry.Model(build_wide_numbers, ('branches',))
   initial = state_lib._initial
 
   def wide(*args):
@@ -120,7 +120,7 @@ def places(arrive):
   around(workdir_lib.Workdir, 'append_metrics', 'before-line', 'after-line')
   around(checkpoint.Checkpoints, 'save', 'before-save', 'saving')
   around(records.Records, 'wait', 'before-last-wait', 'all-saved')
-  around(loop, 'evaluate', 'before-evaluation', 'after-evaluation')
+  around(evaluate, 'evaluate', 'before-evaluation', 'after-evaluation')
   around(workdir_lib.Workdir, 'write_result', 'before-result', 'after-result')
 
 
