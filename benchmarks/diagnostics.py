@@ -1,10 +1,10 @@
-"""What measuring the conflict every 100 steps adds to the time of training.
+"""Times how much longer training takes if the conflict is measured every 100 steps.
 
   python -m benchmarks.diagnostics --config=configs/cifar10_lt.py [--out=FILE.json]
 
-Training steps and measurements of the run's own probe (compiled step, estimate, snapshot, line) are
-taken in turns in one process; cost = seconds of a measurement / seconds of 100 steps. The first
-measurement, which compiles, is reported beside it.
+Training steps and measurements by the probe of a run (compiled step, estimate, file, line)
+alternate in one process. cost = seconds of a measurement / seconds of 100 steps. The first
+measurement, which compiles, is reported separately.
 """
 
 import json

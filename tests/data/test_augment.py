@@ -28,7 +28,7 @@ def section(**fields):
 
 
 def crop_reference(batch, top, left, padding):
-  """Pixel by pixel: what lies outside the image is 0."""
+  """Pixel by pixel; pixels outside the image are 0."""
   n, height, width, _ = batch.shape
   result = np.zeros_like(batch)
   for i in range(n):
@@ -73,7 +73,7 @@ def test_flip_mirrors_about_half_of_the_images_exactly():
 
 
 def cutout_reference(key, batch, side):
-  """Pixel by pixel: 128 in the square whose middle, or the pixel after it, is the one drawn."""
+  """Pixel by pixel; 128 in the square whose middle pixel, or the one after it, was drawn."""
   n, height, width, _ = batch.shape
   row_key, column_key = jax.random.split(key)
   rows = np.asarray(jax.random.randint(row_key, (n, 1), 0, height))

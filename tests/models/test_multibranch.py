@@ -362,7 +362,7 @@ def initial():
   model = build('csba_class')
   init = jax.jit(
     lambda seed: model.init(jax.random.key(seed), jnp.zeros((1, *SMALL))),
-    compiler_options={'xla_backend_optimization_level': 0},  # as train_state.create
+    compiler_options={'xla_backend_optimization_level': 0},  # as state.create
   )
   return model, functools.cache(init)
 

@@ -1,4 +1,4 @@
-"""What programs send between devices: read from HLO, of training, evaluation and diagnosis."""
+"""The collectives of programs for training, evaluation and diagnostics, read from HLO."""
 
 from collections import Counter
 
@@ -229,7 +229,7 @@ def test_evaluation_sends_its_sums_alone():
 
 @pytest.mark.slow
 def test_the_diagnostic_scatters_class_sums_and_reduces_small_grams():
-  """Each device reduces its share of a layer's [rows, parameters], and [rows, rows] is summed."""
+  """A device reduces its share of [rows, parameters] of a layer; [rows, rows] are all-reduced."""
   setting = dry_run.Setting.of(config_of())
   cost = dry_run.measure_probe(setting, room=2**33)
   rows = setting.num_classes * diagnose.FOLDS
@@ -311,7 +311,7 @@ def test_the_same_matrices_on_one_device_and_on_eight(digits, way):
 
 
 def test_a_pass_over_data_sends_only_its_losses(digits):
-  """What a dispatch of `exact` and `estimated` conflict sends; sums meet once, in the Grams."""
+  """A dispatch of `exact` and `estimated` conflict; sums are reduced once, for the Grams."""
   _, data, model, state, layout = on(DEVICES, digits)
   net = Net.of(model, state, Metadata.of(data))
   losses_fn = Partial(diagnose._losses_of(net, digits[0]), state.batch_stats)

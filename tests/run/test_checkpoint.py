@@ -185,13 +185,13 @@ checkpoints.wait()
 """
 
 
-@pytest.mark.parametrize('snapshot', ['before', 'after'])
-def test_killed_at_the_sums_of_a_checkpoint_it_is_not_there(tmp_path, snapshot):
+@pytest.mark.parametrize('when', ['before', 'after'])
+def test_killed_at_the_sums_of_a_checkpoint_it_is_not_there(tmp_path, when):
   found = subprocess.run(
-    [sys.executable, '-c', KILLED, tmp_path / 'c', snapshot], capture_output=True, text=True
+    [sys.executable, '-c', KILLED, tmp_path / 'c', when], capture_output=True, text=True
   )
   assert found.returncode == 9, found.stderr
-  assert (tmp_path / 'c-sums/2.json').exists() == (snapshot == 'after')
+  assert (tmp_path / 'c-sums/2.json').exists() == (when == 'after')
   with Checkpoints(tmp_path / 'c', warn=pytest.fail) as checkpoints:
     assert checkpoints.steps() == [1]
     checkpoints.restore_latest(LIKE)
