@@ -28,7 +28,7 @@ from ml_collections import config_flags
 from benchmarks import environment
 from csba_jax.data import pipeline, streaming
 from csba_jax.runtime import backend, text_table
-from csba_jax.training import loop
+from csba_jax.training.job import Job
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Recipe.')
 _TURNS = flags.DEFINE_integer('turns', 7, 'Number of timings of each side.', 1)
@@ -40,7 +40,7 @@ _OUT = flags.DEFINE_string('out', None, 'JSON file for the result.')
 ENDLESS = 10**9  # steps of a feed; the benchmark ends earlier
 
 
-def rate(job: loop.Job, step: Callable[[], object], seconds: float, steps: int) -> float:
+def rate(job: Job, step: Callable[[], object], seconds: float, steps: int) -> float:
   """Images/s of a function that does one step, over at least so many steps and seconds."""
   start, done = time.perf_counter(), 0
   while done < steps or time.perf_counter() - start < seconds:
@@ -49,12 +49,12 @@ def rate(job: loop.Job, step: Callable[[], object], seconds: float, steps: int) 
   return done * job.batch_size / (time.perf_counter() - start)
 
 
-def feed_of(job: loop.Job, start: int = 0) -> streaming.Feed:
+def feed_of(job: Job, start: int = 0) -> streaming.Feed:
   """The feed of a run of one process."""
   return streaming.Feed(job.data.train, job.streams, np.arange(job.batch_size), start, ENDLESS)
 
 
-def cold_rate(job: loop.Job, cache_dir: str) -> float:
+def cold_rate(job: Job, cache_dir: str) -> float:
   """Images/s of a pass over data outside the page cache; at most 200 steps."""
   for path in Path(cache_dir).glob('*/images.npy'):
     with path.open('rb') as file:
@@ -65,7 +65,7 @@ def cold_rate(job: loop.Job, cache_dir: str) -> float:
     return rate(job, lambda: next(feed), 0, steps)
 
 
-def trained(job: loop.Job) -> Callable[[dict[str, np.ndarray]], None]:
+def trained(job: Job) -> Callable[[dict[str, np.ndarray]], None]:
   """A function that does one training step on a batch and waits for it."""
   state, _ = job.begin()
   options = backend.compiler_options()
@@ -85,7 +85,7 @@ def resident_mebibytes() -> float:
   return pages * os.sysconf('SC_PAGE_SIZE') / 2**20
 
 
-def memory(job: loop.Job) -> list[float]:
+def memory(job: Job) -> list[float]:
   """Resident memory, MiB, after each hundredth of the steps."""
   consume = jax.jit(lambda batch: jax.tree.map(lambda x: x.mean(), batch))
   every, found = _MEMORY_STEPS.value // 100, []
@@ -97,7 +97,7 @@ def memory(job: loop.Job) -> list[float]:
   return found
 
 
-def measure(job: loop.Job, cache_dir: str) -> dict[str, list[float]]:
+def measure(job: Job, cache_dir: str) -> dict[str, list[float]]:
   """Images/s of each side, which alternate, and memory."""
   found = {side: [] for side in ('feed', 'feed, cold', 'step', 'step on the feed')}
   train_on = trained(job)
@@ -120,7 +120,7 @@ def main(_) -> None:
   config = _CONFIG.value
   with tempfile.TemporaryDirectory() as cache_dir:
     config.data.update(input='stream', cache_dir=cache_dir)
-    job = loop.Job.of(config, pipeline.load(config, print))
+    job = Job.of(config, pipeline.load(config, print))
     record = {
       'source': config.data.name or config.data.source,
       'image_shape': job.data.image_shape,

@@ -28,7 +28,7 @@ from csba_jax.methods import losses, optimizers
 from csba_jax.models import multibranch, registry
 from csba_jax.run import state as state_lib
 from csba_jax.runtime import sharding, text_table
-from csba_jax.training import loop
+from csba_jax.training import step as step_lib
 
 _BATCH_SIZES = flags.DEFINE_list('batch_sizes', ['32', '64', '128'], 'Images a step.')
 _ATTENTION = flags.DEFINE_enum('attention', 'csba', ['none', 'csba'], 'Attention of both nets.')
@@ -67,14 +67,14 @@ def jax_step(batch_size: int):
   tx, _ = optimizers.build(config, total_steps=10_000)
   state = state_lib.create(model, tx, (SIZE, SIZE, CHANNELS), 0)
   layout = sharding.layout(config)
-  step_fn = loop.make_step(config, model, tx, np.ones(CLASSES), 10_000, layout)
+  step_fn = step_lib.make_step(config, model, tx, np.ones(CLASSES), 10_000, layout)
   images, labels = images_and_labels(batch_size)
   data = jax.device_put({'image': images, 'label': labels})
   indices, key = {'own': np.arange(batch_size, dtype=np.int32)[None]}, jax.random.key(0)
 
   def step():
     nonlocal state
-    state, metrics = loop.compiled_steps()(
+    state, metrics = step_lib.compiled_steps()(
       state, data, indices, key, step_fn=step_fn, layout=layout
     )
     return float(jax.block_until_ready((state, metrics))[1]['loss'][0])
@@ -121,7 +121,7 @@ def check_twins() -> int:
       inputs = jnp.asarray(images) / 127.5 - 1
       mutable = {'params': params, 'batch_stats': variables['batch_stats']}
       logits, _ = model.apply(mutable, inputs, train=True, mutable=['batch_stats'])
-      return losses.cross_entropy(logits, labels, class_counts=None).mean(), logits
+      return losses.cross_entropy(logits, labels).mean(), logits
 
     (_, logits), grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(variables['params'])
     expected = twin.from_flax(grads)

@@ -26,7 +26,7 @@ from csba_jax import config
 from csba_jax.bin import _main
 from csba_jax.data import pipeline
 from csba_jax.errors import UserError
-from csba_jax.measure import diagnose
+from csba_jax.measure import diagnose, evaluate
 from csba_jax.models import classifiers, layers, multibranch, registry
 from csba_jax.run import checkpoint, records
 from csba_jax.run import state as state_lib
@@ -56,7 +56,7 @@ def build_tiny(num_classes, *_, classifier, depth):
   return Tiny(num_classes, classifier)
 
 
-registry.MODELS['tiny'] = (build_tiny, ('none',))
+registry.MODELS['tiny'] = registry.Model(build_tiny)
 
 
 def build_wide_numbers(num_classes, image_shape, attention, width, _, **others):
@@ -68,7 +68,7 @@ def in_float64():
 
   Use it only in a new process: in this one another test reads the whole table of models.
   """
-  registry.MODELS['multibranch64'] = (build_wide_numbers, ('none', 'csba'))
+  registry.MODELS['multibranch64'] = registry.Model(build_wide_numbers, ('branches',))
   initial = state_lib._initial
 
   def wide(*args):
@@ -106,7 +106,7 @@ WRAPPED = (
   (workdir_lib.Workdir, 'append_metrics', 'before-line', 'after-line'),
   (checkpoint.Checkpoints, 'save', 'before-save', 'saving'),
   (records.Records, 'wait', 'before-last-wait', 'all-saved'),
-  (loop, 'evaluate', 'before-evaluation', 'after-evaluation'),
+  (evaluate, 'evaluate', 'before-evaluation', 'after-evaluation'),
   (workdir_lib.Workdir, 'write_result', 'before-result', 'after-result'),
 )
 STEPS = (loop, 'compiled_steps', 'before-step', 'after-step')  # it returns the function to wrap

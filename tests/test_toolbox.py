@@ -11,10 +11,12 @@ from csba_jax import config as config_lib
 from csba_jax.data import class_counts as class_counts_lib
 from csba_jax.data import mixing, pipeline, policy, sampling
 from csba_jax.errors import UserError
+from csba_jax.measure.evaluate import evaluate
 from csba_jax.methods import losses, optimizers
 from csba_jax.models import registry
 from csba_jax.runtime import sharding
-from csba_jax.training import loop
+from csba_jax.training.job import Job
+from csba_jax.training.step import compiled_steps, make_step
 
 STEPS = 12
 
@@ -28,7 +30,7 @@ def fields(section, name):
   """Config fields that choose a row, and what must go with it."""
   found = {f'{section}__name' if section != 'augment' else 'augment__policy': name}
   if section == 'loss':
-    found['model__head'] = losses.LOSSES[name].heads[0]
+    found['model__head'] = losses.LOSSES[name].classifiers[0]
   return found
 
 
@@ -41,7 +43,7 @@ ROWS = [
 
 
 def job_of(driver, data, **overrides):
-  return loop.Job.of(driver.tiny_config(**overrides), data)
+  return Job.of(driver.tiny_config(**overrides), data)
 
 
 def steps(job, state, first, last):
@@ -49,7 +51,7 @@ def steps(job, state, first, last):
   found = []
   for step in range(first, last):
     batch = sampling.draw(job.streams, step, step + 1)
-    state, metrics = loop.compiled_steps()(
+    state, metrics = compiled_steps()(
       state, on_device, batch, job.key, step_fn=job.program.step_fn, layout=job.layout
     )
     found.append(float(metrics['loss'][0]))
@@ -138,7 +140,7 @@ def test_post_hoc_adjustment_is_part_of_every_evaluation(driver, data):
     expected = np.zeros((10, 10), int)
     np.add.at(expected, (data.test.labels, predicted), 1)
     net = dataclasses.replace(job.net(state), post_hoc_tau=tau)
-    sums = loop.evaluate(net, data.test, 100)
+    sums = evaluate(net, data.test, 100)
     np.testing.assert_array_equal(sums.counts, expected)
 
 
@@ -189,7 +191,7 @@ def test_every_recipe_makes_a_step(path):
   tx, schedule = optimizers.build(config, 1000)
   config.parallel.devices = 1
   layout = sharding.layout(config)
-  step = loop.make_step(config, model, tx, np.arange(10, 0, -1), 1000, layout)
+  step = make_step(config, model, tx, np.arange(10, 0, -1), 1000, layout)
   assert callable(step)
   assert float(schedule(500)) > 0
 

@@ -24,6 +24,7 @@ from csba_jax.gradients import batches, loops
 from csba_jax.gradients import per_example as per_example_lib
 from csba_jax.gradients.batches import Batch
 from csba_jax.gradients.gram import ClassGrams, LayerFn, Layers, accumulator, assemble, gram
+from csba_jax.gradients.pullback import losses_and_pullback
 from csba_jax.runtime import backend
 
 PyTree = Any
@@ -376,11 +377,9 @@ def _class_sums(
       zero,
     )
   chosen, losses_of = _with_others_fixed(losses_fn, params, batch, wanted)
-  losses, pullback = jax.vjp(losses_of, chosen)
+  losses, pullback, _ = losses_and_pullback(lambda chosen: (losses_of(chosen), None), chosen)
   member = (batch['label'][None] == jnp.arange(rows)[:, None]) & mask[None]
-  sums = loops.map_classes(
-    lambda of_class: pullback(of_class.astype(losses.dtype))[0], member, losses.shape[0], zero
-  )
+  sums = loops.map_classes(pullback, member, losses.shape[0], zero)
   wide = accumulator(losses.dtype)
   return sums, jnp.where(member, losses.astype(wide)[None], 0).sum(1)
 

@@ -10,6 +10,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from csba_jax.errors import UserError
+from csba_jax.gradients.pullback import losses_and_pullback
 
 PyTree = Any
 _KNOWN: collections.OrderedDict[Any, bool] = collections.OrderedDict()  # answers by losses_fn
@@ -89,8 +90,8 @@ def _pull(
   losses_fn: Partial, params: PyTree, batch: PyTree, weights: Array
 ) -> tuple[Array, PyTree]:
   """Losses, and the gradient of their weighted sum."""
-  losses, pullback = jax.vjp(lambda p: losses_fn(p, batch), params)
-  return losses, pullback(weights.astype(losses.dtype))[0]
+  losses, pullback, _ = losses_and_pullback(lambda p: (losses_fn(p, batch), None), params)
+  return losses, pullback(weights)
 
 
 def _close(a: Array, b: Array, floor: float) -> bool:

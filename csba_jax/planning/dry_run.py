@@ -129,7 +129,7 @@ class Images:
       number = 0
     limit = backend.IN_MEMORY_BYTES
     if config.data.input == 'stream' or (config.data.input == 'auto' and number * image > limit):
-      streams = 2 if mixing.kind_of(config.mixing.name).partner else 1
+      streams = 2 if mixing.find(config.mixing.name).partner else 1
       batch = config.train.batch_size * streams
       one = pipeline.Part(np.broadcast_to(np.uint8(0), (1, *setting.image_shape)), np.zeros(1))
       steps = min(config.train.log_every, streaming.batches_ahead(one, batch))
@@ -206,7 +206,7 @@ def compile_training(setting: Setting) -> jax.stages.Compiled:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=layout.split(1))
 
   batch = {'image': of(jnp.uint8, *setting.image_shape), 'label': of(jnp.int32)}
-  if mixing.kind_of(config.mixing.name).partner:
+  if mixing.find(config.mixing.name).partner:
     batch |= {f'partner_{name}': values for name, values in batch.items()}
   key = jax.eval_shape(jax.random.key, 0)
   key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=layout.whole)

@@ -47,7 +47,7 @@ def start(
     read_result(config.stage.source)  # only a finished run knows which one is the best
   layout = sharding.Layout.of(initial)
   source = restore.load_run(config.stage.source, config.stage.checkpoint, data=data, layout=layout)
-  stage = second_stages.STAGES[config.stage.method]
+  stage = second_stages.SECOND_STAGES[config.stage.method]
   first = source.net
   old = _without_scale(first.params)
   params = _take_over(initial.params, old, second_stages.matches(stage.fresh, initial.params))

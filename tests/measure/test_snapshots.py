@@ -14,7 +14,7 @@ from csba_jax.run import restore
 from csba_jax.run.records import snapshot_file
 from csba_jax.run.schedule import Plan
 from csba_jax.runtime.signals import StopRequest
-from csba_jax.training import loop
+from csba_jax.training import after_step, loop
 
 SNAPSHOTS, LEVELS = '0,0.5,1', '2.2,1.5,0.01'  # the last one is never reached
 FLAGS = [
@@ -324,9 +324,9 @@ def test_a_level_is_reached_by_the_loss_of_the_net_that_is_measured(driver, tmp_
     assert mean_loss(conflict) <= level  # what the snapshot is called
     assert mean_loss(conflict) == pytest.approx(dict(looked)[step], rel=1e-5)
     assert all(loss > level for at, loss in looked if at < step)
-    assert all(lines[at] <= loop.NEAR * 1.6 for at, _ in looked)
+    assert all(lines[at] <= after_step.NEAR * 1.6 for at, _ in looked)
   assert [at for at, _ in looked] == [
-    at for at in lines if lines[at] <= loop.NEAR * 1.6 and at <= step
+    at for at in lines if lines[at] <= after_step.NEAR * 1.6 and at <= step
   ]  # and none after the last level
 
 

@@ -16,7 +16,7 @@ from csba_jax.run import state as state_lib
 from csba_jax.run.net import Metadata, Net
 from csba_jax.runtime import sharding
 from csba_jax.runtime.sharding import Layout
-from csba_jax.training.loop import Job
+from csba_jax.training.job import Job
 from csba_jax.training.step import compiled_steps
 
 DEVICES = 8  # conftest.py

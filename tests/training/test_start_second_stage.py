@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from csba_jax.errors import UserError
+from csba_jax.measure.evaluate import evaluate
 from csba_jax.methods import metrics
 from csba_jax.run import restore
 from csba_jax.runtime.signals import StopRequest
 from csba_jax.training import loop, start_second_stage
+from csba_jax.training.job import Job
 
 
 def run_here(driver, workdir, **overrides):
@@ -79,7 +81,7 @@ def test_a_second_stage_leaves_a_workdir_like_any_other(first, second, method):
   assert about['method'] == method
   assert about['source'] == str(first)
   assert about['source_step'] == json.loads((first / 'result.json').read_text())['checkpoint_step']
-  again = loop.evaluate(*evaluable(workdir))
+  again = evaluate(*evaluable(workdir))
   summary = metrics.summarise(again, np.asarray(result['class_counts']))
   assert summary['macro_f1'] == result['macro_f1']
   if method != 'tau_norm':
@@ -98,7 +100,7 @@ def test_crt_begins_with_a_new_classifier_and_label_aware_with_the_old(driver, f
   def begin(method):
     fields = {'stage__method': method, 'stage__source': str(first), **STAGES[method]}
     config = driver.tiny_config(**fields)
-    job = loop.Job.of(config, restore.load_run(str(first)).data)
+    job = Job.of(config, restore.load_run(str(first)).data)
     return flat(job.begin()[0].params)
 
   new, old = begin('crt'), begin('label_aware')
@@ -129,7 +131,7 @@ def test_tau_is_the_best_on_the_validation_part(first, second):
   scores = {}
   for candidate in [round(0.1 * i, 1) for i in range(21)]:
     net = run.net.replace(params=start_second_stage.tau_normalised(run.net.params, candidate))
-    sums = loop.evaluate(net, run.data.val, 100)
+    sums = evaluate(net, run.data.val, 100)
     scores[candidate] = metrics.summarise(sums, run.data.class_counts)['balanced_accuracy']
   assert scores[tau] == max(scores.values())
   assert tau == min(t for t, score in scores.items() if score == max(scores.values()))
@@ -202,7 +204,7 @@ def test_the_factors_of_a_scaled_first_stage_are_not_lost(driver, second, method
   if method == 'tau_norm':
     fields['stage__tau'] = 0.0
   run = restore.load_run(str(source), 'best')
-  job = loop.Job.of(driver.tiny_config(**fields), run.data)
+  job = Job.of(driver.tiny_config(**fields), run.data)
   images = run.data.test.images / np.float32(127.5) - 1
   old = np.asarray(run.net.model.apply(run.net.variables, images))
   state, _ = job.begin()
@@ -218,7 +220,7 @@ def test_averages_of_the_first_stage_are_what_the_second_builds_on(driver, tmp_p
   source = restore.load_state(str(tmp_path / 'first'), 'best')
   stage = {'stage__method': 'crt', 'stage__source': str(tmp_path / 'first')}
   config = driver.tiny_config(train__ema_decay=0.9, **stage)
-  job = loop.Job.of(config, restore.load_run(str(tmp_path / 'first')).data)
+  job = Job.of(config, restore.load_run(str(tmp_path / 'first')).data)
   state, _ = job.begin()
   kernel = source.averages['params']['hidden']['kernel']
   np.testing.assert_array_equal(state.params['hidden']['kernel'], kernel)
@@ -254,7 +256,7 @@ def test_a_first_stage_that_is_not_finished(driver, first, tmp_path):
     run_here(driver, tmp_path / 'run', **stage)
   last = restore.load_state(str(first), 'latest').step
   config = driver.tiny_config(stage__checkpoint=str(int(last)), **stage)
-  _, about = loop.Job.of(config, restore.load_run(str(first)).data).begin()
+  _, about = Job.of(config, restore.load_run(str(first)).data).begin()
   assert about['stage']['source_step'] == int(last)
 
 
