@@ -100,7 +100,6 @@ def test_averages_follow_the_parameters_and_are_what_is_evaluated(driver, data):
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.averages, expected
   )
   assert state.variables() is state.averages
-  assert state.averaged().params is state.averages['params']
   assert set(twin.variables()) == {'params', 'batch_stats'}
   assert twin.variables()['params'] is twin.params
 

@@ -1,4 +1,4 @@
-"""Grams of gradient sums over a data set on the host: batch after batch, on one device or many."""
+"""Grams of gradient sums over a data set on the host, batch by batch, on one device or several."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -31,11 +31,12 @@ def group_grams_of(
 ) -> tuple[list[np.ndarray], np.ndarray]:
   """Grams by layer of the gradient sums of any groups of examples, and the sums of losses.
 
-  Dispatch by dispatch, so that groups may be as large as they like and a loop outside may stop. On
-  a mesh each device sums up its own images; sums meet once, when the Grams are formed.
+  The work is split into dispatches, so that a group may have any size and the caller can stop
+  between two of them. On a mesh each device sums over its own images; the sums are combined once,
+  when the Grams are formed.
 
   Raises:
-    UserError: a layer whose sums exceed what a device has, or losses that are not finite.
+    UserError: the sums of a layer exceed the memory of a device, or losses are not finite.
   """
   leaves = jax.tree.leaves(params)
   mesh = mesh or Mesh(np.array([_device_of(leaves[0])]), ('images',))
@@ -100,7 +101,7 @@ def _empty_rows(
 def _take(
   data: Mapping[str, np.ndarray], index: np.ndarray, size: int, mine: np.ndarray
 ) -> dict[str, np.ndarray]:
-  """The own rows of these examples filled up to `size` with the first of them, mask False."""
+  """The rows `mine` of these examples, padded to `size` with the first of them, mask False."""
   filled = np.concatenate([index, np.full(size - len(index), index[0])])[mine]
   batch = {name: np.asarray(values[filled]) for name, values in data.items()}
   return batch | {'mask': mine < len(index)}
@@ -118,7 +119,7 @@ def _add(
 ) -> tuple[list[Array], Array]:
   """`rows` with the gradient of the batch's losses added to one, and their sum.
 
-  Each device adds the gradient of its images to its own sums; nothing is sent but the loss.
+  Each device adds the gradient of its images to its own sums; only the loss is sent.
   """
 
   def local(losses_fn, params, rows, row, batch):
