@@ -3,10 +3,9 @@ r"""A folder of photos, CLASS/file.jpg, with whatever imbalance it has: the net 
   csba-train --config=configs/image_folder.py --config.data.dir=PHOTOS --workdir=runs/photos
 
 Photos are resized to 64 pixels (shorter side) and cropped to a square. If some photos are copies of
-others, list them in PHOTOS/manifest.csv with the columns `file` and `dup_group`, and set
---config.data.manifest=manifest.csv --config.data.group_column=dup_group. Then no copy of a training
-photo is in the test part.
-Result: README, "Your photos".
+others, name them: --config.data.manifest=PHOTOS/manifest.csv --config.data.group_column=dup_group
+(columns `file` and the group), so that no copy of a training photo is in the test part.
+Result: not yet run.
 """
 
 from csba_jax import config
