@@ -69,7 +69,7 @@ class DigitsSource(Source):
     return digest(['digits', DECODING_VERSION, self._images.tobytes(), self.labels.tobytes()])
 
 
-def or_unreadable(decode: Callable[..., dict], argument) -> dict | Unreadable:
+def or_unreadable(decode: Callable[..., dict], argument: object) -> dict | Unreadable:
   """decode(argument), or the Unreadable that it raises."""
   try:
     return decode(argument)

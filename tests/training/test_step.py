@@ -65,7 +65,8 @@ def test_a_step_of_class_weights_is_the_weighted_sum_of_class_gradients(driver):
   new, metrics = step_with(driver, class_weighted(weights))
 
   key = jax.random.fold_in(KEY, 0)
-  images = augment.scale(augment.random_crop(jax.random.split(key)[0], batch['image'], 1))
+  crops = augment.random_crop(jax.random.split(key)[0], batch['image'], 1)
+  images = crops.astype(jnp.float32) / 127.5 - 1
 
   @jax.jit
   def sum_of_class(params, c):
