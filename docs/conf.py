@@ -22,11 +22,13 @@ extensions = [
   'sphinx.ext.autodoc',
   'sphinx.ext.napoleon',
   'sphinx.ext.viewcode',
+  'mathml',
   'sphinx_copybutton',
   'sphinx_gallery.gen_gallery',
 ]
 exclude_patterns = ['_build', 'images/README.md']
 
+html_math_renderer = 'mathml'
 html_theme = 'sphinx_book_theme'
 html_title = 'csba_jax'
 html_static_path = ['_static']
@@ -44,9 +46,10 @@ myst_heading_anchors = 3
 myst_dmath_double_inline = True
 
 default_role = 'py:obj'
-smartquotes = False  # 'label' is a key, and ... is an axis
+smartquotes_action = 'D'  # dashes alone: 'label' is a key, and ... is an axis
 autodoc_default_options = {'members': True, 'member-order': 'bysource'}
-autodoc_typehints = 'signature'
+autodoc_typehints = 'description'
+autodoc_typehints_description_target = 'documented'
 autodoc_typehints_format = 'short'
 autodoc_preserve_defaults = True
 autodoc_class_signature = 'mixed'
