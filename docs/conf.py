@@ -63,6 +63,7 @@ sphinx_gallery_conf = {
   'remove_config_comments': True,
   'show_memory': False,
   'write_computation_times': False,
+  'thumbnail_size': (320, 280),
   'gallery_dirs': ['gallery'],
 }
 
@@ -92,7 +93,22 @@ def read_docstring(app, what, name, obj, options, lines):
   lines[:] = docstrings.readable(lines + (docstrings.attributes(obj) if what == 'class' else []))
 
 
+def read_signature(app, what, name, obj, options, signature, annotation):
+  """Signatures of Flax modules without what Flax adds to them."""
+  if signature:
+    signature = re.sub(r', parent=<[^>]*>, name=None', '', signature)
+    signature = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r'\1', signature)
+  return signature, annotation
+
+
+def skip_member(app, what, name, obj, skip, options):
+  """A default that is a type, such as dtype = float32, is no member of its own."""
+  return True if what == 'class' and name == 'dtype' else None
+
+
 def setup(app):
   """Connects what is written here."""
   app.connect('source-read', insert_modules)
+  app.connect('autodoc-process-signature', read_signature)
+  app.connect('autodoc-skip-member', skip_member)
   app.connect('autodoc-process-docstring', read_docstring, priority=1)

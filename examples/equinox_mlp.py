@@ -88,3 +88,5 @@ low, high = (ends[estimate.at('shared')] for ends in (estimate.low, estimate.hig
 for c, d in zip(*np.triu_indices(CLASSES, 1), strict=True):
   interval = f'[{low[c, d]:.2f}, {high[c, d]:.2f}]'
   print(f'classes {c} and {d} on new data: {estimate.cosine()[c, d]:.2f} {interval}')
+
+# sphinx_gallery_thumbnail_path = '_static/examples/equinox_mlp.png'

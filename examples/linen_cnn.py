@@ -94,3 +94,5 @@ for step in range(1, 41):
 
 plots.heat_map(conflict, 'linen_cnn.png')
 print(conflict.cosine().round(2))
+
+# sphinx_gallery_thumbnail_path = '_static/examples/linen_cnn.png'

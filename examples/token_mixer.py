@@ -123,3 +123,5 @@ flows = flow(conflict)
 plots.gradient_flow(conflict, flows, 'token_mixer_flow.png')
 for scope, norms, pulls in zip(flows.scopes, flows.norm_ratio, flows.pull_ratio, strict=True):
   print(f'{scope:12} large / small classes: |g_c| {norms:.2f}, |sum of pi_c g_c| {pulls:.2f}')
+
+# sphinx_gallery_thumbnail_path = '_static/examples/token_mixer.png'

@@ -23,7 +23,8 @@ def test_example_has_a_page_in_the_gallery(name):
   lines = (ROOT / 'examples' / f'{name}.py').read_text().splitlines()
   assert lines[0] == '"""'
   assert lines[2] == '=' * len(lines[1])
-  drawn = {found[1] for line in lines if (found := re.search(r"'(\w+\.png)'", line))}
+  assert lines[-1] == f"# sphinx_gallery_thumbnail_path = '_static/examples/{name}.png'"
+  drawn = {found[1] for line in lines if (found := re.search(r", '(\w+\.png)'\)", line))}
   kept = {f'{path.stem}.png' for path in (ROOT / 'docs/_static/examples').glob('*.png')}
   assert len(drawn) == PICTURES[name]
   assert drawn <= kept
