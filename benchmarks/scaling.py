@@ -178,7 +178,8 @@ def tables(found: dict) -> str:
 def _intro(case: str, line: dict, images: int) -> str:
   return (
     f'{line["parameters"]:,} parameters, {images:,} training images. Each line is from\n\n'
-    f'```\n{command(case)}\n```\n\nwith DEVICES and BATCH of the line.'
+    f'<!-- not run: DEVICES and BATCH stand for numbers -->\n\n```shell\n{command(case)}\n```\n\n'
+    'with DEVICES and BATCH of the line.'
   )
 
 
