@@ -107,7 +107,7 @@ def too_few_seeds(study: ml_collections.ConfigDict, runs: Sequence[grid.Run]) ->
   if study.base.data.folds or not study.test:
     return []
   cells = {results.cell({'axes': run.axes}) for run in runs}
-  pairs = [pair for pair in protocol.FAMILY if set(pair) <= set(study.variants)]
+  pairs = [pair for pair in protocol.family(study) if set(pair) <= set(study.variants)]
   tests = len(cells) * len(pairs)
   words = protocol.too_few_seeds(tests, study.seeds) if tests else ''
   return [words] if words else []

@@ -16,7 +16,8 @@ from csba_jax.study import grid
 NAME = 'study.json'
 LOCK_SECONDS = 60.0  # until a shard that starts gives up on another one
 # of a study that has begun; the rest are axes, which may grow
-FIXED = ('base', 'name', 'test', 'tuned_by', 'outcome', 'subsets', 'margin', 'smallest_effect')
+FIXED = ('base', 'name', 'test', 'tuned_by', 'outcome', 'pairs')
+FIXED += ('subsets', 'margin', 'smallest_effect')
 
 
 def claim(
