@@ -191,7 +191,7 @@ def per_class_f1(record: Record) -> np.ndarray:
   return np.array(record['result']['per_class']['f1'], np.float64)
 
 
-def snapshot(record: Record, at: str, part: str) -> Record | None:
+def conflict_entry(record: Record, at: str, part: str) -> Record | None:
   """The conflict of a part at a snapshot ('0', '0.5', 'loss 0.3'), if it was measured."""
   found = [e for e in record.get('conflict') or () if e['at'] == at and e['part'] == part]
   return found[-1] if found else None

@@ -643,7 +643,7 @@ def test_losses_that_are_too_far_apart_are_not_matched(tmp_path, full):
   assert far.difference.high < 0
   both = [
     [
-      results.snapshot(r, 'loss 0.3', 'train')['loss']
+      results.conflict_entry(r, 'loss 0.3', 'train')['loss']
       for r in records
       if r['axes']['variant'] == variant
     ]
@@ -795,7 +795,7 @@ def test_a_variant_alone_is_its_conflict_against_its_f1(tmp_path):
   alone = next(link for link in found.links if 'cosine' in link.measure)
   assert (alone.treatment, alone.control, alone.verdict) == ('none', 'none', '')
   for s, record in enumerate(records):
-    gram = results.gram(results.snapshot(record, '1', 'train'), 'common')
+    gram = results.gram(results.conflict_entry(record, '1', 'train'), 'common')
     norms = np.sqrt(np.diag(gram))
     for c in range(4):
       cosines = [gram[c, d] / (norms[c] * norms[d]) for d in range(4) if d != c]
@@ -825,7 +825,9 @@ def test_link_points_are_the_differences_of_one_unit(tmp_path):
     treated, control = by['csba', seed], by['none', seed]
     f1 = [np.array(r['result']['per_class']['f1']) for r in (treated, control)]
     np.testing.assert_allclose(interfering.gain[seed], f1[0] - f1[1])
-    grams = [results.gram(results.snapshot(r, '1', 'train'), 'common') for r in (treated, control)]
+    grams = [
+      results.gram(results.conflict_entry(r, '1', 'train'), 'common') for r in (treated, control)
+    ]
     own = [conflict_lib.interference(g, simulated.PRIOR) for g in grams]
     np.testing.assert_allclose(interfering.reduction[seed], own[1] - own[0])
     negative = []
@@ -839,7 +841,7 @@ def conflicts_of(records, variant, at, scope):
   """Conflict objects of single runs, to be averaged by hand."""
   found = []
   for record in (r for r in records if r['axes']['variant'] == variant):
-    gram = results.gram(results.snapshot(record, at, 'train'), scope)
+    gram = results.gram(results.conflict_entry(record, at, 'train'), scope)
     found.append(
       Conflict(
         scopes=('shared',),
@@ -860,7 +862,7 @@ def conflicts_of(records, variant, at, scope):
 
 def test_matrices_and_flows_are_means_of_runs(tmp_path):
   about, records = simulated.make(seeds=3, variants=TWO)
-  broken = results.snapshot(records[0], '1', 'train')
+  broken = results.conflict_entry(records[0], '1', 'train')
   broken['grams']['shared'] = [
     None if i in (3, 6, 8, 9) else v for i, v in enumerate(broken['grams']['shared'])
   ]
@@ -879,7 +881,9 @@ def test_matrices_and_flows_are_means_of_runs(tmp_path):
   flows = [flow_lib.flow(c) for c in alone]
   np.testing.assert_allclose(flow.norms, np.nanmean([f.norms[0] for f in flows], 0))
   np.testing.assert_allclose(flow.shares, np.nanmean([f.shares[0] for f in flows], 0))
-  entries = [results.snapshot(r, '1', 'train') for r in records if r['axes']['variant'] == 'none']
+  entries = [
+    results.conflict_entry(r, '1', 'train') for r in records if r['axes']['variant'] == 'none'
+  ]
   assert flow.loss == pytest.approx(np.mean([e['loss'] for e in entries]))
   rate = np.mean([e['scopes']['stage2']['conflict_rate'] for e in entries])
   assert flow.scopes['stage2']['conflict_rate'] == pytest.approx(rate)
