@@ -34,8 +34,7 @@ from absl import app, flags
 from benchmarks import environment
 from csba_jax.gradients import class_grams
 from csba_jax.models import multibranch, resnet
-from csba_jax.report.terminal import table
-from csba_jax.runtime import backend
+from csba_jax.runtime import backend, text_table
 
 _NET = flags.DEFINE_enum('net', 'multibranch', ['multibranch', 'resnet32'], 'Which net.')
 _CLASSES = flags.DEFINE_integer('classes', 10, 'C.', 2)
@@ -201,7 +200,7 @@ def main(_) -> None:
   setting = {'net': _NET.value, 'classes': _CLASSES.value, 'images': _IMAGES.value}
   record = setting | {'width': _WIDTH.value, 'environment': environment.describe()}
   print(json.dumps(record))
-  print(table.align(rows), flush=True)
+  print(text_table.align(rows), flush=True)
   if _OUT.value:
     with open(_OUT.value, 'w') as file:
       json.dump(record | {'results': results}, file, indent=1)

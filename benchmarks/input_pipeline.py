@@ -26,8 +26,7 @@ from ml_collections import config_flags
 
 from benchmarks import environment
 from csba_jax.data import pipeline, streaming
-from csba_jax.report.terminal import table
-from csba_jax.runtime import backend
+from csba_jax.runtime import backend, text_table
 from csba_jax.training import loop
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Recipe.')
@@ -137,7 +136,7 @@ def main(_) -> None:
     values = (medians[side], min(found), max(found))
     row = [*(f'{value:.0f}' for value in values), f'{medians[side] / medians["step"]:.2f}']
     rows.append([side.replace(' ', '-'), *row])
-  print(table.align(rows))
+  print(text_table.align(rows))
   resident = record['resident_mebibytes']
   print(
     f'memory after 1, 10, 50 and 100 % of {_MEMORY_STEPS.value} steps: '

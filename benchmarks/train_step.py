@@ -25,9 +25,8 @@ from benchmarks import environment
 from csba_jax import config as config_lib
 from csba_jax.methods import losses, optimizers
 from csba_jax.models import multibranch, registry
-from csba_jax.report.terminal import table
 from csba_jax.run import state as state_lib
-from csba_jax.runtime import sharding
+from csba_jax.runtime import sharding, text_table
 from csba_jax.training import loop
 
 _BATCH_SIZES = flags.DEFINE_list('batch_sizes', ['32', '64', '128'], 'Images a step.')
@@ -192,7 +191,7 @@ def main(_) -> None:
       rows.append([str(batch_size), side, *(f'{rate:.0f}' for rate in rates)])
       rows[-1] += [f'{1e3 * medians[side]:.1f}', f'{alone["first_step_seconds"]:.1f}']
       rows[-1] += [f'{alone["peak_mebibytes"]:.0f}', f'{medians["torch"] / medians[side]:.2f}']
-  print(table.align(rows))
+  print(text_table.align(rows))
   print(json.dumps(record['environment']))
   if _OUT.value:
     with open(_OUT.value, 'w') as file:

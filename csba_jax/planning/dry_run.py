@@ -24,10 +24,9 @@ from csba_jax.methods import optimizers
 from csba_jax.models import registry
 from csba_jax.planning import collectives, hardware
 from csba_jax.planning.collectives import Collective
-from csba_jax.report.terminal import table
 from csba_jax.run import state as state_lib
 from csba_jax.run.state import TrainState
-from csba_jax.runtime import backend, sharding
+from csba_jax.runtime import backend, sharding, text_table
 from csba_jax.training import step
 
 STEPS = 1000  # of a run; they set schedules, not the cost of a step
@@ -252,7 +251,7 @@ def _parameter_table(state: TrainState) -> str:
   for path, leaf in jax.tree.leaves_with_path(state.params):
     name = '/'.join(key.key for key in path)
     rows.append([name, 'x'.join(map(str, leaf.shape)), str(leaf.size)])
-  return table.align(rows)
+  return text_table.align(rows)
 
 
 def _cost(compiled: jax.stages.Compiled, setting: Setting) -> str:

@@ -61,7 +61,8 @@ def fill(shapes, seed=0):
 
 def linen(module, inputs, dtype, **options):
   """Model of a Linen module, its variables filled; statistics are closed over, in `dtype`."""
-  example = jax.ShapeDtypeStruct((2, *inputs['x'].shape[1:]), inputs['x'].dtype)
+  kind = jax.dtypes.canonicalize_dtype(inputs['x'].dtype)  # int32 for words, unless in 64 bits
+  example = jax.ShapeDtypeStruct((2, *inputs['x'].shape[1:]), kind)
   variables = dict(jax.eval_shape(module.init, jax.random.key(0), example))
   variables = fill(variables)
   params = variables.pop('params')

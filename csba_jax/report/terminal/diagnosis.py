@@ -5,6 +5,7 @@ import numpy as np
 from csba_jax.gradients import flow as flow_lib
 from csba_jax.gradients.conflict import Conflict, interference
 from csba_jax.report.terminal import table
+from csba_jax.runtime import text_table
 
 
 def describe(conflict: Conflict) -> str:
@@ -24,7 +25,7 @@ def _matrix(conflict: Conflict) -> str:
     cells = [_cell(cosines[c, d]) + ('*' if known[c, d] and c != d else ' ') for d in order]
     rows.append([f'{conflict.class_names[c]} ({conflict.class_counts[c]})', *cells])
   stars = '* 95 % interval without 0 (one in twenty by chance); ' if sampled else ''
-  return f'{table.align(rows)}\n{stars}-: not resolvable'
+  return f'{text_table.align(rows)}\n{stars}-: not resolvable'
 
 
 def _classes(conflict: Conflict, flow: flow_lib.Flow) -> str:
@@ -35,7 +36,7 @@ def _classes(conflict: Conflict, flow: flow_lib.Flow) -> str:
     name, n = conflict.class_names[c], conflict.class_counts[c]
     values = (flow.norms[at, c], flow.shares[at, c], flow.cosines[at, c], disturbed[c])
     rows.append([name, str(n), f'{conflict.losses[c]:.3f}', *map(_cell, values)])
-  return table.align(rows)
+  return text_table.align(rows)
 
 
 def _layers(conflict: Conflict, flow: flow_lib.Flow) -> str:
@@ -45,7 +46,7 @@ def _layers(conflict: Conflict, flow: flow_lib.Flow) -> str:
     names = ('conflict_rate', 'head_tail_conflict', 'mean_cosine')
     values = [*(summary[name] for name in names), flow.norm_ratio[at], flow.pull_ratio[at]]
     rows.append([scope, *map(_cell, values)])
-  return table.align(rows)
+  return text_table.align(rows)
 
 
 def _summary(conflict: Conflict) -> str:

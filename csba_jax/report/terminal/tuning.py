@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from csba_jax.report.terminal import table
+from csba_jax.runtime import text_table
 from csba_jax.study import tuning
 from csba_jax.study.results import Results
 
@@ -22,4 +22,4 @@ def describe(found: Results) -> str:
     rows.append([' '.join(word for word in key.split() if word in varying) or key, *cells])
   runs = sorted({len(values) for by_rate in scores.values() for values in by_rate.values()})
   number = f'{runs[0]}' if len(runs) == 1 else f'{runs[0]} to {runs[-1]}'
-  return f'{table.align(rows)}\n* chosen; runs a number: {number}; no test part was looked at'
+  return f'{text_table.align(rows)}\n* chosen; runs a number: {number}; no test part was looked at'

@@ -24,15 +24,6 @@ def result(f1, **changes):
   } | changes
 
 
-def test_align_left_then_right():
-  rows = [['name', 'n'], ['a', '1000'], [], ['longer name', '7', 'x']]
-  assert table.align(rows) == 'name            n\na            1000\n\nlonger name     7  x'
-
-
-def test_align_leaves_no_space_at_the_end():
-  assert table.align([['a', '', ''], ['bb', 'c', '']]) == 'a\nbb  c'
-
-
 def test_comparison():
   text = table.comparison(
     {
