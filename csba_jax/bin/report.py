@@ -6,14 +6,14 @@ from csba_jax.bin import _main
 from csba_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a study: writes its report there.')
-_POOL = flags.DEFINE_bool('pool', False, 'Take runs of different origin together, with a note.')
+_POOL = flags.DEFINE_bool('pool', False, 'Accept runs of different origin, with a note.')
 _WORKDIRS = flags.DEFINE_list('workdirs', None, 'Folders of finished runs on the same data.')
-_README = flags.DEFINE_string('readme', None, 'README whose section of results is made anew.')
-_RESULTS = flags.DEFINE_string('results', 'results', 'Folder of the studies, with --readme.')
+_README = flags.DEFINE_string('readme', None, 'Page whose section of results is written anew.')
+_RESULTS = flags.DEFINE_string('results', 'results', 'Folder of the studies, for --readme.')
 
 
 def main() -> int:
-  """The report of a study, one table of a few runs, or the results section of a README."""
+  """The report of a study, one table of a few runs, or the results section of a page."""
   asked = [flag.name for flag in (_WORKDIR, _WORKDIRS, _README) if flag.value]
   if len(asked) != 1:
     raise UserError(

@@ -9,11 +9,13 @@ from csba_jax.bin import _main
 
 _CONFIG = _main.define_config()
 flags.declare_key_flag('config')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the study; the same again goes on.')
-_JOBS = flags.DEFINE_integer('jobs', 1, 'Runs at a time, which share the cores.')
-_SHARD = flags.DEFINE_string('shard', '0/1', 'Part i of n, from 0, for array jobs.')
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of the study; a new start does what is missing.'
+)
+_JOBS = flags.DEFINE_integer('jobs', 1, 'Runs at a time; they share the cores.')
+_SHARD = flags.DEFINE_string('shard', '0/1', 'Part i of n, counted from 0, for array jobs.')
 _KEEP_RUNS = flags.DEFINE_bool('keep_runs', False, 'Keep the workdirs of finished runs.')
-_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'List the runs and do none.')
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'List the runs, and do none.')
 
 
 def main() -> int:

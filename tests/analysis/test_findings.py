@@ -440,7 +440,7 @@ def test_no_interval_ends_where_its_number_cannot_be(tmp_path, monkeypatch, opti
 def test_the_ratio_is_of_test_images_to_the_rest_of_the_set(tmp_path):
   made = simulated.make(seeds=2, folds=3, variants=TWO)
   study = comparisons.Study(written(tmp_path, *made), 499)
-  comparison = comparisons.compare(study, study.cells[0], ('csba', 'none'), 'macro_f1')
+  comparison = comparisons.compare_outcome(study, study.cells[0], ('csba', 'none'), 'macro_f1')
   by = {
     (r['axes']['variant'], r['axes']['repeat'], r['axes']['fold']): r['result']['macro_f1']
     for r in made[1]
@@ -707,7 +707,7 @@ def test_without_measurements_there_is_still_a_report(tmp_path):
   for record in records:
     del record['conflict'], record['branches']
   found = analysed(tmp_path, about, records)
-  assert (found.conflict, found.links, found.flows, found.decoupling) == ((), (), (), ())
+  assert (found.conflict, found.links, found.flows, found.branch_similarity) == ((), (), (), ())
   assert claim(found, 'Less conflict goes').verdict == UNDECIDED
   assert len(found.scores) == 2
 
@@ -889,8 +889,8 @@ def test_matrices_and_flows_are_means_of_runs(tmp_path):
   assert flow.scopes['stage2']['conflict_rate'] == pytest.approx(rate)
 
 
-def test_decoupling(full):
-  by = {(d.variant, d.at): d for d in full.decoupling}
+def test_similarity_of_branches(full):
+  by = {(d.variant, d.at): d for d in full.branch_similarity}
   assert set(by) == {(v, at) for v in simulated.VARIANTS for at in ('0', '1')}
   csba, none = by['csba', '1'], by['none', '1']
   assert csba.cka.keys() == {'stage1/block1', 'stage2/block1', 'stage3/block1'}
@@ -901,20 +901,21 @@ def test_decoupling(full):
   np.testing.assert_allclose(csba.gates['stage1/block1'][0], [0.4, 0.5, 0.5, 0.6])
 
 
-def test_likeness_of_the_branches_is_compared_with_none(tmp_path):
+def test_similarity_of_the_branches_is_compared_with_none(tmp_path):
   about, records = simulated.make(seeds=3, variants=('none', 'se', 'csba'))
   lacking = next(r for r in records if r['axes'] | {'variant': 'se', 'seed': 1} == r['axes'])
   lacking['branches'] = [e for e in lacking['branches'] if e['at'] != '1']
   found = analysed(tmp_path, about, records)
   blocks = ('stage1/block1', 'stage2/block1', 'stage3/block1')
-  pairs = [(c.treatment, c.control, c.outcome) for c in found.likeness]
+  pairs = [(c.treatment, c.control, c.outcome) for c in found.similarity_differences]
   assert pairs == [(t, 'none', f'CKA of {b}') for t in ('csba', 'se') for b in blocks]
   by = {(r['axes']['variant'], r['axes']['seed']): r['branches'][-1] for r in records}
-  last = found.likeness[2]
+  last = found.similarity_differences[2]
   values = [[by[v, s]['cka'][blocks[2]][0][1] for s in range(3)] for v in ('csba', 'none')]
   assert last.difference.value == pytest.approx(np.mean(np.subtract(*values)))
   assert (last.treatment_mean, last.control_mean) == pytest.approx(np.mean(values, 1))
-  assert (last.verdict, last.difference.n, found.likeness[-1].difference.n) == ('', 3, 2)
+  assert (last.verdict, last.difference.n) == ('', 3)
+  assert found.similarity_differences[-1].difference.n == 2
   assert 'CKA of stage3/block1' in markdown.render(found).partition('## Conflict reduction')[0]
 
 
@@ -1025,7 +1026,7 @@ def test_cells_are_told_apart_in_words(tmp_path):
     record['axes'] |= {'depth': 2}
     record['run'] += '-d2'
   study = comparisons.Study(written(tmp_path, about, records + more), 499)
-  words = [study.describe(dict(cell)) for cell in study.cells]
+  words = [study.condition(dict(cell)) for cell in study.cells]
   assert words == ['cross entropy, depth 1', 'cross entropy, depth 2']
 
 
@@ -1126,7 +1127,7 @@ def test_sentences_and_tables_name_a_condition_alike(tmp_path):
     record['run'] += '-if1'
   study = comparisons.Study(written(tmp_path, about, records + more), 499)
   cells = [dict(cell) for cell in study.cells]
-  assert [study.describe(cell) for cell in cells] == [
+  assert [study.condition(cell) for cell in cells] == [
     'balanced softmax, imbalance factor 1',
     'balanced softmax, imbalance factor 33',
   ]

@@ -44,7 +44,7 @@ def made_up(layers, rng, step, part):
 
 
 def branches(rng):
-  """What `decoupling.measure` gives, with an absent class."""
+  """What `branch_similarity.measure` gives, with an absent class."""
   gates = rng.uniform(size=(3, 10))
   gates[:, -1] = np.nan
   return {

@@ -1,5 +1,6 @@
 """A study's report as Markdown: for a terminal, and for GitHub."""
 
+import html
 import re
 import textwrap
 from collections.abc import Sequence
@@ -68,7 +69,7 @@ def _block(block: Block) -> list[str]:
     case Table():
       return [_paragraph(block.caption), _table(block)]
     case Figure(caption) if block.file:
-      return [f'![{escape(caption)}]({block.file})', _paragraph(caption)]
+      return [f'![{block.file.partition(".")[0]} plot]({block.file})', _paragraph(caption)]
     case Figure(caption, _, [table]):
       return [_paragraph(caption), _table(table)]
     case Figure(caption, _, [*tables]):
@@ -79,7 +80,7 @@ def _block(block: Block) -> list[str]:
       return [_paragraph(f'{title}: in report.html.')]
     case Fold(title, inside):
       made = _blocks(inside)
-      head = f'<details>\n<summary>{escape(title)}</summary>'
+      head = f'<details>\n<summary>{html.escape(wording.clean(title))}</summary>'
       return [head, *made, '</details>'] if made else []
 
 
