@@ -132,7 +132,9 @@ def _claim(
     verdict = found if pair == main else verdict
     sentences += [sentence for _, lines in cells for sentence, _ in lines]
     if len(cells) > 1:
-      sentences.append(f'{name}: {_counts(verdicts, "cells")}, so {found} over all cells.')
+      sentences.append(
+        f'{name}: {_counts(verdicts, "conditions")}, so {found} over all conditions.'
+      )
     elif not cells:
       words = f'{treatment} against {control}: nothing was run or measured that could tell'
       sentences.append(f'{words}: {UNDECIDED}.')
@@ -258,7 +260,7 @@ def _sentence(
 
 
 def _counts(verdicts: Sequence[str], what: str) -> str:
-  """'supported in 2 of 3 cells, not supported in 1, undecided in 0'"""
+  """'supported in 2 of 3 conditions, not supported in 1, undecided in 0'"""
   counts = [(v, list(verdicts).count(v)) for v in (SUPPORTED, REFUTED, UNDECIDED)]
   words = [f'{v} in {n}' for v, n in counts]
   words[0] += f' of {len(verdicts)} {what}'

@@ -204,13 +204,15 @@ def gram(entry: Record, scope: str) -> np.ndarray:
     raise UserError(
       f'a Gram of the scope {scope}',
       f'{", ".join(entry.get("grams") or ()) or "none"}',
-      'measure it: run the study anew with this scope',
+      'run the study again and measure this scope',
     )
   classes = (math.isqrt(8 * len(packed) + 1) - 1) // 2
   rows, columns = np.triu_indices(classes)
   if len(packed) != len(rows):
     raise UserError(
-      'C (C + 1) / 2 numbers in a Gram', f'{len(packed)}', 'take this line out and run that anew'
+      'C (C + 1) / 2 numbers in a Gram',
+      f'{len(packed)}',
+      'remove this line and start the study again',
     )
   matrix = np.empty((classes, classes))
   matrix[rows, columns] = matrix[columns, rows] = np.array(packed, np.float64)
@@ -245,7 +247,7 @@ def _check_unique(done: Sequence[Record]) -> None:
       raise UserError(
         'one run for each variant, cell and unit',
         f'runs {seen[key]} and {record["run"]} of the same axes',
-        'take one out; what tells them apart belongs into the axes',
+        'remove one of them; if they differ on purpose, make an axis of the difference',
       )
     seen[key] = record['run']
 

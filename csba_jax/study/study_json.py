@@ -91,7 +91,9 @@ def read(folder: Path) -> dict[str, Any]:
     ) from error
   except (OSError, ValueError, TypeError, KeyError) as error:
     raise UserError(
-      f'a whole {file}', f'a damaged one ({error})', 'bring it back: csba-study writes it'
+      f'a whole {file}',
+      f'a damaged one ({error})',
+      'restore it from a copy, or remove it and start csba-study again',
     ) from error
 
 

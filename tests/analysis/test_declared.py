@@ -71,7 +71,7 @@ def test_the_first_pair_decides_and_there_is_no_link_on_capacity(found):
   assert gain.verdict == SUPPORTED  # csba has the effect, se has none
   beside = [sentence for sentence in gain.sentences if sentence.startswith('se against none: ')]
   assert len(beside) == 1
-  assert 'supported in 0 of 2 cells' in beside[0]
+  assert 'supported in 0 of 2 conditions' in beside[0]
   assert {(c.treatment, c.control) for c in found.offsets} == {*OPTIONS['pairs']}
   assert found.pairs == OPTIONS['pairs']
   assert figures.before_and_after(found) == ('se', 'csba')
@@ -144,7 +144,7 @@ def test_plain_sentences_give_the_numbers_of_the_first_pair(found):
   }
   assert found.claims[0].plain == (
     'CSBA has a higher macro-F1 than se (difference of macro-F1: '
-    f'{signed(first["cross_entropy"])} with cross entropy, '
+    f'{signed(first["cross_entropy"])} with cross entropy; '
     f'{signed(first["ldam_cosine"])} with ldam cosine).'
   )
   lowest = {
@@ -155,6 +155,6 @@ def test_plain_sentences_give_the_numbers_of_the_first_pair(found):
     )
     for method in OPTIONS['methods']
   }
-  ending = ', '.join(f'{signed(v)} with {m.replace("_", " ")}' for m, v in lowest.items())
+  ending = '; '.join(f'{signed(v)} with {m.replace("_", " ")}' for m, v in lowest.items())
   assert found.claims[3].plain.endswith(f'(lower of the two differences: {ending}).')
   assert all(claim.plain.endswith('.') for claim in found.claims)

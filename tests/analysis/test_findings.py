@@ -345,8 +345,8 @@ def test_cells_are_counted(tmp_path):
   found = claim(analysed(tmp_path, *made), 'improves')
   assert found.verdict == UNDECIDED
   assert found.sentences[-1] == (
-    'csba: supported in 1 of 2 cells, not supported in 1, undecided in 0, so undecided over all '
-    'cells.'
+    'csba: supported in 1 of 2 conditions, not supported in 1, undecided in 0, so undecided over '
+    'all conditions.'
   )
 
 

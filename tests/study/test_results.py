@@ -143,7 +143,7 @@ def test_a_damaged_line_in_the_middle_is_an_error(tmp_path, made):
   file = folder / 'results.jsonl'
   lines = lines_of(file)
   file.write_text('\n'.join([lines[0], lines[1][:-9], *lines[2:]]) + '\n')
-  with pytest.raises(UserError, match='damaged line 2; to fix it: take it out .sed -i 2d'):
+  with pytest.raises(UserError, match='damaged line 2; to fix it: remove it .sed -i 2d'):
     results.read(folder)
 
 

@@ -107,9 +107,7 @@ def _forest(findings: Findings) -> Figure | None:
   title = f'Primary differences of {outcome}'
   return Figure(
     caption,
-    lambda: figures.forest(
-      found, findings.cells, title=title, axis=f'difference of {outcome}', band=smallest
-    ),
+    lambda: figures.forest(found, title=title, axis=f'difference of {outcome}', band=smallest),
     file=FOREST,
   )
 

@@ -65,14 +65,10 @@ def contrasts(
 
 
 def forest(
-  comparisons: Sequence[Comparison],
-  cells: Sequence[Mapping[str, Any]],
-  *,
-  title: str,
-  axis: str,
-  band: float = 0.0,
+  comparisons: Sequence[Comparison], *, title: str, axis: str, band: float = 0.0
 ) -> list[str]:
   """Differences with intervals in one picture: a row for each comparison, with its numbers."""
+  cells = [c.cell for c in comparisons]  # what does not vary among them need not be said
   labels, notes = [], []
   for c in comparisons:
     labels.append(', '.join(filter(None, [wording.versus(c), wording.cell(c.cell, cells)])))
