@@ -13,4 +13,4 @@ for study in "${studies[@]}"; do
   done
   "${bin}csba-report" --workdir="results/$study"
 done
-"${bin}csba-report" --readme=README.md
+"${bin}csba-report" --readme=results/README.md

@@ -49,6 +49,8 @@ def make(
   outcome='macro_f1',
   redrawn=False,  # seeds redraw their test parts from one set of images
   name='simulated',
+  pairs=(),  # of variants, that the study declares for itself
+  own_methods=None,  # likewise {name: {field: value}}; None: a study.json from before them
   rng=0,
 ):
   """(study.json, records) of a full grid; everything follows from the arguments."""
@@ -63,6 +65,8 @@ def make(
     'smallest_effect': 0.01,
     'base': {'data': _data(folds, redrawn), 'train': {'epochs': 10}},
   }
+  if own_methods is not None:
+    config |= {'pairs': [list(pair) for pair in pairs], 'own_methods': own_methods}
   sha = _sha(config)
   about = {
     'name': name,
@@ -103,7 +107,7 @@ def make(
                 'run': run,
                 'status': 'done',
                 'axes': axes,
-                'config': {'seed': seed, 'model': {'attention': variant}},
+                'config': _config(seed, variant, (own_methods or {}).get(method, {})),
                 'config_sha256': sha,
                 'versions': VERSIONS,
                 'commit': 'a' * 40,
@@ -116,6 +120,14 @@ def make(
               }
             )
   return about, records
+
+
+def _config(seed, variant, changes):
+  config = {'seed': seed, 'model': {'attention': variant}}
+  for field, value in changes.items():
+    section, name = field.split('.')
+    config.setdefault(section, {})[name] = value
+  return config
 
 
 def _axes(variant, method, split, repeat, fold, seed):

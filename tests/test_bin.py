@@ -32,7 +32,7 @@ def call(binary, *arguments, cwd=ROOT, **environment):
 DIGITS = f'--config={ROOT}/configs/digits_lt.py'
 CIFAR = f'--config={ROOT}/configs/cifar10_lt.py'
 FOLDER = f'--config={ROOT}/configs/image_folder.py'
-REPORT_FLAGS = '--workdir=STUDY, --workdirs=RUN,RUN or --readme=README.md'
+REPORT_FLAGS = '--workdir=STUDY, --workdirs=RUN,RUN or --readme=results/README.md'
 simulated = types.SimpleNamespace(**runpy.run_path(ROOT / 'tests/simulated.py'))
 
 BAD_TRAINING = {

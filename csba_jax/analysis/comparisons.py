@@ -9,6 +9,7 @@ The protocol, fixed before any run is looked at (docs/study.md):
 - Test metrics lie in [0, 1]: intervals are cut to that, those of differences to [-1, 1].
 - The primary family is csba and csba_class, each against none and none_wide, in every main cell, on
   the primary outcome; Holm over all of it. se, cbam and none_wide against none are shown beside it.
+  A study that declares pairs of its own has these for its family, and none beside it.
 - Where there are folds and grouped splits, cells of naive splits are outside all comparisons but
   the leak.
 """
@@ -25,10 +26,12 @@ import scipy.stats
 from csba_jax.analysis import stats, wording
 from csba_jax.analysis.stats import Estimate
 from csba_jax.analysis.types import REFUTED, SUPPORTED, UNDECIDED, Comparison, Score
+from csba_jax.study import protocol
 from csba_jax.study import results as results_lib
-from csba_jax.study.protocol import FAMILY, SECONDARY, SIGNIFICANCE, TREATMENTS
+from csba_jax.study.protocol import SIGNIFICANCE
 from csba_jax.study.results import Cell, Results
 
+CAPACITY_CONTROL = 'none_wide'  # as many parameters as csba, without attention
 OFFSETS = ('accuracy', 'head_f1')  # what a gain may not cost
 METRICS = ('macro_f1', 'accuracy', 'balanced_accuracy', 'head_f1', 'tail_f1')
 NOISE_SEEDS = 4  # fewer cannot be split into two sets with an interval
@@ -112,7 +115,31 @@ class Study:
     grouped = tuple(cell for cell in self.cells if dict(cell).get('split') == 'grouped')
     return (grouped or self.cells) if self.folds else self.cells
 
-  def describe(self, cell: Mapping[str, Any]) -> str:
+  @functools.cached_property
+  def family(self) -> tuple[tuple[str, str], ...]:
+    """The (treatment, control) pairs that are tested together: its own, or the protocol's."""
+    return protocol.family(self.config)
+
+  @functools.cached_property
+  def secondary(self) -> tuple[tuple[str, str], ...]:
+    """The pairs shown beside the family."""
+    return protocol.secondary(self.config)
+
+  @functools.cached_property
+  def of_attention(self) -> tuple[tuple[str, str], ...]:
+    """The pairs of the family that the links on gain, conflict and offsets are about.
+
+    All but those of CAPACITY_CONTROL, or all of a family that has no others.
+    """
+    found = tuple(pair for pair in self.family if pair[1] != CAPACITY_CONTROL)
+    return found or self.family
+
+  @functools.cached_property
+  def of_capacity(self) -> tuple[tuple[str, str], ...]:
+    """The other pairs of the family, against a control of equal capacity."""
+    return tuple(pair for pair in self.family if pair not in self.of_attention)
+
+  def condition(self, cell: Mapping[str, Any]) -> str:
     """The method, and whatever else tells this cell from the study's other main ones."""
     return wording.condition(cell, [dict(other) for other in self.main_cells])
 
@@ -182,7 +209,7 @@ def scores(study: Study) -> tuple[Score, ...]:
   return tuple(found)
 
 
-def compare(
+def compare_outcome(
   study: Study, cell: Cell, pair: tuple[str, str], measure: str, margin: float | None = None
 ) -> Comparison:
   """A test metric of a treatment against a control, paired; no verdict yet.
@@ -219,11 +246,11 @@ def primary(study: Study) -> tuple[Comparison, ...]:
   """The primary outcome: the family with Holm's p-values and verdicts, then the others."""
   family, others = (
     [
-      compare(study, cell, pair, study.outcome)
+      compare_outcome(study, cell, pair, study.outcome)
       for cell in study.main_cells
       for pair in study.pairs_of(cell, candidates)
     ]
-    for candidates in (FAMILY, SECONDARY)
+    for candidates in (study.family, study.secondary)
   )
   adjusted = stats.holm(np.array([c.difference.p for c in family], np.float64))
   corrected = stats.holm(np.array([c.corrected.p if c.corrected else NAN for c in family]))
@@ -254,12 +281,12 @@ def gain_verdict(difference: Estimate, adjusted_p: float, smallest_effect: float
 
 
 def offsets(study: Study) -> tuple[Comparison, ...]:
-  """Non-inferiority of accuracy and head F1 against none: 90 % intervals and the margin."""
+  """Non-inferiority of accuracy and head F1 to the control: 90 % intervals and the margin."""
   found = []
   for cell in study.main_cells:
-    for pair in study.pairs_of(cell, [(treatment, 'none') for treatment in TREATMENTS]):
+    for pair in study.pairs_of(cell, study.of_attention):
       for measure in OFFSETS:
-        comparison = compare(study, cell, pair, measure, study.margin)
+        comparison = compare_outcome(study, cell, pair, measure, study.margin)
         verdict, corrected = (
           offset_verdict(estimate, study.margin) if estimate else ''
           for estimate in (comparison.difference, comparison.corrected)

@@ -11,26 +11,25 @@ from collections.abc import Sequence
 import numpy as np
 
 from csba_jax.analysis import stats, wording
-from csba_jax.analysis.comparisons import (
-  NAN,
-  Study,
-  mean_of,
-)
+from csba_jax.analysis.comparisons import CAPACITY_CONTROL, NAN, Study, mean_of
 from csba_jax.analysis.stats import Estimate
 from csba_jax.analysis.types import (
   REFUTED,
   SUPPORTED,
   UNDECIDED,
+  BranchSimilarity,
   Comparison,
-  Decoupling,
-  Flow,
   Link,
   Matrix,
+  MeanFlow,
 )
-from csba_jax.analysis.wording import TESTED
 from csba_jax.gradients import conflict as conflict_lib
+from csba_jax.gradients import flow as flow_lib
+from csba_jax.gradients.conflict import Conflict
+from csba_jax.gradients.gram import ClassGrams
+from csba_jax.run.records import TESTED
 from csba_jax.study import results as results_lib
-from csba_jax.study.protocol import FAMILY, SECONDARY, SIGNIFICANCE, TREATMENTS
+from csba_jax.study.protocol import SIGNIFICANCE
 from csba_jax.study.results import Cell, Record
 
 MEASURES = tuple(wording.MEASURES)
@@ -65,7 +64,7 @@ class Measured:
 
   def _uncached(self, run: tuple[str, str], at: str, part: str, scope: str) -> dict[str, float]:
     record = self._runs[run]
-    entry = results_lib.snapshot(record, at, part)
+    entry = results_lib.conflict_entry(record, at, part)
     if entry is None:
       return {}
     if scope not in (entry.get('grams') or {}):
@@ -80,19 +79,19 @@ def conflict(measured: Measured) -> tuple[Comparison, ...]:
   """Every measure at every snapshot that both sides have, treatment - control, paired by unit."""
   study, found = measured.study, []
   for cell in study.main_cells:
-    for pair in study.pairs_of(cell, FAMILY + SECONDARY):
+    for pair in study.pairs_of(cell, study.family + study.secondary):
       sides = [list(study.results.runs(cell, variant).values()) for variant in pair]
       for at in (at for at in snapshots(sides[0]) if at in snapshots(sides[1])):
         for part in PARTS:
           for scope in SCOPES:
             for measure in MEASURES:
-              comparison = compare(measured, cell, pair, (at, part, scope, measure))
+              comparison = compare_conflict(measured, cell, pair, (at, part, scope, measure))
               if comparison.difference.n:
                 found.append(comparison)
   return tuple(found)
 
 
-def compare(
+def compare_conflict(
   measured: Measured, cell: Cell, pair: tuple[str, str], what: tuple[str, str, str, str]
 ) -> Comparison:
   """A measure (at, part, scope, measure) of two variants, with `reduction_verdict`.
@@ -104,7 +103,7 @@ def compare(
   units, missing = results_lib.pairs(study.results, cell, *pair)
   sides = [[study.results.runs(cell, variant)[unit] for unit in units] for variant in pair]
   treated, control = (np.array([measured.value(r, *what) for r in side]) for side in sides)
-  there = [[results_lib.snapshot(r, at, part) is not None for r in side] for side in sides]
+  there = [[results_lib.conflict_entry(r, at, part) is not None for r in side] for side in sides]
   for variant, own, other in ((pair[0], *there), (pair[1], *there[::-1])):
     lacking = [
       results_lib.unit_words(study.results, unit)
@@ -117,7 +116,7 @@ def compare(
   control_mean = mean_of(control, treated)
   losses = _losses(sides, at)
   verdict = ''
-  if measure in LESS_IS_BETTER and 'none_wide' not in pair:
+  if measure in LESS_IS_BETTER and CAPACITY_CONTROL not in pair:
     comparable = not wording.matched(at) or are_matched(losses)
     verdict = reduction_verdict(difference, control_mean) if comparable else UNDECIDED
   return Comparison(
@@ -137,7 +136,7 @@ def compare(
 def _losses(sides: Sequence[Sequence[Record]], at: str) -> tuple[float, float]:
   """Training losses of both sides at a snapshot: geometric means over units that both reached."""
   pairs = [
-    [results_lib.snapshot(r, at, 'train') for r in pair] for pair in zip(*sides, strict=True)
+    [results_lib.conflict_entry(r, at, 'train') for r in pair] for pair in zip(*sides, strict=True)
   ]
   found = [[entry['loss'] for entry in pair] for pair in pairs if None not in pair]
   known = np.array([pair for pair in found if None not in pair], np.float64).reshape(-1, 2)
@@ -181,8 +180,8 @@ def links(study: Study) -> tuple[Link, ...]:
   decisive = TESTED if TESTED in snapshots(study.results.done) else END
   found = []
   for cell in study.main_cells:
-    claimed = study.pairs_of(cell, [(treatment, 'none') for treatment in TREATMENTS])
-    beside = study.pairs_of(cell, SECONDARY)
+    claimed = study.pairs_of(cell, study.of_attention)
+    beside = study.pairs_of(cell, study.secondary)
     itself = [(variant, variant) for variant in study.variants]
     for at in dict.fromkeys((decisive, END)):
       found += [link for pair in claimed for link in _links(study, cell, pair, at, at == decisive)]
@@ -214,7 +213,7 @@ def _links(study: Study, cell: Cell, pair: tuple[str, str], at: str, judged: boo
 
 def conflict_by_class(record: Record, measure: str, at: str) -> np.ndarray:
   """Interference, or mean negative cosine, of each class at a snapshot, [C]; NaN: not measured."""
-  entry = results_lib.snapshot(record, at, 'train')
+  entry = results_lib.conflict_entry(record, at, 'train')
   if entry is None or 'common' not in (entry.get('grams') or {}):
     return np.full(len(record['result']['class_counts']), NAN)
   gram = results_lib.gram(entry, 'common')
@@ -240,7 +239,7 @@ def matrices(study: Study) -> tuple[Matrix, ...]:
   for cell, variant, runs in _by_variant(study):
     for at in ('0', END):
       for part in PARTS:
-        entries = [results_lib.snapshot(run, at, part) or {} for run in runs]
+        entries = [results_lib.conflict_entry(run, at, part) or {} for run in runs]
         kept = dict.fromkeys(scope for entry in entries for scope in entry.get('grams') or {})
         for scope in dict.fromkeys((*SCOPES, *kept)):
           grams = _grams(runs, at, part, scope)
@@ -253,31 +252,33 @@ def matrices(study: Study) -> tuple[Matrix, ...]:
 def mantel(study: Study, means: Sequence[Matrix]) -> tuple[tuple[str, Estimate], ...]:
   """Mantel tests of mean matrices at the end, on training images, in every main cell.
 
-  Do `none` and a treatment have the same classes in conflict (scope common)? Are the classes that
-  `none` confuses (mean of both directions' rates) those in conflict (minus cosine, scope shared)?
+  Do a control (`none`) and its treatment have the same classes in conflict (scope common)? Are the
+  classes that the control confuses (mean of both directions' rates) those in conflict (minus
+  cosine, scope shared)?
   """
   at = {(m.variant, m.scope, tuple(m.cell.items())): m.cosine for m in means if _at_end(m)}
   found = []
   for cell in study.main_cells:
-    words = study.describe(dict(cell))
-    before = at.get(('none', 'common', cell))
-    for variant in TREATMENTS:
-      after = at.get((variant, 'common', cell))
+    words = study.condition(dict(cell))
+    for treatment, control in study.of_attention:
+      before, after = (at.get((variant, 'common', cell)) for variant in (control, treatment))
       if before is not None and after is not None:
-        title = f'conflict matrices of none and {variant}, {words}'
+        title = f'conflict matrices of {control} and {treatment}, {words}'
         found.append((title, stats.mantel(before, after, resamples=study.resamples)))
-    cosine = at.get(('none', 'shared', cell))
-    if cosine is not None:
-      runs = study.results.runs(cell, 'none').values()
+    for control in dict.fromkeys(control for _, control in study.of_attention):
+      cosine = at.get((control, 'shared', cell))
+      if cosine is None:
+        continue
+      runs = study.results.runs(cell, control).values()
       counts = np.sum([run['result']['confusion_matrix'] for run in runs], axis=0, dtype=np.float64)
       support = counts.sum(1, keepdims=True)
       rates = counts / np.where(support > 0, support, np.nan)
-      title = f'conflict against confusion of none, {words}'
+      title = f'conflict against confusion of {control}, {words}'
       found.append((title, stats.mantel(-cosine, (rates + rates.T) / 2, resamples=study.resamples)))
   return tuple(found)
 
 
-def flows(study: Study) -> tuple[Flow, ...]:
+def flows(study: Study) -> tuple[MeanFlow, ...]:
   """Who moves the shared layers, see `csba_jax.gradients.flow`: means over units at each snapshot.
 
   norms = |g_c|, shares = pi_c <g_c, g> / |g|^2 of the scope shared.
@@ -286,19 +287,20 @@ def flows(study: Study) -> tuple[Flow, ...]:
   for cell, variant, runs in _by_variant(study):
     for at in snapshots(runs):
       for part in PARTS:
-        entries = [results_lib.snapshot(run, at, part) for run in runs]
+        entries = [results_lib.conflict_entry(run, at, part) for run in runs]
         entries = [entry for entry in entries if entry is not None]
         both = [_norms_and_shares(e) for e in entries if 'shared' in (e.get('grams') or {})]
         if both:
           norms, shares = mean_over(np.array(both), 0)
           losses = np.array([entry['loss'] for entry in entries], np.float64)
           scopes = _mean_scopes(entries)
-          found.append(Flow(dict(cell), variant, at, part, norms, shares, scopes, _mean(losses)))
+          at_all = (norms, shares, scopes, _mean(losses))
+          found.append(MeanFlow(dict(cell), variant, at, part, *at_all))
   return tuple(found)
 
 
-def decoupling(study: Study) -> tuple[Decoupling, ...]:
-  """Likeness of the branches' features and spread of the gates; means over units."""
+def branch_similarity(study: Study) -> tuple[BranchSimilarity, ...]:
+  """Similarity of the branches' features and spread of the gates; means over units."""
   found = []
   for cell, variant, runs in _by_variant(study):
     entries = [entry for run in runs for entry in run.get('branches') or ()]
@@ -316,14 +318,14 @@ def decoupling(study: Study) -> tuple[Decoupling, ...]:
           gates.setdefault(block, []).append(np.array(rows, np.float64))
       by_class = {block: mean_over(np.stack(values), 0) for block, values in gates.items()}
       means = [{block: _mean(np.array(v)) for block, v in d.items()} for d in (alike, spread)]
-      found.append(Decoupling(dict(cell), variant, at, part, *means, by_class))
+      found.append(BranchSimilarity(dict(cell), variant, at, part, *means, by_class))
   return tuple(found)
 
 
-def likeness(study: Study) -> tuple[Comparison, ...]:
+def similarity_differences(study: Study) -> tuple[Comparison, ...]:
   """CKA of each block's branches at the end, on training images, against none; no verdict."""
   found = []
-  pairs = [pair for pair in FAMILY + SECONDARY if pair[1] == 'none']
+  pairs = [*study.of_attention, *study.secondary]
   for cell in study.main_cells:
     for pair in study.pairs_of(cell, pairs):
       units, missing = results_lib.pairs(study.results, cell, *pair)
@@ -371,7 +373,7 @@ def _by_variant(study: Study):
 
 
 def _grams(runs: Sequence[Record], at: str, part: str, scope: str) -> list[np.ndarray]:
-  entries = (results_lib.snapshot(run, at, part) for run in runs)
+  entries = (results_lib.conflict_entry(run, at, part) for run in runs)
   return [
     results_lib.gram(entry, scope)
     for entry in entries
@@ -384,14 +386,12 @@ def _at_end(matrix: Matrix) -> bool:
 
 
 def _norms_and_shares(entry: Record) -> tuple[np.ndarray, np.ndarray]:
-  """|g_c| and pi_c <g_c, g> / |g|^2, each [C]; NaN where a squared norm is not positive."""
-  gram, prior = results_lib.gram(entry, 'shared'), np.array(entry['prior'], np.float64)
-  squares, with_batch = np.diagonal(gram), gram @ prior
-  batch = prior @ with_batch
-  return (
-    np.sqrt(np.where(squares > 0, squares, np.nan)),
-    prior * with_batch / (batch if batch > 0 else np.nan),
-  )
+  """The norms and shares of `gradients.flow` in the scope shared, each [C]."""
+  gram, counts = results_lib.gram(entry, 'shared'), np.array(entry['counts'])
+  losses = np.array(entry['losses'], np.float64)
+  grams = ClassGrams(grams={}, total=gram, shared=gram, counts=counts, losses=losses)
+  flow = flow_lib.flow(Conflict.of(grams, prior=np.array(entry['prior'], np.float64)))
+  return flow.norms[0], flow.shares[0]
 
 
 def _mean_scopes(entries: Sequence[Record]) -> dict[str, dict[str, float]]:

@@ -12,19 +12,19 @@ from csba_jax.analysis import conflict as conflict_analysis
 from csba_jax.analysis import size_guide, verdicts, wording
 from csba_jax.analysis.comparisons import NOISE_SEEDS, Study
 from csba_jax.analysis.stats import Estimate
-from csba_jax.analysis.types import REFUTED as REFUTED
-from csba_jax.analysis.types import SUPPORTED as SUPPORTED
-from csba_jax.analysis.types import UNDECIDED as UNDECIDED
-from csba_jax.analysis.types import Claim as Claim
-from csba_jax.analysis.types import Comparison as Comparison
-from csba_jax.analysis.types import Decoupling as Decoupling
-from csba_jax.analysis.types import Design as Design
-from csba_jax.analysis.types import Flow as Flow
-from csba_jax.analysis.types import Link as Link
-from csba_jax.analysis.types import Matrix as Matrix
-from csba_jax.analysis.types import Score as Score
+from csba_jax.analysis.types import (
+  BranchSimilarity,
+  Claim,
+  Comparison,
+  Link,
+  Matrix,
+  MeanFlow,
+  Score,
+  SizeGuide,
+)
 from csba_jax.errors import UserError
 from csba_jax.gradients.conflict import majority_minority
+from csba_jax.run.records import TESTED
 from csba_jax.study import protocol
 from csba_jax.study import results as results_lib
 from csba_jax.study.results import Results
@@ -53,14 +53,17 @@ class Findings:
   conflict: tuple[Comparison, ...]  # measures of conflict, treatment - control
   links: tuple[Link, ...]
   matrices: tuple[Matrix, ...]
-  flows: tuple[Flow, ...]
-  decoupling: tuple[Decoupling, ...]
-  likeness: tuple[Comparison, ...]  # of the branches' features, treatment - none
+  flows: tuple[MeanFlow, ...]
+  branch_similarity: tuple[BranchSimilarity, ...]
+  similarity_differences: tuple[Comparison, ...]  # of the branches' features, treatment - control
   mantel: tuple[tuple[str, Estimate], ...]
   noise: tuple[Comparison, ...]  # a variant against itself
   leak: tuple[Comparison, ...]  # naive split against grouped folds
-  design: tuple[Design, ...] = ()  # conflict against outcome over widths and depths
+  size_guides: tuple[SizeGuide, ...] = ()  # conflict against outcome over widths and depths
   cautions: tuple[str, ...] = ()  # those of the notes that belong beside every verdict
+  pairs: tuple[tuple[str, str], ...] = ()  # (treatment, control) of the family, as far as they ran
+  methods: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)  # own ones:
+  # the fields that each sets
 
   def counts_in(self, cell: Mapping[str, Any]) -> np.ndarray:
     """Training images of each class in a cell, or in the cell that something was measured in."""
@@ -71,7 +74,7 @@ class Findings:
 def analyse(results: Results, resamples: int = 9999) -> Findings:
   """Every number and verdict of a study's report, by the protocol of its parts.
 
-  `comparisons` has the primary family, intervals, non-inferiority and the leak, `mechanism` what
+  `comparisons` has the primary family, intervals, non-inferiority and the leak, `conflict` what
   class gradients did, `verdicts` how numbers become words. Results that are equal up to the order
   of their lines give equal findings.
 
@@ -87,13 +90,13 @@ def analyse(results: Results, resamples: int = 9999) -> Findings:
     raise UserError(
       'at least one finished run',
       f'{len(results.failed)} failed ones, the first with: {first.get("error", "no message")}',
-      'remove the cause and run csba-study again: it makes up what failed',
+      'remove the cause and start csba-study again: it does what failed once more',
     )
   if any('macro_f1' not in record['result'] for record in results.done):
     raise UserError(
       'a study whose runs were tested',
       'one that only tunes (test=False)',
-      'report that it tunes for',
+      'report the study that it tunes for',
     )
   study = Study(results, resamples)
   _check_classes(results)
@@ -129,12 +132,14 @@ def analyse(results: Results, resamples: int = 9999) -> Findings:
     links=links,
     matrices=matrices,
     flows=conflict_analysis.flows(study),
-    decoupling=conflict_analysis.decoupling(study),
-    likeness=conflict_analysis.likeness(study),
+    branch_similarity=conflict_analysis.branch_similarity(study),
+    similarity_differences=conflict_analysis.similarity_differences(study),
     mantel=conflict_analysis.mantel(study, matrices),
     noise=noise,
     leak=comparisons_lib.leak(study),
-    design=size_guide.design(measured),
+    size_guides=size_guide.size_guides(measured),
+    pairs=tuple(p for p in study.family if set(p) <= set(study.variants)),
+    methods=study.config.get('own_methods') or {},
   )
 
 
@@ -209,23 +214,22 @@ def _notes(
   results = study.results
   notes = list(results.notes)
   notes += [f'run {r["run"]} failed: {r.get("error") or "no message"}' for r in results.failed]
-  for variant in study.variants:
-    if not any(results.runs(cell, variant) for cell in study.cells):
-      notes.append(f'{variant} was planned, and has no finished run')
+  notes += _unrun(study)
+  notes += _uncompared(study)
   for c in (*primary, *offsets, *conflict):
-    words = study.describe(c.cell)
+    words = study.condition(c.cell)
     notes += [f'{c.treatment} against {c.control}, {words}: {missing}' for missing in c.missing]
   for c in primary:
     if c.difference.n < 2:
-      words = study.describe(c.cell)
+      words = study.condition(c.cell)
       pair = f'{c.treatment} against {c.control}, {words}'
       pairs = wording.pairs(c.difference.n, 'runs')
       notes.append(f'{pair}: {pairs}; with fewer than two seeds there is no interval')
-  notes += _power(study, [c for c in primary if (c.treatment, c.control) in protocol.FAMILY])
+  notes += _power(study, [c for c in primary if (c.treatment, c.control) in study.family])
   notes += _capacity(study)
   notes += size_guide.left_out(study)
   snapshots = conflict_analysis.snapshots(results.done)
-  if snapshots and wording.TESTED not in snapshots:
+  if snapshots and TESTED not in snapshots:
     notes.append(
       'conflict was measured by an earlier version: with running statistics, which lag behind '
       "early in a run, at levels of the batches' loss, and not of the tested net; the end of the "
@@ -240,10 +244,46 @@ def _notes(
   wrong = [c for c in noise if c.difference.excludes(0)]
   notes += [
     f'noise floor: two sets of runs of {c.treatment} differ in {c.outcome} '
-    f'({study.describe(c.cell)}); 1 in 20 does by chance'
+    f'({study.condition(c.cell)}); 1 in 20 does by chance'
     for c in wrong
   ]
   return tuple(dict.fromkeys(notes))
+
+
+def _unrun(study: Study) -> list[str]:
+  """Variants and methods that the study plans, and that have no finished run."""
+  has_run = {
+    record['axes'][axis] for record in study.results.done for axis in ('variant', 'method')
+  }
+  methods = study.config.get('methods', ())
+  notes = [
+    f'{name} was planned, and has no finished run'
+    for name in (*study.variants, *methods)
+    if name not in has_run
+  ]
+  return notes + [
+    f'the method {name} is defined in own_methods, and not among the methods that are run'
+    for name in study.config.get('own_methods') or {}
+    if name not in methods and name not in has_run
+  ]
+
+
+def _uncompared(study: Study) -> list[str]:
+  """Variants and conditions that ran, and that no pair compares."""
+  pairs = [p for p in study.family + study.secondary if set(p) <= set(study.variants)]
+  named = {variant for pair in pairs for variant in pair}
+  whose = 'of this study' if study.config.get('pairs') else 'of the protocol'
+  notes = [
+    f'{variant} has scores and no comparison: no pair {whose} names it'
+    for variant in study.variants
+    if variant not in named and any(study.results.runs(cell, variant) for cell in study.cells)
+  ]
+  return notes + [
+    f'{study.condition(dict(cell))} has scores and no comparison: no variant of a pair {whose} was '
+    'run there'
+    for cell in study.main_cells
+    if not study.pairs_of(cell, pairs)
+  ]
 
 
 def _untuned(study: Study) -> list[str]:
@@ -268,7 +308,7 @@ def _redrawn(
   if not study.redrawn:
     return []
   other = [
-    f'{c.treatment} against {c.control}, {study.describe(c.cell)}: '
+    f'{c.treatment} against {c.control}, {study.condition(c.cell)}: '
     f'{c.corrected_verdict} instead of {c.verdict}'
     for c in primary
     if c.corrected_verdict != c.verdict
@@ -302,15 +342,16 @@ def _capacity(study: Study) -> list[str]:
   """The control of equal capacity must have equal capacity."""
   found = []
   for cell in study.main_cells:
-    sizes = [
-      {r['result']['parameters'] for r in study.results.runs(cell, variant).values()}
-      for variant in ('csba', 'none_wide')
-    ]
-    if all(len(s) == 1 for s in sizes):
-      csba, wide = (s.pop() for s in sizes)
-      if abs(wide - csba) > CAPACITY * csba:
-        found.append(
-          f'none_wide has {wide} parameters and csba {csba} '
-          f'({study.describe(dict(cell))}): no control of equal capacity'
-        )
+    for treatment, control in study.pairs_of(cell, study.of_capacity):
+      sizes = [
+        {r['result']['parameters'] for r in study.results.runs(cell, variant).values()}
+        for variant in (treatment, control)
+      ]
+      if all(len(s) == 1 for s in sizes):
+        treated, wide = (s.pop() for s in sizes)
+        if abs(wide - treated) > CAPACITY * treated:
+          found.append(
+            f'{control} has {wide} parameters and {treatment} {treated} '
+            f'({study.condition(dict(cell))}): no control of equal capacity'
+          )
   return found

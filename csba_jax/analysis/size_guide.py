@@ -7,7 +7,7 @@ import numpy as np
 from csba_jax.analysis import stats
 from csba_jax.analysis.comparisons import Study
 from csba_jax.analysis.conflict import Measured
-from csba_jax.analysis.types import Design
+from csba_jax.analysis.types import SizeGuide
 from csba_jax.study import results as results_lib
 from csba_jax.study.results import Cell
 
@@ -18,7 +18,7 @@ FEWEST = 4  # sizes; the order of three says nothing
 
 
 def left_out(study: Study) -> list[str]:
-  """In words, what `design` does without: variants that miss a size, units that a size misses."""
+  """What `size_guides` leaves out, in words: variants without a size, units that a size misses."""
   notes = []
   for group in _groups(study.main_cells):
     for variant in study.variants:
@@ -42,15 +42,14 @@ def _size(cell: Cell) -> str:
   return ' and '.join(f'{axis} {dict(cell)[axis]:g}' for axis in SIZE if axis in dict(cell))
 
 
-def design(measured: Measured) -> tuple[Design, ...]:
+def size_guides(measured: Measured) -> tuple[SizeGuide, ...]:
   """Conflict of nets that differ in width and depth alone, against the primary outcome.
 
   For every variant, snapshot and measure (common parameters, training images): Spearman's
   correlation over sizes of the means over units, p from permuted sizes, as
   `stats.across_classes` has it. Early snapshots say whether a short run, or none, could
-  guide the design. Sizes that miss a unit which others have are compared on the units that all
-  have; a variant that misses a size is left out.
-  `left_out` names both.
+  guide the choice of a size. Sizes are compared on the units that all of them have; a variant
+  that misses a size is left out. `left_out` names both.
   """
   study, found = measured.study, []
   for group in _groups(study.main_cells):
@@ -70,7 +69,7 @@ def design(measured: Measured) -> tuple[Design, ...]:
           estimate = stats.across_classes(conflict, outcome, resamples=study.resamples)
           words = estimate.method.replace('classes', 'sizes')
           found.append(
-            Design(
+            SizeGuide(
               variant=variant,
               cells=tuple(dict(cell) for cell in group),
               at=at,

@@ -38,6 +38,7 @@ class Claim:
   title: str  # 'CSBA helps', 'not by capacity alone', 'CSBA reduces conflict', ...
   verdict: str  # supported | not supported | undecided
   sentences: tuple[str, ...]  # each with its numbers and intervals
+  plain: str = ''  # the whole of it in one sentence, for a reader who knows no statistics
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,7 +67,7 @@ class Matrix:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Flow:
+class MeanFlow:
   """Gradient flow of one variant at one snapshot, means over units."""
 
   cell: Mapping[str, Any]
@@ -80,7 +81,7 @@ class Flow:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Decoupling:
+class BranchSimilarity:
   """How alike the branches are, and how the gates differ by class; means over units."""
 
   cell: Mapping[str, Any]
@@ -111,7 +112,7 @@ class Link:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Design:
+class SizeGuide:
   """A measure of conflict in nets of several widths and depths, against the primary outcome."""
 
   variant: str

@@ -4,19 +4,18 @@ Rules, the same for every claim. Each comparison has its own verdict (see `gain_
 `offset_verdict`, `reduction_verdict`, `link_verdict`). Several of one cell (measures, snapshots):
 supported if all are; not supported if none is supported and at least one is not supported; else
 undecided. Cells: supported if supported in every cell, not supported if not supported in every
-cell, else undecided. The verdict of a claim is that of csba (of csba_class where csba was not
-run); sentences on csba_class stand beside it and do not enter. What was not run or measured is
-undecided.
+cell, else undecided. The verdict of a claim is that of the first pair of the family whose treatment
+was run: csba, and csba_class where csba was not run. Sentences on the other pairs stand beside it
+and do not enter. What was not run or measured is undecided.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from csba_jax.analysis import wording
+from csba_jax.analysis import plain, wording
 from csba_jax.analysis.comparisons import Study
 from csba_jax.analysis.conflict import END, SMALLEST_CORRELATION, are_matched
 from csba_jax.analysis.types import REFUTED, SUPPORTED, UNDECIDED, Claim, Comparison, Link
-from csba_jax.study.protocol import TREATMENTS
 
 CONFLICT_MEASURES = ('head_tail_conflict', 'minority_interference')  # that the claim rests on
 
@@ -49,51 +48,102 @@ def claims(
   links: Sequence[Link],
   offsets: Sequence[Comparison],
 ) -> tuple[Claim, ...]:
-  """The five links of the argument, and the argument."""
-  main = next((t for t in TREATMENTS if t in study.variants), TREATMENTS[0])
-  name = {'csba': 'CSBA'}.get(main, main)
+  """The links of the argument, then the argument.
+
+  Five of the protocol; a study of its own pairs has no link on capacity unless one of them is
+  against the control of equal capacity.
+  """
+  pairs, wide = ([p for p in of if p[0] in study.variants] for of in _pairs_by_link(study))
+  pairs, wide = pairs or [study.of_attention[0]], wide or [*study.of_capacity[:1]]
+  name = {'csba': 'CSBA'}.get(pairs[0][0], pairs[0][0])
   outcome = wording.metric(study.outcome)
-  parts = (  # title, control, (study, findings, treatment, control) -> Judged, findings
-    (f'{name} improves {outcome} over the same net without attention', 'none', _gains, comparisons),
-    (f'The gain in {outcome} is not by capacity alone', 'none_wide', _gains, comparisons),
-    (f'{name} reduces gradient conflict', 'none', _reductions, conflict),
-    ('Less conflict goes with more F1', 'none', _links, links),
-    ('Without offsetting problems', 'none', _offsets, offsets),
+  control = 'the same net without attention' if pairs[0][1] == 'none' else pairs[0][1]
+  parts = (  # title, pairs, (study, findings, pair) -> Judged, findings, statement in plain words
+    (
+      f'{name} improves {outcome} over {control}',
+      pairs,
+      _gains,
+      comparisons,
+      plain.gain(study, name, control),
+    ),
+    (
+      f'The gain in {outcome} is not by capacity alone',
+      wide,
+      _gains,
+      comparisons,
+      plain.gain(study, name, 'a net without attention that has as many parameters'),
+    ),
+    (
+      f'{name} reduces gradient conflict',
+      pairs,
+      _reductions,
+      conflict,
+      plain.reduction(study, name, control),
+    ),
+    ('Less conflict goes with more F1', pairs, _links, links, plain.association(study, name)),
+    (
+      'Without offsetting problems',
+      pairs,
+      _offsets,
+      offsets,
+      plain.offset(study, name, control),
+    ),
   )
-  others = [t for t in TREATMENTS if t in study.variants and t != main]
   found = []
-  for title, control, judge, numbers in parts:
-    judged = {treatment: judge(study, numbers, treatment, control) for treatment in (main, *others)}
-    found.append(_claim(title, main, control, judged))
-  verdict = chain([claim.verdict for claim in found])
-  counts = _counts([claim.verdict for claim in found], 'links')
+  for title, of_link, judge, numbers, statement in parts:
+    if of_link:
+      judged = {pair: judge(study, numbers, pair) for pair in of_link}
+      found.append(_claim(title, judged, statement, numbers))
+  verdicts = [claim.verdict for claim in found]
+  verdict = chain(verdicts)
+  counts = _counts(verdicts, 'links')
   sentences = [
     f'{counts.capitalize()}: the argument is supported if every link is, and not supported if one '
     'is not.',
     *(f'{claim.title}: {claim.verdict}.' for claim in found),
     'Links are associations over runs and classes; they do not show that one causes the next.',
   ]
-  return (*found, Claim('Overall: less conflict makes a better tail', verdict, tuple(sentences)))
+  words = plain.overall(name, verdict, verdicts)
+  return (
+    *found,
+    Claim('Overall: less conflict makes a better tail', verdict, (*sentences,), words),
+  )
 
 
-def _claim(title: str, main: str, control: str, judged: Mapping[str, Judged]) -> Claim:
-  """A claim about the main treatment, with what the same numbers say of the others."""
+def _pairs_by_link(study: Study) -> tuple[tuple[tuple[str, str], ...], ...]:
+  return study.of_attention, study.of_capacity
+
+
+def _claim(
+  title: str,
+  judged: Mapping[tuple[str, str], Judged],
+  statement: plain.Statement,
+  numbers: Sequence[Comparison | Link],
+) -> Claim:
+  """A claim about the first pair, with what the same numbers say of the others."""
+  main, *_ = judged
+  one_control = len({control for _, control in judged}) == 1
   sentences, verdict = [], UNDECIDED
-  for treatment, cells in judged.items():
+  for pair, cells in judged.items():
+    treatment, control = pair
+    name = treatment if one_control else f'{treatment} against {control}'
     verdicts = [within_cell([v for _, v in lines]) for _, lines in cells]
     found = over_cells(verdicts)
-    verdict = found if treatment == main else verdict
+    verdict = found if pair == main else verdict
     sentences += [sentence for _, lines in cells for sentence, _ in lines]
     if len(cells) > 1:
-      sentences.append(f'{treatment}: {_counts(verdicts, "cells")}, so {found} over all cells.')
+      sentences.append(
+        f'{name}: {_counts(verdicts, "conditions")}, so {found} over all conditions.'
+      )
     elif not cells:
       words = f'{treatment} against {control}: nothing was run or measured that could tell'
       sentences.append(f'{words}: {UNDECIDED}.')
-  return Claim(title, verdict, tuple(sentences))
+  words = statement.of(verdict, numbers, main, len(judged[main]))
+  return Claim(title, verdict, tuple(sentences), words)
 
 
-def _gains(study, comparisons, treatment: str, control: str) -> Judged:
-  found = _by_cell(study, comparisons, treatment, control)
+def _gains(study, comparisons, pair: tuple[str, str]) -> Judged:
+  found = _by_cell(study, comparisons, pair)
   judged = []
   for cell, those in found:
     lines = []
@@ -109,15 +159,17 @@ def _gains(study, comparisons, treatment: str, control: str) -> Judged:
   return judged
 
 
-def _reductions(study, conflict, treatment: str, control: str) -> Judged:
+def _reductions(study, conflict, pair: tuple[str, str]) -> Judged:
   """Common parameters, training images; at the end and at the lowest matched loss."""
   chosen = [
     c
     for c in conflict
-    if (c.cell['scope'], c.cell['part']) == ('common', 'train') and c.outcome in CONFLICT_MEASURES
+    if (c.cell['scope'], c.cell['part']) == ('common', 'train')
+    and c.outcome in CONFLICT_MEASURES
+    and c.verdict  # of nets with other shapes there is none
   ]
   judged = []
-  for cell, those in _by_cell(study, chosen, treatment, control):
+  for cell, those in _by_cell(study, chosen, pair):
     lines = []
     for measure in CONFLICT_MEASURES:
       here = {c.cell['at']: c for c in those if c.outcome == measure}
@@ -128,9 +180,7 @@ def _reductions(study, conflict, treatment: str, control: str) -> Judged:
         matched = here[min(levels, key=lambda at: float(at[5:]))]
         lines.append((_at_loss(study, cell, matched), matched.verdict))
       else:
-        words = (
-          f'{treatment} against {control}, {cell}: no loss that two pairs of runs came down to'
-        )
+        words = f'{" against ".join(pair)}, {cell}: no loss that two pairs of runs came down to'
         lines.append((f'{words}, so no conflict at matched loss: {UNDECIDED}.', UNDECIDED))
     judged.append((cell, lines))
   return judged
@@ -142,18 +192,18 @@ def _at_loss(study: Study, cell: str, comparison: Comparison) -> str:
   return _sentence(study, cell, comparison, f'losses {losses}', far)
 
 
-def _links(study, links, treatment: str, control: str) -> Judged:
+def _links(study, links, pair: tuple[str, str]) -> Judged:
   judged = []
   for at in study.main_cells:
-    cell = study.describe(dict(at))
+    cell = study.condition(dict(at))
     lines = []
     for link in links:
-      same = (link.treatment, link.control) == (treatment, control) and link.cell == dict(at)
+      same = (link.treatment, link.control) == pair and link.cell == dict(at)
       if not (same and link.verdict):  # else shown beside the claim
         continue
       within, across = (wording.number(e.value, signed=True) for e in (link.within, link.across))
       words = (
-        f'{treatment} against {control}, {cell}, {link.measure}: rank correlation over runs of its '
+        f'{" against ".join(pair)}, {cell}, {link.measure}: rank correlation over runs of its '
         f'reduction with the gain in F1, mean over classes, {within} '
         f'({wording.within(link.within, (SMALLEST_CORRELATION,))}, '
         f'p {wording.probability(link.within.p)}, {wording.pairs(link.within.n, "runs")}); '
@@ -166,7 +216,7 @@ def _links(study, links, treatment: str, control: str) -> Judged:
   return judged
 
 
-def _offsets(study, offsets, treatment: str, control: str) -> Judged:
+def _offsets(study, offsets, pair: tuple[str, str]) -> Judged:
   return [
     (
       cell,
@@ -175,19 +225,19 @@ def _offsets(study, offsets, treatment: str, control: str) -> Judged:
         for c in those
       ],
     )
-    for cell, those in _by_cell(study, offsets, treatment, control)
+    for cell, those in _by_cell(study, offsets, pair)
   ]
 
 
 def _by_cell(
-  study: Study, comparisons: Iterable[Comparison], treatment: str, control: str
+  study: Study, comparisons: Iterable[Comparison], pair: tuple[str, str]
 ) -> list[tuple[str, list[Comparison]]]:
   """(cell in words, its comparisons of this pair), cells without any left out."""
-  those = [c for c in comparisons if (c.treatment, c.control) == (treatment, control)]
+  those = [c for c in comparisons if (c.treatment, c.control) == pair]
   cells = [
     (dict(at), [c for c in those if dict(at).items() <= c.cell.items()]) for at in study.main_cells
   ]
-  return [(study.describe(at), found) for at, found in cells if found]
+  return [(study.condition(at), found) for at, found in cells if found]
 
 
 def _sentence(
@@ -210,7 +260,7 @@ def _sentence(
 
 
 def _counts(verdicts: Sequence[str], what: str) -> str:
-  """'supported in 2 of 3 cells, not supported in 1, undecided in 0'"""
+  """'supported in 2 of 3 conditions, not supported in 1, undecided in 0'"""
   counts = [(v, list(verdicts).count(v)) for v in (SUPPORTED, REFUTED, UNDECIDED)]
   words = [f'{v} in {n}' for v, n in counts]
   words[0] += f' of {len(verdicts)} {what}'

@@ -8,9 +8,9 @@ from typing import Any
 
 from csba_jax.analysis.stats import Estimate
 from csba_jax.analysis.types import Comparison
+from csba_jax.run.records import TESTED
 from csba_jax.study.protocol import SIGNIFICANCE
 
-TESTED = 'tested'  # the snapshot of the checkpoint whose test metrics are reported
 NONE = '–'  # a number that is not there
 PLACE = ('at', 'part', 'scope')  # where and when conflict was measured, in a comparison's cell
 MEASURES = {  # as in the summaries of a conflict matrix

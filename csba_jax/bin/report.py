@@ -1,4 +1,4 @@
-"""csba-report --workdirs=RUN,RUN,... | --workdir=STUDY | --readme=README.md [--results=DIR]
+"""csba-report --workdirs=RUN,RUN,... | --workdir=STUDY | --readme=results/README.md
 
 Compares finished runs in one table, or writes the report of a study.
 Example: csba-report --workdirs=runs/none,runs/csba
@@ -23,11 +23,11 @@ _RESULTS = flags.DEFINE_string('results', 'results', 'With --readme: folder of t
 
 
 def main() -> int:
-  """The report of a study, one table of a few runs, or the results section of a README."""
+  """The report of a study, one table of a few runs, or the results section of a page."""
   asked = [flag.name for flag in (_WORKDIR, _WORKDIRS, _README) if flag.value]
   if len(asked) != 1:
     raise UserError(
-      '--workdir=STUDY, --workdirs=RUN,RUN or --readme=README.md',
+      '--workdir=STUDY, --workdirs=RUN,RUN or --readme=results/README.md',
       ' and '.join(f'--{name}' for name in asked) or 'none',
       'give one of them, such as --workdir=results/digits',
     )

@@ -1,6 +1,7 @@
 """The runs of a study, as configs: variants x methods x imbalance factors x seeds or folds."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -12,7 +13,7 @@ import ml_collections
 
 from csba_jax import config as config_lib
 from csba_jax.errors import UserError
-from csba_jax.study import protocol
+from csba_jax.study import declared, protocol
 
 # fields that say where things lie: two runs that differ in these alone are of one study
 PLACES = ('data.dir', 'data.cache_dir')
@@ -28,6 +29,16 @@ OF_RUN = (
 )
 
 
+def fields_of_runs(study: Mapping[str, Any]) -> frozenset[str]:
+  """The fields in which configs of a study's runs may differ: OF_RUN, and those of own_methods.
+
+  Args:
+    study: its config, also as study.json has it.
+  """
+  own = study.get('own_methods') or {}
+  return frozenset((*OF_RUN, *(field for changes in own.values() for field in changes)))
+
+
 def is_place(field: str) -> bool:
   """Whether a field of a run's config says where the run is done, and not what it is."""
   return field in PLACES or field.startswith('parallel.')
@@ -35,11 +46,15 @@ def is_place(field: str) -> bool:
 
 def default() -> ml_collections.ConfigDict:
   """Every field of a study with its default; `base` is the config of its runs (config.default)."""
-  c = ml_collections.ConfigDict()
+  c = ml_collections.ConfigDict(convert_dict=False)  # the keys of own_methods have dots in them
   c.name = 'study'
   c.base = config_lib.default()
   c.variants = ('none', 'none_wide', 'csba')  # of base.model.attention
-  c.methods = ('cross_entropy',)  # rows of csba_jax.study.protocol.METHODS
+  c.methods = ('cross_entropy',)  # rows of csba_jax.study.protocol.METHODS, or of own_methods
+  # further methods, {name: {field of base: value}}, such as {'ldam': {'loss.name': 'ldam'}}; a
+  # field that a method does not name has the protocol's plain value, or else that of the base
+  c.own_methods = {}
+  c.pairs = ()  # (treatment, control) of variants, the first decides; () = those of the protocol
   # further axes; () = as in the base
   c.models = ()
   c.imbalance_factors = ()  # 1 = every image there is; above, exp where the base is natural
@@ -61,10 +76,7 @@ def default() -> ml_collections.ConfigDict:
 
 _RANGES = {
   'variants': ('at least one', len),
-  'methods': (
-    f'some of {", ".join(protocol.METHODS)}',
-    lambda v: v and set(v) <= protocol.METHODS.keys(),
-  ),
+  'methods': ('at least one', len),
   'imbalance_factors': ('n_max / n_min >= 1', lambda v: all(1 <= f < math.inf for f in v)),
   'widths': ('widths > 0', lambda v: all(0 < w <= 64 for w in v)),
   'depths': ('whole numbers from 1', lambda v: all(isinstance(d, int) and d >= 1 for d in v)),
@@ -116,6 +128,7 @@ def check(study: ml_collections.ConfigDict) -> None:
   for field, value in study.items():
     kind = type(like[field])
     value = tuple(value) if isinstance(value, list) else value
+    value = value.to_dict() if kind is dict and hasattr(value, 'to_dict') else value
     fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
     if not fits and not (kind is float and type(value) is int):
       raise UserError(f'{field} of type {kind.__name__}', repr(value), f'set --config.{field}=...')
@@ -127,6 +140,8 @@ def check(study: ml_collections.ConfigDict) -> None:
       raise UserError(f'{field} without repetitions', repr(study[field]), 'name each once')
   config_lib.check(study.base)
   _check_unread(study)
+  declared.check_methods(study, functools.partial(_not_of_a_method, study))
+  declared.check_pairs(study)
   folds = study.base.data.folds
   if not folds and (study.repeats > 1 or study.naive_repeats):
     raise UserError(
@@ -158,6 +173,22 @@ def _check_unread(study: ml_collections.ConfigDict) -> None:
         repr(study[field]),
         'remove it, and set --config.repeats=...',
       )
+
+
+def _not_of_a_method(study: ml_collections.ConfigDict, field: str) -> str:
+  """Why a method may not set a field, in words; '' where it may."""
+  axis = {'model.name': 'models', 'model.width': 'widths', 'model.depth': 'depths'}.get(field)
+  if field == 'train.learning_rate':
+    axis = 'learning_rates' if study.learning_rates else 'tuned_by' if study.tuned_by else None
+  elif field in _SET and field not in protocol.PLAIN:
+    axis = _SET[field]
+  elif field in ('data.imbalance_factor', 'data.profile'):
+    axis = 'imbalance_factors'
+  if axis:
+    return f'every run gets it from {axis}'
+  if field.startswith('data.'):
+    return 'all runs of a unit have the same images'
+  return 'it says where a run is done, not what it is' if is_place(field) else ''
 
 
 def _holds(test: Callable[[Any], bool], value: Any) -> bool:
@@ -283,9 +314,7 @@ def _config(
   config = study.base.copy_and_resolve_references()
   config.model.name, config.model.attention = at['model'], at['variant']
   config.model.width, config.model.depth = float(at['width']), at['depth']
-  for field, value in protocol.METHODS[at['method']].items():
-    section, name = field.split('.')
-    config[section][name] = value
+  declared.apply(config, declared.methods(study)[at['method']])
   factor = float(at['imbalance_factor'])
   config.data.imbalance_factor = factor
   if factor == 1:

@@ -1,9 +1,11 @@
 """What a study compares unless its config says otherwise: variants, methods and significance.
 
+A study config may declare pairs of variants (`pairs`) and methods (`own_methods`) of its own.
 docs/study.md has the protocol in words.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 SIGNIFICANCE = 0.05
@@ -11,8 +13,8 @@ TREATMENTS, CONTROLS = ('csba', 'csba_class'), ('none', 'none_wide')
 FAMILY = tuple((treatment, control) for treatment in TREATMENTS for control in CONTROLS)
 SECONDARY = (('se', 'none'), ('cbam', 'none'), ('none_wide', 'none'))
 
-# what a method sets in the base's config: each of them every field that any of them changes, so
-# that nothing of the base's own method stays; everything else is the same for every run
+# What a method sets in the base's config. Each method sets every field that any of them changes, so
+# that nothing of the base's own method stays. Everything else is the same in every run.
 PLAIN: dict[str, Any] = {
   'loss.name': 'cross_entropy',
   'loss.weights': 'none',
@@ -27,6 +29,21 @@ METHODS: dict[str, dict[str, Any]] = {
   # deferred re-weighting (Cao et al. 2019) of the cross-entropy
   'drw': PLAIN | {'loss.weights': 'effective', 'loss.weights_start': 0.8},
 }
+
+
+def family(config: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+  """The (treatment, control) pairs of a study that are tested as one family.
+
+  Args:
+    config: of the study; `pairs` are its own, FAMILY stands in for none (or for no such field).
+  """
+  own = config.get('pairs') or ()
+  return tuple((treatment, control) for treatment, control in own) or FAMILY
+
+
+def secondary(config: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+  """The pairs that are shown beside the family; none for a study that declares its own pairs."""
+  return () if config.get('pairs') else SECONDARY
 
 
 def too_few_seeds(tests: int, seeds: int) -> str:

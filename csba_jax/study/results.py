@@ -191,7 +191,7 @@ def per_class_f1(record: Record) -> np.ndarray:
   return np.array(record['result']['per_class']['f1'], np.float64)
 
 
-def snapshot(record: Record, at: str, part: str) -> Record | None:
+def conflict_entry(record: Record, at: str, part: str) -> Record | None:
   """The conflict of a part at a snapshot ('0', '0.5', 'loss 0.3'), if it was measured."""
   found = [e for e in record.get('conflict') or () if e['at'] == at and e['part'] == part]
   return found[-1] if found else None
@@ -204,13 +204,15 @@ def gram(entry: Record, scope: str) -> np.ndarray:
     raise UserError(
       f'a Gram of the scope {scope}',
       f'{", ".join(entry.get("grams") or ()) or "none"}',
-      'measure it: run the study anew with this scope',
+      'run the study again and measure this scope',
     )
   classes = (math.isqrt(8 * len(packed) + 1) - 1) // 2
   rows, columns = np.triu_indices(classes)
   if len(packed) != len(rows):
     raise UserError(
-      'C (C + 1) / 2 numbers in a Gram', f'{len(packed)}', 'take this line out and run that anew'
+      'C (C + 1) / 2 numbers in a Gram',
+      f'{len(packed)}',
+      'remove this line and start the study again',
     )
   matrix = np.empty((classes, classes))
   matrix[rows, columns] = matrix[columns, rows] = np.array(packed, np.float64)
@@ -245,7 +247,7 @@ def _check_unique(done: Sequence[Record]) -> None:
       raise UserError(
         'one run for each variant, cell and unit',
         f'runs {seen[key]} and {record["run"]} of the same axes',
-        'take one out; what tells them apart belongs into the axes',
+        'remove one of them; if they differ on purpose, make an axis of the difference',
       )
     seen[key] = record['run']
 
@@ -260,7 +262,7 @@ def _provenance(found: Results, folder: Path, pool: bool) -> list[str]:
   strict += [_mixed(name, (v for v in of if v)) for name, of in versions]
   photos = (r['result'].get('source_sha256') for r in done)  # not kept by runs that only tune
   strict += [_mixed('source_sha256', (str(sha)[:12] for sha in photos if sha))]
-  strict += [*_configs(done), _splits(found)]
+  strict += [*_configs(found), _splits(found)]
   mixed = [words for words in strict if words]
   if mixed and not pool:
     raise UserError(
@@ -282,7 +284,7 @@ def _versions(done: Sequence[Record]) -> list[tuple[str, list[str | None]]]:
   return [(f'versions.{p}', [record['versions'].get(p) for record in done]) for p in packages]
 
 
-def _configs(done: Sequence[Record]) -> list[str]:
+def _configs(found: Results) -> list[str]:
   """Fields in which runs differ, and should not: of all runs, but for those that the grid sets; of
   one cell also these, but for those of variant and unit.
 
@@ -290,29 +292,30 @@ def _configs(done: Sequence[Record]) -> list[str]:
   that came later than a run count as their default, whatever digest its config has.
   """
   groups: dict[tuple, Counter] = {}
-  for record in done:
+  of_run = grid.fields_of_runs(found.study['config'])
+  for record in found.done:
     if not record.get('config'):
       continue
     at, variant = cell(record), record['axes']['variant']
     flat = config_lib.flatten(config_lib.completed(record['config']))
     flat = {field: value for field, value in flat.items() if not grid.is_place(field)}
-    parts = {(): flat.keys() - {*grid.OF_RUN}, (at,): {*grid.OF_RUN} - {*OWN, RATE}}
+    parts = {(): flat.keys() - of_run, (at,): of_run - {*OWN, RATE}}
     for key, fields in (parts | {(at, variant): {RATE}}).items():
       part = json.dumps({field: flat[field] for field in sorted(fields)})
       groups.setdefault(key, Counter())[part] += 1
-  found = []
+  mixed = []
   for key, configs in groups.items():
     parts = [(json.loads(text), count) for text, count in configs.most_common()]
     words = [config_lib.differences(parts[0][0], part) for part, _ in parts[1:]]
     fields = dict.fromkeys(line.split(':')[0] for lines in words for line in lines)
     at, *variant = key or ((),)
     where = ', '.join([*variant, *(f'{axis} {value}' for axis, value in at)])
-    found += [
+    mixed += [
       _mixed(f, (value for c, count in parts for value in [c.get(f)] * count))
       + (f' ({where})' if where else '')
       for f in fields
     ]
-  return found
+  return mixed
 
 
 def _splits(found: Results) -> str:

@@ -1,8 +1,9 @@
 """A study: every run of a grid once, in worker processes, each a line of results.jsonl.
 
-Started again it does what is missing. A run that fails, or takes its process with it, is recorded
-with its error and does not stop the others; the next start tries it again. A study that was killed
-may be started again at once: the workers it leaves stop for themselves, and are waited for.
+Started again, a study does what is missing. A run that fails, or ends its process, is recorded with
+its error and does not stop the others; the next start tries it again. A study that was killed can
+be started again at once: the workers that it leaves behind stop by themselves, and the new start
+waits for them.
 """
 
 import contextlib
@@ -31,7 +32,7 @@ from csba_jax.runtime.signals import StopRequest
 from csba_jax.study import grid, protocol, results, store, study_json, tuning
 
 SCHEMA = store.SCHEMA
-LEFT = 'left'  # status of a run that another process is at: neither done nor failed
+LEFT = 'left'  # status of a run that another process works on: neither done nor failed
 ORPHAN_SECONDS = 120.0  # for a worker of a study that was killed to save its run and to end
 SHAPES_KEPT = 4  # whose compiled programs a worker keeps: hundreds of megabytes each
 
@@ -107,7 +108,7 @@ def too_few_seeds(study: ml_collections.ConfigDict, runs: Sequence[grid.Run]) ->
   if study.base.data.folds or not study.test:
     return []
   cells = {results.cell({'axes': run.axes}) for run in runs}
-  pairs = [pair for pair in protocol.FAMILY if set(pair) <= set(study.variants)]
+  pairs = [pair for pair in protocol.family(study) if set(pair) <= set(study.variants)]
   tests = len(cells) * len(pairs)
   words = protocol.too_few_seeds(tests, study.seeds) if tests else ''
   return [words] if words else []
@@ -227,7 +228,7 @@ class _Place:
     return self.folder / 'runs' / f'{name}.log'
 
   def clear(self, name: str) -> None:
-    """Takes the folder of a finished run away, unless it is to be kept."""
+    """Removes the folder of a finished run, unless it is to be kept."""
     if not self.keep_runs:
       shutil.rmtree(self.workdir(name), ignore_errors=True)
       self.log(name).unlink(missing_ok=True)
@@ -269,7 +270,7 @@ class _Worker:
       return self.failure(f'its process ended with {how}')
 
   def failure(self, words: str) -> dict[str, Any]:
-    """The record of a run that came to nothing."""
+    """The record of a run that failed."""
     return _failure(words, time.monotonic() - self.began)
 
 
@@ -303,7 +304,7 @@ def _work_off(
       ready = wait([workers[i].connection for i in busy], timeout=0.5)
       if stop.requested and not told:
         told = True
-        say('stopping: the runs under way are saved, started again they go on')
+        say('stopping: the runs under way are saved; start the study again to finish them')
         for i in busy:
           with contextlib.suppress(ProcessLookupError):
             os.kill(workers[i].process.pid, signal.SIGTERM)
@@ -402,7 +403,7 @@ def do_run(name: str, config: ml_collections.ConfigDict, place: _Place) -> dict[
     ):
       try:
         with lock_file(workdir, '.lock', ORPHAN_SECONDS):
-          pass  # nobody else is at it
+          pass  # no other process works in it
         if loop.train_and_evaluate(config, str(workdir), stop) is None:
           return None
         found = collect.collect(workdir, place.test)

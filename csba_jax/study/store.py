@@ -21,7 +21,7 @@ UNIT = ('split', 'repeat', 'fold', 'seed')  # axes that every record has, beside
 
 Record = Mapping[str, Any]
 
-_mended: set[Path] = set()  # files that this process has appended to
+_repaired: set[Path] = set()  # files that this process has appended to
 
 
 def append(path: str | os.PathLike, record: Record) -> str | None:
@@ -32,9 +32,9 @@ def append(path: str | os.PathLike, record: Record) -> str | None:
   path = Path(path).absolute()
   line = (strict_json(record) + '\n').encode()
   note = None
-  if path not in _mended:
+  if path not in _repaired:
     note = repair(path)
-    _mended.add(path)
+    _repaired.add(path)
   with writing_to(path.parent):
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
@@ -50,7 +50,7 @@ def append(path: str | os.PathLike, record: Record) -> str | None:
 
 
 def repair(path: str | os.PathLike) -> str | None:
-  """Makes good what a process that was killed while writing, or a `cat` of such files, has left.
+  """Repairs what a process that was killed while writing, or a `cat` of such files, has left.
 
   Every whole record gets a line of its own. A line with anything else goes to PATH.torn; but one
   without any record that is not the last stays, and `load` refuses it.
@@ -103,7 +103,7 @@ def load(path: str | os.PathLike) -> tuple[list[dict[str, Any]], tuple[str, ...]
       raise UserError(
         f'a JSON object on each line of {path}',
         f'a damaged line {line.number}',
-        f'take it out (sed -i {line.number}d FILE) and run the study again: it makes up that run',
+        f'remove it (sed -i {line.number}d FILE) and start the study again: it does that run again',
       )
     records += [_checked(record, f'line {line.number} of {path}') for record in line.records]
     notes += [f'{path.name}: {line.damage}'] if line.damage else []
@@ -227,5 +227,5 @@ def _checked(record: dict[str, Any], where: str) -> dict[str, Any]:
   elif not lacking and record['status'] in ('done', 'failed'):
     return record
   raise UserError(
-    f'a record of csba-study, schema {SCHEMA}, on {where}', found, 'take the line out, or the file'
+    f'a record of csba-study, schema {SCHEMA}, on {where}', found, 'remove the line, or the file'
   )

@@ -16,7 +16,8 @@ from csba_jax.study import grid
 NAME = 'study.json'
 LOCK_SECONDS = 60.0  # until a shard that starts gives up on another one
 # of a study that has begun; the rest are axes, which may grow
-FIXED = ('base', 'name', 'test', 'tuned_by', 'outcome', 'subsets', 'margin', 'smallest_effect')
+FIXED = ('base', 'name', 'test', 'tuned_by', 'outcome', 'pairs')
+FIXED += ('subsets', 'margin', 'smallest_effect')
 
 
 def claim(
@@ -90,7 +91,9 @@ def read(folder: Path) -> dict[str, Any]:
     ) from error
   except (OSError, ValueError, TypeError, KeyError) as error:
     raise UserError(
-      f'a whole {file}', f'a damaged one ({error})', 'bring it back: csba-study writes it'
+      f'a whole {file}',
+      f'a damaged one ({error})',
+      'restore it from a copy, or remove it and start csba-study again',
     ) from error
 
 

@@ -58,7 +58,7 @@ def chosen_rates(study: ml_collections.ConfigDict) -> dict[str, float] | None:
   tuned = results.read(folder)
   found = scores(tuned)
   config = tuned.study['config']
-  if different := _differences(config['base'], study.base):
+  if different := [*_differences(config['base'], study.base), *_other_methods(config, study)]:
     raise UserError(
       f'the base of this study in {folder}', '; '.join(different), 'tune this base, or correct it'
     )
@@ -128,6 +128,17 @@ def _differences(there: Mapping[str, Any], here: ml_collections.ConfigDict) -> l
     for base in (there, here)
   )
   return config_lib.differences(tuned, asked)
+
+
+def _other_methods(there: Mapping[str, Any], here: ml_collections.ConfigDict) -> list[str]:
+  """Own methods that the tuning defined in another way under the same name."""
+  tuned, asked = there.get('own_methods') or {}, here.own_methods
+  both = [name for name in asked if name in tuned]
+  return [
+    f'own_methods.{name}.{words}'
+    for name in both
+    for words in config_lib.differences({**tuned[name]}, {**asked[name]})
+  ]
 
 
 def _seeds_of(tuned: Results) -> set[tuple[str, int]]:

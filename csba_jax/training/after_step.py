@@ -104,6 +104,7 @@ class Task(NamedTuple):
 def _measure_probe(context: Context, state: TrainState) -> None:
   """Conflict on a fixed sample of training images."""
   began = time.monotonic()
+  assert context.probe is not None  # whose plan diagnoses has one
   conflict = context.probe.measure(state)
   context.records.diagnostics_line(context.epoch, conflict, time.monotonic() - began)
 
@@ -122,7 +123,7 @@ def _measure_levels(context: Context, state: TrainState) -> None:
   that mean only decides whether the loss is measured at all: see NEAR.
   """
   progress, job = context.records.progress, context.job
-  if not job.plan.levels_at(np.mean(progress.losses) / NEAR, progress.levels):
+  if not job.plan.levels_at(float(np.mean(progress.losses)) / NEAR, progress.levels):
     return
   settled = _settled(context, state)
   loss = diagnose.training_loss(settled, job.config, job.data, context.stop.check)

@@ -345,8 +345,8 @@ def test_cells_are_counted(tmp_path):
   found = claim(analysed(tmp_path, *made), 'improves')
   assert found.verdict == UNDECIDED
   assert found.sentences[-1] == (
-    'csba: supported in 1 of 2 cells, not supported in 1, undecided in 0, so undecided over all '
-    'cells.'
+    'csba: supported in 1 of 2 conditions, not supported in 1, undecided in 0, so undecided over '
+    'all conditions.'
   )
 
 
@@ -440,7 +440,7 @@ def test_no_interval_ends_where_its_number_cannot_be(tmp_path, monkeypatch, opti
 def test_the_ratio_is_of_test_images_to_the_rest_of_the_set(tmp_path):
   made = simulated.make(seeds=2, folds=3, variants=TWO)
   study = comparisons.Study(written(tmp_path, *made), 499)
-  comparison = comparisons.compare(study, study.cells[0], ('csba', 'none'), 'macro_f1')
+  comparison = comparisons.compare_outcome(study, study.cells[0], ('csba', 'none'), 'macro_f1')
   by = {
     (r['axes']['variant'], r['axes']['repeat'], r['axes']['fold']): r['result']['macro_f1']
     for r in made[1]
@@ -643,7 +643,7 @@ def test_losses_that_are_too_far_apart_are_not_matched(tmp_path, full):
   assert far.difference.high < 0
   both = [
     [
-      results.snapshot(r, 'loss 0.3', 'train')['loss']
+      results.conflict_entry(r, 'loss 0.3', 'train')['loss']
       for r in records
       if r['axes']['variant'] == variant
     ]
@@ -707,7 +707,7 @@ def test_without_measurements_there_is_still_a_report(tmp_path):
   for record in records:
     del record['conflict'], record['branches']
   found = analysed(tmp_path, about, records)
-  assert (found.conflict, found.links, found.flows, found.decoupling) == ((), (), (), ())
+  assert (found.conflict, found.links, found.flows, found.branch_similarity) == ((), (), (), ())
   assert claim(found, 'Less conflict goes').verdict == UNDECIDED
   assert len(found.scores) == 2
 
@@ -795,7 +795,7 @@ def test_a_variant_alone_is_its_conflict_against_its_f1(tmp_path):
   alone = next(link for link in found.links if 'cosine' in link.measure)
   assert (alone.treatment, alone.control, alone.verdict) == ('none', 'none', '')
   for s, record in enumerate(records):
-    gram = results.gram(results.snapshot(record, '1', 'train'), 'common')
+    gram = results.gram(results.conflict_entry(record, '1', 'train'), 'common')
     norms = np.sqrt(np.diag(gram))
     for c in range(4):
       cosines = [gram[c, d] / (norms[c] * norms[d]) for d in range(4) if d != c]
@@ -825,7 +825,9 @@ def test_link_points_are_the_differences_of_one_unit(tmp_path):
     treated, control = by['csba', seed], by['none', seed]
     f1 = [np.array(r['result']['per_class']['f1']) for r in (treated, control)]
     np.testing.assert_allclose(interfering.gain[seed], f1[0] - f1[1])
-    grams = [results.gram(results.snapshot(r, '1', 'train'), 'common') for r in (treated, control)]
+    grams = [
+      results.gram(results.conflict_entry(r, '1', 'train'), 'common') for r in (treated, control)
+    ]
     own = [conflict_lib.interference(g, simulated.PRIOR) for g in grams]
     np.testing.assert_allclose(interfering.reduction[seed], own[1] - own[0])
     negative = []
@@ -839,7 +841,7 @@ def conflicts_of(records, variant, at, scope):
   """Conflict objects of single runs, to be averaged by hand."""
   found = []
   for record in (r for r in records if r['axes']['variant'] == variant):
-    gram = results.gram(results.snapshot(record, at, 'train'), scope)
+    gram = results.gram(results.conflict_entry(record, at, 'train'), scope)
     found.append(
       Conflict(
         scopes=('shared',),
@@ -860,7 +862,7 @@ def conflicts_of(records, variant, at, scope):
 
 def test_matrices_and_flows_are_means_of_runs(tmp_path):
   about, records = simulated.make(seeds=3, variants=TWO)
-  broken = results.snapshot(records[0], '1', 'train')
+  broken = results.conflict_entry(records[0], '1', 'train')
   broken['grams']['shared'] = [
     None if i in (3, 6, 8, 9) else v for i, v in enumerate(broken['grams']['shared'])
   ]
@@ -879,14 +881,16 @@ def test_matrices_and_flows_are_means_of_runs(tmp_path):
   flows = [flow_lib.flow(c) for c in alone]
   np.testing.assert_allclose(flow.norms, np.nanmean([f.norms[0] for f in flows], 0))
   np.testing.assert_allclose(flow.shares, np.nanmean([f.shares[0] for f in flows], 0))
-  entries = [results.snapshot(r, '1', 'train') for r in records if r['axes']['variant'] == 'none']
+  entries = [
+    results.conflict_entry(r, '1', 'train') for r in records if r['axes']['variant'] == 'none'
+  ]
   assert flow.loss == pytest.approx(np.mean([e['loss'] for e in entries]))
   rate = np.mean([e['scopes']['stage2']['conflict_rate'] for e in entries])
   assert flow.scopes['stage2']['conflict_rate'] == pytest.approx(rate)
 
 
-def test_decoupling(full):
-  by = {(d.variant, d.at): d for d in full.decoupling}
+def test_similarity_of_branches(full):
+  by = {(d.variant, d.at): d for d in full.branch_similarity}
   assert set(by) == {(v, at) for v in simulated.VARIANTS for at in ('0', '1')}
   csba, none = by['csba', '1'], by['none', '1']
   assert csba.cka.keys() == {'stage1/block1', 'stage2/block1', 'stage3/block1'}
@@ -897,20 +901,21 @@ def test_decoupling(full):
   np.testing.assert_allclose(csba.gates['stage1/block1'][0], [0.4, 0.5, 0.5, 0.6])
 
 
-def test_likeness_of_the_branches_is_compared_with_none(tmp_path):
+def test_similarity_of_the_branches_is_compared_with_none(tmp_path):
   about, records = simulated.make(seeds=3, variants=('none', 'se', 'csba'))
   lacking = next(r for r in records if r['axes'] | {'variant': 'se', 'seed': 1} == r['axes'])
   lacking['branches'] = [e for e in lacking['branches'] if e['at'] != '1']
   found = analysed(tmp_path, about, records)
   blocks = ('stage1/block1', 'stage2/block1', 'stage3/block1')
-  pairs = [(c.treatment, c.control, c.outcome) for c in found.likeness]
+  pairs = [(c.treatment, c.control, c.outcome) for c in found.similarity_differences]
   assert pairs == [(t, 'none', f'CKA of {b}') for t in ('csba', 'se') for b in blocks]
   by = {(r['axes']['variant'], r['axes']['seed']): r['branches'][-1] for r in records}
-  last = found.likeness[2]
+  last = found.similarity_differences[2]
   values = [[by[v, s]['cka'][blocks[2]][0][1] for s in range(3)] for v in ('csba', 'none')]
   assert last.difference.value == pytest.approx(np.mean(np.subtract(*values)))
   assert (last.treatment_mean, last.control_mean) == pytest.approx(np.mean(values, 1))
-  assert (last.verdict, last.difference.n, found.likeness[-1].difference.n) == ('', 3, 2)
+  assert (last.verdict, last.difference.n) == ('', 3)
+  assert found.similarity_differences[-1].difference.n == 2
   assert 'CKA of stage3/block1' in markdown.render(found).partition('## Conflict reduction')[0]
 
 
@@ -1021,7 +1026,7 @@ def test_cells_are_told_apart_in_words(tmp_path):
     record['axes'] |= {'depth': 2}
     record['run'] += '-d2'
   study = comparisons.Study(written(tmp_path, about, records + more), 499)
-  words = [study.describe(dict(cell)) for cell in study.cells]
+  words = [study.condition(dict(cell)) for cell in study.cells]
   assert words == ['cross entropy, depth 1', 'cross entropy, depth 2']
 
 
@@ -1122,7 +1127,7 @@ def test_sentences_and_tables_name_a_condition_alike(tmp_path):
     record['run'] += '-if1'
   study = comparisons.Study(written(tmp_path, about, records + more), 499)
   cells = [dict(cell) for cell in study.cells]
-  assert [study.describe(cell) for cell in cells] == [
+  assert [study.condition(cell) for cell in cells] == [
     'balanced softmax, imbalance factor 1',
     'balanced softmax, imbalance factor 33',
   ]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from csba_jax.analysis import findings
-from csba_jax.report.study import markdown, page
+from csba_jax.report.study import write
 from csba_jax.study import results
 
 pytestmark = pytest.mark.slow
@@ -42,7 +42,7 @@ def near(x, y):
 def test_reports_are_those_of_the_results(name):
   folder = ROOT / 'results' / name
   found = findings.analyse(results.read(folder))
-  for file, text in (('report.md', markdown.render(found)), ('report.html', page.render(found))):
+  for file, text in write.files(found).items():
     committed = (folder / file).read_text(encoding='utf-8')
     lines = itertools.zip_longest(committed.splitlines(), text.splitlines(), fillvalue='')
     # not the whole texts: pytest would be minutes over their differences

@@ -118,7 +118,7 @@ def test_the_result_is_that_of_the_run(workdir, found):
 
 
 def test_grams_come_back_from_their_upper_triangles(found, whole):
-  entry = results.snapshot(found, '1', 'train')
+  entry = results.conflict_entry(found, '1', 'train')
   assert set(entry['grams']) == {'shared', 'common', *multibranch.BRANCHES}
   shared = results.gram(entry, 'shared')
   np.testing.assert_allclose(shared, whole.gram('shared'), rtol=CLOSE)
@@ -132,7 +132,7 @@ def test_grams_come_back_from_their_upper_triangles(found, whole):
     own = sum(whole.gram(name) for name in names if f'/{branch}/' in name)
     np.testing.assert_allclose(results.gram(entry, branch), own, rtol=CLOSE)
   for at, part in (('1', 'val'), ('0', 'train'), ('tested', 'train')):
-    assert set(results.snapshot(found, at, part)['grams']) == {'shared', 'common'}
+    assert set(results.conflict_entry(found, at, part)['grams']) == {'shared', 'common'}
   assert (results.gram(entry, 'common') != shared).any()  # the gates of csba are not in it
 
 
@@ -154,7 +154,7 @@ def test_numbers_of_an_entry(workdir, found):
 
 def test_scopes_are_summaries_of_sums_of_layers(found, whole):
   """Stages add up to common, and branches to all of it but stem and projections."""
-  entry = results.snapshot(found, '1', 'train')
+  entry = results.conflict_entry(found, '1', 'train')
   stages, branches = ['stem', 'stage1', 'stage2', 'stage3'], list(multibranch.BRANCHES)
   assert sorted(entry['scopes']) == sorted(['shared', 'common', *stages, *branches])
   of_control = common(layers('none'))

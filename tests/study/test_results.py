@@ -143,7 +143,7 @@ def test_a_damaged_line_in_the_middle_is_an_error(tmp_path, made):
   file = folder / 'results.jsonl'
   lines = lines_of(file)
   file.write_text('\n'.join([lines[0], lines[1][:-9], *lines[2:]]) + '\n')
-  with pytest.raises(UserError, match='damaged line 2; to fix it: take it out .sed -i 2d'):
+  with pytest.raises(UserError, match='damaged line 2; to fix it: remove it .sed -i 2d'):
     results.read(folder)
 
 
@@ -544,10 +544,10 @@ def test_outcomes(new):
 
 def test_snapshots_and_grams(new):
   record = new[1][0]
-  entry = results.snapshot(record, 'loss 0.3', 'val')
+  entry = results.conflict_entry(record, 'loss 0.3', 'val')
   assert (entry['at'], entry['part']) == ('loss 0.3', 'val')
-  assert results.snapshot(record, '0.7', 'val') is None
-  assert results.snapshot(failed(record), '1', 'val') is None
+  assert results.conflict_entry(record, '0.7', 'val') is None
+  assert results.conflict_entry(failed(record), '1', 'val') is None
   entry['grams']['common'] = [1, 2, None, 4, 5, 6]
   wanted = np.array([[1, 2, np.nan], [2, 4, 5], [np.nan, 5, 6]])
   np.testing.assert_array_equal(results.gram(entry, 'common'), wanted)

@@ -409,7 +409,7 @@ def test_a_stopped_study_goes_on_and_ends_as_if_undisturbed(driver, tmp_path):
   code, out, err = finish(process)
   assert code == 75, err
   assert out == f'0 runs done, 0 failed, 1 missing in {folder}\n'
-  assert 'stopping: the runs under way are saved, started again they go on' in err
+  assert 'stopping: the runs under way are saved; start the study again to finish them' in err
   assert not (folder / 'results.jsonl').exists()
   assert 'saved, start again to go on' in (folder / 'runs/s0.log').read_text()
   code, out, err = finish(binary(folder, *arguments, '--keep_runs'))

@@ -6,14 +6,15 @@ import numpy as np
 
 from csba_jax.analysis import wording
 from csba_jax.analysis.conflict import SMALLEST_CORRELATION
-from csba_jax.analysis.findings import Comparison, Design, Findings, Link
+from csba_jax.analysis.findings import Findings
+from csba_jax.analysis.types import Comparison, Link, SizeGuide
 from csba_jax.report.study import figures, tables
 from csba_jax.report.study.blocks import Block, Figure, Fold, Section, Table, Text
 
 
 def sections(findings: Findings) -> list[Section | None]:
-  """Links, design, Mantel tests, noise floor and leak, in this order; None where there is none."""
-  parts = (_links, _design, _mantel, _noise, _leak)
+  """Links, size guide, Mantel tests, noise floor and leak, in this order; None without numbers."""
+  parts = (_links, _size_guide, _mantel, _noise, _leak)
   return [part(findings) for part in parts]
 
 
@@ -56,10 +57,11 @@ def _links(findings: Findings) -> Section | None:
   ]
   estimates = [e for link in findings.links for e in (link.within, link.across)]
   caption = (
-    'Does less conflict go with more F1? Within class: correlation over units, mean over classes,'
-    ' which the size of a class cannot explain. Across classes: correlation of the means over'
-    ' units. Only rows with a verdict enter a claim. Within a variant: less conflict against more'
-    ' F1 among runs of one net, what needs no treatment; p is not corrected for the number of rows.'
+    'Does less conflict go with more F1? Within class: correlation over units, mean over classes;'
+    ' the size of a class cannot explain it. Across classes: correlation of the means over units.'
+    ' Only rows with a verdict enter a claim. Rows within a variant: less conflict against more F1'
+    ' among runs of one net, where no treatment is involved. p is not corrected for the number of'
+    ' rows.'
     f' Method: {wording.methods(estimates)}.'
   )
   table = Table(caption, head, rows, 2 + several)
@@ -85,13 +87,13 @@ def _link(findings: Findings, link: Link, name: str) -> Figure:
   return Figure(caption, lambda: figures.link(findings, link))
 
 
-def _design(findings: Findings) -> Section | None:
-  if not findings.design:
+def _size_guide(findings: Findings) -> Section | None:
+  if not findings.size_guides:
     return None
   text = Text(
     f'Conflict (common parameters, training images) of nets that differ in width and depth alone,'
-    f' against {wording.clean(findings.outcome)}: is a net of less conflict the better one, and '
-    'is it seen early?'
+    f' against {wording.clean(findings.outcome)}: does the net with less conflict do better, and'
+    ' can this be seen early in training?'
   )
   head = ['variant', 'measure', 'snapshot', 'sizes', 'correlation', 'p']
   rows = [
@@ -103,21 +105,21 @@ def _design(findings: Findings) -> Section | None:
       wording.number(d.correlation.value, 2, signed=True),
       wording.probability(d.correlation.p),
     ]
-    for d in findings.design
+    for d in findings.size_guides
   ]
   caption = (
     'Rank correlation over sizes; p from permuted sizes, not corrected for their number.'
-    f' Method: {wording.methods([d.correlation for d in findings.design])}.'
+    f' Method: {wording.methods([d.correlation for d in findings.size_guides])}.'
   )
   blocks = [text, Table(caption, head, rows, 3)]
-  for variant in dict.fromkeys(d.variant for d in findings.design):
-    blocks.append(_sizes(findings, [d for d in findings.design if d.variant == variant]))
-  return Section('Conflict as a guide to depth and width', 'design', blocks)
+  for variant in dict.fromkeys(d.variant for d in findings.size_guides):
+    blocks.append(_sizes(findings, [d for d in findings.size_guides if d.variant == variant]))
+  return Section('Conflict as a guide to depth and width', 'size-guide', blocks)
 
 
-def _sizes(findings: Findings, designs: Sequence[Design]) -> Table:
+def _sizes(findings: Findings, guides: Sequence[SizeGuide]) -> Table:
   """Conflict by snapshot and the outcome of each size of one variant."""
-  shown = [d for d in designs if d.measure == 'head_tail_conflict']
+  shown = [d for d in guides if d.measure == 'head_tail_conflict']
   head = [
     'size',
     *(f'conflict, {wording.snapshot(d.at)}' for d in shown),
@@ -159,16 +161,17 @@ def _mantel(findings: Findings) -> Section | None:
 
 def _noise(findings: Findings) -> Section | None:
   text = (
-    'A variant against itself, one half of its units against the other: an effect of this size'
-    ' needs no cause.'
+    'A variant against itself: one half of its units is compared with the other half. Chance alone'
+    ' makes differences of this size.'
   )
   return _contrast(findings, findings.noise, 'Noise floor', 'noise', text)
 
 
 def _leak(findings: Findings) -> Section | None:
   text = (
-    'Leak between training and test images: the naive split against folds that keep images of one'
-    ' group together (treatment: naive, control: grouped). Positive: the naive split flatters.'
+    'Leak between training and test images: the naive split against folds that keep the images of'
+    ' one group together (treatment: naive, control: grouped). A positive difference shows that the'
+    ' naive split makes a net look better than it is.'
   )
   title = 'Naive split against grouped folds'
   return _contrast(findings, findings.leak, title, 'leak', text)

@@ -26,6 +26,13 @@ class Verdict(NamedTuple):
   sentences: Sequence[str]
 
 
+class Finding(NamedTuple):
+  """What one verdict means, in one sentence."""
+
+  verdict: str
+  sentence: str
+
+
 class Table(NamedTuple):
   """Rows of text; the first `left` columns are words, the others numbers."""
 
@@ -36,13 +43,14 @@ class Table(NamedTuple):
 
 
 class Figure(NamedTuple):
-  """A picture on the page; in Markdown its numbers, where there are any, take its place."""
+  """A picture on the page; in Markdown its file or its numbers take its place, if there are any."""
 
   caption: str  # what it shows, n and interval level
   draw: Callable[[], Sequence[str]]  # SVG elements, side by side where there is room
   numbers: Sequence[Table] = ()
   on_page: bool = True  # numbers also on the page, folded away; else the picture shows them
   key: str = ''  # what the colours of the picture mean
+  file: str = ''  # beside the report, which Markdown shows in place of numbers
 
 
 class Code(NamedTuple):
@@ -59,7 +67,7 @@ class Fold(NamedTuple):
   page_only: bool = False  # too much for Markdown
 
 
-Block = Text | Items | Verdict | Table | Figure | Code | Fold
+Block = Text | Items | Verdict | Finding | Table | Figure | Code | Fold
 
 
 class Section(NamedTuple):

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from csba_jax.analysis import wording
-from csba_jax.analysis.findings import Findings, Score
+from csba_jax.analysis.findings import Findings
+from csba_jax.analysis.types import Score
 from csba_jax.report.study import associations, figures, measurements
 from csba_jax.report.study import tables as tables_lib
 from csba_jax.report.study.blocks import (
   Block,
   Code,
   Figure,
+  Finding,
   Fold,
   Items,
   Section,
@@ -21,6 +23,7 @@ from csba_jax.report.study.blocks import (
   Verdict,
 )
 
+FOREST = 'forest.svg'  # the picture of the summary, in a file of its own for Markdown
 _KNOWN = ('runs', 'failed', 'seconds', 'devices', 'commits', 'commands', 'versions', 'config')
 
 
@@ -34,12 +37,25 @@ def question(findings: Findings) -> str:
   outcome = wording.metric(findings.outcome)
   common = wording.constant(findings.cells)
   held = f' The same in all runs: {common}.' if common else ''
-  return (
+  asked = (
     'Does Class-Specific Branch Attention (CSBA) classify long-tailed data better than networks'
-    f' without it, and does it do so because it reduces the conflict between the gradients of the'
-    f' classes? Primary outcome: {outcome} on the test images. Variants are compared in pairs:'
-    f' same split, same repeat, same fold, same seed.{held}'
+    ' without it, and does it do so because it reduces the conflict between the gradients of the'
+    ' classes?'
   )
+  if _own_pairs(findings):
+    pairs = [f'{wording.clean(t)} with {wording.clean(c)}' for t, c in findings.pairs]
+    asked = (
+      f'This study compares pairs of variants of its own: {"; ".join(pairs)}. The first pair'
+      ' decides every link of the argument below.'
+    )
+  return (
+    f'{asked} Primary outcome: {outcome} on the test images. Two variants are compared in runs of'
+    f' the same split, repeat, fold and seed.{held}'
+  )
+
+
+def _own_pairs(findings: Findings) -> bool:
+  return bool(findings.about.get('config', {}).get('pairs'))
 
 
 def sections(findings: Findings) -> list[Section]:
@@ -60,13 +76,40 @@ def sections(findings: Findings) -> list[Section]:
 
 
 def _summary(findings: Findings) -> Section:
+  """A sentence for each link, a picture of the primary differences, and the rest folded away."""
   # overall first, the others in the order of the argument
   claims = sorted(findings.claims, key=lambda claim: 'overall' not in claim.title.lower())
-  blocks = [
+  blocks: list[Block] = [Finding(c.verdict, wording.clean(c.plain)) for c in claims if c.plain]
+  if forest := _forest(findings):
+    blocks.append(forest)
+  behind = [
     Verdict(wording.clean(c.title), c.verdict, [wording.clean(s) for s in c.sentences])
     for c in claims
   ]
+  if behind:
+    blocks.append(Fold('Every comparison behind these verdicts', behind))
   return Section('Summary', 'summary', blocks)
+
+
+def _forest(findings: Findings) -> Figure | None:
+  """The family of primary comparisons in one picture; None without any."""
+  found = [c for c in findings.comparisons if c.verdict]
+  if not found:
+    return None
+  outcome = wording.metric(findings.outcome)
+  smallest = tables_lib.setting(findings, 'smallest_effect')
+  shade = f' Shaded: differences smaller than {smallest:g}, too small to matter.'
+  caption = (
+    f'Primary differences of {outcome}, treatment − control, with their intervals;'
+    f' {wording.level(c.difference for c in found)}. Right of the line at 0 the treatment is'
+    f' better.{shade * bool(smallest)}'
+  )
+  title = f'Primary differences of {outcome}'
+  return Figure(
+    caption,
+    lambda: figures.forest(found, title=title, axis=f'difference of {outcome}', band=smallest),
+    file=FOREST,
+  )
 
 
 def _notes(findings: Findings) -> Section:
@@ -106,7 +149,13 @@ def _scores(findings: Findings) -> Section | None:
     ' the smallest third of the classes.',
     'small',
   )
+  own = [
+    f'{wording.axis(name)}: {", ".join(f"{field} = {value}" for field, value in changes.items())}'
+    for name, changes in findings.methods.items()
+  ]
+  methods = [Text('Methods of this study alone, and what they set:', 'small'), Items(own, 'small')]
   blocks = [table, *tables_lib.reasons(estimates), groups, *tables_lib.groups(findings)]
+  blocks += methods if own else []
   return Section('Scores', 'scores', blocks)
 
 
@@ -130,9 +179,14 @@ def _differences(findings: Findings) -> Section | None:
     ),
     key=band,
   )
+  family = (
+    'those of the pairs that the study declares'
+    if _own_pairs(findings)
+    else 'those of CSBA with the network without attention and with the wider one'
+  )
   text = (
-    'p (Holm) is adjusted over the family of primary comparisons, those of CSBA with the network'
-    f' without attention and with the wider one; {wording.NONE}: not of the family, or no test.'
+    f'p (Holm) is adjusted over the family of primary comparisons, {family};'
+    f' {wording.NONE}: not of the family, or no test.'
   )
   caption = f'Paired differences of {outcome}. {text}'
   table = tables_lib.comparison_table(findings, found, caption, adjusted=True)
@@ -149,9 +203,9 @@ def _offsets(findings: Findings) -> Section | None:
   margin = tables_lib.setting(findings, 'margin')
   limit = f' by more than the margin of {margin:g}' if margin else ''
   text = Text(
-    f'Does CSBA cost anything elsewhere? Non-inferiority is supported where the whole interval'
-    f' lies above {wording.number(-margin, 3) if margin else "the margin"}: then the treatment is'
-    f' not worse{limit}. p is that of no difference at all.'
+    'Does the treatment cost anything elsewhere? Non-inferiority is supported where the whole'
+    f' interval lies above {wording.number(-margin, 3) if margin else "the margin"}: then the'
+    f' treatment is not worse{limit}. p is that of no difference at all.'
   )
   names = ' and of '.join(dict.fromkeys(map(wording.outcome, findings.offsets)))
   shaded = 'Shaded: the margin on both sides of zero.' if margin else ''

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from csba_jax.analysis import wording
-from csba_jax.analysis.findings import Comparison, Decoupling, Findings, Flow, Link, Matrix, Score
+from csba_jax.analysis.findings import Findings
 from csba_jax.analysis.stats import Estimate
+from csba_jax.analysis.types import BranchSimilarity, Comparison, Link, Matrix, MeanFlow, Score
 from csba_jax.gradients.plots import color_limit
 from csba_jax.report.study import svg
 
@@ -22,8 +23,11 @@ def order(findings: Findings, cell: Mapping[str, Any]) -> np.ndarray:
 
 
 def before_and_after(findings: Findings) -> tuple[str, str]:
-  """The control and the treatment whose matrices are set side by side."""
+  """The control and the treatment whose matrices are set side by side: those of the first pair."""
   names = findings.variants
+  if findings.pairs and set(findings.pairs[0]) <= set(names):
+    treatment, control = findings.pairs[0]
+    return control, treatment
   control = 'none' if 'none' in names else (names[0] if names else '')
   others = [name for name in names if name != control]
   return control, 'csba' if 'csba' in others else (others[0] if others else '')
@@ -59,6 +63,19 @@ def contrasts(
     ]
     drawn.append(svg.dots(labels, series, title=title, axis=axis, zero=True, band=band))
   return drawn
+
+
+def forest(
+  comparisons: Sequence[Comparison], *, title: str, axis: str, band: float = 0.0
+) -> list[str]:
+  """Differences with intervals in one picture: a row for each comparison, with its numbers."""
+  cells = [c.cell for c in comparisons]  # what does not vary among them need not be said
+  labels, notes = [], []
+  for c in comparisons:
+    labels.append(', '.join(filter(None, [wording.versus(c), wording.cell(c.cell, cells)])))
+    notes.append(wording.interval(c.difference, signed=True, limits=c.limits))
+  series = [svg.Series('difference', [triple(c.difference) for c in comparisons], 4)]
+  return [svg.dots(labels, series, title=title, axis=axis, zero=True, band=band, notes=notes)]
 
 
 def by_outcome(
@@ -134,7 +151,7 @@ def confusions(findings: Findings, scores: Sequence[Score]) -> list[str]:
 
 
 def over_snapshots(
-  findings: Findings, flows: Sequence[Flow], scope: str, snapshots: Sequence[str]
+  findings: Findings, flows: Sequence[MeanFlow], scope: str, snapshots: Sequence[str]
 ) -> list[str]:
   """Small multiples: each measure over the snapshots, a line for each variant."""
   variants = [v for v in findings.variants if any(f.variant == v for f in flows)]
@@ -180,7 +197,7 @@ def differences_over_snapshots(findings: Findings, found: Sequence[Comparison]) 
   return drawn
 
 
-def by_class(findings: Findings, flows: Sequence[Flow], what: str) -> list[str]:
+def by_class(findings: Findings, flows: Sequence[MeanFlow], what: str) -> list[str]:
   """Norms (on a logarithmic axis) or shares of the batch gradient, class by class."""
   norms = what == 'norms'
   series = [
@@ -197,7 +214,7 @@ def by_class(findings: Findings, flows: Sequence[Flow], what: str) -> list[str]:
   return [svg.dots(labels, series, title=title, axis=axis, log=norms, zero=not norms)]
 
 
-def by_scope(findings: Findings, flows: Sequence[Flow]) -> list[str]:
+def by_scope(findings: Findings, flows: Sequence[MeanFlow]) -> list[str]:
   """Head-tail conflict in each stage and each branch."""
   scopes = list(dict.fromkeys(scope for flow in flows for scope in flow.scopes))
   series = [
@@ -213,7 +230,7 @@ def by_scope(findings: Findings, flows: Sequence[Flow]) -> list[str]:
   return [svg.dots(labels, series, title='Head-tail conflict by scope', axis=axis, zero=True)]
 
 
-def by_block(findings: Findings, found: Sequence[Decoupling], what: str) -> list[str]:
+def by_block(findings: Findings, found: Sequence[BranchSimilarity], what: str) -> list[str]:
   """CKA between branches or spread of the gates, block by block."""
   cka = what == 'cka'
   values = [(one, one.cka if cka else one.gate_spread) for one in found]

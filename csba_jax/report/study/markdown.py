@@ -1,5 +1,6 @@
 """A study's report as Markdown: for a terminal, and for GitHub."""
 
+import html
 import re
 import textwrap
 from collections.abc import Sequence
@@ -7,7 +8,17 @@ from collections.abc import Sequence
 from csba_jax.analysis import wording
 from csba_jax.analysis.findings import Findings
 from csba_jax.report.study import content
-from csba_jax.report.study.blocks import Block, Code, Figure, Fold, Items, Table, Text, Verdict
+from csba_jax.report.study.blocks import (
+  Block,
+  Code,
+  Figure,
+  Finding,
+  Fold,
+  Items,
+  Table,
+  Text,
+  Verdict,
+)
 
 WIDTH = 100  # of paragraphs
 _SPECIAL = re.compile(
@@ -26,7 +37,7 @@ def render(findings: Findings) -> str:
   """The whole report; text of users is escaped, so that it stays text."""
   parts = [f'# {escape(content.title(findings))}', _paragraph(content.question(findings))]
   for section in content.sections(findings):
-    blocks = _blocks(section.blocks, 3)
+    blocks = _blocks(section.blocks)
     if blocks:
       parts += [f'## {escape(section.title)}', *blocks]
   return '\n\n'.join(parts) + '\n'
@@ -39,11 +50,11 @@ def escape(text: str) -> str:
   return _TAG.sub(lambda match: '&lt;' if match.group() == '<' else '&gt;', text)
 
 
-def _blocks(blocks: Sequence[Block], depth: int) -> list[str]:
-  return [part for block in blocks for part in _block(block, depth)]
+def _blocks(blocks: Sequence[Block]) -> list[str]:
+  return [part for block in blocks for part in _block(block)]
 
 
-def _block(block: Block, depth: int) -> list[str]:
+def _block(block: Block) -> list[str]:
   match block:
     case Text(text, kind):
       return [_paragraph(text, '> ' if kind == 'note' else '')]
@@ -53,19 +64,24 @@ def _block(block: Block, depth: int) -> list[str]:
       mark = f': **{escape(verdict.upper())}**' if verdict else ''
       head = _wrapped(f'**{escape(title)}**{mark}', '- ', '  ')
       return ['\n'.join([head, *(_paragraph(s, '  - ', '    ') for s in sentences)])]
+    case Finding(verdict, sentence):
+      return [_wrapped(f'**{escape(verdict.upper())}** {escape(sentence)}', '- ', '  ')]
     case Table():
       return [_paragraph(block.caption), _table(block)]
+    case Figure(caption) if block.file:
+      return [f'![{block.file.partition(".")[0]} plot]({block.file})', _paragraph(caption)]
     case Figure(caption, _, [table]):
       return [_paragraph(caption), _table(table)]
     case Figure(caption, _, [*tables]):
-      return [_paragraph(caption), *_blocks(tables, depth)] if tables else []
+      return [_paragraph(caption), *_blocks(tables)] if tables else []
     case Code(text):
       return [_code(text)]
     case Fold(title, _, True):
       return [_paragraph(f'{title}: in report.html.')]
     case Fold(title, inside):
-      made = _blocks(inside, min(depth + 1, 6))
-      return [f'{"#" * depth} {escape(title)}', *made] if made else []
+      made = _blocks(inside)
+      head = f'<details>\n<summary>{html.escape(wording.clean(title))}</summary>'
+      return [head, *made, '</details>'] if made else []
 
 
 def _paragraph(text: str, first: str = '', later: str | None = None) -> str:

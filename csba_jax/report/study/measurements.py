@@ -5,10 +5,12 @@ from typing import Any
 
 from csba_jax.analysis import wording
 from csba_jax.analysis.conflict import FARTHEST_LOSS
-from csba_jax.analysis.findings import Comparison, Decoupling, Findings, Flow, Matrix
+from csba_jax.analysis.findings import Findings
+from csba_jax.analysis.types import BranchSimilarity, Comparison, Matrix, MeanFlow
 from csba_jax.report.study import figures
 from csba_jax.report.study import tables as tables_lib
 from csba_jax.report.study.blocks import Block, Figure, Fold, Section, Table, Text
+from csba_jax.run.records import TESTED
 
 _GLOSSARY = (
   'Conflict: a negative cosine between two class gradients. Head-tail conflict: the share of pairs'
@@ -29,12 +31,12 @@ _MOST_FOLDED = 24  # pairs of matrices in the details
 
 
 def sections(findings: Findings) -> list[Section | None]:
-  """Matrices, snapshots, flow and decoupling, in this order; None for what was not measured."""
+  """Matrices, snapshots, flow and branches, in this order; None for what was not measured."""
   return [
     _matrices(findings),
     _snapshots(findings),
     _flow(findings),
-    _decoupling(findings),
+    _branch_similarity(findings),
   ]
 
 
@@ -58,7 +60,7 @@ def _matrices(findings: Findings) -> Section | None:
   if not pairs:
     return None
   pairs.sort(key=lambda pair: pair[:2])
-  anew = any(flow.at == wording.TESTED for flow in findings.flows)  # else a note says how
+  anew = any(flow.at == TESTED for flow in findings.flows)  # else a note says how
   glossary = _GLOSSARY + _STATISTICS * anew
   blocks: list[Block] = [Text(glossary, 'small'), *tables_lib.groups(findings)]
   most = _MOST_FOLDED if len(findings.class_names) <= 20 else 0
@@ -75,7 +77,7 @@ def _matrices(findings: Findings) -> Section | None:
     blocks.append(
       Fold(f'Other snapshots, parts, scopes, variants and methods{rest}', folded, page_only=True)
     )
-  return Section('Conflict matrices before and after CSBA', 'matrices', blocks)
+  return Section('Conflict matrices, control and treatment', 'matrices', blocks)
 
 
 def _pair_of_matrices(
@@ -116,7 +118,7 @@ def _snapshots(findings: Findings) -> Section | None:
 
 
 def _curves(
-  findings: Findings, cell: Mapping[str, Any], flows: Sequence[Flow], scope: str
+  findings: Findings, cell: Mapping[str, Any], flows: Sequence[MeanFlow], scope: str
 ) -> list[Block]:
   """The measures over the run, and at equal training loss."""
   flows = [flow for flow in flows if flow.scopes.get(scope)]
@@ -125,7 +127,7 @@ def _curves(
     snapshots = sorted(
       {f.at for f in flows if wording.matched(f.at) == matched}, key=wording.by_snapshot
     )
-    drawn = [at for at in snapshots if at != wording.TESTED]  # which lies somewhere before the end
+    drawn = [at for at in snapshots if at != TESTED]  # which lies somewhere before the end
     if not drawn:
       continue
     place = ', '.join(
@@ -259,7 +261,7 @@ def _flow(findings: Findings) -> Section | None:
   return Section('Gradient flow', 'flow', [*blocks, *folded]) if blocks else None
 
 
-def _flow_figures(findings: Findings, flows: Sequence[Flow]) -> list[Block]:
+def _flow_figures(findings: Findings, flows: Sequence[MeanFlow]) -> list[Block]:
   place = tables_lib.place(findings, flows[0], None)
   labels = figures.class_labels(findings, flows[0].cell)
   variants = [wording.clean(flow.variant) for flow in flows]
@@ -295,7 +297,7 @@ def _flow_figures(findings: Findings, flows: Sequence[Flow]) -> list[Block]:
   return blocks
 
 
-def _decoupling(findings: Findings) -> Section | None:
+def _branch_similarity(findings: Findings) -> Section | None:
   blocks: list[Block] = []
   texts = {
     'cka': 'Similarity of the branches: debiased linear CKA of two branches’ pooled features (after'
@@ -304,7 +306,7 @@ def _decoupling(findings: Findings) -> Section | None:
     'gate_spread': 'Spread of the gates: standard deviation over classes of the mean gate, mean'
     ' over channels; 0: the gates do not depend on the class',
   }
-  for cell, found in tables_lib.by_cell(findings.decoupling, findings):
+  for cell, found in tables_lib.by_cell(findings.branch_similarity, findings):
     shown = _at_the_end(found)
     made: list[Block] = []
     for what, text in texts.items():
@@ -335,18 +337,20 @@ def _decoupling(findings: Findings) -> Section | None:
       blocks.append(Fold(wording.cell(cell, findings.cells), made))
     else:
       blocks += made
-  if findings.likeness:
+  if findings.similarity_differences:
     caption = (
       'CKA of the branches, treatment − control, paired by unit; end of the run, training images.'
       ' Negative: the branches are less alike, to which gates may contribute by themselves.'
     )
-    table = tables_lib.comparison_table(findings, findings.likeness, caption, outcome=True)
-    reasons = tables_lib.reasons([c.difference for c in findings.likeness])
-    blocks.append(Fold('Differences of the likeness', [table, *reasons]))
-  return Section('Decoupling of the branches', 'decoupling', blocks) if blocks else None
+    table = tables_lib.comparison_table(
+      findings, findings.similarity_differences, caption, outcome=True
+    )
+    reasons = tables_lib.reasons([c.difference for c in findings.similarity_differences])
+    blocks.append(Fold('Differences of the similarity', [table, *reasons]))
+  return Section('Similarity of the branches', 'branches', blocks) if blocks else None
 
 
-def _gates(findings: Findings, one: Decoupling) -> Table:
+def _gates(findings: Findings, one: BranchSimilarity) -> Table:
   """A row for each branch of each block, a column for each class."""
   place = tables_lib.place(findings, one, None)
   caption = (

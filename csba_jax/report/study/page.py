@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from importlib import resources
 
 from csba_jax.analysis import wording
-from csba_jax.analysis.findings import REFUTED, SUPPORTED, UNDECIDED, Findings
-from csba_jax.report.study import content
+from csba_jax.analysis.findings import Findings
+from csba_jax.analysis.types import REFUTED, SUPPORTED, UNDECIDED
+from csba_jax.report.study import content, svg
 from csba_jax.report.study.blocks import (
   Block,
   Code,
   Figure,
+  Finding,
   Fold,
   Items,
   Section,
@@ -20,7 +22,7 @@ from csba_jax.report.study.blocks import (
 )
 
 _BADGES = {SUPPORTED: ('yes', '✓'), REFUTED: ('no', '✕'), UNDECIDED: ('open', '?')}
-_SHOWN = 8  # sentences of a claim; the rest is folded away
+_OTHER = ('open', '?')  # of any other verdict
 # the browser itself refuses to load or to run anything, whatever a class is named
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -30,7 +32,7 @@ def render(findings: Findings) -> str:
   sections = content.sections(findings)
   title = escape(content.title(findings))
   links = ''.join(f'<li><a href="#{s.anchor}">{escape(s.title)}</a></li>' for s in sections)
-  style = resources.files('csba_jax.report.study').joinpath('page.css').read_text('utf-8')
+  style = style_sheet('figure.css') + style_sheet('page.css')
   return '\n'.join(
     [
       '<!DOCTYPE html>',
@@ -59,6 +61,20 @@ def render(findings: Findings) -> str:
   )
 
 
+def style_sheet(name: str) -> str:
+  """A style sheet of this package: figure.css has colours and figures, page.css the rest."""
+  return resources.files('csba_jax.report.study').joinpath(name).read_text('utf-8')
+
+
+def forest(findings: Findings) -> str:
+  """The picture of the summary as the content of an SVG file; '' of findings without one."""
+  for section in content.sections(findings):
+    for block in section.blocks:
+      if isinstance(block, Figure) and block.file == content.FOREST:
+        return svg.standalone(block.draw()[0], style_sheet('figure.css'))
+  return ''
+
+
 def escape(text: str) -> str:
   """One line, safe as text and as the value of an attribute."""
   return html.escape(wording.clean(text))
@@ -79,6 +95,9 @@ def _block(block: Block) -> str:
       return f'<ul{_css(kind)}>{inside}</ul>'
     case Verdict():
       return _verdict(block)
+    case Finding(verdict, sentence):
+      css = _BADGES.get(verdict, _OTHER)[0]
+      return f'<p class="claim {css}">{_badge(verdict)} {escape(sentence)}</p>'
     case Table():
       return _table(block)
     case Figure():
@@ -90,14 +109,17 @@ def _block(block: Block) -> str:
 
 
 def _verdict(claim: Verdict) -> str:
-  css, mark = _BADGES.get(claim.verdict, ('open', '?'))
+  css = _BADGES.get(claim.verdict, _OTHER)[0]
+  text = ''.join(f'<p>{escape(sentence)}</p>' for sentence in claim.sentences)
+  title = f'<h3>{escape(claim.title)} {_badge(claim.verdict)}</h3>'
+  return f'<article class="claim {css}">{title}{text}</article>'
+
+
+def _badge(verdict: str) -> str:
+  """The verdict with a mark that needs no colour; nothing for none."""
+  css, mark = _BADGES.get(verdict, _OTHER)
   badge = f'<span class="badge {css}"><span aria-hidden="true">{mark}</span> '
-  badge = f'{badge}{escape(claim.verdict)}</span>' if claim.verdict else ''
-  texts = [f'<p>{escape(sentence)}</p>' for sentence in claim.sentences]
-  text = ''.join(texts[:_SHOWN])
-  if rest := texts[_SHOWN:]:
-    text += _fold(f'{len(rest)} more', rest)
-  return f'<article class="claim {css}"><h3>{escape(claim.title)} {badge}</h3>{text}</article>'
+  return f'{badge}{escape(verdict)}</span>' if verdict else ''
 
 
 def _table(table: Table) -> str:

@@ -1,5 +1,6 @@
-"""The results section of the README, made from the folders under results/."""
+"""The results section of results/README.md, made from the folders of the studies."""
 
+import os
 from pathlib import Path
 
 from csba_jax.analysis import findings as findings_lib
@@ -7,7 +8,7 @@ from csba_jax.analysis import wording
 from csba_jax.analysis.findings import Findings
 from csba_jax.errors import UserError
 from csba_jax.files import write_atomically
-from csba_jax.report.study import figures, markdown
+from csba_jax.report.study import content, figures, markdown
 from csba_jax.run.workdir import writing_to
 from csba_jax.study import results
 
@@ -31,7 +32,7 @@ def update(readme: str, folder: str, pool: bool = False) -> str:
   except (OSError, UnicodeDecodeError) as error:
     found = getattr(error, 'strerror', None) or str(error)
     raise UserError(f'a README in UTF-8 at {path}', found, 'correct --readme') from error
-  after = replaced(before, section(Path(folder), pool), str(path))
+  after = replaced(before, section(Path(folder), pool, path.parent), str(path))
   with writing_to(path.parent):
     write_atomically(path, lambda file: file.write(after.encode()))
   return f'{path} {"is as it was" if after == before else "updated"}'
@@ -45,20 +46,29 @@ def replaced(readme: str, text: str, name: str = 'README.md') -> str:
   return f'{head}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}'
 
 
-def section(folder: Path, pool: bool = False) -> str:
-  """Every study under a folder, in the order of names, those that only tune left out."""
+def section(folder: Path, pool: bool = False, beside: Path | None = None) -> str:
+  """Every study under a folder, in the order of names, those that only tune left out.
+
+  Args:
+    beside: folder of the README, from where the links lead; the working directory by default.
+  """
   parts = []
   for path in sorted(folder.glob('*/study.json')):
     found = results.read(path.parent, pool)
     if found.study['config'].get('test', True):
-      parts.append(of_study(findings_lib.analyse(found), path.parent.as_posix()))
+      link = os.path.relpath(path.parent, beside)
+      parts.append(of_study(findings_lib.analyse(found), Path(link).as_posix()))
   if not parts:
     raise UserError(f'studies under {folder}', 'none', 'run csba-study with a --workdir there')
   return '\n'.join(parts)
 
 
 def of_study(findings: Findings, folder: str) -> str:
-  """Verdicts, a table of scores, and where the rest is."""
+  """Verdicts, a picture, a table of scores, and where the rest is.
+
+  Args:
+    folder: of the study, as a link from the README.
+  """
   about = findings.about
   lines = [
     f'### {markdown.escape(findings.name)}',
@@ -75,11 +85,25 @@ def of_study(findings: Findings, folder: str) -> str:
     '| --- | --- |',
     *(f'| {markdown.escape(claim.title)} | **{claim.verdict}** |' for claim in findings.claims),
     '',
+    *_picture(findings, folder),
     *(f'{markdown.escape(note)}.\n' for note in findings.notes if note.startswith('pooled: ')),
     *(f'Caution: {markdown.escape(caution)}.\n' for caution in findings.cautions),
     *_scores(findings),
   ]
   return '\n'.join(lines) + '\n'
+
+
+def _picture(findings: Findings, folder: str) -> list[str]:
+  """The forest plot that `write.write` leaves in the study's folder, if the study has one."""
+  if not any(c.verdict for c in findings.comparisons):
+    return []
+  outcome = markdown.escape(findings.outcome)
+  return [
+    f'![forest plot]({folder}/{content.FOREST})',
+    '',
+    f'Primary differences of {outcome}, treatment − control, with their intervals.',
+    '',
+  ]
 
 
 def _training_images(findings: Findings) -> str:

@@ -44,18 +44,24 @@ def dots(
   band: float = 0.0,
   log: bool = False,
   limits: tuple[float, float] | None = None,
+  notes: Sequence[str] = (),
   width: int = 700,
 ) -> str:
-  """Values with intervals, a row for each label; `band` is marked on both sides of zero."""
+  """Values with intervals, a row for each label; `band` is marked on both sides of zero.
+
+  Args:
+    notes: a text at the right end of each row, such as its numbers.
+  """
   labels = [short(label, 290) for label in labels]
   left = max([60, *(text_width(label) + 14 for label in labels)])
   key, top = _key(series, width) if len(series) > 1 else ('', 6)
   pitch = 9 if len(series) > 1 else 0
   row = max(22, pitch * len(series) + 11)
   bottom = top + row * len(labels)
+  right = width - max([14, *(text_width(note, 11) + 16 for note in notes)])
   finite = [x for s in series for v in s.values for x in v if _drawable(x, log)]
   extra = [0.0] * zero + [-band, band] * bool(band)
-  scale = _Scale([*finite, *extra], left, width - 14, log=log, limits=limits)
+  scale = _Scale([*finite, *extra], left, right, log=log, limits=limits)
   parts = [key]
   if band:
     x = scale(-band)
@@ -67,6 +73,8 @@ def dots(
     parts.append(_text(left - 8, middle + 4, label, anchor='end'))
     if i:
       parts.append(f'<path class="g" d="M{_n(left)} {_n(top + row * i)}H{width - 14}"/>')
+  for i, note in enumerate(notes):
+    parts.append(_text(width - 8, top + row * (i + 0.5) + 4, note, anchor='end', css='m'))
   if zero:
     parts.append(f'<path class="z" d="M{_n(scale(0))} {top}V{bottom}"/>')
   for s, one in enumerate(series):
@@ -79,7 +87,7 @@ def dots(
         marks.append(f'M{_n(scale(value))} {_n(y)}{_MARKERS[one.index % len(_MARKERS)]}')
     parts.append(f'<path class="s{one.index % 6}" d="{"".join(marks)}"/>')
   parts.append(
-    _text((left + width - 14) / 2, bottom + 34, short(axis, width - left), anchor='middle')
+    _text((left + right) / 2, bottom + 34, short(axis, right - left + 60), anchor='middle')
   )
   return _svg(width, bottom + 44, title, parts)
 
@@ -206,6 +214,14 @@ def key(series: Sequence[Series], width: int = 700) -> str:
   drawn, height = _key(series, width)
   title = f'Key: {", ".join(one.name for one in series)}'
   return _svg(width, height, title, [drawn]).replace('<svg class="wide"', '<svg class="key"', 1)
+
+
+def standalone(drawn: str, style: str) -> str:
+  """A drawing as the content of a file of its own, with its style sheet in it."""
+  head, rest = drawn.split('>', 1)
+  head = head.replace('<svg', '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+  paper = '<rect width="100%" height="100%" style="fill:var(--paper)"/>'
+  return f'{head}><style>\n{style}</style>{paper}{rest}\n'
 
 
 def short(text: str, width: float, size: float = 12) -> str:

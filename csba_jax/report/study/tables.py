@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from csba_jax.analysis import wording
-from csba_jax.analysis.findings import Comparison, Findings, Score
+from csba_jax.analysis.findings import Findings
+from csba_jax.analysis.types import Comparison, Score
 from csba_jax.report.study import figures
 from csba_jax.report.study.blocks import Block, Items, Table, Text
 from csba_jax.report.terminal import table

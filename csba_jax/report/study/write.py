@@ -1,11 +1,11 @@
-"""report.md and report.html of a study, and what a terminal shows of it."""
+"""report.md, report.html and the picture of a study, and what a terminal shows of it."""
 
 from pathlib import Path
 
 from csba_jax.analysis import findings as findings_lib
 from csba_jax.analysis.findings import Findings
 from csba_jax.files import write_atomically
-from csba_jax.report.study import markdown, page
+from csba_jax.report.study import content, markdown, page
 from csba_jax.report.terminal import tuning
 from csba_jax.run.workdir import writing_to
 from csba_jax.study import results
@@ -29,12 +29,16 @@ def write(folder: str, pool: bool = False) -> str:
   findings = findings_lib.analyse(found)
   path = Path(folder).expanduser()
   with writing_to(path):
-    for name, text in (
-      ('report.md', markdown.render(findings)),
-      ('report.html', page.render(findings)),
-    ):
+    for name, text in files(findings).items():
       write_atomically(path / name, lambda file, text=text: file.write(text.encode()))
   return f'{summary(findings)}\nwritten: {path}/report.md, {path}/report.html'
+
+
+def files(findings: Findings) -> dict[str, str]:
+  """The content of each file of a report; report.md shows the picture where there is one."""
+  made = {'report.md': markdown.render(findings), 'report.html': page.render(findings)}
+  drawn = page.forest(findings)
+  return made | ({content.FOREST: drawn} if drawn else {})
 
 
 def summary(findings: Findings) -> str:

@@ -16,10 +16,10 @@ SECTIONS = [
   'Paired differences',
   'Non-inferiority',
   'F1 of each class',
-  'Conflict matrices before and after CSBA',
+  'Conflict matrices, control and treatment',
   'Conflict over training',
   'Gradient flow',
-  'Decoupling of the branches',
+  'Similarity of the branches',
   'Conflict reduction and F1 gain',
   'Are the matrices alike?',
   'Noise floor',
@@ -46,13 +46,35 @@ def text(made_up):
 def test_every_section_in_order(text):
   assert re.findall('^## (.*)$', text, re.M) == SECTIONS
   assert text.startswith('# Study cifar10_lt\n\nDoes Class-Specific Branch Attention')
-  assert text.endswith('```\n')
+  assert text.endswith('```\n\n</details>\n')
 
 
 def test_overall_verdict_first(text):
-  first = text.split('## Summary\n\n')[1].splitlines()
-  assert first[0] == '- **Overall: less conflict makes a better tail**: **UNDECIDED**'
-  assert first[1] == '  - The chain breaks at its second link.'
+  shown, folded = text.split('## Summary\n\n')[1].split('</details>')[0].split('<details>')
+  assert shown.split('\n\n')[:5] == [
+    '- **UNDECIDED** It is open whether all links hold.',
+    '- **SUPPORTED** CSBA has a higher macro-F1 than none.',
+    '- **NOT SUPPORTED** It is capacity.',
+    '- **UNDECIDED** It is open.',
+    '![forest plot](forest.svg)',
+  ]
+  head, overall = folded.split('\n\n')[:2]
+  assert head == '\n<summary>Every comparison behind these verdicts</summary>'
+  assert overall.splitlines() == [
+    '- **Overall: less conflict makes a better tail**: **UNDECIDED**',
+    '  - The chain breaks at its second link.',
+  ]
+
+
+def test_folds_open_and_close_and_their_titles_are_text(made_up):
+  text = markdown.render(made_up.hostile())
+  prose = re.sub(r'^(`{3,})text\n.*?^\1$', '', text, flags=re.M | re.S)
+  depth = 0
+  for tag in re.findall('^</?details>$', prose, re.M):
+    depth += 1 if tag == '<details>' else -1
+    assert depth in (0, 1, 2)
+  assert depth == 0
+  assert not re.search('<summary>.*<(?!/summary>)', prose)
 
 
 def test_scores_to_the_letter(made_up):
@@ -85,7 +107,7 @@ def groups_of(text, section):
   return items.replace('\n  ', ' ').splitlines()
 
 
-@pytest.mark.parametrize('section', ['Scores', 'Conflict matrices before and after CSBA'])
+@pytest.mark.parametrize('section', ['Scores', 'Conflict matrices, control and treatment'])
 def test_head_and_tail_are_named_once_for_conditions_that_agree(made_up, section):
   made = made_up.findings(('none', 'csba'), classes=('ant', 'b|d', 'cat', 'dog'), seeds=2)
   of_all = [[1, 1, 0, 0], [0, 0, 1, 1]]

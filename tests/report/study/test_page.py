@@ -1,8 +1,10 @@
 """report.html: one sound file that needs nothing else, and runs nothing."""
 
+import dataclasses
 import html.parser
 import json
 import re
+import xml.etree.ElementTree
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from csba_jax.analysis.stats import Estimate
 from csba_jax.report.study import page, svg
 
 ANCHORS = 'summary notes scores differences non-inferiority classes matrices snapshots flow'
-ANCHORS = f'{ANCHORS} decoupling links mantel noise leak confusion making'.split()
+ANCHORS = f'{ANCHORS} branches links mantel noise leak confusion making'.split()
 VOID = {'meta'}
 
 
@@ -98,9 +100,47 @@ def test_rows_have_as_many_cells_as_the_head(text):
 
 
 def test_verdicts_overall_first(text):
-  first, second = re.findall('<article class="claim ([a-z]+)"><h3>(.*?) <span', text)[:2]
+  shown, folded = text.split('Every comparison behind these verdicts')
+  found = re.findall('<p class="claim ([a-z]+)">.*?</span> ([^<]*)</p>', shown)
+  assert found == [
+    ('open', 'It is open whether all links hold.'),
+    ('yes', 'CSBA has a higher macro-F1 than none.'),
+    ('no', 'It is capacity.'),
+    ('open', 'It is open.'),
+  ]
+  assert '<article' not in shown
+  first, second = re.findall('<article class="claim ([a-z]+)"><h3>(.*?) <span', folded)[:2]
   assert first == ('open', 'Overall: less conflict makes a better tail')
   assert second == ('yes', 'CSBA helps')
+
+
+def test_the_forest_plot_has_a_row_for_each_primary_comparison(made_up):
+  made = made_up.findings(variants=('none', 'csba', 'se'))
+  made = dataclasses.replace(
+    made,
+    comparisons=tuple(
+      c if c.treatment == 'csba' else dataclasses.replace(c, verdict='') for c in made.comparisons
+    ),
+  )
+  summary = page.render(made).partition('<section id="summary">')[2].partition('<details>')[0]
+  (drawn,) = re.findall('<svg.*?</svg>', summary)
+  family = [c for c in made.comparisons if c.treatment == 'csba']
+  assert len(family) == 2
+  for c in family:
+    assert f'csba − none, {c.cell["method"].replace("_", " ")}<' in drawn
+    assert f'>{wording.interval(c.difference, signed=True)}<' in drawn
+  assert 'se − none' not in drawn
+  # in a file of its own: the same drawing with its colours
+  alone = page.forest(made)
+  assert alone.startswith('<svg xmlns="http://www.w3.org/2000/svg" class="wide" role="img"')
+  assert '--paper: #ffffff' in alone
+  assert 'prefers-color-scheme: dark' in alone
+  assert alone.endswith(drawn.partition('>')[2] + '\n')
+  xml.etree.ElementTree.fromstring(alone)
+
+
+def test_no_comparisons_no_forest_plot(made_up):
+  assert page.forest(made_up.bare(made_up.findings())) == ''
 
 
 def test_nothing_undefined_is_written(parsed, made_up):

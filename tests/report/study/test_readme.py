@@ -66,7 +66,7 @@ def test_update_writes_the_section_and_keeps_every_other_byte(tmp_path):
   path.write_bytes(head + BEGIN.encode() + b' old \r\n' + END.encode() + rest)
   assert readme.update(str(path), str(tmp_path / 'results')) == f'{path} updated'
   after = path.read_bytes()
-  section = readme.section(tmp_path / 'results')
+  section = readme.section(tmp_path / 'results', beside=tmp_path)
   assert after == head + f'{BEGIN}\n\n{section}\n{END}'.encode() + rest
   assert readme.update(str(path), str(tmp_path / 'results')) == f'{path} is as it was'
   assert path.read_bytes() == after
@@ -100,14 +100,13 @@ def test_studies_in_the_order_of_names_without_those_that_tune(tmp_path):
   tiny(tmp_path / 'a', name='first')
   simulated.write(tmp_path / 'a_tuning', *simulated.tuning({'none': {0.1: [0.5]}}))
   (tmp_path / 'empty').mkdir()
-  section = readme.section(tmp_path)
+  section = readme.section(tmp_path, beside=tmp_path)
   assert re.findall('^### (.*)$', section, re.M) == ['first', 'second']
   one, two = (
-    readme.of_study(findings.analyse(results.read(tmp_path / name)), (tmp_path / name).as_posix())
-    for name in 'ab'
+    readme.of_study(findings.analyse(results.read(tmp_path / name)), name) for name in 'ab'
   )
   assert section == f'{one}\n{two}'
-  assert f'[{tmp_path}/b/report.md]({tmp_path}/b/report.md)' in two
+  assert '[b/report.md](b/report.md)' in two
 
 
 @pytest.mark.parametrize('tunes', [False, True])
@@ -208,10 +207,22 @@ def test_names_are_text(tmp_path):
   assert readme.update(str(path), str(tmp_path)).endswith('is as it was')
 
 
-def test_the_readme_of_the_project_is_that_of_its_results(monkeypatch):
-  text = (ROOT / 'README.md').read_text(encoding='utf-8')
+def test_links_lead_from_where_the_readme_is(tmp_path):
+  tiny(tmp_path / 'results/one', variants=('none', 'csba'))
+  for path, link in (('README.md', 'results/one'), ('results/README.md', 'one')):
+    (tmp_path / path).write_text(f'{BEGIN}{END}')
+    readme.update(str(tmp_path / path), str(tmp_path / 'results'))
+    text = (tmp_path / path).read_text()
+    assert f'[{link}/report.md]({link}/report.md)' in text
+    assert f'![forest plot]({link}/forest.svg)' in text
+
+
+def test_the_page_of_results_is_that_of_the_results(monkeypatch):
+  text = (ROOT / 'results/README.md').read_text(encoding='utf-8')
   monkeypatch.chdir(ROOT)
-  made = readme.section(Path('results'))
+  made = readme.section(Path('results'), beside=Path('results'))
   assert text.partition(BEGIN)[2].partition(END)[0] == f'\n\n{made}\n', (
-    'csba-report --readme=README.md makes it anew'
+    'csba-report --readme=results/README.md makes it anew'
   )
+  for link in re.findall(r'\]\(([^)#:]+)\)', text):
+    assert (ROOT / 'results' / link).exists(), link

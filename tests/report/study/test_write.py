@@ -26,7 +26,8 @@ def small(folder, **options):
 def test_both_files_and_the_summary(tmp_path):
   summary = write.write(str(small(tmp_path))).splitlines()
   found = findings.analyse(results.read(tmp_path))
-  assert names(tmp_path) == ['report.html', 'report.md', *FILES]
+  assert names(tmp_path) == ['forest.svg', 'report.html', 'report.md', *FILES]
+  assert (tmp_path / 'forest.svg').read_text(encoding='utf-8') == page.forest(found)
   assert (tmp_path / 'report.md').read_text(encoding='utf-8') == markdown.render(found)
   assert (tmp_path / 'report.html').read_text(encoding='utf-8') == page.render(found)
   claims = [f'{claim.title}: {claim.verdict}' for claim in found.claims]
