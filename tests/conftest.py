@@ -41,9 +41,17 @@ def photo_folder():
 
 
 @pytest.fixture(scope='session', autouse=True)
-def cache_dir(tmp_path_factory):
-  """Decoded images go to a folder of this test session, never to the user's cache."""
+def cache_dir(tmp_path_factory, request):
+  """Decoded images go to a folder of this test session, never to the user's cache.
+
+  So do compiled programs, to a folder that all workers and their child processes share: the suite
+  spends most of its time compiling.
+  """
   os.environ['CSBA_CACHE_DIR'] = str(tmp_path_factory.mktemp('cache'))
+  base = tmp_path_factory.getbasetemp()
+  shared = base.parent if hasattr(request.config, 'workerinput') else base
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = str(shared / 'xla')
+  jax.config.update('jax_compilation_cache_dir', str(shared / 'xla'))
   return os.environ['CSBA_CACHE_DIR']
 
 
