@@ -828,7 +828,7 @@ def test_data_dir_comes_from_the_environment(tmp_path, monkeypatch):
 def test_another_file_format(tmp_path):
   write_tfds(tmp_path, records(PICTURES), file_format='tfrecord')
   message = (
-    r'tiny as array_record in .*1\.0\.0, because .* found tfrecord; .*'
+    r'tiny as array_record in .*1\.0\.0, the only format .* found tfrecord; .*'
     r'tfds convert_format --dataset_version_dir=.*1\.0\.0 --out_file_format=array_record'
   )
   with pytest.raises(UserError, match=message):
