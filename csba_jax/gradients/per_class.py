@@ -434,7 +434,7 @@ def check_finite(losses: Array, found: PyTree) -> None:
     raise UserError(
       'finite losses',
       f'NaN or infinity from losses_fn in classes {np.nonzero(bad)[0].tolist()}',
-      'check the parameters, and the labels: one beyond the number of logits gives NaN',
+      'check the parameters; labels beyond the number of logits give NaN too',
     )
   for path, leaf in jax.tree.leaves_with_path(found):
     if not np.isfinite(np.asarray(leaf)).all():
