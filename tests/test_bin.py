@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import types
@@ -307,7 +308,7 @@ def test_report_of_a_study_and_in_a_readme(tmp_path):
 
 def test_report_refuses_runs_on_other_splits(digits_runs, tmp_path):
   result = json.loads((digits_runs / 'none/result.json').read_text())
-  (tmp_path / 'other').mkdir()
+  shutil.copytree(digits_runs / 'none', tmp_path / 'other')
   (tmp_path / 'other/result.json').write_text(json.dumps(result | {'splits_sha256': 'x'}))
   code, _, err = call('report', f'--workdirs={digits_runs}/none,{tmp_path}/other')
   assert code == 1

@@ -22,23 +22,26 @@ def of_workdirs(workdirs: Sequence[str]) -> str:
   Raises:
     UserError: a folder without a result, nets with different seeds, or runs on different splits.
   """
+  found = {path: read_result(path) for path in workdirs}
   nets: dict[str, dict[tuple[int, ...], str]] = {}  # workdirs of a net by seeds
   for path in workdirs:
     fields = config_lib.flatten(read_config(path))
     chosen = tuple(fields.pop(name) for name in SEEDS)
     of_net = nets.setdefault(repr(sorted(fields.items())), {})
-    if chosen in of_net:
-      raise UserError('every run once', f'{of_net[chosen]} and {path}', 'remove one of them')
+    if chosen in of_net:  # the same run twice
+      return table.of_workdirs(workdirs)
     of_net[chosen] = path
   if all(len(of_net) == 1 for of_net in nets.values()):
     return table.of_workdirs(workdirs)
   if len({frozenset(of_net) for of_net in nets.values()}) > 1:
-    found = ', '.join(f'{len(of_net)} of {next(iter(of_net.values()))}' for of_net in nets.values())
-    raise UserError('the same seeds for every net', found, 'train what is missing, or leave it out')
+    numbers = [f'{len(of_net)} of {next(iter(of_net.values()))}' for of_net in nets.values()]
+    raise UserError(
+      'the same seeds for every net', ', '.join(numbers), 'train what is missing, or leave it out'
+    )
   paths = [[of_net[chosen] for chosen in sorted(of_net)] for of_net in nets.values()]
-  results = {_name(of_net): [read_result(path) for path in of_net] for of_net in paths}
+  results = {_name(of_net): [found[path] for path in of_net] for of_net in paths}
   if len(results) < len(paths):
-    results = {of_net[0]: [read_result(path) for path in of_net] for of_net in paths}
+    results = {of_net[0]: [found[path] for path in of_net] for of_net in paths}
   for pair in zip(*results.values(), strict=True):
     if len({(result['splits_sha256'], result['source_sha256']) for result in pair}) > 1:
       raise UserError(
