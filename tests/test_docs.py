@@ -244,7 +244,9 @@ def workplace(tmp_path, cache_dir, monkeypatch):
     small = f'$SMALL_{command.removeprefix("csba-").upper()}'
     binary.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m {module} "$@" {small}\n')
     binary.chmod(0o755)
-  (bin_dir / 'python').symlink_to(sys.executable)
+  python = bin_dir / 'python'  # no link: Python finds its packages beside the path it is called by
+  python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+  python.chmod(0o755)
   folder = tmp_path / 'clone'
   folder.mkdir()
   (folder / 'configs').symlink_to(ROOT / 'configs')
