@@ -1,4 +1,4 @@
-# make demo | test | test-all | soak | lint | format | bench | clean | python
+# make demo | test | test-all | soak | lint | format | docs | docs-links | bench | clean | python
 # Pythons that the suite passes with, the first that is found is taken; or PYTHON=...
 TRIED := 3.13 3.12 3.11
 PYENV_ROOT ?= $(HOME)/.pyenv
@@ -20,7 +20,7 @@ comma := ,
 NAMES = $(subst $() ,$(comma) ,$(TRIED))
 FOUND = $(or $(shell $(PYTHON) --version 2>/dev/null),nothing that runs)
 
-.PHONY: demo test test-all soak lint format bench clean python
+.PHONY: demo test test-all soak lint format docs docs-links bench clean python
 
 demo: $(VENV)/installed
 	BIN=$(BIN) bash launch/demo.sh
@@ -38,10 +38,17 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
 
 format: $(VENV)/installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/installed-docs # ends at docs/_build/html/index.html; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
+
+docs-links: $(VENV)/installed-docs # asks every address outside of the pages: needs a network
+	$(BIN)/python -m sphinx -q -b linkcheck docs docs/_build/links
 
 bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.train_step
@@ -60,9 +67,13 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(PIP) -r requirements.txt -e .[test]
 	touch $@
 
+$(VENV)/installed-docs: $(VENV)/installed
+	$(PIP) -r requirements.txt -e .[docs]
+	touch $@
+
 $(VENV)/installed-bench: $(VENV)/installed
 	$(PIP) -r requirements.txt -e .[bench]
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs/demo build *.egg-info
+	rm -rf $(VENV) runs/demo build docs/_build docs/gallery *.egg-info

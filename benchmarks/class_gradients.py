@@ -1,15 +1,15 @@
-"""Class gradients and their Grams: ours and the peers in PyTorch, in turns in one process.
+"""Times class gradients and their Grams: ours and the peers in PyTorch, alternating in one process.
 
   python -m benchmarks.class_gradients --net=multibranch --classes=10 --images=16 [--out=FILE.json]
 
-Frozen BatchNorm statistics, float32, random images. Every side gets the same weights and the same
-class-stacked batch [C, n] and must give the same Gram. The ratio is to one ordinary gradient of the
-same net and batch in the same framework. The first call (with compilation) and peak memory come
-from a process of each side. A side whose second call there takes longer than --limit seconds is not
-timed again: its time is of that one call.
+BatchNorm statistics are frozen, dtype is float32, images are random. Every side gets the same
+weights and the same class-stacked batch [C, n], and must give the same Gram. The ratio compares
+with one ordinary gradient of the same net and batch in the same framework. The first call (with
+compilation) and peak memory are measured in a process for each side. If the second call there takes
+longer than --limit seconds, it is the only time of that side.
 
 Peers: pip install torchjd==0.18.0; pip install --no-deps backpack-for-pytorch==1.7.1
-unfoldNd==0.2.3 opacus==1.6.0; one that is not installed is left out. (Opacus's wheel brings a
+unfoldNd==0.2.3 opacus==1.6.0. A peer that is not installed is left out. (The wheel of Opacus has a
 package named benchmarks, which hides this one: remove it from site-packages.)
 """
 
@@ -37,22 +37,22 @@ from csba_jax.models import multibranch, resnet
 from csba_jax.runtime import backend, text_table
 
 _NET = flags.DEFINE_enum('net', 'multibranch', ['multibranch', 'resnet32'], 'Which net.')
-_CLASSES = flags.DEFINE_integer('classes', 10, 'C.', 2)
+_CLASSES = flags.DEFINE_integer('classes', 10, 'Number of classes, C.', 2)
 _IMAGES = flags.DEFINE_integer('images', 16, 'Images of each class, n.', 1)
 _WIDTH = flags.DEFINE_float('width', 1.0, 'Width of the multi-branch net.')
 _REPEATS = flags.DEFINE_integer('repeats', 9, 'Timed calls of each side.', 1)
-_LIMIT = flags.DEFINE_float('limit', 20.0, 'Seconds of a call that is timed once only.')
-_GIBIBYTES = flags.DEFINE_integer('gibibytes', 20, 'Memory that a side may take.', 1)
-_SIDES = flags.DEFINE_list('sides', None, 'Only these, such as jax:stacked,torch:class_slices.')
+_LIMIT = flags.DEFINE_float('limit', 20.0, 'Seconds after which a side is timed only once.')
+_GIBIBYTES = flags.DEFINE_integer('gibibytes', 20, 'Memory limit of a side.', 1)
+_SIDES = flags.DEFINE_list('sides', None, 'Sides, such as jax:stacked,torch:class_slices.')
 _OUT = flags.DEFINE_string('out', None, 'JSON file for the results.')
-_PROBE = flags.DEFINE_string('probe', None, 'Measure one side alone; internal.')
+_PROBE = flags.DEFINE_string('probe', None, 'Measure one side alone (internal).')
 
 OURS = {'ordinary': None, 'stacked': True, 'masked': False}
-AGREEMENT = 1e-2  # of Grams across frameworks: a ReLU near 0 falls either way in float32
+AGREEMENT = 1e-2  # of Grams across frameworks: in float32 a ReLU near 0 may differ
 
 
 def build() -> tuple[dict, object]:
-  """Variables and Flax model."""
+  """Returns (variables, Flax model)."""
   from benchmarks import torch_class_gradients
 
   if _NET.value == 'resnet32':
@@ -70,7 +70,7 @@ def images_and_labels() -> tuple[np.ndarray, np.ndarray]:
 
 
 def our_call(name: str, variables: dict, model: object) -> Callable[[], np.ndarray]:
-  """A function that does one pass here and returns the total Gram, [1, 1] for `ordinary`."""
+  """A function that makes one pass in JAX and returns the total Gram; [1, 1] for `ordinary`."""
   images, labels = images_and_labels()
   batch = {'image': jnp.asarray(images), 'label': labels}
 
@@ -111,13 +111,13 @@ def peer_call(name: str, variables: dict, model: object) -> Callable[[], np.ndar
 
 
 def make_call(side: str) -> Callable[[], np.ndarray]:
-  """The call of 'jax:NAME' or 'torch:NAME'."""
+  """The call for 'jax:NAME' or 'torch:NAME'."""
   framework, name = side.split(':')
   return (our_call if framework == 'jax' else peer_call)(name, *build())
 
 
 def sides() -> list[str]:
-  """All, or those asked for."""
+  """All sides, or those of --sides."""
   from benchmarks import torch_class_gradients
 
   every = [f'jax:{name}' for name in OURS] + [f'torch:{n}' for n in torch_class_gradients.PEERS]
@@ -125,9 +125,9 @@ def sides() -> list[str]:
 
 
 def probe(side: str) -> None:
-  """Prints the seconds of the first and the second call and peak memory of this process."""
+  """Prints the seconds of the first and the second call, and peak memory of this process."""
   limit = _GIBIBYTES.value * 2**30
-  resource.setrlimit(resource.RLIMIT_AS, (limit, limit))  # an error in place of a dead machine
+  resource.setrlimit(resource.RLIMIT_AS, (limit, limit))  # an error, not a machine without memory
   seconds = []
   call = make_call(side)
   before = environment.peak_mebibytes()
@@ -141,7 +141,7 @@ def probe(side: str) -> None:
 
 
 def probe_in_child(side: str) -> dict:
-  """`probe` in a process of its own; 'reason' where the side cannot do it."""
+  """`probe` in a new process; 'reason' if the side fails."""
   command = [sys.executable, '-m', 'benchmarks.class_gradients', f'--probe={side}']
   command += [f'--net={_NET.value}', f'--classes={_CLASSES.value}', f'--images={_IMAGES.value}']
   run = subprocess.run([*command, f'--width={_WIDTH.value}'], capture_output=True, text=True)
@@ -151,7 +151,7 @@ def probe_in_child(side: str) -> dict:
 
 
 def check(alone: dict[str, dict]) -> None:
-  """All sides that give a Gram give the same one."""
+  """Asserts that all sides with a Gram give the same one."""
   grams = {side: np.array(r['gram']) for side, r in alone.items() if len(r.get('gram', [])) > 1}
   first = next(iter(grams.values()))
   scale = np.sqrt(np.outer(np.diagonal(first), np.diagonal(first)))
@@ -161,7 +161,7 @@ def check(alone: dict[str, dict]) -> None:
 
 
 def alternate(calls: dict[str, Callable[[], np.ndarray]]) -> dict[str, list[float]]:
-  """Seconds of each side's calls, taken in turns after one that does not count."""
+  """Seconds of the calls of each side, which alternate after one warm-up call each."""
   for call in calls.values():
     call()
   seconds = {side: [] for side in calls}

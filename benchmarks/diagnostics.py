@@ -1,10 +1,10 @@
-"""What measuring the conflict every 100 steps adds to the time of training.
+"""Times how much longer training takes if the conflict is measured every 100 steps.
 
   python -m benchmarks.diagnostics --config=configs/cifar10_lt.py [--out=FILE.json]
 
-Training steps and measurements of the run's own probe (compiled step, estimate, snapshot, line) are
-taken in turns in one process; cost = seconds of a measurement / seconds of 100 steps. The first
-measurement, which compiles, is reported beside it.
+Training steps and measurements by the probe of a run (compiled step, estimate, file, line)
+alternate in one process. cost = seconds of a measurement / seconds of 100 steps. The first
+measurement, which compiles, is reported separately.
 """
 
 import json
@@ -23,7 +23,8 @@ from ml_collections import config_flags
 from benchmarks import environment
 from csba_jax.data import pipeline, sampling
 from csba_jax.measure import diagnose
-from csba_jax.training import loop
+from csba_jax.training.job import Job
+from csba_jax.training.step import compiled_steps
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Recipe.')
 _EVERY = flags.DEFINE_integer('every', 100, 'Steps between measurements.', 1)
@@ -36,11 +37,11 @@ def main(_) -> None:
   """Measures, prints a line, writes the JSON file."""
   config = _CONFIG.value
   data = pipeline.load(config, print)
-  job = loop.Job.of(config, data)
+  job = Job.of(config, data)
   state, _ = job.begin()
   layout = job.layout
   on_device = layout.place({'image': data.train.images, 'label': data.train.labels})
-  steps, probe = loop.compiled_steps(), diagnose.Probe(config, data, job.program.model, layout)
+  steps, probe = compiled_steps(), diagnose.Probe(job.net(state), config, data, layout)
 
   def step(number: int) -> float:
     nonlocal state

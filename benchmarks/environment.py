@@ -1,4 +1,4 @@
-"""What a measurement was taken on, and the memory that it took."""
+"""The environment of a measurement, and its peak memory."""
 
 import importlib.metadata
 
@@ -18,7 +18,7 @@ def describe() -> dict[str, object]:
 
 
 def peak_mebibytes() -> float:
-  """The most memory this process has held; getrusage would count its parent's too."""
+  """Peak memory of this process, MiB; getrusage would include that of its parent."""
   with open('/proc/self/status') as file:
     (peak,) = (int(line.split()[1]) / 1024 for line in file if line.startswith('VmHWM'))
   return peak

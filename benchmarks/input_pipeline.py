@@ -1,11 +1,12 @@
-"""Streamed batches against the training step that waits for them, and memory over many steps.
+"""Compares the rate of streamed batches with that of the training step; memory over many steps.
 
   python -m benchmarks.input_pipeline --config=configs/cifar10_lt.py [--out=FILE.json]
   python -m benchmarks.input_pipeline --config=configs/image_folder.py --config.data.image_size=224
 
-Images/s of `streaming.Feed` alone, with its file in the system's cache and (cold) thrown out of it
-before; of the compiled training step on one batch that lies on the device; and of the step on the
-feed's batches. Then resident memory while 10,000 batches go through a small compiled function.
+It measures images/s of `streaming.Feed` alone, with its file in the system's page cache and (cold)
+after dropping it from that cache; of the compiled training step on one batch on the device; and of
+the step on the batches of the feed. Then it records resident memory while 10,000 batches go through
+a small compiled function.
 """
 
 import itertools
@@ -27,20 +28,20 @@ from ml_collections import config_flags
 from benchmarks import environment
 from csba_jax.data import pipeline, streaming
 from csba_jax.runtime import backend, text_table
-from csba_jax.training import loop
+from csba_jax.training.job import Job
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Recipe.')
-_TURNS = flags.DEFINE_integer('turns', 7, 'Times that each side is timed.', 1)
-_SECONDS = flags.DEFINE_float('seconds', 2.0, 'Of the feed, each time.')
-_STEPS = flags.DEFINE_integer('steps', 5, 'Of training, each time.', 1)
-_MEMORY_STEPS = flags.DEFINE_integer('memory_steps', 10_000, 'While memory is watched.', 100)
+_TURNS = flags.DEFINE_integer('turns', 7, 'Number of timings of each side.', 1)
+_SECONDS = flags.DEFINE_float('seconds', 2.0, 'Seconds of the feed in each timing.')
+_STEPS = flags.DEFINE_integer('steps', 5, 'Training steps in each timing.', 1)
+_MEMORY_STEPS = flags.DEFINE_integer('memory_steps', 10_000, 'Steps while memory is recorded.', 100)
 _OUT = flags.DEFINE_string('out', None, 'JSON file for the result.')
 
-ENDLESS = 10**9  # steps of a feed that ends with the benchmark
+ENDLESS = 10**9  # steps of a feed; the benchmark ends earlier
 
 
-def rate(job: loop.Job, step: Callable[[], object], seconds: float, steps: int) -> float:
-  """Images/s of a function that does one step, over that many steps and seconds at least."""
+def rate(job: Job, step: Callable[[], object], seconds: float, steps: int) -> float:
+  """Images/s of a function that does one step, over at least so many steps and seconds."""
   start, done = time.perf_counter(), 0
   while done < steps or time.perf_counter() - start < seconds:
     step()
@@ -48,13 +49,13 @@ def rate(job: loop.Job, step: Callable[[], object], seconds: float, steps: int) 
   return done * job.batch_size / (time.perf_counter() - start)
 
 
-def feed_of(job: loop.Job, start: int = 0) -> streaming.Feed:
-  """The batches of a run on one process."""
+def feed_of(job: Job, start: int = 0) -> streaming.Feed:
+  """The feed of a run of one process."""
   return streaming.Feed(job.data.train, job.streams, np.arange(job.batch_size), start, ENDLESS)
 
 
-def cold_rate(job: loop.Job, cache_dir: str) -> float:
-  """Images/s of the first pass over data that the system has not in memory; at most 200 steps."""
+def cold_rate(job: Job, cache_dir: str) -> float:
+  """Images/s of a pass over data outside the page cache; at most 200 steps."""
   for path in Path(cache_dir).glob('*/images.npy'):
     with path.open('rb') as file:
       os.fsync(file.fileno())
@@ -64,7 +65,7 @@ def cold_rate(job: loop.Job, cache_dir: str) -> float:
     return rate(job, lambda: next(feed), 0, steps)
 
 
-def trained(job: loop.Job) -> Callable[[dict[str, np.ndarray]], None]:
+def trained(job: Job) -> Callable[[dict[str, np.ndarray]], None]:
   """A function that does one training step on a batch and waits for it."""
   state, _ = job.begin()
   options = backend.compiler_options()
@@ -79,13 +80,13 @@ def trained(job: loop.Job) -> Callable[[dict[str, np.ndarray]], None]:
 
 
 def resident_mebibytes() -> float:
-  """Memory of this process now."""
+  """Resident memory of this process now, MiB."""
   pages = int(Path('/proc/self/statm').read_text().split()[1])
   return pages * os.sysconf('SC_PAGE_SIZE') / 2**20
 
 
-def memory(job: loop.Job) -> list[float]:
-  """Resident memory, MiB, every hundredth of the steps."""
+def memory(job: Job) -> list[float]:
+  """Resident memory, MiB, after each hundredth of the steps."""
   consume = jax.jit(lambda batch: jax.tree.map(lambda x: x.mean(), batch))
   every, found = _MEMORY_STEPS.value // 100, []
   with feed_of(job) as feed:
@@ -96,11 +97,11 @@ def memory(job: loop.Job) -> list[float]:
   return found
 
 
-def measure(job: loop.Job, cache_dir: str) -> dict[str, list[float]]:
-  """Images/s of each side, in turns, and memory."""
+def measure(job: Job, cache_dir: str) -> dict[str, list[float]]:
+  """Images/s of each side, which alternate, and memory."""
   found = {side: [] for side in ('feed', 'feed, cold', 'step', 'step on the feed')}
   train_on = trained(job)
-  with feed_of(job, ENDLESS // 2) as steady:  # whose buffer is full when its turn comes
+  with feed_of(job, ENDLESS // 2) as steady:  # its buffer is full at its turn
     on_device = jax.device_put(next(steady))
     train_on(on_device)
     for turn in range(_TURNS.value):
@@ -119,7 +120,7 @@ def main(_) -> None:
   config = _CONFIG.value
   with tempfile.TemporaryDirectory() as cache_dir:
     config.data.update(input='stream', cache_dir=cache_dir)
-    job = loop.Job.of(config, pipeline.load(config, print))
+    job = Job.of(config, pipeline.load(config, print))
     record = {
       'source': config.data.name or config.data.source,
       'image_shape': job.data.image_shape,

@@ -1,9 +1,9 @@
-"""Memory of a training process over 10,000 steps, with evaluations, checkpoints and diagnoses.
+"""Records memory of a long training run, with evaluations, checkpoints and diagnostics.
 
   python -m benchmarks.long_run [--epochs=1800] [--arenas=1] [--out=FILE.json]
 
-The digits with a narrow net, through csba-train; resident memory is read twice a second. Target: no
-growth from the second quarter of the steps to the last.
+It trains a narrow net on the digits with csba-train and reads resident memory twice a second.
+Target: no growth from the second quarter of the steps to the last.
 """
 
 import json
@@ -18,9 +18,9 @@ from absl import app, flags
 
 from benchmarks import environment
 
-_EPOCHS = flags.DEFINE_integer('epochs', 1800, 'Of six steps each.', 1)
+_EPOCHS = flags.DEFINE_integer('epochs', 1800, 'Epochs, of six steps each.', 1)
 _ARENAS = flags.DEFINE_integer(
-  'arenas', None, 'At most so many heaps of malloc (MALLOC_ARENA_MAX); as the system has it.', 1
+  'arenas', None, 'Most heaps of malloc (MALLOC_ARENA_MAX); the default of the system.', 1
 )
 _OUT = flags.DEFINE_string('out', None, 'JSON file for the result.')
 QUARTERS = 4
@@ -44,7 +44,7 @@ def main(_) -> None:
 
 
 def run(workdir: Path) -> list[tuple[int, float]]:
-  """(step, MiB) twice a second of a run's process, from its first line of metrics on."""
+  """(step, MiB) of a training process, twice a second, from its first line of metrics on."""
   command = [sys.executable, '-m', 'csba_jax.bin.train', '--config=configs/digits_lt.py']
   command += [f'--workdir={workdir}', '--config.model.width=0.05', '--config.train.save_every=600']
   command += [f'--config.train.epochs={_EPOCHS.value}', '--config.train.eval_every=100']
@@ -58,7 +58,7 @@ def run(workdir: Path) -> list[tuple[int, float]]:
       try:
         lines = (workdir / 'metrics.jsonl').read_text().splitlines()
         status = Path(f'/proc/{process.pid}/status').read_text()
-      except FileNotFoundError:  # not begun, or over
+      except FileNotFoundError:  # not started yet, or finished
         continue
       resident = [line for line in status.splitlines() if line.startswith('VmRSS')]
       if lines and resident:

@@ -1,10 +1,10 @@
-"""Memory of the class Grams of a large net with many classes: from shapes, and as compiled.
+"""Memory of the class Grams of a large net with many classes: a bound, and as compiled.
 
   python -m benchmarks.memory [--classes=1000] [--images=4] [--gibibytes=4]
 
-ResNet-50 at 224x224 (25.6 M parameters at 1,000 classes). Nothing is run: the compiled step's own
-analysis says how much it would allocate, to be compared with max(limit, C x largest layer) and the
-memory of one class's gradient.
+The net is ResNet-50 at 224x224 (25.6 M parameters with 1,000 classes). Nothing runs. XLA's analysis
+of the compiled step says how much it would allocate. Compare it with max(limit, C x largest layer)
+plus the memory of the gradient of one class.
 """
 
 import functools
@@ -20,7 +20,7 @@ from csba_jax.gradients import class_grams
 from csba_jax.gradients.gram import Layers
 from csba_jax.models import layers
 
-_CLASSES = flags.DEFINE_integer('classes', 1000, 'C.', 2)
+_CLASSES = flags.DEFINE_integer('classes', 1000, 'Number of classes, C.', 2)
 _IMAGES = flags.DEFINE_integer('images', 4, 'Images of each class.', 1)
 _LIMIT = flags.DEFINE_float('gibibytes', 4, 'max_bytes of class_grams.', 0)
 

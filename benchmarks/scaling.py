@@ -1,10 +1,11 @@
-"""What a run would need on 1 to 1,024 devices, from compiled programs: tables of docs/scaling.md.
+"""Computes what a run would need on 1 to 1,024 devices: the tables of docs/scaling.md.
 
-  python -m benchmarks.scaling                            # all lines, each in a process of its own
-  python -m benchmarks.scaling --line=CASE,DEVICES,BATCH  # one of them, as JSON
+  python -m benchmarks.scaling                            # all lines, each in a new process
+  python -m benchmarks.scaling --line=CASE,DEVICES,BATCH  # one line, as JSON
   python -m benchmarks.scaling --write                    # docs/scaling.md from the last results
 
-Needs no accelerator: ten to forty seconds of a CPU core and 1.2 GiB for a line.
+It reads the numbers off compiled programs and needs no accelerator. A line takes ten to forty
+seconds of one CPU core, and 1.2 GiB.
 """
 
 import argparse
@@ -38,7 +39,7 @@ CASES = {
     {'data.num_classes': 8142, 'diagnostics.images': 4},
   ),
 }
-# the paper's net at its own size, on photos of 224 pixels with crops and flips
+# the net of the paper at its size, on photos of 224 pixels with crops and flips
 COMMON = {
   'data.image_size': 224,
   'augment.crop_padding': 28,
@@ -49,19 +50,19 @@ COMMON = {
 
 
 def fields(case: str, devices: int, batch: int) -> dict[str, object]:
-  """Fields that configs/image_folder.py does not have so."""
+  """Fields that differ from configs/image_folder.py."""
   own = {'train.batch_size': batch, 'parallel.fake_devices': devices}
   return COMMON | CASES[case][2] | own
 
 
 def command(case: str) -> str:
-  """How a user sees the same numbers."""
+  """The command that prints the same numbers."""
   changed = [f'--config.{k}={v}' for k, v in fields(case, 'DEVICES', 'BATCH').items()]
   return ' '.join(['csba-train --dry_run --config=configs/image_folder.py', *changed])
 
 
 def measure(case: str, devices: int, batch: int) -> dict[str, object]:
-  """One line of the tables: both programs on a mesh of so many devices."""
+  """One line of the tables: both programs on a mesh of `devices` devices."""
   from csba_jax import config as config_lib
   from csba_jax.errors import UserError
   from csba_jax.gradients.gram import layer_name
@@ -126,7 +127,7 @@ def measure(case: str, devices: int, batch: int) -> dict[str, object]:
 
 
 def run_all(cases: Sequence[str]) -> None:
-  """Lines of these cases, each in a process of its own: a process has one number of devices."""
+  """Computes the lines of these cases, each in a new process: that fixes its number of devices."""
   lines = []
   if RESULTS.exists():
     kept = json.loads(RESULTS.read_text())['lines']
@@ -149,7 +150,7 @@ def run_all(cases: Sequence[str]) -> None:
 
 
 def tables(found: dict) -> str:
-  """Markdown of all lines."""
+  """All lines as Markdown."""
   about = found['about']
   versions = ', '.join(f'{k} {about[k]}' for k in ('jax', 'jaxlib') if k in about)
   parts = [f'Made on {about["date"]} with {versions or about}, commit {str(about["commit"])[:12]}.']
@@ -177,7 +178,8 @@ def tables(found: dict) -> str:
 def _intro(case: str, line: dict, images: int) -> str:
   return (
     f'{line["parameters"]:,} parameters, {images:,} training images. Each line is from\n\n'
-    f'```\n{command(case)}\n```\n\nwith DEVICES and BATCH of the line.'
+    f'<!-- not run: DEVICES and BATCH stand for numbers -->\n\n```shell\n{command(case)}\n```\n\n'
+    'with DEVICES and BATCH of the line.'
   )
 
 
@@ -216,7 +218,7 @@ def _training(lines: list[dict], images: int) -> str:
 
 
 def _errors(lines: list[dict]) -> str:
-  """What stands in the way, if nothing fits."""
+  """The errors of lines whose diagnostic step does not fit; '' if there are none."""
   errors = dict.fromkeys(line['probe']['error'] for line in lines if 'error' in line['probe'])
   if not errors:
     return ''
@@ -242,7 +244,7 @@ def main() -> None:
   """See the top of the file."""
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('--line', help='CASE,DEVICES,BATCH')
-  parser.add_argument('--case', action='append', choices=list(CASES), help='these alone anew')
+  parser.add_argument('--case', action='append', choices=list(CASES), help='compute only this case')
   parser.add_argument('--write', action='store_true')
   options = parser.parse_args()
   if options.line:

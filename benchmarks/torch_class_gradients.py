@@ -1,6 +1,6 @@
 """Class gradients and their Gram matrices in PyTorch: the peers of this project's own.
 
-  python -m benchmarks.torch_class_gradients    # do they agree?
+  python -m benchmarks.torch_class_gradients    # checks that they agree
 
 For images x [C, n, ch, H, W], labels y [C, n] and cross-entropy, g_c is the gradient of
 mean_i loss(x[c, i], y[c, i]) with respect to every parameter, and for the layer l (the module that
@@ -33,7 +33,7 @@ TOLERANCE = 1e-4  # of |G_cd - reference| / sqrt(G_cc G_dd)
 
 
 class Unsupported(Exception):
-  """A peer cannot do this net, or is not installed; the message says why."""
+  """A peer does not support this net, or is not installed; the message says why."""
 
 
 def layer_of(name: str) -> str:
@@ -64,7 +64,7 @@ def class_losses(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def ordinary(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-  """The gradient of the mean loss of the flat batch, no Gram: what all else is measured by."""
+  """The gradient of the mean loss of the flat batch, without a Gram: the unit of the ratios."""
   loss = F.cross_entropy(net(x.flatten(0, 1)), y.flatten())
   names, parameters = zip(*net.named_parameters(), strict=True)
   return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
@@ -132,7 +132,7 @@ def reject_unknown_layers(net: nn.Module, peer: str) -> None:
     raise Unsupported(f'no per-example rule of {peer} tried for {sorted(unknown)}')
 
 
-# What a peer prepares once for a net, as its user would, is kept and costs later calls nothing.
+# A peer prepares a net once, as its user would. Later calls reuse it at no cost.
 
 
 @functools.cache
@@ -143,8 +143,8 @@ def torchjd_engine(net: nn.Module):
   except ImportError as error:
     raise Unsupported('pip install torchjd==0.18.0') from error
   copied = hookable(net)
-  # With a batch dimension the engine refuses BatchNorm, whatever its mode; and it would give the
-  # Gram of single images.
+  # With a batch dimension the engine refuses BatchNorm in any mode, and would give the Gram of
+  # single images.
   return copied, Engine(copied, batch_dim=None)
 
 
@@ -227,7 +227,7 @@ def opacus_net(net: nn.Module) -> nn.Module:
     if isinstance(module, nn.BatchNorm2d):
       copied.set_submodule(name, FrozenNorm(module))
     if isinstance(module, nn.Conv2d):
-      # Its patches of channels-last activations are the wrong pixels, without a word.
+      # For channels-last activations its patches are wrong, without any error.
       module.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
   return grad_sample.GradSampleModule(copied.train(), loss_reduction='sum')
 
@@ -256,7 +256,7 @@ PEERS: dict[str, tuple[Callable[..., dict[str, Tensor]], str]] = {
 
 
 def variables_of(model) -> dict:
-  """Parameters at random, statistics of a few batches of noise: made-up ones kill nets."""
+  """Random parameters, statistics of a few batches of noise: random ones would break the net."""
   images = jax.random.normal(jax.random.key(1), (20, 8, 32, 32, 3))
   variables = jax.jit(model.init)(jax.random.key(0), images[0])
   step = jax.jit(functools.partial(model.apply, train=True, mutable=['batch_stats']))
@@ -292,7 +292,7 @@ def relative_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> flo
 
 
 def agreement(name: str, net: nn.Module, x: Tensor, y: Tensor) -> str:
-  """Whether a peer agrees with `class_slices`, in words."""
+  """Says whether a peer agrees with `class_slices`."""
   try:
     found = PEERS[name][0](net, x, y)
   except Unsupported as reason:
@@ -310,7 +310,7 @@ def agreement(name: str, net: nn.Module, x: Tensor, y: Tensor) -> str:
 
 
 def check(num_classes: int, images: int) -> bool:
-  """Prints a line for each net and peer; whether all that apply agree with `class_slices`."""
+  """Prints a line for each net and peer; returns whether all peers agree with `class_slices`."""
   rng, lines = np.random.default_rng(1), []
   x = rng.standard_normal((num_classes, images, 32, 32, 3), dtype=np.float32)
   labels = np.arange(num_classes).repeat(images).reshape(num_classes, images)

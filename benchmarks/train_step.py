@@ -1,10 +1,11 @@
-"""The full training step here and in PyTorch, alternating in one process.
+"""Times the full training step here and in PyTorch, alternating in one process.
 
   make bench          # or: python -m benchmarks.train_step [--attention=none] [--out=FILE.json]
 
-One step: uint8 images to float, forward, backward, batch statistics, SGD with Nesterov momentum and
-weight decay; float32, no augmentation. Before timing, both nets get the same weights and must agree
-on logits and gradients. Time to the first step and peak memory come from a process of each side.
+A step converts uint8 images to float, runs forward and backward, updates batch statistics, and
+takes a step of SGD with Nesterov momentum and weight decay, in float32 and without augmentation.
+Before timing, both nets get the same weights and must agree on logits and gradients. The time to
+the first step and peak memory are measured in a process for each side.
 """
 
 import json
@@ -27,20 +28,20 @@ from csba_jax.methods import losses, optimizers
 from csba_jax.models import multibranch, registry
 from csba_jax.run import state as state_lib
 from csba_jax.runtime import sharding, text_table
-from csba_jax.training import loop
+from csba_jax.training import step as step_lib
 
 _BATCH_SIZES = flags.DEFINE_list('batch_sizes', ['32', '64', '128'], 'Images a step.')
 _ATTENTION = flags.DEFINE_enum('attention', 'csba', ['none', 'csba'], 'Attention of both nets.')
 _WIDTH = flags.DEFINE_float('width', 1.0, 'Width of both nets.')
 _REPEATS = flags.DEFINE_integer('repeats', 15, 'Timed steps of each side and batch size.', 1)
 _OUT = flags.DEFINE_string('out', None, 'JSON file for the results.')
-_PROBE = flags.DEFINE_enum('probe', None, ['jax', 'torch'], 'Measure one side alone; internal.')
+_PROBE = flags.DEFINE_enum('probe', None, ['jax', 'torch'], 'Measure one side alone (internal).')
 
 CHANNELS, SIZE, CLASSES = 3, 32, 10
 
 
 def recipe():
-  """Defaults of the project, at this benchmark's attention and width."""
+  """The default config, with the attention and width of this benchmark."""
   config = config_lib.default()
   config.model.attention, config.model.width = _ATTENTION.value, _WIDTH.value
   return config
@@ -61,19 +62,19 @@ def build_model(dtype: str = 'float32') -> multibranch.MultiBranch:
 
 
 def jax_step(batch_size: int):
-  """A function that does one step here and waits for it."""
+  """A function that does one step in JAX and waits for it."""
   config, model = recipe(), build_model()
   tx, _ = optimizers.build(config, total_steps=10_000)
   state = state_lib.create(model, tx, (SIZE, SIZE, CHANNELS), 0)
   layout = sharding.layout(config)
-  step_fn = loop.make_step(config, model, tx, np.ones(CLASSES), 10_000, layout)
+  step_fn = step_lib.make_step(config, model, tx, np.ones(CLASSES), 10_000, layout)
   images, labels = images_and_labels(batch_size)
   data = jax.device_put({'image': images, 'label': labels})
   indices, key = {'own': np.arange(batch_size, dtype=np.int32)[None]}, jax.random.key(0)
 
   def step():
     nonlocal state
-    state, metrics = loop.compiled_steps()(
+    state, metrics = step_lib.compiled_steps()(
       state, data, indices, key, step_fn=step_fn, layout=layout
     )
     return float(jax.block_until_ready((state, metrics))[1]['loss'][0])
@@ -82,7 +83,7 @@ def jax_step(batch_size: int):
 
 
 def torch_step(batch_size: int):
-  """A function that does one step in PyTorch: channels last, its fastest layout here."""
+  """A function that does one step in PyTorch, channels last, its fastest layout here."""
   import torch
 
   from benchmarks import torch_multibranch as twin
@@ -105,7 +106,7 @@ def torch_step(batch_size: int):
 
 
 def check_twins() -> int:
-  """Same weights, same logits and gradients in float64; returns the number of parameters."""
+  """Asserts that both nets give the same in float64; returns the number of parameters."""
   import torch
 
   from benchmarks import torch_multibranch as twin
@@ -120,7 +121,7 @@ def check_twins() -> int:
       inputs = jnp.asarray(images) / 127.5 - 1
       mutable = {'params': params, 'batch_stats': variables['batch_stats']}
       logits, _ = model.apply(mutable, inputs, train=True, mutable=['batch_stats'])
-      return losses.cross_entropy(logits, labels, class_counts=None).mean(), logits
+      return losses.cross_entropy(logits, labels).mean(), logits
 
     (_, logits), grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(variables['params'])
     expected = twin.from_flax(grads)
@@ -137,7 +138,7 @@ def check_twins() -> int:
 
 
 def alternate(batch_size: int) -> dict[str, list[float]]:
-  """Seconds of each timed step, the two sides in turn."""
+  """Seconds of each timed step; the two sides alternate."""
   steps = {'jax': jax_step(batch_size), 'torch': torch_step(batch_size)}
   for step in steps.values():
     step(), step()
@@ -163,7 +164,7 @@ def probe(side: str, batch_size: int) -> None:
 
 
 def probe_in_child(side: str, batch_size: int) -> dict[str, float]:
-  """`probe` in a process of its own."""
+  """`probe` in a new process."""
   command = [sys.executable, '-m', 'benchmarks.train_step', f'--probe={side}']
   command += [f'--batch_sizes={batch_size}', f'--attention={_ATTENTION.value}']
   command += [f'--width={_WIDTH.value}']

@@ -1,10 +1,10 @@
-"""The training step and the class Grams under several Pythons, whose versions of JAX differ.
+"""Times the training step and the class Grams with several Pythons, whose JAX versions differ.
 
   python -m benchmarks.versions --pythons=.venv/bin/python,.venv-oldest/bin/python [--out=FILE.json]
 
-Each Python runs one process for each measurement, with this checkout's code. The processes take
-turns, a call each, so that what else the machine does hits all alike. Training step: the
-multi-branch net with csba, float32, 32x32 images. Class Grams: ten classes of 16 images, frozen
+Each Python runs one process for each measurement, with the code of this checkout. The processes
+alternate, call by call, so that other work on the machine affects all of them alike. Training step:
+the multi-branch net with csba, float32, 32x32 images. Class Grams: ten classes of 16 images, frozen
 BatchNorm statistics, strategy 'stacked'.
 """
 
@@ -23,7 +23,7 @@ from absl import app, flags
 _PYTHONS = flags.DEFINE_list('pythons', [sys.executable], 'Interpreters to compare.')
 _REPEATS = flags.DEFINE_integer('repeats', 15, 'Timed calls of each process.', 1)
 _OUT = flags.DEFINE_string('out', None, 'JSON file for the results.')
-_CHILD = flags.DEFINE_string('child', None, 'Measure this one alone, for a parent; internal.')
+_CHILD = flags.DEFINE_string('child', None, 'Measure this one alone (internal).')
 
 IMAGE = (32, 32, 3)
 MEASUREMENTS = (
@@ -39,7 +39,7 @@ def make_call(name: str) -> Callable[[], object]:
 
 
 def training_step(batch_size: int) -> Callable[[], object]:
-  """One training step of the project's defaults, data on the device."""
+  """A function that does one training step of the default config; data is on the device."""
   import jax
   import numpy as np
 
@@ -101,7 +101,7 @@ def grams(net: str) -> Callable[[], object]:
 
 
 def serve(name: str) -> None:
-  """Says its versions and the seconds to the end of the first call; then a call for each line."""
+  """Prints versions and seconds to the end of the first call, then makes a call for each line."""
   start = time.perf_counter()
   call = make_call(name)
   call()
@@ -117,7 +117,7 @@ def serve(name: str) -> None:
 
 
 def compare(name: str, pythons: list[str]) -> list[dict[str, object]]:
-  """Seconds of each call under each Python, in turns."""
+  """Seconds of each call with each Python; the Pythons alternate."""
   children, found = [], []
   for python in pythons:  # one after the other: compilation would disturb the others
     child = subprocess.Popen(

@@ -2,10 +2,10 @@ r"""CIFAR-10-LT, imbalance factor 100, the full multi-branch net: the recipe for
 
   csba-train --config=configs/cifar10_lt.py --workdir=runs/cifar10_lt
 
-200 epochs as in LDAM-DRW's code (batch 128, SGD 0.1 with Nesterov momentum, weight decay 2e-4,
-5 epochs of warm-up), with a cosine in place of its two steps. Needs CIFAR-10 prepared for TFDS as
-array_record under $TFDS_DATA_DIR. Result: not yet run; on two CPU cores it would take many hours,
-see cifar10_lt_cpu.py.
+It trains 200 epochs as LDAM-DRW's code does (batch 128, SGD 0.1 with Nesterov momentum, weight
+decay 2e-4, 5 epochs of warm-up), but with a cosine schedule in place of two steps. It needs
+CIFAR-10 prepared for TFDS as array_record under $TFDS_DATA_DIR.
+Result: not yet run. On two CPU cores it would take many hours; use cifar10_lt_cpu.py there.
 """
 
 from csba_jax import config

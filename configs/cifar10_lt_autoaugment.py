@@ -2,8 +2,8 @@ r"""CIFAR-10-LT, ResNet-32: balanced softmax with AutoAugment and Cutout.
 
   csba-train --config=configs/cifar10_lt_autoaugment.py --workdir=runs/cifar10_lt_autoaugment
 
-The policy of CIFAR-10 (Cubuk et al. 2019), which was found on balanced data of the same images; Ren
-et al. 2020 train so too.
+The policy for CIFAR-10 (Cubuk et al. 2019) was found on balanced data of the same images. Ren et
+al. 2020 also train with it.
 Result: not yet run (an accelerator recipe: 200 epochs).
 """
 

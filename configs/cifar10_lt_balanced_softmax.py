@@ -3,7 +3,7 @@ r"""CIFAR-10-LT, ResNet-32: balanced softmax (Ren et al. 2020).
   csba-train --config=configs/cifar10_lt_balanced_softmax.py \
     --workdir=runs/cifar10_lt_balanced_softmax
 
-Nothing to choose.
+It has no hyperparameters.
 Result: not yet run (an accelerator recipe: 200 epochs).
 """
 

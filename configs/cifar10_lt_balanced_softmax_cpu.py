@@ -3,7 +3,7 @@ r"""CIFAR-10-LT at 100, small: balanced softmax (Ren et al. 2020).
   csba-train --config=configs/cifar10_lt_balanced_softmax_cpu.py \
     --workdir=runs/cifar10_lt_balanced_softmax_cpu
 
-Minutes of two CPU cores; the control: --config.model.attention=none.
+It takes minutes on two CPU cores. The control is --config.model.attention=none.
 Result: docs/toolbox.md, one seed, JPEG copy.
 """
 

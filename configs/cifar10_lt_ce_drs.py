@@ -2,7 +2,7 @@ r"""CIFAR-10-LT, ResNet-32: deferred re-sampling (Cao et al. 2019).
 
   csba-train --config=configs/cifar10_lt_ce_drs.py --workdir=runs/cifar10_lt_ce_drs
 
-Class-balanced batches from epoch 160 of 200 on.
+Batches are class-balanced from epoch 160 of 200 on.
 Result: not yet run (an accelerator recipe: 200 epochs).
 """
 

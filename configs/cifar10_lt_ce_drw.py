@@ -2,7 +2,7 @@ r"""CIFAR-10-LT, ResNet-32: deferred re-weighting (Cao et al. 2019).
 
   csba-train --config=configs/cifar10_lt_ce_drw.py --workdir=runs/cifar10_lt_ce_drw
 
-Weights by effective number from epoch 160 of 200 on.
+Classes are weighted by effective number from epoch 160 of 200 on.
 Result: not yet run (an accelerator recipe: 200 epochs).
 """
 

@@ -3,7 +3,7 @@ r"""CIFAR-10-LT, ResNet-32: class-balanced sampling.
   csba-train --config=configs/cifar10_lt_class_balanced.py \
     --workdir=runs/cifar10_lt_class_balanced
 
-Every class equally often, from the start (Kang et al. 2020 compare the samplers).
+Every class is drawn equally often, from the start (Kang et al. 2020 compare such samplers).
 Result: not yet run (an accelerator recipe: 200 epochs).
 """
 

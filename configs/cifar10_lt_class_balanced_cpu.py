@@ -3,7 +3,7 @@ r"""CIFAR-10-LT at 100, small: class-balanced sampling.
   csba-train --config=configs/cifar10_lt_class_balanced_cpu.py \
     --workdir=runs/cifar10_lt_class_balanced_cpu
 
-Every class equally often, from the start.
+Every class is drawn equally often, from the start.
 Result: docs/toolbox.md, one seed, JPEG copy.
 """
 

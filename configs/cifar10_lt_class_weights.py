@@ -2,7 +2,7 @@ r"""CIFAR-10-LT, ResNet-32: weights by effective number, from the start (Cui et 
 
   csba-train --config=configs/cifar10_lt_class_weights.py --workdir=runs/cifar10_lt_class_weights
 
-The weights of the rarest classes are felt from the first step on; cifar10_lt_ce_drw.py defers them.
+The weights apply from the first step on; cifar10_lt_ce_drw.py defers them.
 Result: not yet run (an accelerator recipe: 200 epochs).
 """
 

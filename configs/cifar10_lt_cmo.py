@@ -2,8 +2,8 @@ r"""CIFAR-10-LT, ResNet-32: CMO (Park et al. 2022).
 
   csba-train --config=configs/cifar10_lt_cmo.py --workdir=runs/cifar10_lt_cmo
 
-Patches of class-balanced images on half of the batches, in neither the first four nor the last
-three epochs, as in their code.
+Half of the batches get patches of class-balanced images, except in the first four and the last
+three epochs, as in the authors' code.
 Result: not yet run (an accelerator recipe: 200 epochs).
 """
 

@@ -2,8 +2,8 @@ r"""CIFAR-10-LT, ResNet-32: balanced softmax, AutoAugment, Cutout, tuned weight 
 
   csba-train --config=configs/cifar10_lt_combination.py --workdir=runs/cifar10_lt_combination
 
-The remedies of cifar10_lt_autoaugment.py, cifar10_lt_weight_decay.py and cifar10_lt_ema.py
-together: a candidate for the strongest row, to be tuned with --config.data.val_fraction=0.1.
+It combines cifar10_lt_autoaugment.py, cifar10_lt_weight_decay.py and cifar10_lt_ema.py. It may be
+the strongest recipe; tune it with --config.data.val_fraction=0.1.
 Result: not yet run (an accelerator recipe: 200 epochs).
 """
 

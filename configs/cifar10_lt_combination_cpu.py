@@ -3,7 +3,8 @@ r"""CIFAR-10-LT at 100, small: balanced softmax with tuned weight decay.
   csba-train --config=configs/cifar10_lt_combination_cpu.py \
     --workdir=runs/cifar10_lt_combination_cpu
 
-The two remedies that did most here, together; the decay is that of cifar10_lt_weight_decay_cpu.py.
+It combines the two methods with the largest effect here; the decay is that of
+cifar10_lt_weight_decay_cpu.py.
 Result: docs/toolbox.md, one seed, JPEG copy.
 """
 

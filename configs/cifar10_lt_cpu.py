@@ -1,9 +1,11 @@
-r"""CIFAR-10-LT, imbalance factor 100, narrow and short: ten minutes of two CPU cores.
+r"""CIFAR-10-LT, imbalance factor 100, narrow and short: ten minutes on two CPU cores.
 
   csba-train --config=configs/cifar10_lt_cpu.py --workdir=runs/cifar10_lt_cpu
 
-Half the channels of cifar10_lt.py, a tenth of its epochs; schedules are fractions of the run.
-Results: docs/toolbox.md (one seed, JPEG copy); 4 to 6 minutes a run on two cores of an AMD EPYC.
+The net has half the channels of cifar10_lt.py and trains for a tenth of its epochs. Schedules are
+given as fractions of the run.
+Results: docs/toolbox.md (one seed, JPEG copy); a run takes 4 to 6 minutes on two cores of an AMD
+EPYC.
 """
 
 from csba_jax import config

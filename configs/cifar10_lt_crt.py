@@ -3,9 +3,9 @@ r"""CIFAR-10-LT, ResNet-32: classifier re-training, cRT (Kang et al. 2020).
   csba-train --config=configs/cifar10_lt_crt.py \
     --config.stage.source=runs/cifar10_lt_resnet32 --workdir=runs/cifar10_lt_crt
 
-Second stage of a run of cifar10_lt_resnet32.py: a new classifier on the old features, class-
-balanced batches, 10 epochs; the norms keep their statistics, where the official code lets them go
-on.
+This is the second stage of a run of cifar10_lt_resnet32.py. It trains a new classifier on the old
+features, with class-balanced batches, for 10 epochs. Norm layers keep their statistics; in the
+official code they are updated.
 Result: not yet run.
 """
 

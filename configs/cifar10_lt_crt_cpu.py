@@ -3,7 +3,8 @@ r"""CIFAR-10-LT at 100, small: classifier re-training, cRT (Kang et al. 2020).
   csba-train --config=configs/cifar10_lt_crt_cpu.py \
     --config.stage.source=runs/cifar10_lt_cpu --workdir=runs/cifar10_lt_crt_cpu
 
-Second stage of a run of cifar10_lt_cpu.py: a new classifier, class-balanced batches, 5 epochs.
+This is the second stage of a run of cifar10_lt_cpu.py: a new classifier, trained with
+class-balanced batches for 5 epochs.
 Result: docs/toolbox.md, one seed, JPEG copy.
 """
 

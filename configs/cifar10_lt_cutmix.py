@@ -2,7 +2,7 @@ r"""CIFAR-10-LT, ResNet-32: CutMix (Yun et al. 2019).
 
   csba-train --config=configs/cifar10_lt_cutmix.py --workdir=runs/cifar10_lt_cutmix
 
-alpha 1, half of the batches, as in their code for CIFAR.
+alpha is 1, on half of the batches, as in the authors' code for CIFAR.
 Result: not yet run (an accelerator recipe: 200 epochs).
 """
 

@@ -2,7 +2,7 @@ r"""CIFAR-10-LT, ResNet-32: Cutout (DeVries & Taylor 2017).
 
   csba-train --config=configs/cifar10_lt_cutout.py --workdir=runs/cifar10_lt_cutout
 
-A square of 16 pixels, as in the paper for CIFAR-10.
+The square has 16 pixels a side, as in the paper for CIFAR-10.
 Result: not yet run (an accelerator recipe: 200 epochs).
 """
 

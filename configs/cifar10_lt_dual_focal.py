@@ -2,7 +2,7 @@ r"""CIFAR-10-LT, ResNet-32: dual focal loss (Tao et al. 2023).
 
   csba-train --config=configs/cifar10_lt_dual_focal.py --workdir=runs/cifar10_lt_dual_focal
 
-gamma as for CIFAR-10 in their paper is not known to us: 2, not tuned.
+We do not know the gamma of the paper for CIFAR-10. It is 2 here, not tuned.
 Result: not yet run (an accelerator recipe: 200 epochs).
 """
 

@@ -2,7 +2,7 @@ r"""CIFAR-10-LT, ResNet-32: balanced softmax, moving averages evaluated.
 
   csba-train --config=configs/cifar10_lt_ema.py --workdir=runs/cifar10_lt_ema
 
-Decay 0.999 a step: about ten epochs of 97 steps.
+The decay of the averages is 0.999 a step, which averages over about ten epochs of 97 steps.
 Result: not yet run (an accelerator recipe: 200 epochs).
 """
 

@@ -2,7 +2,7 @@ r"""CIFAR-10-LT, ResNet-32: focal loss (Lin et al. 2017).
 
   csba-train --config=configs/cifar10_lt_focal.py --workdir=runs/cifar10_lt_focal
 
-gamma 1, as in the tables of LDAM-DRW (Cao et al. 2019).
+gamma is 1, as in the tables of LDAM-DRW (Cao et al. 2019).
 Result: not yet run (an accelerator recipe: 200 epochs).
 """
 

@@ -3,9 +3,9 @@ r"""CIFAR-10-LT, ResNet-32: label-aware smoothing, the second stage of MiSLAS (Z
   csba-train --config=configs/cifar10_lt_label_aware.py \
     --config.stage.source=runs/cifar10_lt_mixup --workdir=runs/cifar10_lt_label_aware
 
-Classifier and factors, class-balanced batches, 10 epochs; eps 0.3 for the largest class and 0 for
-the smallest, as in their config for CIFAR-10 at IF 100. MiSLAS trains its first stage with mixup:
-cifar10_lt_mixup.py.
+It trains the classifier and a factor for each class, with class-balanced batches, for 10 epochs.
+eps is 0.3 for the largest class and 0 for the smallest, as in the authors' config for CIFAR-10 at
+imbalance factor 100. MiSLAS trains its first stage with mixup: use cifar10_lt_mixup.py.
 Result: not yet run.
 """
 

@@ -3,8 +3,8 @@ r"""CIFAR-10-LT at 100, small: label-aware smoothing of MiSLAS, second stage (Zh
   csba-train --config=configs/cifar10_lt_label_aware_cpu.py \
     --config.stage.source=runs/cifar10_lt_cpu --workdir=runs/cifar10_lt_label_aware_cpu
 
-Second stage of a run of cifar10_lt_cpu.py; eps 0.3 for the largest class and 0 for the smallest, as
-in their config for CIFAR-10 at IF 100.
+This is the second stage of a run of cifar10_lt_cpu.py. eps is 0.3 for the largest class and 0 for
+the smallest, as in the authors' config for CIFAR-10 at imbalance factor 100.
 Result: docs/toolbox.md, one seed, JPEG copy.
 """
 

@@ -3,7 +3,7 @@ r"""CIFAR-10-LT, ResNet-32: label smoothing (Szegedy et al. 2016).
   csba-train --config=configs/cifar10_lt_label_smoothing.py \
     --workdir=runs/cifar10_lt_label_smoothing
 
-eps 0.1, not tuned.
+eps is 0.1, not tuned.
 Result: not yet run (an accelerator recipe: 200 epochs).
 """
 

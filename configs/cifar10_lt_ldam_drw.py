@@ -2,7 +2,7 @@ r"""CIFAR-10-LT, ResNet-32: LDAM with deferred re-weighting (Cao et al. 2019).
 
   csba-train --config=configs/cifar10_lt_ldam_drw.py --workdir=runs/cifar10_lt_ldam_drw
 
-Margins up to 0.5, cosines times 30, weights from epoch 160 on.
+The largest margin is 0.5, cosines are scaled by 30, and class weights apply from epoch 160 on.
 Result: not yet run (an accelerator recipe: 200 epochs).
 """
 

@@ -2,7 +2,8 @@ r"""CIFAR-10-LT at 100, small: LDAM with deferred re-weighting (Cao et al. 2019)
 
   csba-train --config=configs/cifar10_lt_ldam_drw_cpu.py --workdir=runs/cifar10_lt_ldam_drw_cpu
 
-Margins up to 0.5, cosines times 30, weights by effective number after 80 % of the run.
+The largest margin is 0.5 and cosines are scaled by 30. Class weights, by effective number, apply
+after 80 % of the run.
 Result: docs/toolbox.md, one seed, JPEG copy.
 """
 

@@ -3,7 +3,7 @@ r"""CIFAR-10-LT, ResNet-32: logit adjustment (Menon et al. 2021).
   csba-train --config=configs/cifar10_lt_logit_adjustment.py \
     --workdir=runs/cifar10_lt_logit_adjustment
 
-tau 1 makes it balanced softmax; choose tau on a validation part (--config.data.val_fraction=0.1).
+With tau 1 it is balanced softmax. Choose tau on a validation part (--config.data.val_fraction=0.1).
 Result: not yet run (an accelerator recipe: 200 epochs).
 """
 

@@ -3,7 +3,7 @@ r"""CIFAR-10-LT, ResNet-32: learnable weight scaling, LWS (Kang et al. 2020).
   csba-train --config=configs/cifar10_lt_lws.py \
     --config.stage.source=runs/cifar10_lt_resnet32 --workdir=runs/cifar10_lt_lws
 
-Second stage: one factor for each class, class-balanced batches.
+This second stage trains one factor for each class, with class-balanced batches.
 Result: not yet run.
 """
 

@@ -3,7 +3,7 @@ r"""CIFAR-10-LT at 100, small: learnable weight scaling, LWS (Kang et al. 2020).
   csba-train --config=configs/cifar10_lt_lws_cpu.py \
     --config.stage.source=runs/cifar10_lt_cpu --workdir=runs/cifar10_lt_lws_cpu
 
-Second stage of a run of cifar10_lt_cpu.py: one factor for each class.
+This is the second stage of a run of cifar10_lt_cpu.py. It trains one factor for each class.
 Result: docs/toolbox.md, one seed, JPEG copy.
 """
 

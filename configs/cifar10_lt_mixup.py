@@ -2,7 +2,7 @@ r"""CIFAR-10-LT, ResNet-32: mixup (Zhang et al. 2018).
 
   csba-train --config=configs/cifar10_lt_mixup.py --workdir=runs/cifar10_lt_mixup
 
-alpha 1.
+alpha is 1.
 Result: not yet run (an accelerator recipe: 200 epochs).
 """
 

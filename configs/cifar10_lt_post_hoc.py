@@ -2,9 +2,9 @@ r"""CIFAR-10-LT, ResNet-32: post-hoc logit adjustment of plain cross-entropy (Me
 
   csba-train --config=configs/cifar10_lt_post_hoc.py --workdir=runs/cifar10_lt_post_hoc
 
-Trained as cifar10_lt_resnet32.py, to the bit; only the evaluation differs, so that a run of that
-recipe can be adjusted as well: csba-evaluate --workdir=DIR --post_hoc_tau=1. Choose tau on
---split=val of a run with a validation part.
+Training is that of cifar10_lt_resnet32.py, to the bit; only the evaluation differs. So a run of
+that recipe can be adjusted as well: csba-evaluate --workdir=DIR --post_hoc_tau=1. Choose tau with
+--split=val on a run with a validation part.
 Result: not yet run (an accelerator recipe: 200 epochs).
 """
 

@@ -2,7 +2,7 @@ r"""CIFAR-10-LT, ResNet-32: progressively balanced sampling (Kang et al. 2020).
 
   csba-train --config=configs/cifar10_lt_progressive.py --workdir=runs/cifar10_lt_progressive
 
-From instance- to class-balanced over the run.
+Sampling changes from instance-balanced to class-balanced over the run.
 Result: not yet run (an accelerator recipe: 200 epochs).
 """
 

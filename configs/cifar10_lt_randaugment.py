@@ -2,7 +2,7 @@ r"""CIFAR-10-LT, ResNet-32: balanced softmax with RandAugment (Cubuk et al. 2020
 
   csba-train --config=configs/cifar10_lt_randaugment.py --workdir=runs/cifar10_lt_randaugment
 
-Two operations of magnitude 14 of 30, not tuned.
+Each image gets two operations of magnitude 14 of 30, not tuned.
 Result: not yet run (an accelerator recipe: 200 epochs).
 """
 

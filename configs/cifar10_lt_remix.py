@@ -2,7 +2,7 @@ r"""CIFAR-10-LT, ResNet-32: Remix (Chou et al. 2020).
 
   csba-train --config=configs/cifar10_lt_remix.py --workdir=runs/cifar10_lt_remix
 
-kappa 3, tau 0.5 and alpha 1 as in the paper, with deferred re-weighting.
+kappa is 3, tau 0.5 and alpha 1, as in the paper, with deferred re-weighting.
 Result: not yet run (an accelerator recipe: 200 epochs).
 """
 

@@ -1,13 +1,14 @@
-r"""CIFAR-10-LT, imbalance factor 100, ResNet-32: the recipe that the literature's tables share.
+r"""CIFAR-10-LT, imbalance factor 100, ResNet-32: the recipe behind the tables of the literature.
 
   csba-train --config=configs/cifar10_lt_resnet32.py --workdir=runs/cifar10_lt_resnet32
 
-As LDAM-DRW's code (Cao et al. 2019): 200 epochs, batch 128, SGD 0.1 with momentum 0.9, weight decay
-2e-4, 5 epochs of warm-up, / 100 at epochs 160 and 180, crop and flip, all of 5000..50, the last
-checkpoint. It differs in Nesterov's momentum, in no decay on norms and biases, in kernels
-initialised by fan-out, in bfloat16, and in images scaled to [-1, 1] rather than standardised. To
-choose anything, give it a validation part: --config.data.val_fraction=0.1. Other imbalance factors:
---config.data.imbalance_factor=50. An epoch is one dispatch on an accelerator.
+It follows LDAM-DRW's code (Cao et al. 2019): 200 epochs, batch 128, SGD 0.1 with momentum 0.9,
+weight decay 2e-4, 5 epochs of warm-up, rate / 100 at epochs 160 and 180, crop and flip, all
+5000..50 images in training, the last checkpoint. It differs in five points: Nesterov momentum, no
+weight decay on norms and biases, kernels initialised by fan-out, bfloat16, and images scaled to
+[-1, 1] instead of standardised. To choose a hyperparameter, add a validation part:
+--config.data.val_fraction=0.1. For another imbalance factor set --config.data.imbalance_factor=50.
+On an accelerator an epoch is one dispatch.
 Result: not yet run; published with original pixels: accuracy 70.4 % (IF 100), 74.8 % (50), 86.4 %
 (10).
 """

@@ -1,8 +1,8 @@
-r"""CIFAR-10-LT, ResNet-32: reversed sampling, of the second branch of BBN (Zhou et al. 2020).
+r"""CIFAR-10-LT, ResNet-32: reversed sampling, as in the second branch of BBN (Zhou et al. 2020).
 
   csba-train --config=configs/cifar10_lt_reversed.py --workdir=runs/cifar10_lt_reversed
 
-The rarest class most often; a control rather than a remedy.
+The rarest class is drawn most often. It is a control, not a method to use.
 Result: not yet run (an accelerator recipe: 200 epochs).
 """
 

@@ -2,7 +2,7 @@ r"""CIFAR-10-LT, ResNet-32: square-root sampling.
 
   csba-train --config=configs/cifar10_lt_square_root.py --workdir=runs/cifar10_lt_square_root
 
-Classes by the square root of their size (Kang et al. 2020).
+Classes are drawn by the square root of their size (Kang et al. 2020).
 Result: not yet run (an accelerator recipe: 200 epochs).
 """
 

@@ -3,8 +3,8 @@ r"""CIFAR-10-LT, ResNet-32: tau-normalisation (Kang et al. 2020).
   csba-train --config=configs/cifar10_lt_tau_norm.py \
     --config.stage.source=runs/cifar10_lt_resnet32 --workdir=runs/cifar10_lt_tau_norm
 
-Second stage without training. tau is chosen on the validation part where both stages have one
-(--config.data.val_fraction=0.1 --config.stage.tau=-1); this recipe has none, and takes 1.
+This second stage does not train. If both stages have a validation part, tau can be chosen on it
+(--config.data.val_fraction=0.1 --config.stage.tau=-1). This recipe has none: tau is 1.
 Result: not yet run.
 """
 

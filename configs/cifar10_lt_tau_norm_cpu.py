@@ -3,8 +3,8 @@ r"""CIFAR-10-LT at 100, small: tau-normalisation (Kang et al. 2020).
   csba-train --config=configs/cifar10_lt_tau_norm_cpu.py \
     --config.stage.source=runs/cifar10_lt_cpu --workdir=runs/cifar10_lt_tau_norm_cpu
 
-Second stage of a run of cifar10_lt_cpu.py, without training: seconds. tau is the best of 0, 0.1,
-... 2 on the validation part.
+This is the second stage of a run of cifar10_lt_cpu.py. It does not train and takes seconds. tau is
+the best of 0, 0.1, ... 2 on the validation part.
 Result: docs/toolbox.md, one seed, JPEG copy.
 """
 

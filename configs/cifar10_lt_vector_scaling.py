@@ -3,7 +3,7 @@ r"""CIFAR-10-LT, ResNet-32: VS loss (Kini et al. 2021).
   csba-train --config=configs/cifar10_lt_vector_scaling.py \
     --workdir=runs/cifar10_lt_vector_scaling
 
-gamma 0.15 and tau 1.25, as the code of GLMC has them for CIFAR-10-LT.
+gamma is 0.15 and tau 1.25, as in the code of GLMC for CIFAR-10-LT.
 Result: not yet run (an accelerator recipe: 200 epochs).
 """
 

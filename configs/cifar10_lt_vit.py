@@ -2,7 +2,7 @@ r"""CIFAR-10-LT, a small ViT whose heads are the branches that CSBA gates.
 
   csba-train --config=configs/cifar10_lt_vit.py --workdir=runs/cifar10_lt_vit
 
-AdamW at 1e-3 with weight decay 0.05 and a cosine, not tuned. Controls:
+It uses AdamW at 1e-3 with weight decay 0.05 and a cosine schedule, not tuned. Controls:
 --config.model.attention=none, none_wide, se, csba_class.
 Result: not yet run (an accelerator recipe: 200 epochs).
 """

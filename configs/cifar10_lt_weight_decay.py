@@ -2,8 +2,9 @@ r"""CIFAR-10-LT, ResNet-32: cross-entropy with tuned weight decay (Alshammari et
 
   csba-train --config=configs/cifar10_lt_weight_decay.py --workdir=runs/cifar10_lt_weight_decay
 
-Decay 5e-3, peak 0.01 and a cosine, as in their code for CIFAR-100-LT (ResNet-34, batch 64, 320
-epochs); not tuned here: choose it with --config.data.val_fraction=0.1.
+The decay is 5e-3, the peak rate 0.01 and the schedule a cosine, as in the authors' code for
+CIFAR-100-LT (ResNet-34, batch 64, 320 epochs). They are not tuned here: choose the decay with
+--config.data.val_fraction=0.1.
 Result: not yet run (an accelerator recipe: 200 epochs).
 """
 

@@ -2,7 +2,7 @@ r"""Digits-LT: 1,797 handwritten 8x8 digits, long-tailed at imbalance factor 20,
 
   csba-train --config=configs/digits_lt.py --workdir=runs/digits_csba
 
-The control: --config.model.attention=none. Time and results: README, `make demo`.
+The control is --config.model.attention=none. Time and results: README, `make demo`.
 """
 
 from csba_jax import config

@@ -1,10 +1,11 @@
-r"""A folder of photos, CLASS/file.jpg, with whatever imbalance it has: the net with CSBA.
+r"""A folder of photos, CLASS/file.jpg, with its own imbalance; the multi-branch net with CSBA.
 
   csba-train --config=configs/image_folder.py --config.data.dir=PHOTOS --workdir=runs/photos
 
 Photos are resized to 64 pixels (shorter side) and cropped to a square. If some photos are copies of
-others, name them: --config.data.manifest=PHOTOS/manifest.csv --config.data.group_column=dup_group
-(columns `file` and the group), so that no copy of a training photo is in the test part.
+others, list them in a CSV file with a column `file` and a column of groups, so that no copy of a
+training photo is in the test part:
+--config.data.manifest=PHOTOS/manifest.csv --config.data.group_column=dup_group.
 Result: not yet run.
 """
 

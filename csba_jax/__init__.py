@@ -1,3 +1,3 @@
-"""Long-tailed image learning in JAX: Class-Specific Branch Attention, its controls, its proof."""
+"""Learning from classes of unequal size in JAX: gradient conflict and attention against it."""
 
 __version__ = '0.1.0'

@@ -1,5 +1,6 @@
-"""Defaults, checks and differences of a run's configuration: what ml_collections leaves to us."""
+"""A run's config: its fields with their defaults, checks, differences, and recipes by name."""
 
+import difflib
 import functools
 import importlib.util
 import math
@@ -9,17 +10,24 @@ from typing import Any
 
 import ml_collections
 
-import csba_jax
 from csba_jax.errors import UserError
 
-RECIPES = Path(csba_jax.__file__).parents[1] / 'configs'  # of a source tree; wheels have none
+
+def _recipes() -> Path:
+  """Folder of the recipes that ship: inside an installed package, beside that of a source tree."""
+  package = Path(__file__).parent
+  inside = package / 'configs'
+  return inside if inside.is_dir() else package.parent / 'configs'
+
+
+RECIPES = _recipes()
 
 
 def default() -> ml_collections.ConfigDict:
   """Every field with its default: the only place where defaults live. Locked against new fields."""
   config = ml_collections.ConfigDict()
   config.seed = 0  # decides the initial weights, the batches and the augmentation
-  config.deterministic = False  # GPU: kernels that give the same bits every time, at a price
+  config.deterministic = False  # GPU: the same bits every time, but slower
 
   config.data = ml_collections.ConfigDict()
   config.data.seed = 0  # decides which images form the subset and the parts
@@ -80,12 +88,12 @@ def _add_methods(config: ml_collections.ConfigDict) -> None:
   config.loss.weights = 'none'  # of classes: none | inverse | effective
   config.loss.beta = 0.9999  # effective
   config.loss.weights_start = 0.0  # share of the run after which they count (deferred: 0.8)
-  config.loss.post_hoc_tau = 0.0  # of the log prior, taken off the logits when evaluated, beside
-  # whatever prior the loss has corrected already
+  config.loss.post_hoc_tau = 0.0  # times the log prior is subtracted from the logits in
+  # evaluation, in addition to what the loss has corrected already
 
   config.sampler = ml_collections.ConfigDict()
   config.sampler.name = 'instance'  # instance | class | square_root | progressive | reversed
-  config.sampler.start = 0.0  # share of the run after which it samples; before it instance
+  config.sampler.start = 0.0  # share of the run after which it is used; before it: instance
 
   config.mixing = ml_collections.ConfigDict()
   config.mixing.name = 'none'  # none | mixup | remix | cutmix | cmo
@@ -118,7 +126,7 @@ def _add_training(config: ml_collections.ConfigDict) -> None:
   config.train.eval_every = 1  # epochs between evaluations on the validation part, and checkpoints
   config.train.save_every = 1000  # steps between checkpoints, beside those after evaluations
 
-  # where it runs, not what it is: a run may go on with other values
+  # where a run is done: these fields may change when a run is continued
   config.parallel = ml_collections.ConfigDict()
   config.parallel.devices = 0  # 0 = all there are, of every process; they share each batch
   config.parallel.fsdp = 1  # devices that share one copy of parameters and optimiser state
@@ -128,11 +136,11 @@ def _add_training(config: ml_collections.ConfigDict) -> None:
   config.diagnostics = ml_collections.ConfigDict()
   config.diagnostics.every = 0  # steps between measurements of class-gradient conflict; 0 = never
   config.diagnostics.images = 8  # of each class in the fixed probe that is measured
-  # shares of the run after which it is measured on every training and validation image: '0,0.5,1';
-  # with any, the tested net is measured too
+  # shares of the run, such as '0,0.5,1', after which conflict is measured on every training and
+  # validation image. With any of them, the net that is tested is measured too.
   config.diagnostics.snapshots = ''
-  # and when the mean loss over the training images is first at or below a level: '1,0.3'; it is
-  # looked at with log lines whose own mean is within twice the level
+  # losses, such as '1,0.3': conflict is also measured when the mean loss over the training images
+  # first reaches a level. It is computed at log lines whose own mean is within twice the level.
   config.diagnostics.loss_levels = ''
 
 
@@ -142,7 +150,7 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def step_at(share: float, total_steps: int) -> int:
-  """First step of which `share` of the run lies behind; one whole number for host and device."""
+  """First step at which `share` of the run is done; the same whole number on host and device."""
   return math.ceil(share * total_steps - 1e-6)
 
 
@@ -160,39 +168,54 @@ def sibling(file: str, name: str) -> ml_collections.ConfigDict:
   """get_config() of the config `name`.py beside `file`: how a child config names its parent."""
   path = Path(file).with_name(f'{name}.py')
   spec = importlib.util.spec_from_file_location(f'csba_jax_config_{name}', path)
+  if spec is None or spec.loader is None:
+    raise ImportError(f'{path} is no Python file')
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module.get_config()
 
 
-def load(name: str, folder: Path | None = None) -> ml_collections.ConfigDict:
-  """get_config() of a recipe, a config that may be changed before it is run.
+def recipe_file(recipe: str) -> Path:
+  """The file of a recipe: a path that ends in .py as it is, a bare name among those that ship.
 
   Args:
-    name: of the file, without '.py'.
-    folder: where it is; configs/ of the source tree by default.
+    recipe: 'digits_lt', or the path of a config file such as 'mine/photos.py'.
 
   Raises:
-    UserError: no such recipe, or a package that was installed without its source tree.
+    UserError: there is no such file, or no recipe of that name ships.
+  """
+  known = {path.stem: path for path in RECIPES.glob('*.py')}
+  if recipe in known:
+    return known[recipe]
+  path = Path(recipe)
+  if path.suffix == '.py' and path.is_file():
+    return path
+  near = difflib.get_close_matches(path.stem, sorted(known), n=3, cutoff=0.4)
+  raise UserError(
+    'the name of a recipe that ships, or the path of a config file that ends in .py',
+    repr(recipe),
+    f'use {" or ".join(near)}' if near else f'use the name of a file in {RECIPES}',
+  )
+
+
+def load(name: str) -> ml_collections.ConfigDict:
+  """get_config() of a recipe. You may change the config before you run it.
+
+  Args:
+    name: of a recipe that ships, or the path of a config file; see `recipe_file`.
+
+  Raises:
+    UserError: there is no such recipe.
 
   Example:
     >>> load('digits_lt').data.imbalance_factor
     20.0
   """
-  folder = RECIPES if folder is None else folder
-  known = sorted(path.stem for path in folder.glob('*.py'))
-  if not known:
-    raise UserError(
-      f'recipes in {folder}',
-      'none: the package alone is installed',
-      'install it from a clone of the repository with pip install --editable',
-    )
-  if name not in known:
-    raise UserError(f'a recipe of {folder}: {", ".join(known)}', repr(name), 'name one of these')
-  return sibling(str(folder / name), name)
+  path = recipe_file(name)
+  return sibling(str(path), path.stem)
 
 
-# Fields that had another name once: {old: new}. Stored configs are read under both.
+# Fields that were renamed: {old: new}. Stored configs are read under both names.
 RENAMED = {'diagnostics.moments': 'diagnostics.snapshots'}
 # field: (what is expected, test); every numeric field is here, and names that no table checks
 _RANGES = {
@@ -310,7 +333,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   """{'train.epochs': 10, ...} from a nested config or dict."""
-  flat = {}
+  flat: dict[str, Any] = {}
   for key, value in config.items():
     nested = isinstance(value, Mapping | ml_collections.ConfigDict)
     flat |= flatten(value, f'{prefix}{key}.') if nested else {f'{prefix}{key}': value}
@@ -318,7 +341,7 @@ def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:
-  """A config as nested dicts, in which fields that came later than it have their default."""
+  """A config as nested dicts. Fields that were added after it was stored have their default."""
   return _merged(_plain_default(), with_new_names(config))
 
 
@@ -348,7 +371,7 @@ def _merged(like: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any
   return merged
 
 
-_WHERE = ('parallel.', 'data.input', 'data.cache_dir')  # where a run runs, not what it is
+_WHERE = ('parallel.', 'data.input', 'data.cache_dir')  # where a run is done, not what it is
 
 
 def differences(
@@ -356,7 +379,7 @@ def differences(
 ) -> list[str]:
   """Fields in which two configs differ, as 'field: THERE there, HERE here'.
 
-  Fields that say where a run runs, not what it is, count with `everything` alone.
+  Fields that say where a run is done, not what it is, count with `everything` only.
   """
   there, here = flatten(there), flatten(here)
   fields = sorted(there.keys() | here.keys())

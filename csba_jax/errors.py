@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-  """Something the user can put right: says what was expected, what was found and what to do.
+  """An error that the user can correct. It says what was expected, what was found and what to do.
 
   Example:
     >>> str(UserError('imbalance_factor = n_max / n_min >= 1', '0.01', 'pass 1 / 0.01 = 100'))

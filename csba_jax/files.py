@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written completely or not at all."""
 
 import contextlib
 import os
@@ -9,14 +9,14 @@ from typing import BinaryIO
 
 
 def write_atomically(path: Path, fill: Callable[[BinaryIO], object]) -> None:
-  """Writes beside `path`, syncs, renames: after a crash the old file or the new one, never half."""
+  """Writes a new file and renames it to `path`: a crash leaves the old file or the new one."""
   handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
   try:
     with os.fdopen(handle, 'wb') as file:
       fill(file)
       file.flush()
       os.fsync(file.fileno())
-    os.chmod(temporary, 0o644)  # mkstemp makes files that nobody else may read
+    os.chmod(temporary, 0o644)  # mkstemp makes files that other users may not read
     os.replace(temporary, path)
   except BaseException:
     with contextlib.suppress(OSError):

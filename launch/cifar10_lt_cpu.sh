@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# CIFAR-10-LT on two CPU cores: five methods, each with the attention none and csba.
+# CIFAR-10-LT on two CPU cores: five methods, each with attention none and csba.
 # Needs: CIFAR-10 prepared for TFDS as array_record under $TFDS_DATA_DIR. Costs: 30 to 90 minutes.
-# Started again it goes on where it was.
+# If you start it again, it continues where it stopped.
 set -euo pipefail
 bin=${BIN:+$BIN/}
 workdirs=()

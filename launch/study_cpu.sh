@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The studies of docs/study.md that two CPU cores can do: Digits-LT and the solar panels, each with
-# its learning rates first, then the reports and the README's section.
-# Needs: the package installed; for the solar panels $CSBA_IMAGE_FOLDER, else they are left out.
-# Costs: see the reports (seconds of all runs together). Started again it does what is missing.
+# The studies of docs/study.md that two CPU cores can do: Digits-LT and the solar panels. For each,
+# it tunes the learning rates, trains all runs and writes the report; last, the README's section.
+# Needs: the package installed. Set $CSBA_IMAGE_FOLDER for the solar panels, else it skips them.
+# Costs: see the reports (seconds of all runs together). If you start it again, it does the rest.
 set -euo pipefail
 bin=${BIN:+$BIN/}
 studies=(digits)

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# A Cloud TPU VM, or slice of many, for one command: created, installed, run on every host, deleted.
+# Creates a Cloud TPU VM or a slice of several, runs one command on every host, and deletes it.
 #   NAME=csba ZONE=us-west4-a TPU=v5litepod-16 BUCKET=my-bucket launch/tpu_vm.sh \
 #     csba-train --config=configs/cifar10_lt.py
 # Needs: gcloud, logged in, with the TPU API and quota for $TPU in $ZONE (v2 to v6e); a bucket (best
-# with a hierarchical namespace) that the VMs' service account may write. The bucket is mounted at
-# /mnt/csba on every host: data under gs://$BUCKET/tfds or your folder of photos as
-# --config.data.dir=/mnt/csba/FOLDER. --workdir=/mnt/csba/$NAME is added to the command, and copied
-# to runs/$NAME at the end. What runs is the last commit; changes that are not committed stay here.
-# csba-study wants a single host (v5litepod-8 at most), the others take any slice.
-# Options: SPOT=1 (cheaper, may be taken away: then it is created anew), TRIES=10 starts at most,
-# those that find no capacity included (but for the first, whose error ends this script), PAUSE=60
-# seconds between looks, KEEP=1 (leaves the VM for the next start), VERSION of the VM's image.
+# with a hierarchical namespace) that the VMs' service account may write. Every host mounts the
+# bucket at /mnt/csba. Put data under gs://$BUCKET/tfds, or photos into a folder of the bucket and
+# set --config.data.dir=/mnt/csba/FOLDER. The script adds --workdir=/mnt/csba/$NAME to the command,
+# and copies that folder to runs/$NAME at the end. It runs the last commit, without uncommitted
+# changes. csba-study needs a single host (v5litepod-8 at most); other commands run on any slice.
+# Options: SPOT=1 (cheaper; a preempted VM is created again), TRIES=10 (starts at most, also those
+# without capacity; an error of the first start ends the script), PAUSE=60 (seconds between checks),
+# KEEP=1 (keeps the VM for the next start), VERSION (of the VM's image).
 # Costs: the TPU, every second from creation to deletion, also while it installs or waits; the
-# bucket, until you empty it. Every exit of this script deletes the VM; the death of its own machine
-# does not. To delete everything:
+# bucket, until you empty it. The script deletes the VM whenever it exits; if the machine that runs
+# the script fails, the VM stays. To delete everything:
 #   gcloud compute tpus tpu-vm delete $NAME --zone=$ZONE --quiet
 #   gcloud storage rm --recursive gs://$BUCKET/$NAME
 # shellcheck disable=SC2329 # functions that traps call
@@ -36,7 +36,7 @@ esac
 [[ $NAME =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || fail "expected small letters, digits and -, got $NAME"
 mount=${MOUNT:-/mnt/csba} program=$1
 shift
-case $program in # hosts of a slice know each other by the VM's metadata, where only `on` looks
+case $program in # hosts find each other in the VM's metadata, which only `on` reads
   csba-train | csba-evaluate | csba-diagnose) set -- --distributed=on --start_timeout=900 "$@" ;;
 esac
 printf -v command '%q ' "$program" "$@" "--workdir=$mount/$NAME"
@@ -44,20 +44,20 @@ tries=${TRIES:-10} pause=${PAUSE:-60} spot=()
 if [ "${SPOT:-}" = 1 ]; then spot=(--spot); fi
 
 tpu() { gcloud compute tpus tpu-vm "$1" "$NAME" "--zone=$ZONE" "${@:2}"; }
-state() { # READY, PREEMPTED, ...; nothing where there is no such VM
+state() { # READY, PREEMPTED, ...; empty if there is no such VM
   gcloud compute tpus tpu-vm list "--zone=$ZONE" "--filter=name~(^|/)$NAME\$" '--format=value(state)'
 }
-on_all() { # a command on every host; ends with the first exit code that is not 0
+on_all() { # runs a command on every host; its exit code is the first that is not 0
   tpu ssh --worker=all --ssh-flag=-oServerAliveInterval=30 --ssh-flag=-oConnectTimeout=20 \
     "--command=$1"
 }
-rest() { # in the background: a signal is heard at once
+rest() { # in the background, so that a signal is handled at once
   sleep "$pause" &
   resting=$!
   wait $resting
   resting=
 }
-make_ready() { # creates, starts or waits for the VM; fails where there is none to be had
+make_ready() { # creates, starts or waits for the VM; fails if there is no capacity
   for ((look = 0; look < 30; look++)); do
     found=$(state) || exit 1
     case $found in
@@ -67,9 +67,9 @@ make_ready() { # creates, starts or waits for the VM; fails where there is none 
         tpu create "--accelerator-type=$TPU" "--version=${VERSION:-$image}" "${spot[@]}" --quiet
         return
         ;;
-      PREEMPTED | TERMINATED) tpu delete --quiet || return ;; # it cannot be started again
+      PREEMPTED | TERMINATED) tpu delete --quiet || return ;; # it cannot be restarted
       STOPPED) tpu start || return ;;
-      *) # CREATING, STARTING, RESTARTING, ...: of its own accord it will be another
+      *) # CREATING, STARTING, RESTARTING, ...: wait for the next state
         say "$NAME is $found"
         rest
         ;;
@@ -101,7 +101,7 @@ finish() {
 }
 stop() {
   trap '' INT TERM HUP
-  say 'stopping: the run is saved, started again it goes on'
+  say 'stopping: the run saves its state, start again to continue'
   on_all "$stop_program" || true
   exit "$1"
 }
@@ -114,7 +114,7 @@ if [ -n "$found" ] && [ "${KEEP:-}" != 1 ]; then
 fi
 files=$(mktemp -d)
 git -C "$(dirname "$0")" bundle create -q "$files/csba_jax.bundle" HEAD
-# What every host does. A connection that broke may have left the program running.
+# What every host runs. After a broken connection the program may still run: it stops it first.
 cat >"$files/csba.sh" <<END
 set -eo pipefail
 $stop_program
@@ -134,7 +134,7 @@ cd csba_jax
 python3 -m pip install --quiet --user uv==0.8.8
 uv=\$(python3 -m site --user-base)/bin/uv
 export VIRTUAL_ENV=\$HOME/venv PATH=\$HOME/venv/bin:\$PATH TFDS_DATA_DIR=$mount/tfds
-"\$uv" venv --quiet --allow-existing --python 3.12 "\$VIRTUAL_ENV" # the image's is too old
+"\$uv" venv --quiet --allow-existing --python 3.12 "\$VIRTUAL_ENV" # the image has an older one
 "\$uv" pip install --quiet -r requirements.txt -e '.[tpu]'
 $command 2>&1 | sed -u "s/^/\$(hostname): /"
 END
@@ -143,14 +143,14 @@ trap finish EXIT
 trap 'stop 130' INT
 trap 'stop 143' TERM
 trap 'stop 129' HUP
-known=$found # whether there has been a VM of this name
+known=$found # not empty once a VM of this name has existed
 for ((try = 1; try <= tries; try++)); do
   say "start $try of $tries"
   code=0
   make_ready || code=$?
   if [ "$code" != 0 ]; then
-    [ -n "$known" ] || exit "$code" # a wrong zone, no quota: it would fail again
-    say "no VM to be had, exit $code"
+    [ -n "$known" ] || exit "$code" # a wrong zone or no quota would fail again
+    say "no VM available, exit $code"
     ((try == tries)) || rest
     continue
   fi
@@ -163,7 +163,7 @@ for ((try = 1; try <= tries; try++)); do
   wait $! || code=$?
   case $code in
     0) break ;;
-    75 | 134 | 255) ;; # told to stop, a process was lost, the connection was lost
+    75 | 134 | 255) ;; # asked to stop, a process was lost, the connection was lost
     *) if [ "$(state)" = READY ]; then break; fi ;;
   esac
   say "exit $code"

@@ -1,13 +1,13 @@
-"""A training run of seconds, as a process that can be made to die at a chosen moment.
+"""A training run of seconds, as a process that can end itself at a chosen place.
 
   python tests/driver.py WORKDIR [--end=PLACE:N] [--signal=KILL|TERM|INT|none]
     [--config.field=value ...] [--float64] [--trace=FILE]
     [--coordinator=HOST:PORT --processes=N --process=I [--peer_timeout=S]]
 
-With --end the N-th arrival at PLACE sends the signal to the process itself, or with none raises an
-error of the user's. PLACEs: see `places`.
-With --trace each of them is written to a file, for one who ends the process from outside.
-With --float64 parameters and computation are float64, which JAX_ENABLE_X64 must allow.
+--end: at its N-th arrival at a PLACE of `PLACES` the process sends itself the signal; with
+--signal=none it raises a UserError instead. A run that finishes without that arrival fails.
+--trace: the process writes every place that it reaches to a file, for a parent that ends it.
+--float64: parameters and computation are float64, which JAX_ENABLE_X64 must allow.
 """
 
 import json
@@ -26,7 +26,7 @@ from csba_jax import config
 from csba_jax.bin import _main
 from csba_jax.data import pipeline
 from csba_jax.errors import UserError
-from csba_jax.measure import diagnose
+from csba_jax.measure import diagnose, evaluate
 from csba_jax.models import classifiers, layers, multibranch, registry
 from csba_jax.run import checkpoint, records
 from csba_jax.run import state as state_lib
@@ -39,7 +39,7 @@ EPOCHS, STEPS_PER_EPOCH = 3, 12
 
 
 class Tiny(nn.Module):
-  """A perceptron with a norm: compiles in a second, has every kind of state."""
+  """A perceptron with a norm: it compiles in a second and has every kind of state."""
 
   num_classes: int
   classifier: classifiers.Classifier = classifiers.LINEAR
@@ -56,7 +56,7 @@ def build_tiny(num_classes, *_, classifier, depth):
   return Tiny(num_classes, classifier)
 
 
-registry.MODELS['tiny'] = (build_tiny, ('none',))
+registry.MODELS['tiny'] = registry.Model(build_tiny)
 
 
 def build_wide_numbers(num_classes, image_shape, attention, width, _, **others):
@@ -64,11 +64,11 @@ def build_wide_numbers(num_classes, image_shape, attention, width, _, **others):
 
 
 def in_float64():
-  """Makes every state that is begun float64, and knows the net that computes so.
+  """Makes every new state float64, and registers a net that computes in float64.
 
-  For a process of its own: another test reads the whole table of models in this one.
+  Use it only in a new process: in this one another test reads the whole table of models.
   """
-  registry.MODELS['multibranch64'] = (build_wide_numbers, ('none', 'csba'))
+  registry.MODELS['multibranch64'] = registry.Model(build_wide_numbers, ('branches',))
   initial = state_lib._initial
 
   def wide(*args):
@@ -96,8 +96,25 @@ def tiny_config(**overrides):
   return c
 
 
+# (owner, name, place before each call, place after it). A module that imports a function by name
+# calls its own name for it: name that module as the owner.
+WRAPPED = (
+  (pipeline, 'load', 'before-load', 'after-load'),
+  (workdir_lib.Workdir, 'begin', 'before-config', 'after-config'),
+  (diagnose.Probe, 'measure', 'before-diagnosis', 'after-diagnosis'),
+  (diagnose, 'snapshot', 'before-snapshot', 'after-snapshot'),
+  (workdir_lib.Workdir, 'append_metrics', 'before-line', 'after-line'),
+  (checkpoint.Checkpoints, 'save', 'before-save', 'saving'),
+  (records.Records, 'wait', 'before-last-wait', 'all-saved'),
+  (evaluate, 'evaluate', 'before-evaluation', 'after-evaluation'),
+  (workdir_lib.Workdir, 'write_result', 'before-result', 'after-result'),
+)
+STEPS = (loop, 'compiled_steps', 'before-step', 'after-step')  # it returns the function to wrap
+PLACES = tuple(place for row in (*WRAPPED, STEPS) for place in row[2:])
+
+
 def places(arrive):
-  """Wraps the snapshots at which a process may die; `arrive(place)` is called at each."""
+  """Calls `arrive(place)` at each of PLACES from now on; AttributeError where a name is gone."""
 
   def wrap(function, before, after):
     def wrapped(*args, **kwargs):
@@ -108,24 +125,15 @@ def places(arrive):
 
     return wrapped
 
-  def around(owner, name, before, after):
+  for owner, name, before, after in WRAPPED:
     setattr(owner, name, wrap(getattr(owner, name), before, after))
-
-  around(pipeline, 'load', 'before-load', 'after-load')
-  around(workdir_lib.Workdir, 'begin', 'before-config', 'after-config')
-  steps = loop.compiled_steps()
-  loop.compiled_steps = lambda: wrap(steps, 'before-step', 'after-step')
-  around(diagnose.Probe, 'measure', 'before-diagnosis', 'after-diagnosis')
-  around(diagnose, 'snapshot', 'before-snapshot', 'after-snapshot')
-  around(workdir_lib.Workdir, 'append_metrics', 'before-line', 'after-line')
-  around(checkpoint.Checkpoints, 'save', 'before-save', 'saving')
-  around(records.Records, 'wait', 'before-last-wait', 'all-saved')
-  around(loop, 'evaluate', 'before-evaluation', 'after-evaluation')
-  around(workdir_lib.Workdir, 'write_result', 'before-result', 'after-result')
+  owner, name, before, after = STEPS
+  steps = getattr(owner, name)()
+  setattr(owner, name, lambda: wrap(steps, before, after))
 
 
 def start(workdir, *arguments, devices=1, program=(__file__,), **kwargs):
-  """The driver as a child process with so many devices; standard error is captured."""
+  """Starts the driver as a child process with so many devices; its output is captured."""
   command = [sys.executable, *program, str(workdir), *arguments]
   flags = '--xla_backend_optimization_level=1'  # as conftest.py has it, to the bit
   environment = os.environ | {
@@ -141,14 +149,14 @@ def start(workdir, *arguments, devices=1, program=(__file__,), **kwargs):
 
 
 def free_address():
-  """An address of this host whose port nobody uses."""
+  """An address of this host with a free port."""
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     return f'127.0.0.1:{free.getsockname()[1]}'
 
 
 def start_all(workdir, *arguments, processes=2, devices=4, own=(), **kwargs):
-  """Several of them that are one run; `own` {process: [its arguments]}."""
+  """Starts several processes of one run; `own` {process: [its arguments]}."""
   meet = (
     f'--coordinator={free_address()}',
     f'--processes={processes}',
@@ -169,7 +177,7 @@ def finish(process):
 
 
 def records_of(workdir):
-  """All that must be reproducible: config, metric lines and result, without what is timing."""
+  """All that must be reproducible: config, metric lines and result, without timing."""
   workdir = Path(workdir)
   lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
   result = json.loads((workdir / 'result.json').read_text())
@@ -179,23 +187,30 @@ def records_of(workdir):
 
 
 def die_at(end, number):
-  """The process sends itself a signal, or fails, at an arrival that is written PLACE:N."""
+  """The process sends itself a signal, or fails, at an arrival that is written PLACE:N.
+
+  Returns a function that says whether that arrival is still to come.
+  """
   place, count = end.split(':')
-  arrivals = {place: int(count)}
+  if place not in PLACES:
+    raise ValueError(f'--end={end}: {place} is not among {", ".join(PLACES)}')
+  left = int(count)
 
   def arrive(at):
-    if at in arrivals:
-      arrivals[at] -= 1
-      if arrivals[at] == 0 and number is None:
-        raise UserError('a disk', 'none', 'buy one')
-      if arrivals[at] == 0:
-        os.kill(os.getpid(), number)
+    nonlocal left
+    left -= at == place
+    if at != place or left:
+      return
+    if number is None:
+      raise UserError('a disk', 'none', 'buy one')
+    os.kill(os.getpid(), number)
 
   places(arrive)
+  return lambda: left > 0
 
 
 def tell(trace):
-  """The process writes every place it comes to, one a line."""
+  """The process writes every place that it reaches, one a line."""
   file = open(trace, 'a')  # noqa: SIM115
   print('start', file=file, flush=True)
   places(lambda place: print(place, file=file, flush=True))
@@ -229,12 +244,15 @@ def main():
   def train_tiny():
     jax_setup.prepare()
     distributed.start(distributed.Launch(**launch), give_up)
+    to_come = lambda: False  # noqa: E731
     if end:  # not before: it asks for the devices
-      die_at(end, None if number == 'none' else getattr(signal, f'SIG{number}'))
+      to_come = die_at(end, None if number == 'none' else getattr(signal, f'SIG{number}'))
     if trace:
       tell(trace)
     stop = StopRequest()
     loop.train_and_evaluate(tiny_config(**overrides), workdir, stop)
+    if to_come() and not stop.exit_code:
+      raise RuntimeError(f'the run is finished, and --end={end} never came')
     return stop.exit_code
 
   _main.run(train_tiny)

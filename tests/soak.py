@@ -53,7 +53,7 @@ PHASES = {
   'before-config': 'loading',
   'after-config': 'restoring',
   'before-diagnosis': 'diagnosing',
-  'before-moment': 'diagnosing',
+  'before-snapshot': 'diagnosing',
   'before-save': 'saving',
   'saving': 'saving',
   'before-last-wait': 'saving',
@@ -77,11 +77,11 @@ AIMS = {  # seconds that a turn takes, about, on one device once it is compiled
   'before-save': 0.02,
   'before-evaluation': 0.003,
   'before-diagnosis': 0.005,
-  'before-moment': 0.1,
+  'before-snapshot': 0.1,
 }
 NOTHING_TO_SAVE = ('start-up', 'loading', 'restoring')
 COMPILATION = ('restoring', 'compiling')  # a signal that comes behind the last look before it
-COMPILED = ('before-step', 'before-diagnosis', 'before-moment', 'before-evaluation')
+COMPILED = ('before-step', 'before-diagnosis', 'before-snapshot', 'before-evaluation')
 
 
 @dataclasses.dataclass(frozen=True)

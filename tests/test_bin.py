@@ -37,8 +37,10 @@ simulated = types.SimpleNamespace(**runpy.run_path(ROOT / 'tests/simulated.py'))
 
 BAD_TRAINING = {
   'no config': ([], 'expected --config'),
-  'config not there': (['--config=configs/nix.py'], "No such file or directory: 'configs/nix.py'"),
-  'config not Python': (['--config=setup.cfg'], 'invalid syntax'),
+  'config not there': (['--config=configs/digit_lt.py'], "found 'configs/digit_lt.py'; "),
+  'recipe not there': (['--config=digitslt'], "found 'digitslt'; to fix it: use digits_lt"),
+  'config not a recipe': (['--config', 'setup.cfg'], 'ends in .py; found '),
+  'config not Python': ([], 'invalid syntax'),
   'no workdir': ([DIGITS], 'expected --workdir'),
   'unknown flag': ([DIGITS, '--wrkdir=x'], 'wrkdir'),
   'stray word': ([DIGITS, 'stray'], 'expected flags only; found stray'),
@@ -74,6 +76,8 @@ BAD_TRAINING = {
 
 # what other tests try too, without a process
 ELSEWHERE = (
+  'config not there',
+  'config not a recipe',
   'config not Python',
   'wrong type',
   'imbalance below 1',
@@ -94,6 +98,9 @@ ELSEWHERE = (
 )
 def test_bad_input_ends_in_one_line(tmp_path, case):
   arguments, expected = BAD_TRAINING[case]
+  if case == 'config not Python':
+    (tmp_path / 'broken.py').write_text('this is not Python')
+    arguments = [f'--config={tmp_path}/broken.py']
   workdir = [] if case == 'no workdir' else [f'--workdir={tmp_path / "run"}']
   code, out, err = call('train', *arguments, *workdir, CSBA_IMAGE_FOLDER='')
   assert code == 1, err
@@ -161,6 +168,37 @@ def test_bad_input_of_the_others(binary, arguments, expected):
   assert expected in err
 
 
+BINARIES = {
+  'train': ('workdir', 'dry_run'),
+  'evaluate': ('workdir', 'checkpoint', 'split', 'data_dir', 'post_hoc_tau'),
+  'diagnose': ('workdir', 'checkpoint', 'exact', 'target', 'images', 'folds', 'seed', 'layers'),
+  'study': ('workdir', 'jobs', 'shard', 'keep_runs', 'dry_run'),
+  'report': ('workdir', 'pool', 'workdirs', 'readme', 'results'),
+}
+PROCESSES = ('distributed', 'coordinator', 'processes', 'process', 'start_timeout', 'peer_timeout')
+
+
+@pytest.mark.parametrize('binary', BINARIES)
+def test_help_shows_the_own_flags_and_an_example(binary, tmp_path):
+  code, out, err = call(binary, '--help', cwd=tmp_path)
+  assert (code, err) == (0, '')
+  lines = out.splitlines()
+  assert len(lines) < 40
+  assert max(map(len, lines)) <= 100
+  assert lines[0].startswith(f'csba-{binary} --')
+  (example,) = (line for line in lines if line.startswith('Example: '))
+  shown = [line.split()[0][2:].split('=')[0] for line in lines if line.startswith('  --')]
+  config = ['config', 'config.FIELD'] if binary in ('train', 'study') else []
+  processes = PROCESSES if binary in ('train', 'evaluate', 'diagnose') else ()
+  assert {*BINARIES[binary], *processes, *config} <= set(shown)
+  assert len(set(shown)) == len(shown)
+  assert not {'alsologtostderr', 'verbosity', 'helpfull'} & set(shown)
+  assert ('Several processes (docs/launching.md):' in lines) == bool(processes)
+  assert f'Example: csba-{binary} --' in example
+  used = [word[2:].split('=')[0] for word in example.split() if word.startswith('--')]
+  assert all(name in shown or name.startswith('config.') for name in used)
+
+
 @pytest.mark.slow
 def test_dry_run_needs_no_data_and_counts_the_papers_parameters(tmp_path):
   for attention, low, high in (('none', 1_343_250, 1_356_750), ('csba', 1_781_050, 1_798_950)):
@@ -187,10 +225,9 @@ def test_dry_run_of_a_mesh_that_is_not_there():
   assert code == 0, err
   lines = out.splitlines()
   assert any(line.startswith('parameters: ') for line in lines)
-  expected = 'mesh: 256 devices that are not there, 2 of them to a copy of the state'
-  assert f'{expected}; constants of v6e' in lines
-  assert 'training step, on each device: 2 of 512 images' in out
-  assert out.count('  collectives: all-reduce ') == 2
+  assert 'mesh: 256 fake devices, 2 to a copy of the state; times for v6e' in lines
+  assert 'training step: 2 of 512 images on each device' in out
+  assert out.count('all-reduce, calls ') == 1
   for more, expected in (
     ('train.batch_size=500', 'train.batch_size that 256 devices divide; found 500'),
     (

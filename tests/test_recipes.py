@@ -1,4 +1,4 @@
-"""Recipes by name."""
+"""Recipes by name and by path."""
 
 import pytest
 
@@ -15,13 +15,33 @@ def test_a_recipe_by_name_may_be_changed_and_run(name):
   assert config_lib.load(name).train.epochs > 3  # another object each time
 
 
-def test_an_unknown_recipe_lists_those_there_are():
-  with pytest.raises(UserError, match=r"a recipe of .*cifar10_lt.*digits_lt.*found 'digits'"):
+def test_an_unknown_recipe_names_the_nearest():
+  with pytest.raises(UserError) as error:
     config_lib.load('digits')
-  with pytest.raises(UserError, match=r"found '\.\./setup'"):
-    config_lib.load('../setup')
+  assert str(error.value).startswith(
+    'expected the name of a recipe that ships, or the path of a config file that ends in .py; '
+    "found 'digits'; to fix it: use digits_lt or "
+  )
+  with pytest.raises(UserError, match=r"found '\.\./setup\.cfg'"):
+    config_lib.load('../setup.cfg')
+  with pytest.raises(UserError, match=r'use the name of a file in .*configs$'):
+    config_lib.load('zzzz')
 
 
-def test_a_package_without_its_source_tree(tmp_path):
-  with pytest.raises(UserError, match=r'none: the package alone .* a clone of the repository'):
-    config_lib.load('digits_lt', tmp_path / 'configs')
+def test_a_path_is_taken_as_it_is(tmp_path, monkeypatch):
+  file = tmp_path / 'mine.py'
+  text = "from csba_jax import config\n\ndef get_config():\n  c = config.load('digits_lt')\n"
+  file.write_text(f'{text}  c.train.epochs = 77\n  return c\n')
+  assert config_lib.recipe_file(str(file)) == file
+  assert config_lib.load(str(file)).train.epochs == 77
+  monkeypatch.chdir(tmp_path)
+  assert config_lib.load('mine.py').train.epochs == 77
+  with pytest.raises(UserError, match=r"found 'mine'"):  # a bare name is one that ships
+    config_lib.load('mine')
+
+
+def test_recipes_of_an_installed_package_come_first(tmp_path, monkeypatch):
+  monkeypatch.setattr(config_lib, '__file__', str(tmp_path / 'csba_jax/config.py'))
+  assert config_lib._recipes() == tmp_path / 'configs'  # beside the package, in a source tree
+  (tmp_path / 'csba_jax/configs').mkdir(parents=True)
+  assert config_lib._recipes() == tmp_path / 'csba_jax/configs'

@@ -21,7 +21,7 @@ def soak(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('setting', 'ends'), [('one', 2), ('two', 1)])
-def test_runs_ended_at_random_snapshots_end_as_if_undisturbed(tmp_path, setting, ends):
+def test_runs_ended_at_random_moments_end_as_if_undisturbed(tmp_path, setting, ends):
   out = tmp_path / 'soak.md'
   options = [f'--settings={setting}', f'--ends={ends}', '--epochs=3']
   found = subprocess.run(
@@ -40,7 +40,7 @@ def ended(soak, **changes):
   """SIGTERM to the first of two processes in training, answered as promised."""
   end = soak.End(
     signal='TERM',
-    snapshot=soak.Snapshot(1.0),
+    moment=soak.Moment(1.0),
     told=0,
     phase='training',
     seconds=[2.0, 2.0],
@@ -110,10 +110,10 @@ def test_phases(soak, tmp_path, places, half_written, phase):
   assert phase in soak.ORDER
 
 
-def test_a_snapshot_counts_from_the_start_or_from_a_turn(soak, tmp_path):
+def test_a_moment_counts_from_the_start_or_from_a_turn(soak, tmp_path):
   trace = tmp_path / 'trace'
-  assert soak.Snapshot(1.5).counts_from(trace)
-  aimed = soak.Snapshot(0.01, 'before-save', 2)
+  assert soak.Moment(1.5).counts_from(trace)
+  aimed = soak.Moment(0.01, 'before-save', 2)
   assert not aimed.counts_from(trace)
   trace.write_text('start\nbefore-save\nsaving\nbefore-sa')
   assert not aimed.counts_from(trace)
@@ -121,16 +121,22 @@ def test_a_snapshot_counts_from_the_start_or_from_a_turn(soak, tmp_path):
   assert aimed.counts_from(trace)
 
 
-def test_half_of_the_snapshots_are_of_what_a_run_does_once_it_is_compiled(soak):
+def test_half_of_the_moments_are_of_what_a_run_does_once_it_is_compiled(soak):
   turns = dict.fromkeys(soak.AIMS, 10)
   outcome = soak.Outcome(None, 'KILL', soak.Reference({}, 8.0, turns), seconds=8.0)
   rng = np.random.default_rng(0)
-  snapshots = [soak.drawn(rng, outcome) for _ in range(1000)]
-  anywhere = [snapshot.seconds for snapshot in snapshots if not snapshot.place]
-  aimed = [snapshot for snapshot in snapshots if snapshot.place]
+  moments = [soak.drawn(rng, outcome) for _ in range(1000)]
+  anywhere = [moment.seconds for moment in moments if not moment.place]
+  aimed = [moment for moment in moments if moment.place]
   assert 450 < len(anywhere) < 550
   assert 0 < min(anywhere) < 0.1
   assert 7.9 < max(anywhere) < 8
-  assert {snapshot.place for snapshot in aimed} == set(soak.AIMS)
-  assert {snapshot.turn for snapshot in aimed} == set(range(1, 7))
-  assert all(snapshot.seconds < soak.AIMS[snapshot.place] for snapshot in aimed)
+  assert {moment.place for moment in aimed} == set(soak.AIMS)
+  assert {moment.turn for moment in aimed} == set(range(1, 7))
+  assert all(moment.seconds < soak.AIMS[moment.place] for moment in aimed)
+
+
+def test_its_places_are_those_of_the_driver(soak):
+  """A renamed one would never be reached, and no signal sent there."""
+  named = {*soak.PHASES, *soak.AIMS, *soak.COMPILED} - {'', 'start'}
+  assert named <= set(soak.driver.PLACES)

@@ -1,5 +1,6 @@
 """Every row of the tables trains the digits: a few steps of a perceptron that compiles quickly."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -10,10 +11,12 @@ from csba_jax import config as config_lib
 from csba_jax.data import class_counts as class_counts_lib
 from csba_jax.data import mixing, pipeline, policy, sampling
 from csba_jax.errors import UserError
+from csba_jax.measure.evaluate import evaluate
 from csba_jax.methods import losses, optimizers
 from csba_jax.models import registry
 from csba_jax.runtime import sharding
-from csba_jax.training import loop
+from csba_jax.training.job import Job
+from csba_jax.training.step import compiled_steps, make_step
 
 STEPS = 12
 
@@ -27,7 +30,7 @@ def fields(section, name):
   """Config fields that choose a row, and what must go with it."""
   found = {f'{section}__name' if section != 'augment' else 'augment__policy': name}
   if section == 'loss':
-    found['model__head'] = losses.LOSSES[name].heads[0]
+    found['model__head'] = losses.LOSSES[name].classifiers[0]
   return found
 
 
@@ -40,7 +43,7 @@ ROWS = [
 
 
 def job_of(driver, data, **overrides):
-  return loop.Job.of(driver.tiny_config(**overrides), data)
+  return Job.of(driver.tiny_config(**overrides), data)
 
 
 def steps(job, state, first, last):
@@ -48,7 +51,7 @@ def steps(job, state, first, last):
   found = []
   for step in range(first, last):
     batch = sampling.draw(job.streams, step, step + 1)
-    state, metrics = loop.compiled_steps()(
+    state, metrics = compiled_steps()(
       state, on_device, batch, job.key, step_fn=job.program.step_fn, layout=job.layout
     )
     found.append(float(metrics['loss'][0]))
@@ -97,7 +100,6 @@ def test_averages_follow_the_parameters_and_are_what_is_evaluated(driver, data):
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.averages, expected
   )
   assert state.variables() is state.averages
-  assert state.averaged().params is state.averages['params']
   assert set(twin.variables()) == {'params', 'batch_stats'}
   assert twin.variables()['params'] is twin.params
 
@@ -130,13 +132,14 @@ def test_a_mixed_step_is_the_gradient_of_the_mixed_loss(driver, data):
 def test_post_hoc_adjustment_is_part_of_every_evaluation(driver, data):
   job = job_of(driver, data, loss__post_hoc_tau=1.5)
   state = job.begin()[0]
-  for tau, shift in ((1.5, job.shift), (0.0, np.zeros(10, np.float32))):
+  for tau in (1.5, 0.0):
     logits = job.program.model.apply(state.variables(), data.test.images / np.float32(127.5) - 1)
     prior = data.class_counts / data.class_counts.sum()
     predicted = np.argmax(np.asarray(logits, float) - tau * np.log(prior), 1)
     expected = np.zeros((10, 10), int)
     np.add.at(expected, (data.test.labels, predicted), 1)
-    sums = loop.evaluate(job.program.model, state, data.test, 100, shift)
+    net = dataclasses.replace(job.net(state), post_hoc_tau=tau)
+    sums = evaluate(net, data.test, 100)
     np.testing.assert_array_equal(sums.counts, expected)
 
 
@@ -187,7 +190,7 @@ def test_every_recipe_makes_a_step(path):
   tx, schedule = optimizers.build(config, 1000)
   config.parallel.devices = 1
   layout = sharding.layout(config)
-  step = loop.make_step(config, model, tx, np.arange(10, 0, -1), 1000, layout)
+  step = make_step(config, model, tx, np.arange(10, 0, -1), 1000, layout)
   assert callable(step)
   assert float(schedule(500)) > 0
 

@@ -11,19 +11,27 @@ from csba_jax.runtime import distributed, jax_setup
 
 
 def define() -> Mapping[str, flags.FlagHolder]:
-  """The flags by which the processes of a run find each other; see `processes.Launch`."""
+  """The flags by which the processes of a run find each other; see `distributed.Launch`."""
   return {
     'mode': flags.DEFINE_enum(
-      'distributed', 'auto', distributed.MODES, 'Whether JAX looks for other processes of this run.'
+      'distributed', 'auto', distributed.MODES, 'Whether to look for other processes of this run.'
     ),
     'coordinator': flags.DEFINE_string(
-      'coordinator', '', 'HOST:PORT of process 0, where nothing like srun or mpirun starts them.'
+      'coordinator',
+      '',
+      'HOST:PORT of process 0. Set it where neither srun nor mpirun starts the processes.',
     ),
-    'processes': flags.DEFINE_integer('processes', 0, 'With --coordinator: how many there are.'),
-    'process': flags.DEFINE_integer('process', -1, 'With --coordinator: which this is, from 0.'),
-    'start_timeout': flags.DEFINE_integer('start_timeout', 120, 'Seconds to wait for the others.'),
+    'processes': flags.DEFINE_integer(
+      'processes', 0, 'With --coordinator: how many processes there are.'
+    ),
+    'process': flags.DEFINE_integer(
+      'process', -1, 'With --coordinator: the number of this process, from 0.'
+    ),
+    'start_timeout': flags.DEFINE_integer(
+      'start_timeout', 120, 'Seconds to wait for the others at the start.'
+    ),
     'peer_timeout': flags.DEFINE_integer(
-      'peer_timeout', 60, 'Seconds without a sign of life until a process counts as lost.'
+      'peer_timeout', 60, 'Seconds without a sign of life after which a process counts as lost.'
     ),
   }
 

@@ -1,11 +1,14 @@
-"""What every binary does: parse flags, call main, and turn an error of the user's into one line."""
+"""What every binary does: print its help, parse flags, call main, report an error in one line."""
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from csba_jax import config as config_lib
+from csba_jax.bin import _help
 from csba_jax.errors import UserError
 from csba_jax.runtime import distributed, signals
 
@@ -13,23 +16,26 @@ from csba_jax.runtime import distributed, signals
 def run(main: Callable[[], int | None]) -> None:
   """Runs main() under absl flags and exits with its code; 1 and one line for a UserError."""
   name = sys.argv[0].rsplit('/', 1)[-1]
-  signals.leave_when_told()  # until a StopRequest takes it
-  logging.set_verbosity(logging.ERROR)  # what JAX and orbax say below that is not for users
+  signals.leave_when_told()  # until a StopRequest takes over
+  logging.set_verbosity(logging.ERROR)  # JAX and Orbax log below that, and not for users
   try:
+    if _help.is_asked_for(sys.argv[1:]):
+      print(_help.text(main, flags.FLAGS))
+      sys.exit(0)
     app.run(lambda _: main(), flags_parser=_parse)
   except UserError as error:
     if distributed.count() > 1 and not isinstance(error, distributed.AgreedError):
-      distributed.leave(error)  # the others wait for this process somewhere
+      distributed.leave(error)  # the other processes wait for this one
     print(f'{name}: {error}', file=sys.stderr, flush=True)
     sys.exit(1)
 
 
 def _parse(argv: list[str]) -> list[str]:
-  """FLAGS(argv), with every way in which that can fail as a UserError."""
+  """FLAGS(argv). Every way in which parsing can fail becomes a UserError."""
   try:
-    rest = flags.FLAGS(argv)
+    rest = flags.FLAGS(_with_recipe_files(argv))
     if 'config' in flags.FLAGS and flags.FLAGS.config is not None:
-      dir(flags.FLAGS.config.keys)  # a file that is not there is reported on first use only
+      dir(flags.FLAGS.config.keys)  # ml_collections reports a broken file on first use only
   except UserError:
     raise
   except Exception as error:  # a config is code of the user's: it can raise anything
@@ -39,12 +45,28 @@ def _parse(argv: list[str]) -> list[str]:
   return rest
 
 
+def _with_recipe_files(argv: list[str]) -> list[str]:
+  """The command line with the file of each recipe in place of its name."""
+  found = list(argv)
+  for i, word in enumerate(argv):
+    flag, equals, recipe = word.partition('=')
+    if flag not in ('--config', '-config'):
+      continue
+    if equals and recipe:
+      found[i] = f'{flag}={config_lib.recipe_file(recipe)}'
+    elif not equals and i + 1 < len(argv):  # --config NAME
+      found[i + 1] = str(config_lib.recipe_file(argv[i + 1]))
+  return found
+
+
 def define_config() -> flags.FlagHolder:
-  """--config=configs/NAME.py, and --config.field=value for each of its fields."""
-  return config_flags.DEFINE_config_file('config', None, 'Recipe, a file under configs/.')
+  """--config=NAME, and --config.FIELD=VALUE for each field of the recipe."""
+  return config_flags.DEFINE_config_file(
+    'config', None, 'Recipe: a name such as digits_lt, or the path of a .py file.'
+  )
 
 
-def required(holder: flags.FlagHolder, example: str) -> object:
+def required(holder: flags.FlagHolder, example: str) -> Any:
   """The value of a flag that must be given.
 
   Raises:

@@ -1,21 +1,26 @@
-"""csba-diagnose --workdir=DIR [--checkpoint=best|latest|init|STEP] [--exact] [--layers=REGEX]"""
+"""csba-diagnose --workdir=DIR [--checkpoint=best|latest|init|STEP] [--exact] [--layers=REGEX]
+
+Measures which classes are in conflict, prints the matrix and writes it and its pictures to
+DIR/conflict. Without --exact it takes a sample of the images and gives 95 % intervals.
+Example: csba-diagnose --workdir=runs/digits --exact
+"""
 
 from absl import flags
 
 from csba_jax.bin import _distributed, _main
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run made by csba-train.')
-_CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, latest, init or a step.')
-_EXACT = flags.DEFINE_bool('exact', False, 'Every training image: no sampling error.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run that csba-train made.')
+_CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'Which checkpoint of the run.')
+_EXACT = flags.DEFINE_bool('exact', False, 'Use every training image: no sampling error.')
 _TARGET = flags.DEFINE_enum(
-  'target', 'train', ['train', 'population'], 'The training set, or what it was drawn from.'
+  'target', 'train', ['train', 'population'], 'Intervals for the training set, or new images.'
 )
-_IMAGES = flags.DEFINE_integer('images', 64, 'Of each class, without --exact.')
-_FOLDS = flags.DEFINE_integer('folds', 8, 'Of each class, without --exact.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Of the sample, without --exact.', lower_bound=0)
-_LAYERS = flags.DEFINE_string('layers', None, 'Regular expression for the parameters to look at.')
+_IMAGES = flags.DEFINE_integer('images', 64, 'Images of each class in the sample.')
+_FOLDS = flags.DEFINE_integer('folds', 8, 'Parts of the sample, for the intervals.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Seed of the sample.', lower_bound=0)
+_LAYERS = flags.DEFINE_string('layers', None, 'Measure only parameters whose names match.')
 _LAUNCH = _distributed.define()
-_DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where the data is now, if it has moved.')
+_DATA_DIR = flags.DEFINE_string('data_dir', None, 'Folder of the data, if it has moved.')
 
 
 def main() -> int:
@@ -30,19 +35,17 @@ def main() -> int:
   from csba_jax.runtime.progress import WorkBar, say
   from csba_jax.runtime.signals import Stopped, StopRequest
 
-  sampling = diagnose.Sampling(
-    _EXACT.value, _TARGET.value, _IMAGES.value, _FOLDS.value, _SEED.value
-  )
-  found = restore.take_up(workdir, _CHECKPOINT.value, _DATA_DIR.value)
+  sample = diagnose.Sampling(_EXACT.value, _TARGET.value, _IMAGES.value, _FOLDS.value, _SEED.value)
+  run = restore.load_run(workdir, _CHECKPOINT.value, _DATA_DIR.value)
   with StopRequest() as stop:
     try:
       stop.check()  # a signal to one of several processes has waited for this
       with WorkBar(stop.check) as bar:
-        conflict = diagnose.diagnose_run(found, sampling, _LAYERS.value, bar.update)
+        conflict = diagnose.diagnose_run(run, sample, _LAYERS.value, bar.update)
     except Stopped:
       say('stopped: nothing was written')
       return stop.exit_code
-    paths = diagnose.save(conflict, found.workdir)
+    paths = diagnose.save(conflict, run.workdir)
   _distributed.tell(
     '\n'.join([diagnosis.describe(conflict), *(f'written: {path}' for path in paths)])
   )

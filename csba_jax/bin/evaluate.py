@@ -1,19 +1,20 @@
 """csba-evaluate --workdir=DIR [--checkpoint=best|latest|init|STEP] [--split=test|val]
 
---post_hoc_tau=T takes T log pi_c off the logits of class c (choose T on --split=val).
+Evaluates a checkpoint of a run and prints every metric. It writes nothing.
+Example: csba-evaluate --workdir=runs/digits --checkpoint=latest
 """
 
 from absl import flags
 
 from csba_jax.bin import _distributed, _main
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run made by csba-train.')
-_CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, latest, init or a step.')
-_SPLIT = flags.DEFINE_enum('split', 'test', ['test', 'val'], 'Part of the data to evaluate on.')
-_DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where the data is now, if it has moved.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run that csba-train made.')
+_CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'Which checkpoint of the run.')
+_SPLIT = flags.DEFINE_enum('split', 'test', ['test', 'val'], 'Which part of the data.')
+_DATA_DIR = flags.DEFINE_string('data_dir', None, 'Folder of the data, if it has moved.')
 
 _LAUNCH = _distributed.define()
-_TAU = flags.DEFINE_float('post_hoc_tau', None, "Logit adjustment; default: the run's config.")
+_TAU = flags.DEFINE_float('post_hoc_tau', None, 'Logit adjustment; by default as in the run.')
 
 
 def main() -> int:

@@ -1,15 +1,25 @@
-"""csba-report --workdir=STUDY | --workdirs=RUN,RUN,... | --readme=README.md [--results=DIR]"""
+"""csba-report --workdirs=RUN,RUN,... | --workdir=STUDY | --readme=README.md [--results=DIR]
+
+Compares finished runs in one table, or writes the report of a study.
+Example: csba-report --workdirs=runs/none,runs/csba
+"""
 
 from absl import flags
 
 from csba_jax.bin import _main
 from csba_jax.errors import UserError
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a study: writes its report there.')
-_POOL = flags.DEFINE_bool('pool', False, 'Accept runs of different origin, with a note.')
-_WORKDIRS = flags.DEFINE_list('workdirs', None, 'Folders of finished runs on the same data.')
-_README = flags.DEFINE_string('readme', None, 'Page whose section of results is written anew.')
-_RESULTS = flags.DEFINE_string('results', 'results', 'Folder of the studies, for --readme.')
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of a study. Writes report.md and report.html there.'
+)
+_POOL = flags.DEFINE_bool(
+  'pool', False, 'Pool runs of different versions or machines. The report says so.'
+)
+_WORKDIRS = flags.DEFINE_list(
+  'workdirs', None, 'Folders of finished runs, with commas between them.'
+)
+_README = flags.DEFINE_string('readme', None, 'File whose section of results is written again.')
+_RESULTS = flags.DEFINE_string('results', 'results', 'With --readme: folder of the studies.')
 
 
 def main() -> int:
@@ -34,9 +44,9 @@ def main() -> int:
 
     print(readme.update(_README.value, _RESULTS.value, _POOL.value))
   else:
-    from csba_jax.report.terminal import table
+    from csba_jax.report.terminal import by_net
 
-    print(table.of_workdirs(_WORKDIRS.value))
+    print(by_net.of_workdirs(_WORKDIRS.value))
   return 0
 
 

@@ -1,4 +1,8 @@
-"""csba-study --config=configs/study_NAME.py --workdir=DIR [--jobs=2] [--shard=i/n]"""
+"""csba-study --config=STUDY --workdir=DIR [--jobs=2] [--shard=i/n] [--config.FIELD=VALUE ...]
+
+Trains every run of a study that is missing: variants x methods x seeds. csba-report reads DIR.
+Example: csba-study --config=study_digits --workdir=results/digits --jobs=2
+"""
 
 import shlex
 import sys
@@ -8,19 +12,22 @@ from absl import flags
 from csba_jax.bin import _main
 
 _CONFIG = _main.define_config()
-flags.declare_key_flag('config')
 _WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of the study; a new start does what is missing.'
+  'workdir', None, 'Folder of the study. Give the same command again to continue a study.'
 )
-_JOBS = flags.DEFINE_integer('jobs', 1, 'Runs at a time; they share the cores.')
-_SHARD = flags.DEFINE_string('shard', '0/1', 'Part i of n, counted from 0, for array jobs.')
-_KEEP_RUNS = flags.DEFINE_bool('keep_runs', False, 'Keep the workdirs of finished runs.')
-_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'List the runs, and do none.')
+_JOBS = flags.DEFINE_integer('jobs', 1, 'How many runs to train at a time. They share the cores.')
+_SHARD = flags.DEFINE_string(
+  'shard', '0/1', 'Train only part i of n, counted from 0, for array jobs.'
+)
+_KEEP_RUNS = flags.DEFINE_bool(
+  'keep_runs', False, 'Keep the workdirs of finished runs, under DIR/runs.'
+)
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'List the runs and train none.')
 
 
 def main() -> int:
   """Does the runs that are missing."""
-  config = _main.required(_CONFIG, 'configs/study_digits.py')
+  config = _main.required(_CONFIG, 'study_digits')
 
   from csba_jax.runtime.signals import StopRequest
   from csba_jax.study import grid, runner, tuning

@@ -1,4 +1,8 @@
-"""csba-train --config=configs/NAME.py --workdir=DIR [--config.field=value ...] [--dry_run]"""
+"""csba-train --config=RECIPE --workdir=DIR [--config.FIELD=VALUE ...] [--dry_run]
+
+Trains a net and evaluates it once on the test part.
+Example: csba-train --config=digits_lt --workdir=runs/digits --config.model.attention=none
+"""
 
 from absl import flags
 
@@ -7,16 +11,17 @@ from csba_jax.bin import _distributed, _main
 
 _CONFIG = _main.define_config()
 _LAUNCH = _distributed.define()
-flags.declare_key_flag('config')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of this run; the same again goes on.')
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of the run. Give the same command again to continue a run.'
+)
 _DRY_RUN = flags.DEFINE_bool(
-  'dry_run', False, 'Compile without training; print parameters, FLOPs, memory and the config.'
+  'dry_run', False, 'Do not train. Print parameters, FLOPs, memory and the config.'
 )
 
 
 def main() -> int:
   """Trains, or describes what training would be."""
-  config = _main.required(_CONFIG, 'configs/digits_lt.py')
+  config = _main.required(_CONFIG, 'digits_lt')
   config_lib.check(config)
   if _DRY_RUN.value:
     from csba_jax.planning import dry_run

@@ -13,7 +13,7 @@ Augment = Callable[[Array, Array], Array]
 
 
 def random_crop(key: Array, images: Array, padding: int) -> Array:
-  """Pads with `padding` zeros on every side and cuts the old size out anew for each image."""
+  """Pads every side with `padding` zeros and crops each image to its old size, at random."""
   n, *shape = images.shape
   padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
   top, left = jax.random.randint(key, (2, n), 0, 2 * padding + 1)
@@ -21,7 +21,7 @@ def random_crop(key: Array, images: Array, padding: int) -> Array:
   def cut(image: Array, row: Array, column: Array) -> Array:
     return jax.lax.dynamic_slice(image, (row, column, 0), shape)
 
-  return jax.vmap(cut)(padded, top, left)  # not by index arrays: a mesh would gather all images
+  return jax.vmap(cut)(padded, top, left)  # not with index arrays: a mesh would gather all images
 
 
 def random_flip(key: Array, images: Array) -> Array:
@@ -33,8 +33,9 @@ def random_flip(key: Array, images: Array) -> Array:
 def cutout(key: Array, images: Array, side: int) -> Array:
   """Greys out a square around a random pixel of each image (DeVries & Taylor 2017).
 
-  What would lie outside the image is cut off. The official code fills with 0 after normalisation,
-  which here is grey 128 (0.004 after `scale`), and takes one pixel from an odd side; we do not.
+  The part of the square outside the image is cut off. The official code fills with 0 after
+  normalisation; here that is grey 128 (0.004 as the input of a net). The official code makes an odd
+  side one pixel shorter; we do not.
   """
   n, h, w, _ = images.shape
   row_key, column_key = jax.random.split(key)
@@ -49,7 +50,7 @@ def cutout(key: Array, images: Array, side: int) -> Array:
 
 
 def build(augment: ml_collections.ConfigDict) -> Augment:
-  """Crop, flip, policy, cutout, each where config.augment switches it on.
+  """Crop, flip, policy and cutout, as far as config.augment switches them on.
 
   Raises:
     UserError: unknown policy.
@@ -69,8 +70,3 @@ def build(augment: ml_collections.ConfigDict) -> Augment:
     return images
 
   return augmented
-
-
-def scale(images: Array) -> Array:
-  """uint8 0..255 -> float32 -1..1; no statistics of the data: the first norm learns them."""
-  return images.astype(jnp.float32) / 127.5 - 1

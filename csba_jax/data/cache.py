@@ -1,4 +1,4 @@
-"""Images decoded once: a source's arrays, in memory or mapped, kept on disk between runs."""
+"""Decodes the images of a source once and keeps them on disk; a run reads or maps them."""
 
 import collections
 import contextlib
@@ -24,18 +24,18 @@ from csba_jax.data.sources import Source
 from csba_jax.errors import UserError
 
 INDEX, IMAGES = 'index.json', 'images.npy'
-DECODING = 'decoding-'  # begins the last part of the name of a folder that is being decoded into
-NAMED = 20  # unreadable images named one by one
-BLOCK = 128  # images a thread reads and decodes at a time
+DECODING = 'decoding-'  # in the name of a folder while images are decoded into it
+NAMED = 20  # unreadable images that are named one by one, at most
+BLOCK = 128  # images that a thread reads and decodes at a time, at most
 BLOCK_BYTES = 8 * 2**20  # of their pixels, at most
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageArrays:
-  """All images of a source, decoded; everything is aligned with the images that were kept.
+  """All decoded images of a source; labels, groups and names belong to the images that were kept.
 
   Attributes:
-    images: [N, H, W, channels] uint8, read-only; where asked for a np.memmap of the cache.
+    images: [N, H, W, channels] uint8, read-only; a np.memmap of the cache if asked for.
     labels: [N] int32.
     groups: [N] int64, equal for duplicates; None when every image is on its own.
     class_names: C names.
@@ -57,26 +57,28 @@ def load_arrays(
   log: Callable[[str], None] = logging.warning,
   mapped: bool = False,
 ) -> ImageArrays:
-  """The decoded images of a source, from the cache if it holds them, else decoded and cached.
+  """The decoded images of a source; if the cache does not hold them, they are decoded and cached.
 
-  The cache is CACHE_DIR/NAME-FINGERPRINT/: .npy files and an index with their SHA-256. It appears
-  as a whole or not at all, so processes may race. A damaged one is built again, and where none can
-  be written the run goes on without; either is one warning.
+  The cache is CACHE_DIR/NAME-FINGERPRINT/: .npy files and an index with their SHA-256. It is
+  renamed into place once it is complete, so several processes may write it at once. A damaged cache
+  is decoded again. If no cache can be written, the run continues without one. Both give one
+  warning.
 
-  With `mapped` the images are never in memory as a whole: they are decoded into the file block by
-  block, by one process while the others wait, and read from there. The cache is the same. Of the
-  file of images only shape and length are compared with the index at every start, because reading
-  all of it may take minutes; its SHA-256 too if $CSBA_VERIFY_CACHE is set.
+  With `mapped` the images are never in memory as a whole. One process decodes them into the file,
+  block by block, while the others wait; all read them from the file. The format is the same. At
+  each start only the shape and length of the file of images are compared with the index, because
+  reading all of it may take minutes. If $CSBA_VERIFY_CACHE is set, its SHA-256 is compared too.
 
   Args:
-    source: of the images.
+    source: where the images come from.
     cache_dir: '' means $CSBA_CACHE_DIR, else ~/.cache/csba_jax.
     log: called with one line at a time: progress, and the warnings above.
-    mapped: whether `images` is to be a map of the file in the cache.
+    mapped: whether `images` is a map of the file in the cache.
 
   Raises:
-    UserError: an unreadable image in a strict source, or a class without a readable one; with
-      `mapped`, a cache that cannot be written, or has not enough room (checked before decoding).
+    UserError: an unreadable image in a strict source, or a class without a readable image; with
+      `mapped`, a cache that cannot be written or a disk that is too small (checked before
+      decoding).
   """
   root = pathlib.Path(cache_dir or os.environ.get('CSBA_CACHE_DIR') or '~/.cache/csba_jax')
   safe_name = re.sub(r'[^\w.-]+', '-', source.name)
@@ -89,7 +91,7 @@ def load_arrays(
     _write_or_warn(folder, arrays, log)
   _check_readable(source, arrays)  # a cache may have been built by a run that was not strict
   if arrays.skipped:
-    log(f'{len(arrays.skipped)} of {len(source)} images left out:')
+    log(f'{len(arrays.skipped)} of {len(source)} images cannot be decoded and are left out:')
     for name, reason in arrays.skipped[:NAMED]:
       log(f'  {name} ({reason})')
     if len(arrays.skipped) > NAMED:
@@ -99,7 +101,7 @@ def load_arrays(
 
 
 def decode_all(source: Source, log: Callable[[str], None] = logging.warning) -> ImageArrays:
-  """Decodes every image once, in a few threads; leaves out those that are Unreadable."""
+  """Decodes every image once, in a few threads, and leaves out those that are Unreadable."""
   images = np.empty((len(source), *source.image_shape), np.uint8)
   reasons, end = [], 0
   for block, why in _decoded(source, log):
@@ -110,7 +112,7 @@ def decode_all(source: Source, log: Callable[[str], None] = logging.warning) -> 
 
 
 def _decoded(source: Source, log: Callable[[str], None]) -> Iterator[tuple[np.ndarray, list[str]]]:
-  """Block after block: the images [n, H, W, ch] that can be read, and '' or why not of each."""
+  """By block: the images [n, H, W, ch] that can be read; for each image '' or why it cannot."""
   total, size = len(source), int(np.prod(source.image_shape))
   log(f'decoding {total} images of {source.name}: {total * size / 1e6:.1f} MB')
   length = max(1, min(BLOCK, BLOCK_BYTES // size))
@@ -133,7 +135,7 @@ def _decoded(source: Source, log: Callable[[str], None]) -> Iterator[tuple[np.nd
 
 
 def _in_order(function: Callable, items: Iterable) -> Iterator:
-  """function(item) of each; a few threads work ahead, by a few items."""
+  """Yields function(item) of each item, in order; a few threads work a few items ahead."""
   threads, waiting = min(4, os.cpu_count() or 1), collections.deque()
   with ThreadPoolExecutor(threads) as pool:
     try:
@@ -143,12 +145,12 @@ def _in_order(function: Callable, items: Iterable) -> Iterator:
           yield waiting.popleft().result()
       while waiting:
         yield waiting.popleft().result()
-    finally:  # also where one fails or nobody wants the rest
+    finally:  # also after an error, or if the caller stops early
       pool.shutdown(cancel_futures=True)
 
 
 def _aligned(source: Source, images: np.ndarray, reasons: list[str]) -> ImageArrays:
-  """The images that could be read with all that belongs to them."""
+  """The images that could be read, with their labels, groups and names."""
   kept = np.asarray([i for i, reason in enumerate(reasons) if not reason], np.int64)
   return ImageArrays(
     images,
@@ -161,7 +163,7 @@ def _aligned(source: Source, images: np.ndarray, reasons: list[str]) -> ImageArr
 
 
 def _check_readable(source: Source, arrays: ImageArrays) -> None:
-  """Raises UserError if a strict source lost an image, or a class all of them."""
+  """Raises UserError if a strict source has an unreadable image, or a class no readable one."""
   counts = np.bincount(arrays.labels, minlength=len(arrays.class_names))
   empty = [name for name, count in zip(arrays.class_names, counts, strict=True) if not count]
   if not arrays.skipped or not (source.strict or empty):
@@ -172,35 +174,35 @@ def _check_readable(source: Source, arrays: ImageArrays) -> None:
     raise UserError(
       f'readable images in every class of {source.name}',
       f'none in {", ".join(empty)}: {found}',
-      'replace the unreadable files, or move that class out of the way',
+      'replace the unreadable files, or move the folder of that class elsewhere',
     )
   raise UserError(
     f'{len(source)} readable images in {source.name}',
     found,
-    'replace or delete it; for a folder, data.strict=False leaves unreadable files out',
+    'replace or delete it; for a folder, set data.strict=False to leave out unreadable files',
   )
 
 
 def _read_or_warn(
   folder: pathlib.Path, mapped: bool, log: Callable[[str], None]
 ) -> ImageArrays | None:
-  """What `_write` wrote; None, with a warning unless there is nothing, if it cannot be trusted."""
+  """What `_write` wrote; None if there is nothing, or, with a warning, if it is damaged."""
   if not folder.is_dir():
     return None
   try:
     return _read(folder, mapped)
-  except Exception as error:  # whatever the damage is, the answer is to decode again
+  except Exception as error:  # whatever the damage is: decode again
     reason = ' '.join(str(error).split())
     log(f'cache {folder} is damaged ({type(error).__name__}: {reason}): decoding again')
     return None
 
 
 def _read(folder: pathlib.Path, mapped: bool) -> ImageArrays:
-  """Reads and verifies a cache; raises whatever the damage raises."""
+  """Reads and verifies a cache; damage may raise any exception."""
   index = json.loads((folder / INDEX).read_text(encoding='utf-8'))
   content = index['content']
   if index['sha256'] != _json_sha256(content):
-    raise ValueError(f'{INDEX} does not have its sha256')
+    raise ValueError(f'{INDEX} does not match its sha256')
   found = {}
   for name, described in content['files'].items():
     with (folder / name).open('rb') as file:
@@ -209,7 +211,7 @@ def _read(folder: pathlib.Path, mapped: bool) -> ImageArrays:
         if not os.environ.get('CSBA_VERIFY_CACHE'):
           continue
       if hashlib.file_digest(file, 'sha256').hexdigest() != described['sha256']:
-        raise ValueError(f'{name} does not have its sha256')
+        raise ValueError(f'{name} does not match its sha256')
       if name not in found:
         file.seek(0)
         found[name] = np.load(file, allow_pickle=False)
@@ -224,7 +226,7 @@ def _read(folder: pathlib.Path, mapped: bool) -> ImageArrays:
 
 
 def _map(file: BinaryIO, described: Mapping) -> np.memmap:
-  """The map of a .npy file, if it has the length that the index describes."""
+  """The map of a .npy file; ValueError if the file does not fit its description in the index."""
   images = np.load(file.name, mmap_mode='r', allow_pickle=False)
   length = os.fstat(file.fileno()).st_size
   if [str(images.dtype), list(images.shape)] != [described['dtype'], described['shape']]:
@@ -235,7 +237,7 @@ def _map(file: BinaryIO, described: Mapping) -> np.memmap:
 
 
 def _write_or_warn(folder: pathlib.Path, arrays: ImageArrays, log: Callable[[str], None]) -> None:
-  """Writes a cache as a whole; if that cannot be done, warns and leaves nothing behind."""
+  """Writes a cache; if that fails, warns and removes what it wrote."""
   part = folder.with_name(f'.{folder.name}.{secrets.token_hex(4)}')
   try:
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -251,12 +253,12 @@ def _write_or_warn(folder: pathlib.Path, arrays: ImageArrays, log: Callable[[str
 def _decode_to_disk(
   source: Source, folder: pathlib.Path, log: Callable[[str], None]
 ) -> ImageArrays:
-  """Decodes a source into its cache, which appears as a whole, and maps it."""
+  """Decodes a source into its cache, block by block, and maps it."""
   part = folder.with_name(f'.{folder.name}.{DECODING}{secrets.token_hex(4)}')
   try:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _alone(folder, log):
-      arrays = _read_or_warn(folder, True, lambda line: None)  # another process may have been here
+      arrays = _read_or_warn(folder, True, lambda line: None)  # another process may have written it
       if arrays is None:
         part.mkdir()
         _check_room(source, folder.parent)
@@ -271,9 +273,9 @@ def _decode_to_disk(
 
 
 def _decode_into(path: pathlib.Path, source: Source, log: Callable[[str], None]) -> ImageArrays:
-  """`decode_all` with the images in a .npy file, written and not mapped: a full disk is an error.
+  """`decode_all` into a .npy file, with writes: on a full disk they raise.
 
-  (A write to a map of a full disk kills the process.)
+  Writing through a memory map would kill the process there.
   """
   reasons, kept = [], 0
   with path.open('wb') as file:
@@ -283,26 +285,26 @@ def _decode_into(path: pathlib.Path, source: Source, log: Callable[[str], None])
       reasons += why
       kept += len(block)
     file.seek(0)
-    _write_header(file, (kept, *source.image_shape))  # as long as before: numpy leaves room
+    _write_header(file, (kept, *source.image_shape))  # of the same length: numpy pads it
   return _aligned(source, np.load(path, mmap_mode='r'), reasons)
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
-  """What a .npy file of bytes begins with."""
+  """Writes the header of a .npy file of bytes."""
   header = {'descr': '|u1', 'fortran_order': False, 'shape': shape}
   np.lib.format.write_array_header_1_0(file, header)
 
 
 @contextlib.contextmanager
 def _alone(folder: pathlib.Path, log: Callable[[str], None]) -> Iterator[None]:
-  """One process at a time decodes into a cache, and removes what killed ones left of it."""
+  """Lets one process at a time decode into a cache; it removes what killed processes left."""
   with folder.with_name(f'.{folder.name}.lock').open('ab') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      log(f'waiting for the process that decodes into {folder}')
+      log(f'waiting for another process that decodes into {folder}')
       fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:  # a network drive without locks: each for itself
+    except OSError:  # a network drive without locks: each process decodes for itself
       yield
       return
     for left in folder.parent.glob(f'.{folder.name}.{DECODING}*'):
@@ -311,7 +313,7 @@ def _alone(folder: pathlib.Path, log: Callable[[str], None]) -> Iterator[None]:
 
 
 def _check_room(source: Source, root: pathlib.Path) -> None:
-  """Raises UserError if the disk has no room for the images, their labels and their names."""
+  """Raises UserError if the disk has too little space for images, labels and names."""
   needed = len(source) * (int(np.prod(source.image_shape)) + 256) + 2**20
   free = shutil.disk_usage(root).free
   if free < needed:
@@ -320,15 +322,15 @@ def _check_room(source: Source, root: pathlib.Path) -> None:
 
 def _no_cache(source: Source, root: pathlib.Path, found: str) -> UserError:
   return UserError(
-    f'room in {root} to write the decoded images of {source.name}, which data.input=stream reads',
+    f'space in {root} for the decoded images of {source.name}, which data.input=stream reads',
     found,
-    'free some, set --config.data.cache_dir or $CSBA_CACHE_DIR to a folder on a larger disk, or '
-    'set --config.data.input=memory',
+    'free some space, set --config.data.cache_dir or $CSBA_CACHE_DIR to a folder on a larger disk, '
+    'or set --config.data.input=memory',
   )
 
 
 def _write(folder: pathlib.Path, arrays: ImageArrays) -> None:
-  """Writes the arrays and the index that describes them; images may be there already."""
+  """Writes the arrays and their index; the file of images may exist already."""
   files = {}
   for name in ('images', 'labels', 'groups'):
     array = getattr(arrays, name)
@@ -337,7 +339,7 @@ def _write(folder: pathlib.Path, arrays: ImageArrays) -> None:
       if not path.exists():
         np.save(path, array, allow_pickle=False)
       with path.open('rb') as file:
-        os.fsync(file.fileno())  # a mapped cache is trusted by its length
+        os.fsync(file.fileno())  # of a mapped cache only the length is checked
         sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
       files[path.name] = {'sha256': sha256, 'dtype': str(array.dtype), 'shape': list(array.shape)}
   content = {
@@ -351,7 +353,7 @@ def _write(folder: pathlib.Path, arrays: ImageArrays) -> None:
 
 
 def _put_in_place(part: pathlib.Path, folder: pathlib.Path, mapped: bool) -> None:
-  """Renames a finished cache to its name; where another process was faster, its cache stays."""
+  """Renames a finished cache into place; if another process was faster, its cache stays."""
   damaged = part.with_name(part.name + '.old')
   try:
     if folder.is_dir() and not _is_whole(folder, mapped):

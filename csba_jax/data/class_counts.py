@@ -1,4 +1,4 @@
-"""Images of each class: profiles of long tails, counts, priors, weights and shot groups."""
+"""The number of images of each class: long-tailed profiles, priors, weights, shot groups."""
 
 import math
 
@@ -15,7 +15,7 @@ def profile_counts(
   'exp' (Cao et al. 2019):  n_c = int(n_max * imbalance_factor ** (-c / (C - 1)))
   'step' (Buda et al. 2018):  n_c = n_max for c < C // 2, else int(n_max / imbalance_factor)
 
-  With an odd C the middle class of 'step' belongs to the small half (Cao et al.'s code loses it).
+  With an odd C, 'step' gives the middle class the small count (Cao et al.'s code drops the class).
 
   Args:
     n_max: images of the largest class, >= 1.
@@ -37,7 +37,7 @@ def profile_counts(
     raise UserError(
       'imbalance_factor = n_max / n_min, finite and >= 1',
       f'{imbalance_factor}',
-      'give n_max / n_min; if you have the 0.01 style, pass 1 / 0.01 = 100',
+      'give n_max / n_min; if you have the inverse, such as 0.01, give 1 / 0.01 = 100',
     )
   position = np.arange(num_classes)
   if profile == 'exp':
@@ -53,7 +53,7 @@ def profile_counts(
       'at least 1 image in every class',
       f'0 images for class {int(np.argmax(counts < 1))} of the class order '
       f'(largest class {n_max}, imbalance_factor {imbalance_factor:g})',
-      f'the largest imbalance_factor allowed here is {n_max}',
+      f'set imbalance_factor to {n_max} or less',
     )
   return counts
 
@@ -75,7 +75,7 @@ def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def shot_groups(counts: np.ndarray) -> dict[str, np.ndarray]:
-  """Class indices by number of training images: many > 100, medium 20..100, few < 20.
+  """Class indices by the number of training images: many > 100, medium 20..100, few < 20.
 
   Args:
     counts: [C] int, training images of each class.
@@ -95,7 +95,7 @@ def prior(counts: np.ndarray) -> np.ndarray:
   """pi_c = n_c / sum_d n_d, the share of each class.   [C] -> [C] float64
 
   Raises:
-    UserError: a class without images, whose logarithm and weight do not exist.
+    UserError: a class without images: its log prior and weight are undefined.
   """
   counts = np.asarray(counts, np.float64)
   if not (counts > 0).all():
@@ -103,21 +103,21 @@ def prior(counts: np.ndarray) -> np.ndarray:
     raise UserError(
       'at least 1 training image in every class',
       f'none of class {empty}',
-      'leave the class out, or give it images',
+      'add images to the class, or remove it',
     )
   return counts / counts.sum()
 
 
 def inverse_frequency(counts: np.ndarray, beta: float) -> np.ndarray:
-  """1 / n_c."""
-  del beta  # of effective_number
+  """Weight 1 / n_c."""
+  del beta  # only effective_number has it
   return 1 / counts
 
 
 def effective_number(counts: np.ndarray, beta: float) -> np.ndarray:
   """1 / E_c with the effective number of images E_c = (1 - beta^n_c) / (1 - beta).
 
-  Cui et al. 2019. beta = 0 weighs all classes alike, beta -> 1 by inverse frequency.
+  Cui et al. 2019. With beta = 0 all weights are equal; beta -> 1 gives the inverse frequency.
   """
   if beta == 0:
     return np.ones(len(counts))
@@ -125,7 +125,7 @@ def effective_number(counts: np.ndarray, beta: float) -> np.ndarray:
 
 
 def no_weights(counts: np.ndarray, beta: float) -> np.ndarray:
-  """1."""
+  """Weight 1 for every class."""
   del beta
   return np.ones(len(counts))
 
@@ -140,7 +140,7 @@ def class_weights(name: str, counts: np.ndarray, beta: float = 0.9999) -> np.nda
   Args:
     name: a row of WEIGHTS.
     counts: [C], training images of each class, all at least 1.
-    beta: of 'effective', 0 <= beta < 1.
+    beta: parameter of 'effective', 0 <= beta < 1.
 
   Raises:
     UserError: unknown name, a class without images, beta out of range.

@@ -1,11 +1,11 @@
-"""Encoded images to pixels: uint8, upright, square, without TensorFlow."""
+"""Decodes image files to pixels (uint8, upright, square) without TensorFlow."""
 
 import io
 
 import numpy as np
 
 PILLOW_FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')
-DECODING_VERSION = 1  # part of every fingerprint: raise it when the pixels come out differently
+DECODING_VERSION = 1  # part of every fingerprint: increase it when a change alters the pixels
 
 
 class Unreadable(ValueError):
@@ -18,10 +18,10 @@ def decode_image(data: bytes, *, channels: int, image_size: int) -> np.ndarray:
   Args:
     data: BMP, GIF (first frame), JPEG, PNG, TIFF or WebP.
     channels: 3 (RGB) or 1 (grey).
-    image_size: side of the square; 0 leaves size and orientation alone.
+    image_size: side of the square; with 0 size and orientation are not changed.
 
   Raises:
-    Unreadable: empty, truncated, no such format, or pixels without a fixed range.
+    Unreadable: empty, truncated, another format, or pixels without a fixed range.
   """
   from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -30,7 +30,7 @@ def decode_image(data: bytes, *, channels: int, image_size: int) -> np.ndarray:
   try:
     with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
       if image_size:
-        # JPEG decodes large photos at 1/2, 1/4, 1/8: faster; twice the size is left to filter.
+        # JPEG can decode at 1/2, 1/4 or 1/8 of the size, which is faster; twice the size is kept.
         image.draft(None, (2 * image_size, 2 * image_size))
         image = ImageOps.exif_transpose(image)
       image = _flatten(image, 'RGB' if channels == 3 else 'L')
@@ -38,7 +38,7 @@ def decode_image(data: bytes, *, channels: int, image_size: int) -> np.ndarray:
         image = _centre_square(image, image_size)
       pixels = np.array(image)
   except UnidentifiedImageError:
-    raise Unreadable('not an image of a known format') from None  # its own text holds an address
+    raise Unreadable('not an image of a known format') from None  # its text holds a memory address
   except (Unreadable, MemoryError):
     raise
   except Exception as error:  # Pillow raises a dozen types on damaged files
@@ -47,12 +47,12 @@ def decode_image(data: bytes, *, channels: int, image_size: int) -> np.ndarray:
 
 
 def _flatten(image, mode: str):
-  """Any Pillow image as 8-bit 'RGB' or 'L', on white where it is transparent."""
+  """A Pillow image as 8-bit 'RGB' or 'L'; transparent pixels become white."""
   from PIL import Image
 
   if image.mode == 'F':
     raise Unreadable('floating-point pixels have no fixed range')
-  if image.mode.startswith('I'):  # 16-bit grey, which Pillow would clip at 255: take the high byte
+  if image.mode.startswith('I'):  # 16-bit grey: take the high byte; Pillow would clip at 255
     values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
     image = Image.fromarray((values >> 8).astype(np.uint8))
   if image.mode in ('RGBA', 'RGBa', 'LA', 'La', 'PA') or 'transparency' in image.info:
@@ -62,7 +62,7 @@ def _flatten(image, mode: str):
 
 
 def _centre_square(image, image_size: int):
-  """The central square, scaled: one resampling, the same as scaling first and then cropping."""
+  """Crops to the centre square and scales it, in one resampling."""
   from PIL import Image
 
   width, height = image.size
@@ -73,7 +73,7 @@ def _centre_square(image, image_size: int):
 
 
 def decoder_version() -> tuple[int, str]:
-  """Pixels may change with our code or with Pillow."""
+  """Versions of what decides the pixels: this module and Pillow."""
   import PIL
 
   return DECODING_VERSION, PIL.__version__

@@ -1,4 +1,4 @@
-"""Folders of photos, CLASS/file.jpg, with an optional manifest of duplicates."""
+"""Folders of photos, CLASS/file.jpg, with an optional CSV file that names duplicates."""
 
 import csv
 import functools
@@ -17,21 +17,23 @@ IMAGE_SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.we
 
 
 class ImageFolderSource(Source):
-  """A folder of CLASS/image files, each made RGB and square.
+  """A folder of CLASS/image files; every image is made RGB and square.
 
-  Images: the first frame, turned upright by its EXIF, on white where it is transparent, made 8-bit
-  RGB, scaled (bicubic, antialiased) so that its shorter side is image_size, cropped to the centre.
-  Order: by class name, then by path inside `directory`, as Unicode code points: the same on every
-  machine. Files may lie deeper than one level; hidden ones are ignored, as are files of other types
-  and links to folders below the class folders.
+  An image is the first frame of its file. It is turned upright as its EXIF data says, put on white
+  where it is transparent, made 8-bit RGB, scaled (bicubic, antialiased) so that its shorter side is
+  image_size, and cropped to the centre. Images are ordered by class name, then by path inside
+  `directory`, as Unicode code points, so that the order is the same on every machine. A class
+  folder may have subfolders. Hidden files, files of other types and links to folders below the
+  class folders are ignored.
 
   Args:
-    directory: holds one folder a class; classes are numbered in the order of their names.
+    directory: holds one folder for each class; classes are numbered in the order of their names.
     image_size: side of the square.
-    strict: an unreadable file is an error; else it is left out and named in `ImageArrays.skipped`.
-    manifest: CSV file with duplicate groups, beside the class folders or anywhere; '' means every
-      image is on its own.
-    group_column: its column of groups; an empty cell, or no row, means on its own.
+    strict: whether an unreadable file is an error; else it is listed in `ImageArrays.skipped`.
+    manifest: CSV file that says which images are duplicates of each other; a path, or a file name
+      in `directory`. '' means that there are no duplicates.
+    group_column: its column of duplicate groups. An image has no duplicate if its cell is empty, or
+      if it has no row.
     file_column: its column of paths, relative to `directory`.
 
   Raises:
@@ -71,7 +73,7 @@ class ImageFolderSource(Source):
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Over size, groups, and name, length, time and readability of every file."""
+    """Digest of image_size, groups, and name, length, time and readability of every file."""
     files = [(n, *file_state(p)) for n, p in zip(self.names, self._paths, strict=True)]
     groups = b'' if self.groups is None else self.groups.tobytes()
     return digest(
@@ -80,7 +82,7 @@ class ImageFolderSource(Source):
 
 
 def _read_image(path: pathlib.Path) -> bytes:
-  """The bytes of one file; a failing disk or network drive is no reason to leave images out."""
+  """The bytes of one file; a failing disk or network drive is an error, not an unreadable image."""
   try:
     return path.read_bytes()
   except (PermissionError, FileNotFoundError) as error:
@@ -92,11 +94,11 @@ def _read_image(path: pathlib.Path) -> bytes:
 def _list_images(
   directory: pathlib.Path,
 ) -> tuple[tuple[pathlib.Path, ...], tuple[str, ...], np.ndarray, tuple[str, ...]]:
-  """(paths, names relative to the directory, labels int32, class names), in the one order."""
+  """(paths, names relative to the directory, labels int32, class names), in their order."""
   expected = 'a folder with one folder of images for each class'
   if not directory.is_dir():
     found = f'a file, {directory}' if directory.exists() else f'nothing at {directory}'
-    raise UserError(expected, found, 'give the folder that holds the class folders')
+    raise UserError(expected, found, 'name the folder that holds the class folders')
   folders = {
     _portable(path.name): path
     for path in directory.iterdir()
@@ -108,7 +110,7 @@ def _list_images(
     raise UserError(
       expected,
       f'{found} in {directory}',
-      'make it DIRECTORY/CLASS/image.jpg with two classes or more',
+      'arrange the images as DIRECTORY/CLASS/image.jpg, with two classes or more',
     )
   paths, names, labels = [], [], []
   for label, class_name in enumerate(class_names):
@@ -117,7 +119,7 @@ def _list_images(
       raise UserError(
         f'images ({", ".join(IMAGE_SUFFIXES)}) in every class folder',
         f'none in {class_name}',
-        'add images to it, or move it out of the way',
+        'add images to it, or move it elsewhere',
       )
     names += sorted(images)
     paths += [images[name] for name in sorted(images)]
@@ -126,7 +128,7 @@ def _list_images(
 
 
 def _walk(folder: pathlib.Path) -> Iterable[pathlib.Path]:
-  """Image files at any depth, hidden ones left out, in no particular order."""
+  """Image files at any depth, without hidden ones, in any order."""
   for parent, subfolders, files in os.walk(folder):
     subfolders[:] = [name for name in subfolders if not name.startswith('.')]
     for name in files:
@@ -135,34 +137,35 @@ def _walk(folder: pathlib.Path) -> Iterable[pathlib.Path]:
 
 
 def _portable(name: str) -> str:
-  """One spelling for accented letters: macOS splits them, which would change names and order."""
+  """One encoding of accented letters: macOS splits them, which would change names and order."""
   return unicodedata.normalize('NFC', name)
 
 
 def _manifest_groups(
   manifest: str | os.PathLike, group_column: str, file_column: str, names: tuple[str, ...]
 ) -> np.ndarray:
-  """Group of every image, [N] int64, numbered as they come; see ImageFolderSource."""
+  """Duplicate group of every image, [N] int64, numbered in order; see ImageFolderSource."""
   if not manifest or not group_column:
     raise UserError(
       'data.manifest together with data.group_column',
       f'manifest {str(manifest)!r} and group_column {group_column!r}',
-      'set both, or neither if no image has a duplicate',
+      'set both, or none of them if no image has a duplicate',
     )
   rows = _read_manifest(manifest, (file_column, group_column))
   group_of_file = {}
   for row in rows:
     file = _portable(pathlib.PurePosixPath((row[file_column] or '').replace('\\', '/')).as_posix())
     if file in group_of_file:
-      raise UserError(f'one row a file in {manifest}', f'two for {file}', 'remove one of them')
+      raise UserError(f'one row for a file in {manifest}', f'two for {file}', 'remove one of them')
     group_of_file[file] = (row[group_column] or '').strip()
   if unknown := sorted(set(group_of_file) - set(names)):
     raise UserError(
       f'rows of {manifest} that name images of the folder',
       f'{len(unknown)} that match none, such as {unknown[0]!r}',
-      f'give paths like {names[0]!r} in column {file_column!r}, or remove those rows',
+      f'write paths like {names[0]!r} into column {file_column!r}, or remove those rows',
     )
-  ids: dict[str | int, int] = {}  # a group's cell, or the position of an image on its own
+  # keys: the cell of a group, or the index of an image without duplicates
+  ids: dict[str | int, int] = {}
   keys = [group_of_file.get(name) or i for i, name in enumerate(names)]
   return np.asarray([ids.setdefault(key, len(ids)) for key in keys], np.int64)
 
@@ -180,6 +183,6 @@ def _read_manifest(manifest: str | os.PathLike, columns: tuple[str, ...]) -> lis
     raise UserError(
       f'columns {" and ".join(columns)} in {manifest}',
       f'no {" and no ".join(missing)} among {", ".join(found)}',
-      'name the columns that hold the paths and the groups',
+      f'set data.group_column to the column of groups, and write the paths into {columns[0]!r}',
     )
   return rows

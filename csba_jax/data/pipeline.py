@@ -1,4 +1,4 @@
-"""A config's data: source, cache and splits, as arrays ready for the device."""
+"""Loads the data of a config: source, cache and splits, as arrays ready for the device."""
 
 import dataclasses
 import hashlib
@@ -20,14 +20,14 @@ from csba_jax.data.tfds_source import TfdsSource
 from csba_jax.errors import UserError
 from csba_jax.runtime import backend, sharding
 
-PIXELS = 2**26  # bytes of each part that `Data.sha256` looks at
+PIXELS = 2**26  # bytes of each part that `Data.sha256` reads, or up to twice as many
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
   """Images of one part of the data: uint8 [N, H, W, ch] and int32 labels [N].
 
-  Of streamed data `images` are read from the cache where they are indexed, and only then.
+  If the data is streamed, `images` stay in the cache on disk and are read when they are indexed.
   """
 
   images: np.ndarray | Rows
@@ -44,14 +44,14 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """The three parts of a run's data. `train` is long-tailed; `val` is carved from the same tail."""
+  """The three parts of a run's data. `train` and `val` are parts of one long-tailed set."""
 
   train: Part
   val: Part  # of length 0 where data.val_fraction is 0
   test: Part
   class_names: tuple[str, ...]
   splits: splits.Splits
-  source_counts: np.ndarray  # [C] images of each class before the tail was cut, test part included
+  source_counts: np.ndarray  # [C] images of each class in the training source, before any split
   skipped: tuple[tuple[str, str], ...]  # (name, reason) of images that could not be read
 
   @property
@@ -67,7 +67,7 @@ class Data:
   def sha256(self) -> dict[str, str]:
     """Digests of the splits, of the names and labels in them, and of the pixels.
 
-    Of many images some, spread over each part: PIXELS bytes or up to twice that.
+    Of a large part it reads evenly spaced images: PIXELS bytes, or up to twice as many.
     """
     pixels = hashlib.sha256()
     for part in (self.train, self.val, self.test):
@@ -78,10 +78,10 @@ class Data:
 
 
 def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data:
-  """Reads (or takes from the cache), splits and checks the data that `config` names.
+  """Reads the data that `config` names, from its cache if there is one, checks and splits it.
 
   Raises:
-    UserError: data absent or unreadable, or other than config.data says.
+    UserError: data that is missing, unreadable, or not as config.data describes it.
   """
   training, separate_test = open_sources(config.data)
   _check_declared(config.data, training)
@@ -107,7 +107,7 @@ def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data
   split = dataclasses.replace(split, source_sha256=digest)
   if split.classes_without_val and config.data.val_fraction:
     names = ', '.join(images.class_names[c] for c in split.classes_without_val)
-    warn(f'no validation image of: {names} (too few training images, or all of one group)')
+    warn(f'no validation image of: {names} (too few images, or all of them in one duplicate group)')
 
   def part(arrays, indices):
     images = Rows(arrays.images, indices) if mapped else arrays.images[indices]
@@ -125,11 +125,11 @@ def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data
 
 
 def open_sources(data: ml_collections.ConfigDict) -> tuple[Source, Source | None]:
-  """(training source, test source or None) of a config's data section; decodes nothing."""
+  """(training source, test source or None) for a config's data section; decodes no image."""
   if data.source != 'image_folder' and (data.manifest or data.group_column or data.strict):
     raise UserError(
-      'data.manifest, data.group_column and data.strict with data.source image_folder only',
-      f'one of them with {data.source}, which reads none',
+      'data.manifest, data.group_column and data.strict only with data.source=image_folder',
+      f'one of them with data.source={data.source}',
       'remove it',
     )
   if data.source == 'digits':
@@ -143,7 +143,7 @@ def open_sources(data: ml_collections.ConfigDict) -> tuple[Source, Source | None
   if not directory:
     raise UserError(
       'a folder of CLASS/file images',
-      'no folder named',
+      'no folder',
       'set --config.data.dir or $CSBA_IMAGE_FOLDER',
     )
   folder = ImageFolderSource(
@@ -157,7 +157,7 @@ def open_sources(data: ml_collections.ConfigDict) -> tuple[Source, Source | None
 
 
 def _streams(data: ml_collections.ConfigDict, *sources: Source | None) -> bool:
-  """Whether the images of the sources stay on disk."""
+  """Whether the images of these sources stay on disk."""
   if data.input != 'auto':
     return data.input == 'stream'
   found = sum(len(source) * math.prod(source.image_shape) for source in sources if source)
@@ -165,7 +165,7 @@ def _streams(data: ml_collections.ConfigDict, *sources: Source | None) -> bool:
 
 
 def _digest(*arrays: cache.ImageArrays | None) -> str:
-  """Hex SHA-256 over names, labels and classes: which image an index means."""
+  """Hex SHA-256 over names, labels and classes, which say what image an index means."""
   digest = hashlib.sha256()
   for part in arrays:
     if part:
@@ -191,14 +191,14 @@ def _check_declared(data: ml_collections.ConfigDict, source: Source) -> None:
 
 
 def check_splits(splits_now: splits.Splits, path: Path) -> None:
-  """Raises UserError if the splits saved at `path` are not these: the data has changed."""
+  """Raises UserError if the splits saved at `path` differ from these: the data has changed."""
   kept = splits.Splits.load(path)
   there, here = (f'{s.sha256[:12]} of {s.source_sha256[:12]}' for s in (kept, splits_now))
   if there != here:
     raise UserError(
       f'the splits that {path} holds (sha256 {there})',
       f'others (sha256 {here}): the data has changed',
-      'bring the old data back, or train in another --workdir',
+      'restore the old data, or use another --workdir',
     )
 
 
@@ -207,8 +207,8 @@ def eval_batches(
 ) -> Iterator[tuple[Array, Array, Array]]:
   """(images, labels, mask) batches of one size; every image once, the last batch padded.
 
-  Split over the devices of a layout, whose number the size is rounded up to a multiple of; each
-  process reads its own rows.
+  The size is rounded up to a multiple of the number of devices. Each batch is split over the
+  devices of the layout, and each process reads its own rows.
   """
   size = -(-batch_size // layout.devices) * layout.devices
   rows = layout.rows(size)

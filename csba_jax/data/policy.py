@@ -1,8 +1,9 @@
 """AutoAugment and RandAugment on the device: (key, images) -> images, uint8 [N, H, W, ch].
 
-A branch for each operation would compute all of them for every image. Here every operation is a row
-of numbers, and one program serves all rows: an affine gather of pixels, then a table [256] for each
-channel, then a blend with a degenerate image; an image leaves the stages it does not use unchanged.
+With a branch for each operation, every image would compute all of them. So each operation is a row
+of numbers, and one program serves all rows. It has three stages: an affine gather of pixels, a
+table [256] for each channel, and a blend with a degenerate image. A stage that an operation does
+not use leaves the image unchanged.
 """
 
 from collections.abc import Callable
@@ -16,9 +17,9 @@ from jax import Array
 
 from csba_jax.errors import UserError
 
-Operation = tuple[str, int, int]  # name, magnitude, and the magnitude that is all of its range
+Operation = tuple[str, int, int]  # name, magnitude, largest magnitude of its range
 
-# Grey of pixels that a geometric operation moves in; the authors' code takes the mean of the data.
+# Grey of pixels that a geometric operation moves in. The authors' code uses the mean of the data.
 FILL = 128
 
 # 25 sub-policies of two (operation, probability, magnitude) each: Cubuk et al. 2019, table 7
@@ -68,28 +69,28 @@ RANDAUGMENT_OPS = (
   'translate_y',
 )
 
-_DATA_TABLES = ('auto_contrast', 'equalize')  # tables made from the image itself
+_DATA_TABLES = ('auto_contrast', 'equalize')  # their tables depend on the image
 _ENHANCERS = ('brightness', 'contrast', 'color', 'sharpness')
 
 
 class Rows(NamedTuple):
   """Operations as numbers, one row each, for images of one size: leaves [K, ...]."""
 
-  affine: np.ndarray  # int32 [K, 2, 6]: the map as it is and with the sign turned
-  table: np.ndarray  # uint8 [K, 256], where the image has no say
-  data_table: np.ndarray  # int32 [K]: 1 + position in _DATA_TABLES, 0 = `table`
-  enhancer: np.ndarray  # int32 [K]: 1 + position in _ENHANCERS, 0 = none
+  affine: np.ndarray  # int32 [K, 2, 6]: the map, and the map of the opposite sign
+  table: np.ndarray  # uint8 [K, 256], for tables that do not depend on the image
+  data_table: np.ndarray  # int32 [K]: 1 + index in _DATA_TABLES; 0 for `table`
+  enhancer: np.ndarray  # int32 [K]: 1 + index in _ENHANCERS; 0 for none
   factor: np.ndarray  # float32 [K]: 0 = the degenerate image, 1 = the image
 
 
 def rows(operations: list[Operation], height: int, width: int) -> Rows:
-  """Rows of (operation, magnitude, scale): strength magnitude / scale, 0..1 of the range.
+  """Rows of (operation, magnitude, scale); magnitude / scale, 0..1, is the strength in its range.
 
-  The ranges are of Cubuk et al. 2019, table 6, as their code for CIFAR has them: shear 0.3,
+  The ranges are those of Cubuk et al. 2019, table 6, as in their code for CIFAR: shear 0.3,
   translate 10 of 32 pixels, rotate 30 degrees, solarize from 256 down to 0, posterize from 8 bits
-  down to 4, enhancers 0.1 to 1.9; pixels, degrees, levels and bits rounded towards no effect.
-  Elsewhere posterize keeps 0 to 4 bits (their code) and enhancers 1 - m to 1 + m with a random sign
-  (torchvision); we follow the paper.
+  down to 4, enhancers 0.1 to 1.9. Pixels, degrees, levels and bits are rounded towards no effect.
+  Other code differs: in theirs posterize keeps 0 to 4 bits; in torchvision enhancers are 1 - m to
+  1 + m with a random sign. We follow the paper.
   """
   made = [_row(name, m, scale, height, width) for name, m, scale in operations]
   return Rows(*(np.stack(column) for column in zip(*made, strict=True)))
@@ -117,7 +118,7 @@ def _row(name: str, magnitude: int, scale: int, height: int, width: int) -> tupl
 def _affine(name: str, sign: int, magnitude: int, scale: int, height: int, width: int) -> list[int]:
   """(a, b, c, d, e, f) of source x = a x + b y + c, y = d x + e y + f, in units of 2**-16 pixel.
 
-  Rounded as Pillow's nearest neighbour does, so that a pixel halfway goes where Pillow sends it.
+  Rounded as in Pillow's nearest neighbour, so that a source position halfway gives the same pixel.
   """
   a, b, c, d, e, f = 1.0, 0.0, 0.0, 0.0, 1.0, 0.0
   if name == 'shear_x':
@@ -137,17 +138,18 @@ def _affine(name: str, sign: int, magnitude: int, scale: int, height: int, width
 
 
 def apply(table: Rows, row: Array, turned: Array, images: Array) -> Array:
-  """Each image under the operation of its row.
+  """Applies to each image the operation of its row.
 
   Args:
     table: the operations.
     row: int [N], a row of `table` for each image.
-    turned: bool [N], takes a geometric operation with its sign turned.
-    images: uint8 [N, H, W, ch]; color leaves one channel as it is.
+    turned: bool [N], whether a geometric operation has the opposite sign.
+    images: uint8 [N, H, W, ch]; 'color' does not change images of one channel.
 
   Returns:
-    uint8 [N, H, W, ch]: what Pillow gives, up to one level in float32 roundings of a blend and
-    where auto-contrast hits a whole level (Pillow's float64 may fall just below it).
+    uint8 [N, H, W, ch]: what Pillow gives. One level of difference is possible where a blend rounds
+    in float32, and where auto-contrast hits a whole level (Pillow's float64 may fall just below
+    it).
   """
   n = images.shape[0]
   coefficients = jnp.asarray(table.affine)[row, turned.astype(int)]
@@ -159,7 +161,7 @@ def apply(table: Rows, row: Array, turned: Array, images: Array) -> Array:
 
 
 def _gather(coefficients: Array, images: Array) -> Array:
-  """Each pixel from the nearest to its source position, FILL outside.   [N, 6], [N, H, W, ch]"""
+  """Takes each pixel from its nearest source pixel, FILL outside.   [N, 6], [N, H, W, ch]"""
   n, h, w, _ = images.shape
   a, b, c, d, e, f = coefficients.T.reshape(6, n, 1, 1)
   y, x = jnp.arange(h).reshape(1, h, 1), jnp.arange(w).reshape(1, 1, w)
@@ -171,20 +173,20 @@ def _gather(coefficients: Array, images: Array) -> Array:
 
 
 def _look_up(tables: Array, data_table: Array, images: Array) -> Array:
-  """images[n, ..., c] through a table of its own; 1 and 2 in `data_table` replace tables[n]."""
+  """Maps levels through the table of each image; 1 and 2 in `data_table` replace tables[n]."""
   n, h, w, channels = images.shape
   kind = data_table.reshape(n, 1, 1)
   pixels = images.reshape(n, h * w, channels).astype(jnp.int32)
   low, high = pixels.min(1)[..., None], pixels.max(1)[..., None]  # [N, ch, 1]
   chosen = jnp.where(kind == 1, _auto_contrast(low, high), tables[:, None].astype(jnp.int32))
   chosen = jnp.where(kind == 2, _equalize(pixels, high), chosen).astype(jnp.uint8)
-  chosen = chosen.swapaxes(1, 2)  # image by image: over flat tables a mesh would gather all images
+  chosen = chosen.swapaxes(1, 2)  # by image: with flat tables a mesh would gather all images
   found = jnp.take_along_axis(chosen, pixels, 1, mode='promise_in_bounds')
   return found.reshape(images.shape)
 
 
 def _auto_contrast(low: Array, high: Array) -> Array:
-  """floor(255 (v - low) / (high - low)), unchanged where all is one level.   -> [N, ch, 256]"""
+  """floor(255 (v - low) / (high - low)); unchanged if low = high.   -> [N, ch, 256]"""
   level, width = jnp.arange(256).reshape(1, 1, 256), high - low
   stretched = jax.lax.div(255 * jnp.clip(level - low, 0, width), jnp.maximum(width, 1))
   return jnp.where(width > 0, stretched, level)
@@ -209,13 +211,13 @@ def _histogram(pixels: Array) -> Array:
 
 
 def _degenerate(enhancer: Array, images: Array) -> Array:
-  """What brightness, contrast, color and sharpness blend with: black, mean grey, grey, smooth."""
+  """The images to blend with: black (brightness), mean grey (contrast), grey (color), smooth."""
   n, h, w, channels = images.shape
   wide = images.astype(jnp.int32)
   grey = wide if channels == 1 else _grey(wide)
   mean = (2 * grey.sum((1, 2, 3), keepdims=True) + h * w) // (2 * h * w)
   kinds = (jnp.zeros_like(mean), mean, grey, _smooth(wide))
-  result = wide  # of no enhancer: blended with itself
+  result = wide  # without an enhancer: a blend with itself
   for kind, image in enumerate(kinds, start=1):
     result = jnp.where((enhancer == kind).reshape(n, 1, 1, 1), image, result)
   return result
@@ -228,7 +230,7 @@ def _grey(images: Array) -> Array:
 
 
 def _smooth(images: Array) -> Array:
-  """Pillow's SMOOTH: 5 in the middle, 1 on the eight neighbours, over 13; the border unchanged."""
+  """Pillow's SMOOTH: 5 for the pixel and 1 for each neighbour, over 13; the border unchanged."""
   h, w = images.shape[1:3]
   rows_of_3 = images[:, :-2] + images[:, 1:-1] + images[:, 2:]
   box = rows_of_3[:, :, :-2] + rows_of_3[:, :, 1:-1] + rows_of_3[:, :, 2:]
@@ -239,7 +241,7 @@ def _smooth(images: Array) -> Array:
 
 
 def _blend(degenerate: Array, images: Array, factor: Array) -> Array:
-  """degenerate + factor (image - degenerate), cut off to 0..255 and to whole levels."""
+  """degenerate + factor (image - degenerate), clipped to 0..255, rounded down."""
   wide = images.astype(jnp.int32)
   mixed = degenerate + factor * (wide - degenerate)
   return jnp.clip(mixed, 0, 255).astype(jnp.uint8)
@@ -256,9 +258,9 @@ def none(augment: ml_collections.ConfigDict) -> tuple[list[Operation], Draw]:
 
 
 def autoaugment(augment: ml_collections.ConfigDict) -> tuple[list[Operation], Draw]:
-  """One of 25 sub-policies for each image, each of its two operations with its probability.
+  """Draws one of 25 sub-policies for each image; each has two operations with probabilities.
 
-  The policy that Cubuk et al. 2019 found for CIFAR-10; magnitudes are tenths of the range.
+  It is the policy of Cubuk et al. 2019 for CIFAR-10; magnitudes are tenths of the range.
   """
   del augment  # it has nothing to set
   pairs = np.array([[p for _, p, _ in pair] for pair in AUTOAUGMENT_CIFAR10], np.float32)
@@ -274,7 +276,7 @@ def autoaugment(augment: ml_collections.ConfigDict) -> tuple[list[Operation], Dr
 
 
 def randaugment(augment: ml_collections.ConfigDict) -> tuple[list[Operation], Draw]:
-  """`randaugment_ops` operations for each image, drawn with replacement, all of one magnitude.
+  """Draws `randaugment_ops` operations for each image, with replacement, at one magnitude.
 
   Cubuk et al. 2020; the magnitude is in thirtieths of the range.
   """
@@ -287,9 +289,9 @@ POLICIES = {'none': none, 'autoaugment': autoaugment, 'randaugment': randaugment
 
 
 def build(augment: ml_collections.ConfigDict) -> Callable[[Array, Array], Array]:
-  """The policy of config.augment: (key, images uint8 [N, H, W, ch]) -> the same, drawn anew.
+  """The policy of config.augment: (key, images uint8 [N, H, W, ch]) -> images of the same shape.
 
-  Each image has its own operations, and a fair coin turns the sign of a geometric one.
+  Each image draws its own operations. A geometric operation has either sign with probability 1/2.
   """
   if augment.policy not in POLICIES:
     raise UserError(

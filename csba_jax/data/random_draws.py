@@ -1,4 +1,4 @@
-"""Random numbers that depend on words alone: the same on every machine and NumPy version."""
+"""Random numbers that depend only on a key: the same on every machine and NumPy version."""
 
 import hashlib
 import json
@@ -7,13 +7,14 @@ import numpy as np
 
 
 def permutation(words: tuple, n: int) -> np.ndarray:
-  """A permutation of 0..n-1 that depends on the words alone, on every machine and NumPy version.
+  """A permutation of 0..n-1 that depends only on `words`, on every machine and NumPy version.
 
-  The stable argsort of n raw 64-bit outputs of Philox, keyed with the first 128 bits of the SHA-256
-  of the words as JSON. NumPy promises the raw stream of a bit generator, not Generator's methods.
+  It is the stable argsort of n raw 64-bit outputs of Philox. The key of Philox is the first 128
+  bits of the SHA-256 of `words` as JSON. NumPy guarantees the raw stream of a bit generator, but
+  not the methods of Generator.
 
   Args:
-    words: ints and strings that name this permutation, such as (seed, 'train', epoch).
+    words: the key, ints and strings such as (seed, 'train', epoch).
     n: length.
 
   Returns:
@@ -23,9 +24,9 @@ def permutation(words: tuple, n: int) -> np.ndarray:
 
 
 def draws(words: tuple, n: int, size: int) -> np.ndarray:
-  """`size` draws from 0..n-1 with replacement, which depend on the words alone.
+  """`size` draws from 0..n-1 with replacement that depend only on `words`.
 
-  Raw outputs as in `permutation`, modulo n: uneven by n / 2**64 at most.
+  They are raw outputs as in `permutation`, modulo n; probabilities differ by n / 2**64 at most.
 
   Returns:
     [size] int64.
@@ -34,7 +35,7 @@ def draws(words: tuple, n: int, size: int) -> np.ndarray:
 
 
 def uniforms(words: tuple, size: int) -> np.ndarray:
-  """`size` numbers in [0, 1), multiples of 2**-53, which depend on the words alone.
+  """`size` numbers in [0, 1), multiples of 2**-53, that depend only on `words`.
 
   Returns:
     [size] float64.

@@ -1,4 +1,4 @@
-"""Images of a file, read when they are asked for: data that does not fit in memory."""
+"""Reads images from a file when they are indexed, for data that does not fit in memory."""
 
 import os
 import pathlib
@@ -10,15 +10,15 @@ from csba_jax.errors import UserError
 
 
 class Rows:
-  """Some images of a file, indexed like an array [n, H, W, ch] uint8; indexing reads them.
+  """Some images of a file, as an array [n, H, W, ch] uint8 that is read when it is indexed.
 
-  It reads with pread and not through the memory map: a disk that fails or a file that was cut then
-  raises instead of killing the process (SIGBUS), and what was read lies in the system's cache, not
-  in the memory of the process. Any number of threads may read; the file stays open, so that
-  deleting the folder does not end a run.
+  It reads with pread and not through the memory map. So a failing disk or a truncated file raises
+  an error and does not kill the process (SIGBUS), and the images count as the system's cache and
+  not as memory of the process. Any number of threads may read. The file stays open, so that a run
+  goes on if its folder is deleted.
 
   Args:
-    images: [N, H, W, ch] uint8, the map of the file.
+    images: [N, H, W, ch] uint8, a memory map of the file.
     index: [n] int, the images in their order; None for all.
   """
 
@@ -38,7 +38,7 @@ class Rows:
     return len(self._index)
 
   def __getitem__(self, key) -> np.ndarray:
-    """Whatever numpy's first axis takes, as a new array: an int, a slice, ints or booleans."""
+    """A new array; the key is an int, a slice, ints or booleans, as for a NumPy array."""
     rows = np.asarray(self._index[key])
     found = np.empty((rows.size, *self.shape[1:]), self.dtype)
     for row, image in zip(rows.flat, found, strict=True):
@@ -46,11 +46,11 @@ class Rows:
     return found.reshape(*rows.shape, *self.shape[1:])
 
   def __array__(self, *_, **__):
-    raise TypeError('these images are too many for one array: index them')
+    raise TypeError('these images may not fit in memory: index them')
 
   def _read(self, row: int, image: np.ndarray) -> None:
-    """Fills in one image."""
-    # one call but where a signal or a network drive cuts it short
+    """Reads one image into an array."""
+    # one call is enough, unless a signal or a network drive cuts it short
     bytes_left, at = memoryview(image).cast('B'), self._offset + row * image.nbytes
     while bytes_left:
       try:
@@ -65,5 +65,5 @@ class Rows:
     return UserError(
       f'to read the decoded images in the cache {self._path}',
       found,
-      f'check the disk, then start again; if that does not help, delete {self._path.parent}',
+      f'check the disk and start again; if that does not help, delete {self._path.parent}',
     )

@@ -1,4 +1,4 @@
-"""Index streams: which examples a training step sees, a pure function of (seed, step)."""
+"""Index streams: which examples a training step sees, as a pure function of (seed, step)."""
 
 import dataclasses
 import functools
@@ -13,13 +13,13 @@ from csba_jax.errors import UserError
 
 
 def instance(counts: np.ndarray, progress: float) -> np.ndarray:
-  """p_c = n_c / N: every image equally often."""
+  """p_c = n_c / N: every image is equally frequent."""
   del progress
   return counts / counts.sum()
 
 
 def class_balanced(counts: np.ndarray, progress: float) -> np.ndarray:
-  """p_c = 1 / C: every class equally often."""
+  """p_c = 1 / C: every class is equally frequent."""
   del progress
   return np.full(len(counts), 1 / len(counts))
 
@@ -31,21 +31,24 @@ def square_root(counts: np.ndarray, progress: float) -> np.ndarray:
 
 
 def progressive(counts: np.ndarray, progress: float) -> np.ndarray:
-  """p_c = (1 - t) n_c / N + t / C, from instance- to class-balanced with the progress t.
+  """p_c = (1 - t) n_c / N + t / C: from instance-balanced to class-balanced as t goes to 1.
 
-  Kang et al. 2020, who change t once an epoch; here it changes with every step.
+  Kang et al. 2020 change the progress t once an epoch; here it changes at every step.
   """
   return (1 - progress) * instance(counts, 0) + progress * class_balanced(counts, 0)
 
 
 def reversed_frequency(counts: np.ndarray, progress: float) -> np.ndarray:
-  """p_c = (1 / n_c) / sum_d 1 / n_d: the rarest class most often (BBN, Zhou et al. 2020)."""
+  """p_c = (1 / n_c) / sum_d 1 / n_d: the rarest class is most frequent.
+
+  BBN, Zhou et al. 2020.
+  """
   del progress
   return (1 / counts) / (1 / counts).sum()
 
 
-# (images of each class [C] float64, progress 0 <= t < 1) -> probability of each class [C];
-# the first four are those of Kang et al. 2020
+# (images of each class [C] float64, progress 0 <= t <= 1) -> probability of each class [C];
+# the first four come from Kang et al. 2020
 SAMPLERS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
   'instance': instance,
   'class': class_balanced,
@@ -57,14 +60,14 @@ SAMPLERS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
-  """Positions of the training images of every batch, a pure function of (seed, step).
+  """Positions of the training images of every batch, as a pure function of (seed, step).
 
-  `instance` goes through permutations of all images, see `batch_positions`. Every other sampler
-  draws with replacement: the class first, then one of its images.
+  `instance` takes every image once an epoch, in a new order each time: see `batch_positions`. Every
+  other sampler draws with replacement: first a class, then one of its images.
   """
 
   name: str  # a row of SAMPLERS
-  first: int  # step from which it samples; `instance` before (deferred re-sampling)
+  first: int  # the first step that samples so; steps before it take `instance` (deferred)
   labels: np.ndarray  # [N] of the training part
   batch_size: int
   total_steps: int
@@ -92,7 +95,7 @@ class Stream:
     if sampler.start > 0 and sampler.name == 'instance':
       raise UserError(
         'a sampler to defer with sampler.start',
-        f'start {sampler.start} of instance, which is what comes before',
+        f'start {sampler.start} and sampler instance, which is what comes before the start',
         'set --config.sampler.name=class, or remove sampler.start',
       )
     _check_batch(batch_size, len(labels))
@@ -100,7 +103,7 @@ class Stream:
     return cls(sampler.name, first, labels, batch_size, total_steps, seed)
 
   def class_probabilities(self, step: int) -> np.ndarray:
-    """How often each class comes in the batch of a step, [C], sum 1."""
+    """Probabilities of the classes in the batch of a step, [C], sum 1."""
     name = self.name if step >= self.first else 'instance'
     progress = min(1.0, step / max(1, self.total_steps))
     return SAMPLERS[name](self._by_class[1].astype(np.float64), progress)
@@ -113,20 +116,21 @@ class Stream:
     edges = np.cumsum(self.class_probabilities(step))
     words = (self.seed, self.purpose, self.name, step)
     uniform, place = random_draws.uniforms(words, 2 * self.batch_size).reshape(2, -1)
-    classes = np.searchsorted(edges[:-1], uniform, side='right')  # beyond the last edge: the last
+    # without the last edge: rounding may leave it below 1, and a draw beyond it is the last class
+    classes = np.searchsorted(edges[:-1], uniform, side='right')
     within = (place * counts[classes]).astype(np.int64)
     return members[first[classes] + within].astype(np.int32)
 
   @functools.cached_property
   def _by_class(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Positions class by class [N], images of each class [C], where each class begins [C]."""
+    """Positions sorted by class [N], images of each class [C], the start of each class [C]."""
     counts = np.bincount(self.labels)
     members = np.argsort(self.labels, kind='stable')
     return members, counts, np.cumsum(counts) - counts
 
 
 def draw(streams: Mapping[str, Stream], start: int, end: int) -> dict[str, np.ndarray]:
-  """Positions of the training images of steps start to end - 1, [end - start, batch_size]."""
+  """Positions of the training images of steps start to end - 1, [end - start, batch_size] each."""
   return {
     name: np.stack([stream.positions(step) for step in range(start, end)])
     for name, stream in streams.items()
@@ -138,14 +142,14 @@ def batch_positions(
 ) -> np.ndarray:
   """Positions of an instance-balanced batch:  stream[step * B : (step + 1) * B].
 
-  The stream is the concatenation over epochs e = 0, 1, ... of permutation((seed, purpose, e), n),
-  so every example comes exactly once an epoch, and a batch may straddle two epochs. To resume is
-  to ask for the next step.
+  The stream is the concatenation of permutation((seed, purpose, e), n) over epochs e = 0, 1, ...
+  So every example comes exactly once an epoch, and a batch may span the end of one epoch and the
+  start of the next. A resumed run simply asks for its next step.
 
   Args:
     seed: of the order.
     step: of the batch, from 0.
-    n: examples in the training part.
+    n: number of examples in the training part.
     batch_size: B, from 1 to n.
     purpose: streams of different purposes are independent.
 
@@ -153,7 +157,7 @@ def batch_positions(
     [B] int32, positions in the training part (not indices of the source).
 
   Raises:
-    UserError: a batch of less than one example, or larger than the data.
+    UserError: the batch is smaller than one example, or larger than the data.
   """
   _check_batch(batch_size, n)
   epoch, offset = divmod(step * batch_size, n)
@@ -164,9 +168,9 @@ def batch_positions(
   return order.astype(np.int32)
 
 
-@functools.lru_cache(maxsize=2)  # a straddling batch needs two epochs, nothing needs three
+@functools.lru_cache(maxsize=2)  # a batch spans two epochs at most
 def _epoch_order(seed: int, purpose: str, epoch: int, n: int) -> np.ndarray:
-  """The permutation of one epoch, [n] int64; callers copy it, because the cache keeps it."""
+  """The permutation of one epoch, [n] int64. Callers copy it, because the cache keeps it."""
   return random_draws.permutation((seed, purpose, epoch), n)
 
 

@@ -1,4 +1,4 @@
-"""Where images come from: by index, decoded on demand. Digits here; TFDS and folders beside."""
+"""Sources of images, read by index; the digits. See also `tfds_source` and `image_folder`."""
 
 import hashlib
 import os
@@ -11,11 +11,10 @@ from csba_jax.data.decoding import DECODING_VERSION, Unreadable
 
 
 class Source:
-  """Images by index. Subclasses give `__len__`, `__getitem__` and the attributes below.
+  """Images by index. A subclass has `__len__`, `__getitem__` and the attributes below.
 
-  source[i] is {'image': uint8 [H, W, channels], 'label': int}. Indices run over candidates: it
-  raises Unreadable for an image that cannot be decoded. `data.cache.load_arrays`, which decodes
-  each image once, leaves those out and keeps everything else aligned.
+  source[i] is {'image': uint8 [H, W, channels], 'label': int}; it raises Unreadable for an image
+  that cannot be decoded. `data.cache.load_arrays` decodes each image once and leaves these out.
 
   Attributes:
     name: for messages and folder names.
@@ -24,7 +23,7 @@ class Source:
     labels: [N] int32.
     groups: [N] int64, equal for duplicates; None when every image is on its own.
     names: N names, the same on every machine.
-    fingerprint: hex digits that change with the files and the way they are decoded; cheap.
+    fingerprint: hex digits that change with the files and with the decoding; quick to compute.
     strict: whether an unreadable image is an error.
   """
 
@@ -38,12 +37,12 @@ class Source:
   strict: bool = True
 
   def read(self, positions: Sequence[int]) -> list[dict | Unreadable]:
-    """The items at these positions, with Unreadable in place of those that cannot be decoded."""
+    """The items at these positions, or Unreadable for an image that cannot be decoded."""
     return [or_unreadable(self.__getitem__, i) for i in positions]
 
 
 class DigitsSource(Source):
-  """The 1,797 handwritten digits of scikit-learn, 8x8: values 0..16 scaled to 0..255."""
+  """The 1,797 handwritten digits of scikit-learn, 8x8 pixels, values 0..16 scaled to 0..255."""
 
   name = 'digits'
   class_names = tuple('0123456789')
@@ -66,11 +65,11 @@ class DigitsSource(Source):
 
   @property
   def fingerprint(self) -> str:
-    """Over the pixels themselves: they are few."""
+    """Digest of pixels and labels."""
     return digest(['digits', DECODING_VERSION, self._images.tobytes(), self.labels.tobytes()])
 
 
-def or_unreadable(decode: Callable[..., dict], argument) -> dict | Unreadable:
+def or_unreadable(decode: Callable[..., dict], argument: object) -> dict | Unreadable:
   """decode(argument), or the Unreadable that it raises."""
   try:
     return decode(argument)
@@ -79,7 +78,7 @@ def or_unreadable(decode: Callable[..., dict], argument) -> dict | Unreadable:
 
 
 def file_state(path: pathlib.Path) -> tuple[int, ...]:
-  """(size, time of change, whether it may be read); empty for a link that leads nowhere."""
+  """(size, modification time, whether it is readable); empty for a broken link."""
   try:
     state = path.stat()
   except FileNotFoundError:

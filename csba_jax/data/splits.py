@@ -1,4 +1,4 @@
-"""Which images train, validate and test: long-tailed, stratified, duplicate-aware, reproducible."""
+"""The training, validation and test parts: long-tailed, stratified, duplicates kept together."""
 
 import dataclasses
 import hashlib
@@ -15,18 +15,18 @@ from csba_jax.files import write_atomically
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Splits:
-  """Index arrays of the three parts of a data set.
+  """Indices of the three parts of a data set.
 
   Attributes:
     train: [n_train] int64, sorted indices into the training set.
     val: [n_val] int64, sorted indices into the training set; empty without a validation part.
     test: [n_test] int64, sorted indices into the test set if there is a separate one, else into the
       training set.
-    test_is_separate: whether `test` speaks of a separate test set.
+    test_is_separate: whether `test` indexes a separate test set.
     class_counts: [C] int64, images of each class in `train`.
     classes_without_val: indices of the classes without a validation image; empty if there is no
       validation part at all.
-    source_sha256: of the names and labels that the indices point at, as the caller makes it.
+    source_sha256: digest of the names and labels of the source; the caller sets it.
   """
 
   train: np.ndarray
@@ -39,7 +39,7 @@ class Splits:
 
   @property
   def sha256(self) -> str:
-    """Hex SHA-256 over train, val, test: each its length, then its indices, as '<i8' bytes."""
+    """Hex SHA-256 over train, val, test: for each its length and its indices, as '<i8' bytes."""
     digest = hashlib.sha256()
     for part in (self.train, self.val, self.test):
       digest.update(np.asarray([len(part)], '<i8').tobytes())
@@ -47,7 +47,7 @@ class Splits:
     return digest.hexdigest()
 
   def save(self, path: str | os.PathLike) -> None:
-    """Writes an npz, without pickle; the file is there as a whole or not at all."""
+    """Writes an npz file, atomically and without pickle."""
     arrays = dataclasses.asdict(self) | {'sha256': self.sha256}
     arrays['classes_without_val'] = np.asarray(self.classes_without_val, np.int64)
     write_atomically(pathlib.Path(path), lambda file: np.savez(file, **arrays))
@@ -57,10 +57,10 @@ class Splits:
     """Reads what `save` wrote.
 
     Raises:
-      UserError: the file is missing, damaged, or its indices do not have the saved sha256.
+      UserError: the file is missing or damaged, or its indices do not match the saved sha256.
     """
     try:
-      # opened here, because np.load leaves a damaged file open
+      # open the file here, because np.load leaves a damaged one open
       with open(path, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
         found = {name: arrays[name] for name in arrays.files}
       saved = str(found.pop('sha256'))
@@ -90,33 +90,32 @@ def make_splits(
   folds: int = 0,
   fold: int = 0,
 ) -> Splits:
-  """Test part, long-tail subset, validation part: in this order, so that each is honest.
+  """Splits a data set: first the test part, then the long-tailed subset, then the validation part.
 
-  1. test: the separate test set as it is, else one of `folds` parts, else test_fraction of all
-     images (so it keeps the classes as frequent as they were, and does not depend on the imbalance
-     factor);
-  2. the long-tail subset of the rest;
-  3. val: val_fraction of that subset; train: what remains.
-  Both carvings are stratified and keep duplicate groups together (`stratified_split`).
+  1. test: the separate test set, else one of `folds` parts, else test_fraction of all images. So
+     its class frequencies are those of the source, whatever the imbalance factor is.
+  2. The long-tailed subset of the rest.
+  3. val: val_fraction of that subset; train: the remainder of it.
+  Steps 1 and 3 are stratified and keep duplicate groups together (`stratified_split`).
 
   Args:
-    labels: [N] int, of the training set.
-    groups: [N] int duplicate groups, or None when every image is on its own.
-    test_labels: [M] int, of a separate test set, or None; test_fraction is for None only.
+    labels: [N] int, labels of the training set.
+    groups: [N] int, equal for duplicates; None if there are no duplicates.
+    test_labels: [M] int, labels of a separate test set, or None; then test_fraction applies.
     class_names: C names, for the messages.
     imbalance_factor: n_max / n_min >= 1.
     profile: 'exp', 'step' or 'natural' (`long_tail_subset`).
     class_order: 'index' or 'frequency' (`long_tail_subset`).
     val_fraction: in [0, 1); 0 means no validation part.
     test_fraction: in [0, 1), and above 0 if there is no separate test set.
-    seed: of every draw.
-    folds: of `cross_validation_folds`, in place of test_fraction; 0 for none.
-    fold: which of them is the test part.
+    seed: seed of every draw.
+    folds: number of `cross_validation_folds`, in place of test_fraction; 0 for none.
+    fold: index of the fold that is the test part.
 
   Raises:
-    UserError: a fraction out of range, a class left without training images, no test images, folds
-      beside a separate test set, or more of them than a class has images, or an imbalance factor
-      that the data cannot give.
+    UserError: a fraction out of range, a class without training images, no test images, folds and a
+      separate test set, more folds than a class has images, or an imbalance factor for which a
+      class has too few images.
   """
   labels = np.asarray(labels)
   _check_fraction('data.val_fraction', val_fraction)
@@ -125,7 +124,7 @@ def make_splits(
   if test_labels is not None:
     if folds:
       raise UserError(
-        'data.folds of a source without a test part of its own',
+        'data.folds only for a source without a separate test set',
         f'{folds} folds and a separate test set',
         'set data.folds to 0',
       )
@@ -137,9 +136,9 @@ def make_splits(
     rest, test = stratified_split(labels, test_fraction, seed, groups)
   if not len(test):
     raise UserError(
-      'test images', 'none', 'set data.test_fraction above 0, or give a separate test set'
+      'test images', 'none', 'set data.test_fraction above 0, or use a source with a test set'
     )
-  _check_every_class(labels[rest], class_names, 'once the test part is taken out')
+  _check_every_class(labels[rest], class_names, 'after the test part is removed')
   rest = rest[
     long_tail_subset(labels[rest], len(class_names), imbalance_factor, profile, class_order, seed)
   ]
@@ -147,7 +146,7 @@ def make_splits(
     labels[rest], val_fraction, seed, None if groups is None else np.asarray(groups)[rest]
   )
   train, val = rest[kept], rest[held]
-  counts = _check_every_class(labels[train], class_names, 'once the validation part is taken out')
+  counts = _check_every_class(labels[train], class_names, 'after the validation part is removed')
   without = np.setdiff1d(np.arange(len(class_names)), labels[val]) if val_fraction else ()
   return Splits(train, val, test, test_labels is not None, counts, tuple(int(c) for c in without))
 
@@ -162,23 +161,25 @@ def long_tail_subset(
 ) -> np.ndarray:
   """Indices of a long-tailed subset:  n_c = min(available_c, profile count of c's position).
 
-  n_max is the number of images of the first class in the order. Each class is cut to the start of
-  one permutation of its images, so at the same seed a larger factor's subset lies in a smaller's.
+  n_max is the number of images of the first class in the order. Each class keeps the first images
+  of one permutation. So with the same seed, a larger factor gives a subset of a smaller factor's
+  set.
 
   Args:
     labels: [N] int.
     num_classes: C.
     imbalance_factor: n_max / n_min >= 1; 1 for 'natural'.
-    profile: 'exp' or 'step' (`longtail.profile_counts`), or 'natural': all images.
+    profile: 'exp' or 'step' (`class_counts.profile_counts`), or 'natural': all images.
     class_order: 'index' (class 0 is the largest) or 'frequency' (most frequent class first, ties by
       index).
-    seed: of the draw.
+    seed: seed of the draw.
 
   Returns:
     Sorted int64 indices.
 
   Raises:
-    UserError: an unknown profile or order, or an imbalance factor that the data cannot give.
+    UserError: an unknown profile or order, or an imbalance factor for which a class has too few
+      images.
   """
   labels = np.asarray(labels)
   if profile == 'natural':
@@ -186,7 +187,7 @@ def long_tail_subset(
       raise UserError(
         "imbalance_factor 1 with profile 'natural', which keeps every image",
         f'imbalance_factor {imbalance_factor:g}',
-        "choose profile 'exp' or 'step', which use it, or set it to 1",
+        "set data.profile to 'exp' or 'step', or data.imbalance_factor to 1",
       )
     return np.arange(len(labels))
   available = class_counts(labels, num_classes)
@@ -203,21 +204,23 @@ def long_tail_subset(
 def stratified_split(
   labels: np.ndarray, fraction: float, seed: int, groups: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Holds out about `fraction` of each class, without taking a duplicate group apart.
+  """Holds out about `fraction` of each class; duplicate groups are not split.
 
-  Class c, with n_c images, is to have h_c = floor(fraction * n_c + 1/2) of them held, at least 1
-  and at most n_c - 1: every class keeps an image, and a class of one image is kept whole. Without
-  groups it is exactly h_c. With groups the classes take turns, rarest first; each goes through its
-  groups in a random order and holds those that leave no class above its h_c. Then a class with
-  nothing held takes its smallest group, if every class still keeps an image. So a class whose
-  groups lie in it alone ends with |held_c - h_c| < size of its largest group; a group that crosses
-  classes counts in each of them, and may be passed over for the sake of one of them.
+  Of class c, with n_c images, h_c = floor(fraction * n_c + 1/2) are to be held out, at least 1 and
+  at most n_c - 1. So every class keeps an image, and a class of one image keeps it.
+
+  Without groups exactly h_c images are held out. With groups, classes are taken in order, rarest
+  first. Each goes through its groups in random order and holds out those that bring no class above
+  its h_c. Then a class with no image held out holds out its smallest group, if every class still
+  keeps an image. If all groups of a class lie in it alone, |held_c - h_c| < size of its largest
+  group. A group with images of several classes counts in each of them; it may be left in place
+  because of one of them.
 
   Args:
     labels: [N] int >= 0.
-    fraction: in [0, 1); 0 holds nothing.
-    seed: of the draw.
-    groups: [N] int, equal for images that must stay together; None: every image is on its own.
+    fraction: in [0, 1); 0 holds out nothing.
+    seed: seed of the draw.
+    groups: [N] int, equal for images that must stay together; None: there are no duplicates.
 
   Returns:
     (kept, held): sorted int64 indices, together 0..N-1.
@@ -250,14 +253,14 @@ def cross_validation_folds(
   groups: np.ndarray | None,
   class_names: tuple[str, ...],
 ) -> np.ndarray:
-  """The fold of every image: stratified, duplicate groups together (scikit-learn's).
+  """The fold of every image; scikit-learn's stratified folds, with duplicate groups together.
 
-  Without groups a class has floor or ceil of n_c / folds images in each.
+  Without groups a class has floor or ceil of n_c / folds images in each fold.
 
   Args:
     labels: [N] int.
     folds: K >= 2.
-    seed: of the draw: another one is another repetition of the cross-validation.
+    seed: seed of the draw; another seed is another repetition of the cross-validation.
     groups: as in `stratified_split`.
     class_names: C names, for the message.
 
@@ -267,13 +270,13 @@ def cross_validation_folds(
   Raises:
     UserError: a class with fewer images than folds.
   """
-  from sklearn import model_selection  # not above: what needs no folds does without it
+  from sklearn import model_selection  # here: most runs have no folds and need not load it
 
   counts = class_counts(labels, len(class_names))
   smallest = int(counts.argmin())
   if counts[smallest] < folds:
     raise UserError(
-      f'an image of every class for each of data.folds = {folds}',
+      f'at least as many images of every class as data.folds = {folds}',
       f'{counts[smallest]} of {class_names[smallest]}',
       f'set data.folds to {max(2, counts[smallest])} or fewer',
     )
@@ -327,7 +330,7 @@ def _members(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
 
 
 def _class_order(available: np.ndarray, class_order: str) -> np.ndarray:
-  """Classes from the one to be largest to the one to be smallest, [C] int64."""
+  """Classes in order of their size in the long-tailed subset, largest first, [C] int64."""
   if class_order == 'index':
     return np.arange(len(available))
   if class_order == 'frequency':
@@ -340,25 +343,25 @@ def _class_order(available: np.ndarray, class_order: str) -> np.ndarray:
 def _check_fraction(name: str, fraction: float) -> None:
   """Raises UserError unless 0 <= fraction < 1."""
   if not 0 <= fraction < 1:
-    raise UserError(f'{name} in [0, 1)', f'{fraction}', 'give the share to hold out, such as 0.1')
+    raise UserError(f'{name} in [0, 1)', f'{fraction}', 'set the share to hold out, such as 0.1')
 
 
 def _check_every_class(labels: np.ndarray, class_names: tuple[str, ...], when: str) -> np.ndarray:
-  """Images of each class, [C] int64; raises UserError naming the classes that have none."""
+  """Images of each class, [C] int64; UserError with the names of classes that have none."""
   counts = class_counts(labels, len(class_names))
   if empty := [class_names[c] for c in np.flatnonzero(counts == 0)]:
     raise UserError(
       f'training images in every class {when}',
       f'none in {", ".join(empty)}',
-      'add images to it, remove the class, or set data.val_fraction and data.test_fraction lower',
+      'add images, remove the class, or set data.val_fraction and data.test_fraction lower',
     )
   return counts
 
 
 def _unusable(path: str | os.PathLike, found: str) -> UserError:
-  """The error of a split file that cannot be trusted."""
+  """The error for a split file that cannot be used."""
   return UserError(
-    f'a split saved by Splits.save at {path}',
+    f'a file that Splits.save wrote at {path}',
     found,
-    'correct the path, or delete the file and draw the split again',
+    'correct the path, or delete the file to split again',
   )

@@ -1,4 +1,4 @@
-"""Training batches of data that is too large for memory: read ahead in threads, through Grain."""
+"""Training batches of data that does not fit in memory: Grain reads them ahead in threads."""
 
 import math
 from collections.abc import Mapping
@@ -15,23 +15,23 @@ Batch = dict[str, np.ndarray]
 
 
 class Feed:
-  """The batches of a run, step after step: an iterator, and a context manager that closes it.
+  """Iterates over the batches of a run, one a step; a context manager, which closes it.
 
-  A batch holds 'image' uint8 [n, H, W, ch] and 'label' int32 [n], and 'partner_image' and
-  'partner_label' where the streams have a 'partner'. It is what gathering
-  `part.images[streams['own'].positions(step)[rows]]` gives, to the bit, whatever the number of
-  threads; only these images are read.
+  A batch holds 'image' uint8 [n, H, W, ch] and 'label' int32 [n]. If the streams have a 'partner'
+  it also holds 'partner_image' and 'partner_label'. The images are exactly
+  `part.images[streams['own'].positions(step)[rows]]`, for any number of threads. No other images
+  are read.
 
   Args:
     part: the training images.
-    streams: 'own' of the batches, and 'partner' of the images to mix with them.
-    rows: [n] int, those of the global batch that this process takes.
+    streams: 'own' for the batches, and 'partner' for the images to mix with them.
+    rows: [n] int, the rows of the global batch that belong to this process.
     start: the first step.
-    total_steps: of the run.
-    threads: that read; 0 reads in the caller's, when a batch is asked for.
+    total_steps: steps of the run.
+    threads: threads that read; with 0 the caller's thread reads when it asks for a batch.
 
   Attributes:
-    ahead: how many batches are read ahead; a dispatch that takes no more finds them in memory.
+    ahead: number of batches that are read ahead; a dispatch of at most so many need not wait.
   """
 
   def __init__(
@@ -43,7 +43,7 @@ class Feed:
     total_steps: int,
     threads: int = backend.READING_THREADS,
   ):
-    import grain  # not above: it takes half a second, and most runs have their data in memory
+    import grain  # here, because it takes half a second, and most runs have their data in memory
 
     self._grain, self._total_steps = grain, total_steps
     self._part, self._streams, self._rows = part, dict(streams), np.asarray(rows)
@@ -57,7 +57,7 @@ class Feed:
 
   @property
   def step(self) -> int:
-    """Of the next batch."""
+    """The step of the next batch."""
     return self._grain.experimental.get_next_index(self._batches)
 
   def __iter__(self) -> 'Feed':
@@ -67,7 +67,7 @@ class Feed:
     return next(self._batches)
 
   def take(self, steps: int) -> Batch:
-    """The next batches on a new leading axis, [steps, n, ...]: what one dispatch of them takes."""
+    """The next batches, stacked for one dispatch: leaves [steps, n, ...]."""
     if self.step + steps > self._total_steps:
       raise ValueError(f'{steps} steps from {self.step} of {self._total_steps}')
     first = next(self)
@@ -80,14 +80,14 @@ class Feed:
     return found
 
   def state(self) -> dict[str, Any]:
-    """What a checkpoint keeps of it, as JSON; the same in every process."""
+    """The state for a checkpoint, as JSON; the same in every process."""
     return {'step': self.step, 'grain': self._batches.get_state()}
 
   def restore(self, state: Mapping[str, Any]) -> None:
-    """Goes on from a state that `state` gave.
+    """Sets a state that `state` returned.
 
     Raises:
-      UserError: a state of another step than the one it stands at, or none at all.
+      UserError: it is no such state, or one of another step than the next one.
     """
     here = self.step
     try:
@@ -101,11 +101,11 @@ class Feed:
       raise UserError(
         f'a checkpoint with the state of the input at step {here}',
         found,
-        'delete this checkpoint, so that the one before is taken, or train in another --workdir',
+        'delete this checkpoint to use the one before it, or use another --workdir',
       )
 
   def close(self) -> None:
-    """Ends the threads once they have read what they are at; no batch comes afterwards."""
+    """Ends the threads after their current reads; there are no batches afterwards."""
     self._batches.close()
 
   def __enter__(self) -> 'Feed':
@@ -125,6 +125,6 @@ class Feed:
 
 
 def batches_ahead(part: Part, images: int) -> int:
-  """How many batches of so many images of a part wait in memory, at most."""
+  """The largest number of batches of `images` images that wait in memory."""
   size = images * math.prod(part.images.shape[1:])
   return max(2, min(64, backend.READ_AHEAD_BYTES // max(1, size)))

@@ -1,4 +1,4 @@
-"""TFDS sets prepared as array_record, read without TensorFlow."""
+"""Reads TFDS data sets that are prepared as array_record, without TensorFlow."""
 
 import contextlib
 import functools
@@ -20,21 +20,21 @@ from csba_jax.errors import UserError
 
 
 class TfdsSource(Source):
-  """A TFDS image-classification set that was prepared as array_record.
+  """A TFDS image-classification data set that is prepared as array_record.
 
-  Pixels are untouched where all images have one size and image_size is 0; else they are turned
-  upright, scaled and cropped as in `ImageFolderSource`. 1-channel sets stay 1-channel.
+  If all images have one size and image_size is 0, pixels do not change. Else images are turned
+  upright, scaled and cropped as in `ImageFolderSource`. Images of one channel keep one channel.
 
   Args:
-    name: 'cifar10', 'cifar10:3.0.2', 'set/config' or 'set/config:1.0.0'; without a version the
-      newest one there.
+    name: 'cifar10', 'cifar10:3.0.2', 'set/config' or 'set/config:1.0.0'; without a version it is
+      the newest one that is prepared.
     split: 'train', 'test', or any slice that TFDS understands, such as 'train[:10%]'.
-    data_dir: folder of prepared sets; '' means $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-    image_size: side of the square to scale and crop to; 0 keeps images of one size as they are.
+    data_dir: folder of prepared data sets; '' means $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+    image_size: side of the square to scale and crop to; 0 keeps the size that all images have.
 
   Raises:
-    UserError: not prepared (with the command that prepares it), another file format, an unknown
-      split, no single image and class label, or images of several sizes without image_size.
+    UserError: a set that is not prepared (with the command for it), another file format, an unknown
+      split, not exactly one image and one class label, or images of several sizes and image_size 0.
   """
 
   def __init__(self, name: str, split: str, data_dir: str = '', image_size: int = 0):
@@ -57,21 +57,21 @@ class TfdsSource(Source):
     return self._decode(self._read([i])[0])
 
   def read(self, positions: Sequence[int]) -> list[dict | Unreadable]:
-    """As `Source.read`; blocks of records come ten times as fast as single ones."""
+    """As `Source.read`; a block of records is read ten times as fast as single ones."""
     return [or_unreadable(self._decode, record) for record in self._read(positions)]
 
   @property
   def labels(self) -> np.ndarray:
-    """[N] int32; the first use reads all records, without decoding an image."""
+    """[N] int32; the first access reads all records, without decoding images."""
     return self._index[0]
 
   @property
   def names(self) -> tuple[str, ...]:
-    """The set's own ids where it has them, else split/position; reads as `labels` does."""
+    """The ids of the data set if it has them, else split/position; it reads as `labels` does."""
     return self._index[1]
 
   def _decode(self, record: dict) -> dict:
-    """A record as an item of the source."""
+    """Decodes a record to an item of the source."""
     data, channels = record[self._image_key], self.image_shape[-1]
     image = decode_image(data, channels=channels, image_size=self._image_size)
     if image.shape != self.image_shape:
@@ -79,10 +79,10 @@ class TfdsSource(Source):
     return {'image': image, 'label': int(record[self._label_key])}
 
   def _read(self, positions: Sequence[int]) -> list[dict]:
-    """Records with everything but the label undecoded."""
+    """Records; only their labels are decoded."""
     try:
       return self._records.__getitems__([int(i) for i in positions])
-    except Exception as error:  # array_record has no error type of its own for damaged bytes
+    except Exception as error:  # array_record has no error type for damaged bytes
       raise UserError(
         f'records of {self.name} in {self._folder}',
         f'{type(error).__name__}: {error}',
@@ -91,7 +91,7 @@ class TfdsSource(Source):
 
   @functools.cached_property
   def _index(self) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(labels, names), read in blocks."""
+    """(labels, names), which are read in blocks."""
     labels, names = np.empty(len(self), np.int32), []
     for start in range(0, len(self), 1000):
       block = range(start, min(start + 1000, len(self)))
@@ -99,7 +99,7 @@ class TfdsSource(Source):
         labels[i] = record[self._label_key]
         found = record.get('id')
         names.append(found.decode() if isinstance(found, bytes) else f'{self._split}/{i:06d}')
-    if labels.min() < 0:  # how TFDS marks what a challenge keeps to itself
+    if labels.min() < 0:  # TFDS marks labels that a challenge keeps secret
       raise UserError(
         f'a label for every image of {self.name}',
         f'{(labels < 0).sum()} without one',
@@ -109,14 +109,14 @@ class TfdsSource(Source):
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Over name, split, size, classes, both JSON files, and name, size and time of every shard."""
+    """Digest of name, split, size, classes, both JSON files, and name, size and time of shards."""
     described = [(self._folder / n).read_bytes() for n in ('dataset_info.json', 'features.json')]
     shards = [(path.name, *file_state(path)) for path in self._files]
     request = [self._info.full_name, self._split, self._image_size, self.class_names]
     return digest(['tfds', *decoder_version(), *request, *described, *shards])
 
 
-# A process of its own: TensorFlow would take memory of the accelerator that the training needs.
+# It runs in a new process: TensorFlow would take accelerator memory that the training needs.
 _PREPARE = """
 import sys
 import tensorflow as tf
@@ -128,17 +128,17 @@ tfds.builder(name, data_dir=root, file_format='array_record').download_and_prepa
 
 
 def prepare(name: str, data_dir: str = '') -> None:
-  """Downloads a set and prepares it as array_record, unless it is there already.
+  """Downloads a data set and prepares it as array_record, unless it is prepared already.
 
-  That takes TensorFlow. Where there is none, pip puts one into a temporary folder: no package that
-  is installed changes.
+  It needs TensorFlow. If TensorFlow is missing, pip installs it into a temporary folder; installed
+  packages do not change.
 
   Args:
-    name: as of `TfdsSource`.
-    data_dir: likewise.
+    name: as for `TfdsSource`.
+    data_dir: as for `TfdsSource`.
 
   Raises:
-    UserError: no such set, no network or no room.
+    UserError: no such data set, no network or a full disk.
   """
   root = _root(data_dir)
   with contextlib.suppress(UserError):
@@ -176,7 +176,7 @@ def _prepared_folder(name: str, root: pathlib.Path) -> pathlib.Path:
     raise UserError(
       'a TFDS name: set, set:version, set/config or set/config:version',
       repr(name),
-      'give a name such as cifar10',
+      'set it to a name such as cifar10',
     )
   base, version = root / match[1] / (match[2] or ''), match[3]
   versions = _versions(base)
@@ -185,7 +185,7 @@ def _prepared_folder(name: str, root: pathlib.Path) -> pathlib.Path:
     configs = {config: found for config, found in configs.items() if found}
     if len(configs) > 1:
       raise UserError(
-        f'one configuration of {name} in {root}', ', '.join(configs), f'choose: {name}/CONFIG'
+        f'one configuration of {name} in {root}', ', '.join(configs), f'use {name}/CONFIG'
       )
     versions = next(iter(configs.values()), {})
   if version is not None:
@@ -201,26 +201,26 @@ def _prepared_folder(name: str, root: pathlib.Path) -> pathlib.Path:
 
 
 def _versions(folder: pathlib.Path) -> dict[tuple[int, ...], pathlib.Path]:
-  """Version number -> folder, of the versions that are prepared in a folder."""
+  """{version number: folder} of the versions that are prepared in a folder."""
   found = folder.glob('*/dataset_info.json')
   return {tuple(map(int, re.findall(r'\d+', p.parent.name))): p.parent for p in found}
 
 
 def _build_command(name: str, root: str | os.PathLike) -> str:
-  """What prepares a set; the tfds command needs TensorFlow, which this project does without."""
+  """The command that prepares a data set; it needs TensorFlow, which this project does not use."""
   return (
     f'tfds build {name} --file_format=array_record --data_dir={shlex.quote(str(root))} '
-    '(in an environment of its own: pip install tensorflow tensorflow-datasets array_record)'
+    '(in another environment: pip install tensorflow tensorflow-datasets array_record)'
   )
 
 
 def _array_record_builder(name: str, folder: pathlib.Path):
-  """The TFDS builder of a prepared folder, reading array_record."""
+  """The TFDS builder of a prepared folder, set to read array_record."""
   import tensorflow_datasets as tfds
 
   try:
     builder = tfds.builder_from_directory(folder)
-  except Exception as error:  # damaged JSON, a version too old: TFDS has no common error type
+  except Exception as error:  # damaged JSON or an old version: TFDS has no common error type
     raise UserError(
       f'a prepared TFDS set in {folder}',
       f'{type(error).__name__}: {error}',
@@ -230,17 +230,17 @@ def _array_record_builder(name: str, folder: pathlib.Path):
   if 'array_record' not in formats:
     command = f'tfds convert_format --dataset_version_dir={shlex.quote(str(folder))}'
     raise UserError(
-      f'{name} as array_record in {folder}, because only that is read without TensorFlow',
+      f'{name} as array_record in {folder}, the only format that is read without TensorFlow',
       f'{" and ".join(formats)}',
-      f'{command} --out_file_format=array_record (in an environment with tensorflow)',
+      f'run {command} --out_file_format=array_record (in an environment with tensorflow)',
     )
-  # as_data_source does the same, but later: the names of the files are needed before
+  # as_data_source does it too, but the names of the files are needed earlier
   builder.info.set_file_format('array_record', override=True, override_if_initialized=True)
   return builder
 
 
 def _feature_keys(info) -> tuple[str, str]:
-  """(image key, label key): the supervised pair, else the only Image and the only ClassLabel."""
+  """(image key, label key): the supervised keys, else the only Image and the only ClassLabel."""
   import tensorflow_datasets as tfds
 
   def keys_of(kind) -> list[str]:
@@ -254,18 +254,18 @@ def _feature_keys(info) -> tuple[str, str]:
     raise UserError(
       f'one image and one class label in the records of {info.full_name}',
       f'images {images} and class labels {labels} among {sorted(info.features)}',
-      'choose an image-classification set',
+      'use an image-classification set',
     )
   return images[0], labels[0]
 
 
 def _tfds_image_shape(name: str, feature, image_size: int) -> tuple[tuple[int, int, int], int]:
-  """(image shape, side to scale to or 0 for untouched pixels)."""
+  """(image shape, side to scale to; 0 if pixels do not change)."""
   height, width, channels = feature.shape
   channels = 1 if channels == 1 else 3
   dtype = np.dtype(feature.np_dtype)  # feature.dtype would import TensorFlow
   if dtype != np.uint8:
-    raise UserError(f'uint8 images in {name}', f'{dtype}', 'choose another set')
+    raise UserError(f'uint8 images in {name}', f'{dtype}', 'use another set')
   one_size = None not in (height, width)
   if one_size and image_size in (0, height) and image_size in (0, width):
     return (height, width, channels), 0
@@ -279,7 +279,7 @@ def _tfds_image_shape(name: str, feature, image_size: int) -> tuple[tuple[int, i
 
 
 def _shards(info, split: str) -> tuple[pathlib.Path, ...]:
-  """The files that a split reads; raises UserError for an unknown, empty or incomplete split."""
+  """The files of a split; UserError for an unknown, empty or incomplete split."""
   try:
     instructions = info.splits[split].file_instructions
     examples = info.splits[split].num_examples
@@ -302,7 +302,7 @@ def _shards(info, split: str) -> tuple[pathlib.Path, ...]:
 
 
 def _records(builder, split: str, label_key: str):
-  """Random access to the records, everything but the label left undecoded."""
+  """Random access to the records; only their labels are decoded."""
   import tensorflow_datasets as tfds
 
   others = [key for key in builder.info.features if key != label_key]

@@ -1,4 +1,7 @@
-"""Class gradients, their Grams and conflict, for any losses_fn(params, batch) -> [N]."""
+"""Class gradients, their Grams and conflict, for any losses_fn(params, batch) -> [N].
+
+It is a library of its own. It does not know configs, runs or the models of this project.
+"""
 
 from csba_jax.gradients.conflict import Conflict as Conflict
 from csba_jax.gradients.conflict import conflict_matrix as conflict_matrix

@@ -1,4 +1,4 @@
-"""Batches for class gradients, flat [N, ...] or class-stacked [C, n, ...]: checks and changes."""
+"""Batches for class gradients, flat [N, ...] or class-stacked [C, n, ...]: checks, conversions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,12 +16,12 @@ Batch = Mapping[
 
 
 def is_traced(tree: Any) -> bool:
-  """Whether a value of the tree is known only when a compiled program runs."""
+  """Whether a value of the tree is known only while a compiled program runs."""
   return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def is_tracing(tree: Any) -> bool:
-  """Whether a value of the tree is traced, or everything is, inside a function that is compiled."""
+  """Whether a value of the tree is traced, or JAX now traces a function as a whole."""
   return is_traced([tree, jnp.zeros(())])
 
 
@@ -31,18 +31,22 @@ def is_stacked(batch: Batch) -> bool:
 
 
 def check(batch: Batch, num_classes: int) -> None:
-  """Raises UserError unless the batch is what its docstring says; traced values are not looked at.
+  """Raises UserError unless the batch is as described below; does not check traced values.
 
   Args:
-    batch: dict of arrays, all with the dimensions of 'label' in front: [N], or [C, n] with the
-      images of class c in row c. 'mask', where given, is 0 or False for padding.
+    batch: dict of arrays whose first dimensions are those of 'label': [N], or [C, n] with the
+      images of class c in row c. The optional 'mask' is 0 or False for padding.
     num_classes: C.
   """
   if not isinstance(num_classes, int | np.integer) or num_classes < 1:
-    raise UserError('num_classes, a whole number of at least 1', repr(num_classes), 'pass C')
+    raise UserError(
+      'num_classes, a whole number of at least 1', repr(num_classes), 'pass the number of classes'
+    )
   if not isinstance(batch, Mapping) or 'label' not in batch:
     found = f'keys {sorted(batch)}' if isinstance(batch, Mapping) else type(batch).__name__
-    raise UserError("batch, a dict with an array 'label'", found, 'name the labels so')
+    raise UserError(
+      "batch, a dict with an array 'label'", found, "use 'label' as the key of the labels"
+    )
   label = batch['label']
   dtype = jnp.result_type(label)
   if not jnp.issubdtype(dtype, jnp.integer):
@@ -51,14 +55,16 @@ def check(batch: Batch, num_classes: int) -> None:
   if len(shape) not in (1, 2):
     raise UserError("batch['label'] of shape [N] or [C, n]", f'{list(shape)}', 'reshape it')
   if 0 in shape:
-    raise UserError('a batch with images', f"batch['label'] of shape {list(shape)}", 'fill it')
+    raise UserError(
+      'a batch with images', f"batch['label'] of shape {list(shape)}", 'pass at least one image'
+    )
   for path, leaf in jax.tree.leaves_with_path(dict(batch)):
     if jnp.shape(leaf)[: len(shape)] != shape:
       raise UserError(
         f"every array of the batch with the dimensions {list(shape)} of 'label' in front",
         f'{jax.tree_util.keystr(path, simple=True, separator="/")} of shape '
         f'{list(jnp.shape(leaf))}',
-        'close losses_fn over what does not belong to single examples',
+        'let losses_fn close over arrays that do not belong to single examples',
       )
   if 'mask' in batch and jnp.shape(batch['mask']) != shape:
     raise UserError(
@@ -114,8 +120,8 @@ def flatten(batch: Batch) -> dict[str, Any]:
 def stack(batch: Batch, num_classes: int) -> dict[str, Any]:
   """Flat to class-stacked.   [N, ...], concrete labels -> [C, n, ...] with a mask
 
-  n is the count of the largest class, rounded up by less than a half, so that a stream of batches
-  needs few compilations; rows are filled up with the batch's first image, mask False.
+  n is the count of the largest class, rounded up by less than a half, so that many batches need few
+  compilations. Rows are padded with the first image of the batch, mask False.
   """
   label, mask = np.asarray(batch['label']), _mask(batch)
   index = [np.nonzero(mask & (label == c))[0] for c in range(num_classes)]
@@ -140,7 +146,7 @@ def _round_up(n: int) -> int:
 
 
 def pad(batch: Batch, multiple: int) -> dict[str, Any]:
-  """Fills the last dimension of 'label' up to a multiple with the first example, mask False."""
+  """Pads the last dimension of 'label' to a multiple with the first example, mask False."""
   axis = jnp.ndim(batch['label']) - 1
   length = jnp.shape(batch['label'])[axis]
   missing = -length % multiple

@@ -1,8 +1,8 @@
-"""From Grams of class gradients to the conflict matrix and the measures that know magnitudes.
+"""From Grams of class gradients to the conflict matrix and the magnitude-aware measures.
 
-Functions take NumPy or JAX arrays and stay with them. NaN means undefined, and nothing else: the
-cosine of a class without images, with a zero gradient, or whose unbiased squared norm is not
-positive. Undefined entries are left out of every mean.
+Functions take NumPy or JAX arrays and return arrays of the same kind. NaN means undefined and
+nothing else: the cosine of a class without images, of one with a zero gradient, or of one whose
+unbiased squared norm is not positive. Undefined entries are left out of every mean.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from csba_jax.files import write_atomically
 from csba_jax.gradients.gram import ClassGrams
 
 Array = Any  # NumPy or JAX
-SCOPES = ('shared', 'total')  # sums of layers, ahead of the layers
+SCOPES = ('shared', 'total')  # sums of layers; they stand before the layers
 
 
 def conflict_matrix(gram: Array) -> Array:
@@ -58,11 +58,11 @@ def magnitude_similarity(gram: Array) -> Array:
 
 
 def progress(gram: Array, prior: Array) -> Array:
-  """progress[c, d] = pi_d G[c, d]: what class d does for class c.
+  """progress[c, d] = pi_d G[c, d]: how much class d lowers the loss of class c.
 
   One step of plain SGD with rate lr on the loss sum_d pi_d L_d lowers L_c by lr sum_d
-  progress[c, d] to first order. It speaks of that step alone: momentum, weight decay and weights
-  on classes change the direction or pi.
+  progress[c, d] to first order. This holds for that step alone: momentum, weight decay and class
+  weights change the direction or pi.
 
   Args:
     gram: [..., C, C].
@@ -72,7 +72,7 @@ def progress(gram: Array, prior: Array) -> Array:
 
 
 def interference(gram: Array, prior: Array) -> Array:
-  """max(0, -sum_{d != c} pi_d G[c, d]) / (pi_c G[c, c]): 1 means the others undo all that c gains.
+  """max(0, -sum_{d != c} pi_d G[c, d]) / (pi_c G[c, c]): at 1 the others undo all that c gains.
 
   [..., C, C], [C] -> [..., C]; NaN where G[c, c] is not positive.
   """
@@ -86,11 +86,11 @@ def interference(gram: Array, prior: Array) -> Array:
 
 
 def conflict_rate(cosines: np.ndarray, pairs: np.ndarray | None = None) -> float:
-  """Share of unordered pairs c != d whose cosine is negative, of those where it is defined.
+  """Share of unordered pairs c != d whose cosine is negative, among those where it is defined.
 
   Args:
     cosines: [C, C].
-    pairs: [C, C] bool, the pairs to count, in either order; all by default.
+    pairs: [C, C] bool, the pairs to count, in either order; by default all.
 
   Returns:
     0 to 1; NaN where no pair is defined.
@@ -104,10 +104,10 @@ def conflict_rate(cosines: np.ndarray, pairs: np.ndarray | None = None) -> float
 
 
 def majority_minority(class_counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Masks [C] of the many-shot classes (> 100 images) and the others.
+  """Masks [C] of the many-shot classes (> 100 images) and of the others.
 
-  Where one group would be empty: the largest and the smallest third, a tie at their edge in the
-  order of classes.
+  Where one of the groups would be empty: of the largest and of the smallest third of the classes,
+  with ties in the order of the classes.
   """
   counts = np.asarray(class_counts)
   many = np.isin(np.arange(len(counts)), shot_groups(counts)['many'])
@@ -121,16 +121,16 @@ def majority_minority(class_counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def head_tail_conflict(cosines: np.ndarray, class_counts: np.ndarray) -> float:
-  """`conflict_rate` over pairs of one class of `majority_minority` each."""
+  """`conflict_rate` over pairs of a majority and a minority class, see `majority_minority`."""
   majority, minority = majority_minority(class_counts)
   return conflict_rate(cosines, majority[:, None] & minority[None])
 
 
 def minority_interference(gram: np.ndarray, class_counts: np.ndarray, prior: np.ndarray) -> float:
-  """Mean over the minority of min(1, `interference`): of what they gain, how much the others undo.
+  """Mean over the minority of min(1, `interference`): the share of its gain that others undo.
 
-  In [0, 1]. Cut at 1, all of it, because the ratio has no bound: a class whose own gradient is
-  small for a moment would be the mean of all classes, and its run the mean of all runs.
+  In [0, 1]. Interference is cut at 1 because it has no upper bound: one class whose own gradient is
+  small for a moment would dominate the mean over classes, and its run the mean over runs.
   """
   _, minority = majority_minority(class_counts)
   undone = np.minimum(interference(gram, prior)[minority], 1)
@@ -141,11 +141,11 @@ def minority_interference(gram: np.ndarray, class_counts: np.ndarray, prior: np.
 def summary(gram: np.ndarray, class_counts: np.ndarray, prior: np.ndarray) -> dict[str, float]:
   """`conflict_rate`, `head_tail_conflict`, mean cosine and `minority_interference`.
 
-  Means are over what is defined, NaN where nothing is; pairs of classes are unordered.
+  Means are over defined entries, NaN where there are none; pairs of classes are unordered.
 
   Args:
     gram: [C, C].
-    class_counts: [C] training images, which say who is the minority.
+    class_counts: [C] training images, which decide the minority.
     prior: pi [C].
   """
   cosines = conflict_matrix(gram)
@@ -182,7 +182,7 @@ def _norms(gram: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Conflict:
-  """Grams of class gradients by scope, how well they are known, and what they belong to.
+  """Grams of class gradients by scope, with their errors, and a description of their origin.
 
   S scopes: 'shared' (all layers but the classifier head), 'total', then every layer in the order of
   the parameter tree (`take` gives another). C classes in the order of their labels. An unbiased
@@ -195,10 +195,10 @@ class Conflict:
   low: np.ndarray  # [S, C, C] lower end of the cosines' 95 % intervals; NaN where there is none
   high: np.ndarray  # [S, C, C]
   losses: np.ndarray  # [C] mean loss
-  counts: np.ndarray  # [C] images that were looked at, repetitions included
+  counts: np.ndarray  # [C] images that were used, repetitions included
   class_names: tuple[str, ...]
   class_counts: np.ndarray  # [C] training images
-  prior: np.ndarray  # [C] pi, what each class weighs in the loss that is trained; sums to 1
+  prior: np.ndarray  # [C] pi, the weight of each class in the training loss; sums to 1
   about: Mapping[str, Any]  # target, step and the like; JSON
 
   @classmethod
@@ -210,15 +210,15 @@ class Conflict:
     about: Mapping[str, Any] | None = None,
     prior: np.ndarray | None = None,
   ) -> 'Conflict':
-    """The conflict of one batch, taken as it is: no error of sampling.
+    """The conflict of one batch as it is, without sampling error.
 
     Args:
       found: of `class_grams`.
       class_names: 'class 0', ... by default.
       class_counts: training images of each class; by default those of the batch.
-      about: what else to keep.
-      prior: what each class weighs in the loss that is trained; by default its share of
-        `class_counts`, as in a plain mean over the training set.
+      about: other facts to keep, as JSON.
+      prior: weight of each class in the training loss; by default its share of `class_counts`, as
+        in a plain mean over the training set.
     """
     scopes = (*SCOPES, *found.grams)
     grams = np.stack([found.shared, found.total, *found.grams.values()]).astype(np.float64)
@@ -246,17 +246,17 @@ class Conflict:
 
   @property
   def by_frequency(self) -> np.ndarray:
-    """Classes from the largest to the smallest, of equal ones the first first."""
+    """Classes from the largest to the smallest; equal ones in the order of their labels."""
     return np.argsort(-self.class_counts, kind='stable')
 
   def at(self, scope: str = 'shared') -> int:
-    """Position of a scope; UserError for one that is not there."""
+    """Index of a scope; UserError for a scope that is absent."""
     if scope not in self.scopes:
-      raise UserError(f'a scope among {", ".join(self.scopes)}', repr(scope), 'name one of these')
+      raise UserError(f'a scope among {", ".join(self.scopes)}', repr(scope), 'use one of these')
     return self.scopes.index(scope)
 
   def take(self, scopes: Sequence[str]) -> 'Conflict':
-    """The same of these scopes alone, in this order, 'shared' and 'total' ahead of them."""
+    """The conflict of these scopes alone, in this order, after 'shared' and 'total'."""
     scopes = (*SCOPES, *(scope for scope in scopes if scope not in SCOPES))
     at = [self.at(scope) for scope in scopes]
     parts = {name: getattr(self, name)[at] for name in ('grams', 'errors', 'low', 'high')}
@@ -278,12 +278,12 @@ class Conflict:
     return known[:, None] & known[None]
 
   def distinguishable(self, scope: str = 'shared') -> np.ndarray:
-    """Resolvable entries [C, C] whose 95 % interval leaves out 0; one in twenty by chance."""
+    """Resolvable entries [C, C] whose 95 % interval excludes 0; by chance, one in twenty."""
     at = self.at(scope)
     return self.resolvable(scope) & ((self.low[at] > 0) | (self.high[at] < 0))
 
   def summary(self, scope: str = 'shared') -> dict[str, float]:
-    """The numbers of `summary`, and how many pairs of classes are known to agree or not."""
+    """The numbers of `summary`, and counts of pairs in conflict, in agreement and unresolvable."""
     cosines, upper = self.cosine(scope), np.triu(np.ones_like(self.gram(scope), bool), 1)
     known = self.distinguishable(scope) & upper
     return summary(self.gram(scope), self.class_counts, self.prior) | {
@@ -293,7 +293,7 @@ class Conflict:
     }
 
   def save(self, path: str | os.PathLike) -> None:
-    """Writes an npz file, whole or not at all; no pickle in it."""
+    """Writes an npz file without pickles, as a whole or not at all."""
     names = {'scopes': self.scopes, 'class_names': self.class_names, 'about': dict(self.about)}
     arrays = {name: getattr(self, name) for name in _ARRAYS}
     path = Path(path)
@@ -319,10 +319,12 @@ class Conflict:
       return found
     except (*_DAMAGE, zipfile.BadZipFile) as error:
       raise UserError(
-        f'a conflict file of csba_jax at {path}', f'{type(error).__name__}: {error}', 'name another'
+        f'a conflict file of csba_jax at {path}',
+        f'{type(error).__name__}: {error}',
+        'use another file',
       ) from error
 
 
-# what NumPy and JSON raise for files that are something else
+# what NumPy and JSON raise for files of another kind
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError)
 _ARRAYS = ('grams', 'errors', 'low', 'high', 'losses', 'counts', 'class_counts', 'prior')

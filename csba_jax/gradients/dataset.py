@@ -1,4 +1,4 @@
-"""Grams of gradient sums over a data set on the host: batch after batch, on one device or many."""
+"""Grams of gradient sums over a data set on the host, batch by batch, on one device or several."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +13,7 @@ from jax.tree_util import Partial
 
 from csba_jax.gradients.gram import Layers, accumulator
 from csba_jax.gradients.per_class import check_finite, gram_across, row_gradient
-from csba_jax.runtime import backend
-from csba_jax.runtime import sharding as sharding_lib
+from csba_jax.runtime import backend, sharding
 
 PyTree = Any
 Tick = Callable[[int, int], None]
@@ -32,17 +31,19 @@ def group_grams_of(
 ) -> tuple[list[np.ndarray], np.ndarray]:
   """Grams by layer of the gradient sums of any groups of examples, and the sums of losses.
 
-  Dispatch by dispatch, so that groups may be as large as they like and a loop outside may stop. On
-  a mesh each device sums up its own images; sums meet once, when the Grams are formed.
+  The work is split into dispatches, so that a group may have any size and the caller can stop
+  between two of them. On a mesh each device sums over its own images; the sums are combined once,
+  when the Grams are formed.
 
   Raises:
-    UserError: a layer whose sums exceed what a device has, or losses that are not finite.
+    UserError: the sums of a layer exceed the memory of a device, or losses are not finite.
   """
   leaves = jax.tree.leaves(params)
   mesh = mesh or Mesh(np.array([_device_of(leaves[0])]), ('images',))
   layers.check_room(leaves, len(groups), backend.device_bytes(), mesh.size)
   size = min(backend.images_per_dispatch(), -(-max(map(len, groups)) // mesh.size)) * mesh.size
-  mine = _own_rows(mesh, size)
+  layout = sharding.Layout(mesh)
+  mine = layout.rows(size)
   grams: list[np.ndarray] = []
   loss_sums = np.zeros(len(groups))
   passes = layers.passes(leaves, len(groups), max_bytes)
@@ -53,9 +54,9 @@ def group_grams_of(
     for row, group in enumerate(groups):
       for start in range(0, len(group), size):
         index = group[start : start + size]
-        batch = _spread(mesh, _take(data, index, size, mine), size)
+        batch = layout.place_rows(_take(data, index, size, mine), size)
         rows, loss = _compiled_add()(losses_fn, params, rows, row, batch, wanted=wanted, mesh=mesh)
-        sharding_lib.one_at_a_time(loss)
+        sharding.one_at_a_time(loss)
         if not grams:
           loss_sums[row] += loss
         done += len(index)
@@ -97,27 +98,10 @@ def _empty_rows(
   return make()
 
 
-def _own_rows(mesh: Mesh, size: int) -> np.ndarray:
-  """Which of the rows of a batch this process's devices work on."""
-  sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-  parts = sharding.addressable_devices_indices_map((size,)).values()
-  return np.unique(np.concatenate([np.arange(size)[part] for part in parts]))
-
-
-def _spread(mesh: Mesh, batch: Mapping[str, np.ndarray], size: int) -> dict[str, Array]:
-  """A batch over the devices, from the rows of this process."""
-  sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-
-  def one(x):
-    return jax.make_array_from_process_local_data(sharding, x, (size, *x.shape[1:]))
-
-  return jax.tree.map(one, dict(batch))
-
-
 def _take(
   data: Mapping[str, np.ndarray], index: np.ndarray, size: int, mine: np.ndarray
 ) -> dict[str, np.ndarray]:
-  """The own rows of these examples filled up to `size` with the first of them, mask False."""
+  """The rows `mine` of these examples, padded to `size` with the first of them, mask False."""
   filled = np.concatenate([index, np.full(size - len(index), index[0])])[mine]
   batch = {name: np.asarray(values[filled]) for name, values in data.items()}
   return batch | {'mask': mine < len(index)}
@@ -135,7 +119,7 @@ def _add(
 ) -> tuple[list[Array], Array]:
   """`rows` with the gradient of the batch's losses added to one, and their sum.
 
-  Each device adds the gradient of its images to its own sums; nothing is sent but the loss.
+  Each device adds the gradient of its images to its own sums; only the loss is sent.
   """
 
   def local(losses_fn, params, rows, row, batch):

@@ -1,14 +1,14 @@
-"""Conflict of a whole data set: exact, or estimated from samples without bias and with intervals.
+"""Conflict of a whole data set: exact, or estimated from samples without bias, with intervals.
 
-A cosine of two plain mini-batch gradients is biased toward 0, most for rare classes: the noise adds
-to the norms and not to the inner product. Here every class has K folds of images, the rows of one
-Gram by layer are the sums over (class, fold), and squared norms come from products of *different*
-folds, whose noise is independent. Deleting one fold of one class after the other (jackknife) gives
-the standard errors.
+The cosine of two plain mini-batch gradients is biased toward 0, most of all for rare classes: noise
+adds to the norms but not to the inner product. Here every class has K folds of images. The rows of
+a layer's Gram are the gradient sums over (class, fold), and squared norms come from products of
+*different* folds, whose noise is independent. Standard errors come from a jackknife, which leaves
+out one fold of one class at a time.
 
-Targets: `train`, the gradient over the training set itself, with images drawn from it with
-replacement; `population`, the expected gradient over new images of the same kind, with disjoint
-folds of the data.
+There are two targets. `train` is the gradient over the training set itself; images are drawn from
+it with replacement. `population` is the expected gradient over new images of the same kind; the
+folds are disjoint parts of the data.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ LEVEL = 0.95  # of the intervals
 
 
 def no_tick(done: int, total: int) -> None:
-  """Tells nobody."""
+  """Does nothing."""
 
 
 def exact_conflict(
@@ -54,31 +54,31 @@ def exact_conflict(
   prior: np.ndarray | None = None,
   about: Mapping[str, Any] | None = None,
 ) -> Conflict:
-  """The conflict of a data set, every image of it: target `train` without an error of sampling.
+  """The conflict of a data set from every image: target `train` without sampling error.
 
   Args:
     losses_fn: (params, batch) -> [N] losses that are per-example: frozen statistics, no dropout.
     params: tree of float arrays.
-    data: arrays [N, ...] on the host, 'label' [N] int among them.
+    data: arrays [N, ...] on the host, with 'label' [N] int.
     num_classes: C.
     layer_fn: as in `class_grams`.
     head: as in `class_grams`.
-    max_bytes: that class gradients, C times the parameters, may take; more means more passes over
-      the data, each for some of the layers.
-    per_example: whether the loss of an example is independent of the rest of the batch; None: it is
-      found out once for each losses_fn, at the price of two small compilations.
-    tick: told (images done, images in all) after every dispatch.
+    max_bytes: for class gradients, which take C times the memory of the parameters. Where they need
+      more, there are several passes over the data, each for some of the layers.
+    per_example: whether the loss of an example is independent of the rest of the batch. None: a
+      test decides once for each losses_fn, at the price of two small compilations.
+    tick: called with (images done, images in all) after every dispatch.
     mesh: devices that share the images of every dispatch; None: one device.
     class_names: 'class 0', ... by default.
     class_counts: training images of each class; by default those of `data`.
-    prior: what each class weighs in the loss that is trained; by default its share of class_counts.
-    about: what else to keep in the result.
+    prior: weight of each class in the training loss; by default its share of class_counts.
+    about: other facts to keep in the result, as JSON.
 
   Returns:
-    The conflict; intervals of length 0.
+    The conflict, with intervals of length 0.
 
   Raises:
-    UserError: data without integer labels from 0 to C - 1, losses that are coupled or not finite.
+    UserError: data have no integer labels from 0 to C - 1, or losses are coupled or not finite.
   """
   losses_fn = _per_example_losses(losses_fn, params, data, num_classes, per_example)
   of_class = _classes(data, num_classes)
@@ -116,32 +116,33 @@ def estimated_conflict(
   """The conflict of a data set from a sample of it: unbiased Grams with standard errors.
 
   Args:
-    losses_fn: as in `exact_conflict`, and so the next three.
-    params: see there.
-    data: see there.
-    num_classes: see there.
-    target: 'train': the gradient over `data` itself, images drawn with replacement; 'population':
-      the expected gradient over new images, disjoint folds, at most as many images as there are.
-      For a net that was fitted to `data`, its own images are not new: pass others.
+    losses_fn: as in `exact_conflict`.
+    params: as in `exact_conflict`.
+    data: as in `exact_conflict`.
+    num_classes: as in `exact_conflict`.
+    target: 'train': the gradient over `data` itself, with images drawn with replacement.
+      'population': the expected gradient over new images, with disjoint folds and at most as many
+      images as there are. For a net that was fitted to `data`, these are not new: pass others.
     images: of each class.
     folds: K >= 2, of each class; intervals use Student's t with K - 1 degrees of freedom.
     seed: of the draw.
     layer_fn: as in `class_grams`.
     head: as in `class_grams`.
-    max_bytes: that gradients of folds, C K times the parameters, may take at once.
-    per_example: as in `exact_conflict`, and so the next six.
-    tick: see there.
-    mesh: see there.
-    class_names: see there.
-    class_counts: see there.
-    prior: see there.
-    about: see there.
+    max_bytes: for gradients of folds, which take C K times the memory of the parameters.
+    per_example: as in `exact_conflict`.
+    tick: as in `exact_conflict`.
+    mesh: as in `exact_conflict`.
+    class_names: as in `exact_conflict`.
+    class_counts: as in `exact_conflict`.
+    prior: as in `exact_conflict`.
+    about: as in `exact_conflict`.
 
   Returns:
     The conflict, with errors and 95 % intervals; a class of fewer than two images has none.
 
   Raises:
-    UserError: as `exact_conflict`; an unknown target, fewer than 2 folds or images than folds.
+    UserError: as in `exact_conflict`; or the target is unknown, or there are fewer than 2 folds or
+      fewer images than folds.
   """
   losses_fn = _per_example_losses(losses_fn, params, data, num_classes, per_example)
   index, sizes = draw_folds(data, num_classes, target, images, folds, seed)
@@ -157,17 +158,17 @@ def estimated_conflict(
 def draw_folds(
   data: Mapping[str, np.ndarray], num_classes: int, target: str, images: int, folds: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Positions of the images of every fold, and how many they are.
+  """Indices of the images of every fold, and the sizes of the folds.
 
   Returns:
-    [C, K, ceil(images / K)] positions in `data`, of which the first sizes[c, k] count; and sizes
-    [C, K], 0 for the folds that a class has no image for.
+    [C, K, ceil(images / K)] indices into `data`, of which the first sizes[c, k] are valid; and
+    sizes [C, K], 0 for folds without images.
   """
   if target not in TARGETS:
     raise UserError(f'target among {", ".join(TARGETS)}', repr(target), 'correct it')
   if not 2 <= folds <= images:
     raise UserError(
-      'at least 2 folds, and an image of each class for each',
+      'at least 2 folds, and at least one image of each class for each fold',
       f'{folds} folds, {images} images',
       'change folds or images',
     )
@@ -216,8 +217,8 @@ def unbiased(
 
   With s_ck the gradient sum of fold k of class c and n_ck its images,
     G[c, d] = sum_kl <s_ck, s_dl> / (n_c n_d)                  for c != d, block sums,
-    G[c, c] = sum_{k != l} <s_ck, s_cl> / sum_{k != l} n_ck n_cl,   cross-fold products;
-  images of different classes are independent, so that the blocks need no crossing. The variance of
+    G[c, c] = sum_{k != l} <s_ck, s_cl> / sum_{k != l} n_ck n_cl,   cross-fold products.
+  Images of different classes are independent, so all products of two classes count. The variance of
   an entry is the sum over its classes of (K_c - 1) / K_c sum_k (t_ck - mean_k t_ck)^2, t_ck the
   entry without fold k of class c; t quantiles have min(K_c, K_d) - 1 degrees of freedom.
 
@@ -317,7 +318,7 @@ def _names(
   drawn: Mapping[str, Any],
   about: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-  """What a result is called, with the defaults of `exact_conflict`."""
+  """The descriptive fields of a result, with the defaults of `exact_conflict`."""
   class_counts = np.asarray(counts if class_counts is None else class_counts)
   return {
     'class_names': name_classes(class_names, len(counts)),
@@ -334,7 +335,7 @@ def _per_example_losses(
   num_classes: int,
   per_example: bool | None,
 ) -> Partial:
-  """losses_fn as a Partial; UserError unless its losses are per-example, as far as is known."""
+  """losses_fn as a Partial; UserError where its losses are known to be coupled."""
   _classes(data, num_classes)
   losses_fn = losses_fn if isinstance(losses_fn, Partial) else Partial(losses_fn)
   few = {name: np.asarray(values[: backend.images_per_dispatch()]) for name, values in data.items()}
@@ -351,7 +352,7 @@ def _per_example_losses(
 
 
 def _classes(data: Mapping[str, np.ndarray], num_classes: int) -> list[np.ndarray]:
-  """Positions of the images of each class."""
+  """Indices of the images of each class."""
   label = np.asarray(data['label'])
   wanted = f"data['label'] [N] of integers from 0 to {num_classes - 1}, N >= 1"
   if label.ndim != 1 or not len(label) or not np.issubdtype(label.dtype, np.integer):

@@ -1,4 +1,4 @@
-"""Layer-wise gradient flow: which classes move which layer, read off the Grams of a Conflict.
+"""Layer-wise gradient flow: which classes move which layer, computed from the Grams of a Conflict.
 
 With pi the prior, g_c the class gradients of a layer and g = sum_c pi_c g_c the batch gradient.
 """
@@ -14,7 +14,10 @@ from csba_jax.gradients.conflict import Conflict, majority_minority
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Flow:
-  """Who steers each scope. NaN where a squared norm is not positive: absent or not resolvable."""
+  """How much each class moves each scope. NaN for absent or unresolvable classes.
+
+  A class is unresolvable where its unbiased squared norm is not positive.
+  """
 
   scopes: tuple[str, ...]  # as in the Conflict: shared, total, layers
   norms: np.ndarray  # [S, C]   |g_c|
@@ -59,7 +62,7 @@ def over_training(snapshots: Sequence[Conflict]) -> tuple[np.ndarray, list[Flow]
       raise UserError(
         'snapshots of one run',
         f'other layers or classes at step {snapshot.about["step"]}',
-        'leave out what is of another run',
+        'remove the snapshots of other runs',
       )
   return np.array([s.about['step'] for s in ordered]), [flow(s) for s in ordered]
 
@@ -74,6 +77,6 @@ def _root(squares: np.ndarray) -> np.ndarray:
 
 
 def _mean(x: np.ndarray) -> np.ndarray:
-  """Mean over the last axis of what is defined; NaN where nothing is."""
+  """Mean of the defined entries over the last axis; NaN where there are none."""
   known = ~np.isnan(x)
   return np.where(known, x, 0).sum(-1) / np.where(known.any(-1), known.sum(-1), np.nan)

@@ -19,12 +19,12 @@ LayerFn = Callable[[str], str | None]
 class ClassGrams(struct.PyTreeNode):
   """Inner products of class gradients, <g_c, g_d>, by layer and over scopes.
 
-  The row and column of a class without images are 0, and so is its loss; `counts` tells it.
+  A class without images has a count of 0, and 0 as its row, its column and its loss.
   """
 
   grams: dict[str, Array]  # layer name: [C, C], float32 or float64
   total: Array  # [C, C], all layers
-  shared: Array  # [C, C], all layers but the classifier head; all of them where no head was named
+  shared: Array  # [C, C], all layers except the classifier head; without a `head`, all layers
   counts: Array  # [C], images of each class that took part
   losses: Array  # [C], mean loss of each class
 
@@ -34,7 +34,7 @@ class Layers:
   """Which leaves of a parameter tree form which layer; hashable."""
 
   names: tuple[str, ...]
-  members: tuple[tuple[int, ...], ...]  # positions of each layer's leaves in the flattened tree
+  members: tuple[tuple[int, ...], ...]  # indices of each layer's leaves in the flattened tree
   in_head: tuple[bool, ...]
 
   @classmethod
@@ -43,9 +43,10 @@ class Layers:
 
     Args:
       params: leaves are float arrays.
-      layer_fn: name of a parameter, such as 'stage1/conv/kernel', to the name of its layer, or to
-        None for a parameter that is held fixed. By default the name without its last part.
-      head: regular expression that finds, with `re.search`, the names of the parameters of the
+      layer_fn: maps the name of a parameter, such as 'stage1/conv/kernel', to the name of its
+        layer, or to None for a parameter that is held fixed. By default the layer is the name
+        without its last part.
+      head: regular expression that finds, by `re.search`, the names of the parameters of the
         classifier head.
 
     Raises:
@@ -65,11 +66,13 @@ class Layers:
         f'None for all of {_some(names)}',
         'return a name for the parameters whose gradients are wanted',
       )
-    heads = {layer: {_is_head(names[i], head) for i in at} for layer, at in members.items()}
+    heads = {layer: {_is_head(names[i], head) for i in of} for layer, of in members.items()}
     split = [layer for layer, kinds in heads.items() if len(kinds) > 1]
     if split:
       raise UserError(
-        'a head that takes layers as a whole', f'{head!r} takes a part of {split[0]}', 'widen it'
+        'a head that takes layers as a whole',
+        f'{head!r}, which takes a part of {split[0]}',
+        'widen the regular expression',
       )
     if head is not None and not any(_is_head(name, head) for name in names):
       raise UserError(
@@ -84,17 +87,17 @@ class Layers:
     )
 
   def passes(self, leaves: Sequence[Array], classes: int, max_bytes: int) -> list[list[int]]:
-    """Layers to take together so that their class gradients stay within `max_bytes`.
+    """Groups of layers whose class gradients together stay within `max_bytes`.
 
-    A layer that needs more than that by itself stands alone: the bound is the larger of the two.
+    A single layer that needs more forms a group of its own.
 
     Args:
-      leaves: of the parameter tree, or their shapes.
+      leaves: arrays or shapes of the parameter tree.
       classes: rows of the Gram.
-      max_bytes: that the class gradients of one pass may take.
+      max_bytes: for the class gradients of one pass.
 
     Returns:
-      Positions in `names`; each layer once.
+      Indices into `names`; each layer once.
     """
     groups, free = [], 0
     for i, size in enumerate(self.class_gradient_bytes(leaves, classes)):
@@ -108,17 +111,17 @@ class Layers:
   def check_room(
     self, leaves: Sequence[Array], rows: int, room: int, devices: int = 1, every_gram: bool = False
   ) -> None:
-    """Raises UserError where class gradients of one layer, or Grams, exceed what a device has.
+    """Raises UserError where class gradients of one layer, or Grams, exceed a device's memory.
 
-    A layer is the least that is formed at a time; where devices share the images, each holds the
-    sums of its own, and a copy of them in one piece that is reduced and scattered.
+    At least one layer is formed at a time. Where devices share the images, each device holds the
+    sums over its own images, and a contiguous copy of them that is reduced and scattered.
 
     Args:
       leaves: as in `passes`.
       rows: of the Gram.
-      room: bytes that a device has.
+      room: bytes of one device.
       devices: that share the images.
-      every_gram: whether all Grams are held at once, and not those of one pass.
+      every_gram: whether all Grams are held at once, not only those of one pass.
     """
     sizes, of_gram = self.class_gradient_bytes(leaves, rows), 4 * rows**2
     largest = max(range(len(sizes)), key=sizes.__getitem__)
@@ -135,15 +138,15 @@ class Layers:
       )
 
   def class_gradient_bytes(self, leaves: Sequence[Array], classes: int) -> list[int]:
-    """Bytes that the class gradients of each layer take."""
+    """Bytes of the class gradients of each layer."""
     return [
-      sum(classes * leaves[i].size * accumulator(leaves[i].dtype).itemsize for i in at)
-      for at in self.members
+      sum(classes * leaves[i].size * accumulator(leaves[i].dtype).itemsize for i in members)
+      for members in self.members
     ]
 
 
 def parameter_names(params: PyTree) -> list[str]:
-  """'stage1/conv/kernel' for each leaf; the '/value' that NNX puts behind it is dropped."""
+  """A name such as 'stage1/conv/kernel' for each leaf, without the '/value' that NNX adds."""
   return [
     jax.tree_util.keystr(path[:-1] if _is_variable(path) else path, simple=True, separator='/')
     for path, _ in jax.tree.leaves_with_path(params)
@@ -182,7 +185,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def accumulator(dtype: Any) -> jnp.dtype:
-  """The type that sums of gradients are kept in: float32 at least."""
+  """The type of sums of gradients: float32 at least."""
   return jnp.dtype(jnp.promote_types(dtype, jnp.float32))
 
 

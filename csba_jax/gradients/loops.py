@@ -15,18 +15,18 @@ PyTree = Any
 def map_classes(
   fun: Callable[[PyTree], PyTree], xs: PyTree, images: int, zero: Array | int = 0
 ) -> PyTree:
-  """fun(xs[0]), fun(xs[1]), ... stacked, as few at once as `backend.classes_at_once` says.
+  """fun(xs[0]), fun(xs[1]), ... stacked; `backend.classes_at_once` says how many run at once.
 
-  Memory is that of the stacked results and of the classes in flight, and the program is one class
-  long, whatever their number. On CPU, where XLA hands to its fast library only convolutions that
-  stand outside every loop or are written in one order of dimensions, they are rewritten in it;
-  convolutions with groups have no such form, and their classes are unrolled.
+  It takes the memory of the stacked results and of the classes that run at once. The program has
+  the size of one class, whatever C is. Inside a loop, XLA for CPUs hands a convolution to its fast
+  library only if its dimensions have one certain order. So on CPU the convolutions are rewritten in
+  that order. Convolutions with groups have no such form, and their classes are unrolled.
 
   Args:
-    fun: of one class; not differentiated afterwards.
+    fun: a function of one class; its result cannot be differentiated.
     xs: leaves [C, ...], C >= 1.
-    images: images that `fun` works on.
-    zero: the number 0, which may depend on what has to be done before: results are allocated then.
+    images: images of one class.
+    zero: the number 0. It may depend on an array: the results are allocated once that is known.
 
   Returns:
     Leaves [C, ...].
@@ -34,7 +34,8 @@ def map_classes(
   classes = len(jax.tree.leaves(xs)[0])
   at_once = backend.classes_at_once(classes, images)
   if (backend.is_cpu() or _is_sharded()) and _has_groups(fun, xs):
-    unrolled = -(-classes // backend.LONGEST_UNROLLING)  # at once, in a program not too long
+    # classes at once, so that the program is not too long
+    unrolled = -(-classes // backend.LONGEST_UNROLLING)
     if _is_sharded():  # JAX has no rule for vmap of convolutions with groups there
       at_once, unrolled = 1, 1 if classes <= backend.LONGEST_UNROLLING else classes
     if backend.is_cpu() and at_once < classes and unrolled < classes:
@@ -44,7 +45,7 @@ def map_classes(
   if at_once == 1:
     return _loop(_rewritten(fun), xs, zero)
   chunks = -(-classes // at_once)
-  at_once = -(-classes // chunks)  # chunks of one size; the last is filled up with the first class
+  at_once = -(-classes // chunks)  # chunks of one size: class 0 fills up the last one
   index = jnp.arange(chunks * at_once)
   index = jnp.where(index < classes, index, 0).reshape(chunks, at_once)
   found = _loop(_rewritten(jax.vmap(fun)), jax.tree.map(lambda x: x[index], xs), zero)
@@ -52,7 +53,7 @@ def map_classes(
 
 
 def _loop(fun: Callable[[PyTree], PyTree], xs: PyTree, zero: Array | int) -> PyTree:
-  """lax.map, whose results are allocated when `zero` is known and not at the program's start."""
+  """lax.map that allocates its results once `zero` is known, not at the start of the program."""
   turns = len(jax.tree.leaves(xs)[0])
 
   def take(i):
@@ -79,17 +80,17 @@ def _unroll(fun: Callable[[PyTree], PyTree], xs: PyTree, at_once: int) -> PyTree
 
 
 def _is_sharded() -> bool:
-  """Whether this is traced for one device of a mesh, inside shard_map."""
+  """Whether this is traced inside shard_map, for one device of a mesh."""
   return bool(jax.sharding.get_abstract_mesh().manual_axes)
 
 
 def _rewritten(fun: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
-  """`fun` with its convolutions in the order that loops need on CPU; elsewhere `fun`."""
+  """On CPU `fun` with its convolutions in the order that loops need; elsewhere `fun`."""
   return jax_internals.with_convolutions(fun, _convolve) if backend.is_cpu() else fun
 
 
 def _convolve(lhs: Array, rhs: Array, **params: Any) -> Array:
-  """conv_general_dilated in the order batch, space, channels; groups of the batch stay."""
+  """conv_general_dilated in the order batch, space, channels; with batch groups, unchanged."""
   if params['batch_group_count'] > 1:
     return lax.conv_general_dilated_p.bind(lhs, rhs, **params)
   lhs_spec, rhs_spec, out_spec = params['dimension_numbers']

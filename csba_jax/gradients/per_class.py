@@ -1,11 +1,11 @@
 """Class gradients and their Grams for any losses_fn(params, batch) -> [N], in one compiled step.
 
-Two ways to the same numbers:
+Two strategies give the same numbers:
 
-- `masked`: one forward of the whole batch, one pullback for each class. Right for every model, also
-  where the losses of a batch are coupled (BatchNorm in training).
-- `stacked`: class after class, each with its own images; the price of one ordinary gradient. Right
-  where the loss of an example does not depend on the rest of the batch.
+- `masked`: one forward pass of the whole batch, and one pullback for each class. It is right for
+  every model, also where the losses of a batch are coupled (BatchNorm in training).
+- `stacked`: one class after the other, each with its own images, for the price of one ordinary
+  gradient. It is right where the loss of an example does not depend on the rest of the batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,6 +24,7 @@ from csba_jax.gradients import batches, loops
 from csba_jax.gradients import per_example as per_example_lib
 from csba_jax.gradients.batches import Batch
 from csba_jax.gradients.gram import ClassGrams, LayerFn, Layers, accumulator, assemble, gram
+from csba_jax.gradients.pullback import losses_and_pullback
 from csba_jax.runtime import backend
 
 PyTree = Any
@@ -42,29 +43,29 @@ def class_gradients(
 ) -> PyTree:
   """g_c = grad of (1/n_c) sum_{i: y_i = c} loss_i, for every class.
 
-  All C gradients are held at once, C times the parameters: where only their inner products matter,
-  `class_grams` does without.
+  All C gradients are held at once, which takes C times the memory of the parameters. Where only
+  their inner products matter, use `class_grams`, which needs less.
 
   Args:
-    losses_fn: (params, batch) -> [N] losses, one for each example; a pure function: what it closes
-      over is looked at in the first call. What changes goes into a `jax.tree_util.Partial`, whose
-      arrays may have new values without compiling anew.
+    losses_fn: (params, batch) -> [N] losses, one for each example. It is a pure function: the
+      values that it closes over are those of the first call. Put values that change into a
+      `jax.tree_util.Partial`; new values of its arrays need no new compilation.
     params: tree of float arrays.
-    batch: dict of arrays [N, ...] with 'label' [N] int and an optional 'mask' [N], unsorted; or
-      class-stacked: arrays [C, n, ...], 'label' [C, n], 'mask' [C, n] where classes have fewer
-      than n images.
+    batch: unsorted, a dict of arrays [N, ...] with 'label' [N] int and an optional 'mask' [N]; or
+      class-stacked, arrays [C, n, ...] with 'label' [C, n], and 'mask' [C, n] where a class has
+      fewer than n images.
     num_classes: C.
-    strategy: 'masked', 'stacked', or 'auto': `stacked` where it gives the same numbers, which under
-      jit needs a class-stacked batch and `per_example=True`.
-    per_example: whether the loss of an example is independent of the rest of the batch. None: found
-      out at the first eager call; under jit it must be stated to have `stacked`.
+    strategy: 'masked', 'stacked', or 'auto', which takes `stacked` where it gives the same numbers;
+      under jit that needs a class-stacked batch and `per_example=True`.
+    per_example: whether the loss of an example is independent of the rest of the batch. None: a
+      test at the first eager call decides; under jit, `stacked` needs True.
 
   Returns:
     A tree like params, leaves [C, ...], float32 or float64; zeros for a class without images.
 
   Raises:
-    UserError: a batch, params or losses_fn that are not as above, losses that are not finite,
-      or `stacked` where it would be wrong.
+    UserError: batch, params or losses_fn are not as above; losses are not finite; or `stacked`
+      would be wrong.
 
   Example:
     >>> losses = lambda w, batch: (batch['x'] * w - batch['label']) ** 2 / 2
@@ -93,36 +94,37 @@ def class_grams(
   mesh: Mesh | None = None,
   max_bytes: int = backend.CLASS_GRADIENT_BYTES,
 ) -> ClassGrams:
-  """G_l[c, d] = <g_c, g_d> for every layer l; `class_gradients` has g_c and the first arguments.
+  """G_l[c, d] = <g_c, g_d> for every layer l, with g_c as in `class_gradients`.
 
-  Class gradients are formed for as many layers at a time as fit into `max_bytes`, and end in their
-  layer's Gram: memory is bounded by max(max_bytes, C times the largest layer) on top of what one
-  ordinary gradient needs. More than one pass repeats the forward pass.
+  Class gradients are formed for as many layers at a time as fit into `max_bytes`, and each layer's
+  are freed after its Gram. The memory is at most max(max_bytes, C times the largest layer) beside
+  that of one ordinary gradient. Each further pass repeats the forward pass.
 
   Args:
-    losses_fn: as in `class_gradients`, and so the next five.
-    params: see there.
-    batch: see there.
-    num_classes: see there.
-    strategy: see there.
-    per_example: see there.
-    layer_fn: name of a parameter, such as 'stage1/conv/kernel', to the name of its layer; None
-      holds the parameter fixed. By default a layer is the module that owns the parameters.
-    head: regular expression for the names of the classifier head's parameters, which are not in
-      `shared`; None: nothing is left out.
-    mesh: devices to spread the examples over; sums over classes are reduced across devices before
-      the Gram. Needs losses that are per-example.
-    max_bytes: that class gradients may take at once.
+    losses_fn: as in `class_gradients`.
+    params: as in `class_gradients`.
+    batch: as in `class_gradients`.
+    num_classes: as in `class_gradients`.
+    strategy: as in `class_gradients`.
+    per_example: as in `class_gradients`.
+    layer_fn: maps the name of a parameter, such as 'stage1/conv/kernel', to the name of its layer,
+      or to None to hold the parameter fixed. By default a layer is the module that owns the
+      parameters.
+    head: regular expression for the names of the parameters of the classifier head, which `shared`
+      leaves out; None: `shared` has all layers.
+    mesh: devices to split the examples over. Class sums are reduced across devices before the Gram.
+      The losses must be per-example.
+    max_bytes: for the class gradients that are held at once.
 
   Returns:
     Grams by layer, and over scopes.
 
   Raises:
-    UserError: as `class_gradients`; a layer_fn or head that names nothing; a layer whose class
-      gradients exceed what a device has.
+    UserError: as in `class_gradients`; layer_fn or head matches nothing; or the class gradients of
+      one layer exceed the memory of a device.
   """
   layers = Layers.of(params, layer_fn, head)
-  if mesh is not None:  # whatever the types of its axes are elsewhere
+  if mesh is not None:  # a mesh whose axes have the default type
     mesh = Mesh(mesh.devices, mesh.axis_names)
   prepared = _prepare(losses_fn, params, batch, num_classes, strategy, per_example, mesh)
   devices, leaves = 1 if mesh is None else mesh.size, jax.tree.leaves(params)
@@ -147,12 +149,12 @@ def group_grams(
   """Grams of gradient *sums* of any groups of images, for per-example losses; traceable.
 
   Args:
-    losses_fn: see `class_gradients`.
-    params: see there.
-    batch: arrays [R, n, ...] with 'mask' [R, n]: row r holds the images of group r.
+    losses_fn: as in `class_gradients`.
+    params: as in `class_gradients`.
+    batch: arrays [R, n, ...] with 'mask' [R, n]; row r holds the images of group r.
     layers: of params.
-    max_bytes: see `class_grams`.
-    mesh: devices that share the images of every group: n is a multiple of their number. Sums are
+    max_bytes: as in `class_grams`.
+    mesh: devices that share the images of every group; n is a multiple of their number. Sums are
       reduced and scattered along the parameters, so that each device multiplies its share of them.
 
   Returns:
@@ -187,7 +189,7 @@ def _prepare(
   per_example: bool | None,
   mesh: Mesh | None,
 ) -> dict[str, Any]:
-  """Checks everything, chooses the strategy and brings the batch into its form."""
+  """Checks the arguments, chooses the strategy and converts the batch to its form."""
   Layers.of(params, None, None)
   batches.check(batch, num_classes)
   batch = dict(batch)
@@ -221,7 +223,7 @@ def _choose(
   per_example: bool | None,
   mesh: Mesh | None,
 ) -> bool:
-  """Whether to take `stacked`; UserError where what was asked for would be wrong."""
+  """Whether to take `stacked`; UserError where the requested strategy would be wrong."""
   if strategy not in STRATEGIES:
     raise UserError(f'strategy among {", ".join(STRATEGIES)}', repr(strategy), 'correct it')
   if strategy == 'masked' and mesh is None:
@@ -251,7 +253,7 @@ def _choose(
       f'per-example losses for {what}',
       known,
       'use the running statistics (train=False) and state per_example=True, '
-      + ("or pass strategy='masked'" if mesh is None else 'or leave the mesh out'),
+      + ("or pass strategy='masked'" if mesh is None else 'or pass no mesh'),
     )
   logging.log_first_n(
     logging.INFO, "class gradients take strategy 'masked' because of %s", 1, known
@@ -330,9 +332,9 @@ def _layer_grams(
 
 
 def _zero_once_known(gram: Array) -> Array:
-  """0, but only once `gram` is there: what needs it lets the class gradients before it go.
+  """0, but only after `gram` is computed, so that its class gradients are freed before others.
 
-  XLA drops an optimisation barrier before it decides the order; through this it cannot see.
+  XLA removes an optimisation barrier before it schedules, but it cannot simplify this.
   """
   return jnp.isnan(gram).astype(jnp.int32).max() // 2
 
@@ -340,8 +342,8 @@ def _zero_once_known(gram: Array) -> Array:
 def gram_across(mesh: Mesh | None, rows: Sequence[Array]) -> Array:
   """Gram of the sums over all devices of each device's rows.
 
-  Each device sums up and multiplies its share of the columns: half the traffic of an all-reduce,
-  and a part of its work.
+  Each device sums up and multiplies its share of the columns. This sends half as much as an
+  all-reduce and divides the work.
   """
   if mesh is None:
     return gram(rows)
@@ -376,11 +378,9 @@ def _class_sums(
       zero,
     )
   chosen, losses_of = _with_others_fixed(losses_fn, params, batch, wanted)
-  losses, pullback = jax.vjp(losses_of, chosen)
+  losses, pullback, _ = losses_and_pullback(lambda chosen: (losses_of(chosen), None), chosen)
   member = (batch['label'][None] == jnp.arange(rows)[:, None]) & mask[None]
-  sums = loops.map_classes(
-    lambda of_class: pullback(of_class.astype(losses.dtype))[0], member, losses.shape[0], zero
-  )
+  sums = loops.map_classes(pullback, member, losses.shape[0], zero)
   wide = accumulator(losses.dtype)
   return sums, jnp.where(member, losses.astype(wide)[None], 0).sum(1)
 
@@ -391,10 +391,10 @@ def row_gradient(
   """Gradient of the sum of a batch's losses where 'mask' is True, and that sum.
 
   Args:
-    losses_fn: see `class_gradients`.
-    params: see there.
+    losses_fn: as in `class_gradients`.
+    params: as in `class_gradients`.
     batch: flat, with 'mask'.
-    wanted: positions of the leaves of params to differentiate by; the others are held fixed.
+    wanted: indices of the leaves of params to differentiate by; the others are held fixed.
   """
   chosen, losses_of = _with_others_fixed(losses_fn, params, batch, wanted)
 
@@ -434,7 +434,7 @@ def check_finite(losses: Array, found: PyTree) -> None:
     raise UserError(
       'finite losses',
       f'NaN or infinity from losses_fn in classes {np.nonzero(bad)[0].tolist()}',
-      'look at the parameters; labels beyond the number of logits give NaN too',
+      'check the parameters, and the labels: one beyond the number of logits gives NaN',
     )
   for path, leaf in jax.tree.leaves_with_path(found):
     if not np.isfinite(np.asarray(leaf)).all():

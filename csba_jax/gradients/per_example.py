@@ -1,4 +1,4 @@
-"""Does the loss of an example depend on the rest of its batch? An opaque function is asked so."""
+"""A test of an opaque losses_fn: does the loss of an example depend on the rest of its batch?"""
 
 import collections
 from typing import Any
@@ -10,17 +10,18 @@ from jax import Array
 from jax.tree_util import Partial
 
 from csba_jax.errors import UserError
+from csba_jax.gradients.pullback import losses_and_pullback
 
 PyTree = Any
 _KNOWN: collections.OrderedDict[Any, bool] = collections.OrderedDict()  # answers by losses_fn
 _KEPT = 256  # answers
-_EXAMPLES = 8  # that the question is asked with
+_EXAMPLES = 8  # of the test
 # relative differences that another order of summation may make
 _TOLERANCE = {'float64': 1e-9, 'float32': 1e-4, 'bfloat16': 3e-2, 'float16': 3e-3}
 
 
 def check_losses(losses_fn: Partial, params: PyTree, batch: PyTree) -> None:
-  """Raises UserError unless losses_fn gives one float for each example; by shapes alone."""
+  """Raises UserError unless losses_fn gives one float for each example; evaluates shapes only."""
   examples = len(batch['label'])
   losses = _losses.eval_shape(losses_fn, params, batch)  # traced once
   if not hasattr(losses, 'shape') or losses.shape != (examples,):
@@ -35,10 +36,11 @@ def check_losses(losses_fn: Partial, params: PyTree, batch: PyTree) -> None:
 
 
 def is_per_example(losses_fn: Partial, params: PyTree, batch: PyTree) -> bool:
-  """Compares losses and gradients of some examples together with those of slices of them.
+  """Whether losses and gradients of some examples are the same together and in two halves.
 
-  Gradients too, since a classifier that starts at zero gives one loss whatever the batch. The
-  answer is kept for the function. A doubtful case counts as coupled, which costs time alone.
+  Gradients are compared too, because a classifier that starts at zero gives the same loss for every
+  batch. The answer is cached for the function. A doubtful case counts as coupled: that costs time
+  but is never wrong.
 
   Args:
     losses_fn: of concrete arguments.
@@ -47,7 +49,7 @@ def is_per_example(losses_fn: Partial, params: PyTree, batch: PyTree) -> bool:
   """
   length = len(batch['label'])
   if length < 2:
-    return True  # of this batch, which has no rest; of others it tells nothing
+    return True  # true for this batch, which has no rest; not cached
   few = min(_EXAMPLES, length) // 2 * 2
   spread = np.linspace(0, length - 1, few).round().astype(int)
   images = jax.tree.map(lambda x: np.asarray(x)[spread], dict(batch))
@@ -89,8 +91,8 @@ def _pull(
   losses_fn: Partial, params: PyTree, batch: PyTree, weights: Array
 ) -> tuple[Array, PyTree]:
   """Losses, and the gradient of their weighted sum."""
-  losses, pullback = jax.vjp(lambda p: losses_fn(p, batch), params)
-  return losses, pullback(weights.astype(losses.dtype))[0]
+  losses, pullback, _ = losses_and_pullback(lambda p: (losses_fn(p, batch), None), params)
+  return losses, pullback(weights)
 
 
 def _close(a: Array, b: Array, floor: float) -> bool:

@@ -1,9 +1,9 @@
-"""Pictures of conflict and gradient flow, as PNG files that are there whole or not at all."""
+"""Figures of conflict and gradient flow as PNG files, each written as a whole or not at all."""
 
 import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 DPI = 120
-LARGEST_ANNOTATED = 20  # classes; more numbers than that cannot be read
+LARGEST_ANNOTATED = 20  # classes; with more, the numbers would be too small to read
+SMALLEST_LIMIT = 0.05  # of a scale of colours, so that noise around 0 stays pale
 _COLORS = 'RdBu'  # red: conflict, blue: agreement
 _UNDEFINED = '0.85'
 
 
 def heat_map(conflict: Conflict, path: str | os.PathLike, scope: str = 'shared') -> None:
-  """The conflict matrix of one scope: classes by frequency, their training images on the axes.
+  """The conflict matrix of one scope, classes by frequency, with their training images on the axes.
 
-  Bold numbers, where there is an error of sampling, are distinguishable from 0; grey is undefined.
+  Where there is a sampling error, bold numbers are distinguishable from 0. Grey means undefined.
   """
   cosines = conflict.cosine(scope)
   known = conflict.distinguishable(scope) & conflict.errors.any()
@@ -41,7 +42,7 @@ def heat_map(conflict: Conflict, path: str | os.PathLike, scope: str = 'shared')
 def difference(
   treated: Conflict, control: Conflict, layers: Sequence[str], path: str | os.PathLike
 ) -> None:
-  """Cosines of one net - cosines of another, over layers that both have; red: more conflict.
+  """Cosines of one net minus cosines of another, over common layers; red means more conflict.
 
   Args:
     treated: of the net whose change is shown.
@@ -50,7 +51,7 @@ def difference(
     path: of the PNG.
 
   Raises:
-    UserError: other classes, or a layer that one of them lacks.
+    UserError: the classes differ, or one of the nets lacks a layer.
   """
   if treated.class_names != control.class_names:
     raise UserError('two nets for the same classes', 'other classes', 'compare runs on one set')
@@ -67,10 +68,10 @@ def difference(
 
 
 def class_f1(results: Mapping[str, Mapping[str, Any]], path: str | os.PathLike) -> None:
-  """F1 on the test part by class, a bar for each run; classes by training images.
+  """F1 on the test part by class, with one bar for each run; classes by training images.
 
   Args:
-    results: content of result.json by title, of the same classes.
+    results: {title: content of result.json}, all of the same classes.
     path: of the PNG.
   """
   first = next(iter(results.values()))
@@ -93,13 +94,13 @@ def class_f1(results: Mapping[str, Mapping[str, Any]], path: str | os.PathLike) 
 
 
 def layers(conflict: Conflict, path: str | os.PathLike) -> None:
-  """One small conflict matrix for each layer, all in one scale of colours."""
+  """One small conflict matrix for each layer, all with the same scale of colours."""
   names = conflict.layers
   columns = min(10, math.ceil(math.sqrt(1.6 * len(names))))
   rows = math.ceil(len(names) / columns)
   figure = _figure(2.3 * columns + 1, 2.45 * rows + 0.8)
   grid = figure.subplots(rows, columns, squeeze=False)
-  limit = max(_limit(conflict.cosine(name)) for name in names)
+  limit = color_limit(conflict.cosine(name) for name in names)
   for axes in grid.flat:
     axes.set_axis_off()
   for axes, name in zip(grid.flat, names, strict=False):
@@ -118,10 +119,10 @@ def layers(conflict: Conflict, path: str | os.PathLike) -> None:
 
 
 def gradient_flow(conflict: Conflict, flow: Flow, path: str | os.PathLike) -> None:
-  """Who steers each layer: norms, shares of the batch gradient and cosines with it, by class."""
+  """How each class moves each layer: norm, share of the batch gradient and cosine with it."""
   figure = _figure(max(8, 0.24 * len(conflict.layers) + 4), 11)
   top, middle, bottom, last = figure.subplots(4, 1, sharex=True)
-  at = slice(len(conflict.scopes) - len(conflict.layers), None)
+  of_layers = slice(len(conflict.scopes) - len(conflict.layers), None)
   x = np.arange(len(conflict.layers))
   for axes, values, label in (
     (top, flow.norms, r'$|g_c|$'),
@@ -129,16 +130,16 @@ def gradient_flow(conflict: Conflict, flow: Flow, path: str | os.PathLike) -> No
     (bottom, flow.cosines, 'cosine with batch gradient'),
   ):
     for color, c in _class_colors(conflict):
-      axes.plot(x, values[at, c], 'o-', ms=3, lw=1, color=color, label=_label(conflict, c))
+      axes.plot(x, values[of_layers, c], 'o-', ms=3, lw=1, color=color, label=_label(conflict, c))
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
-  if np.nanmax(flow.norms[at], initial=0) > 0:
+  if np.nanmax(flow.norms[of_layers], initial=0) > 0:
     top.set_yscale('log')
   for axes in (middle, bottom):
     axes.axhline(0, color='black', lw=0.8)
-  last.plot(x, flow.norm_ratio[at], 's-', ms=3, lw=1, color='black', label=r'mean $|g_c|$')
+  last.plot(x, flow.norm_ratio[of_layers], 's-', ms=3, lw=1, color='black', label=r'mean $|g_c|$')
   last.plot(
-    x, flow.pull_ratio[at], '^-', ms=3, lw=1, color='tab:red', label=r'$|\sum_c \pi_c g_c|$'
+    x, flow.pull_ratio[of_layers], '^-', ms=3, lw=1, color='tab:red', label=r'$|\sum_c \pi_c g_c|$'
   )
   last.axhline(1, color='black', lw=0.8)
   last.set_yscale('log')
@@ -154,7 +155,7 @@ def gradient_flow(conflict: Conflict, flow: Flow, path: str | os.PathLike) -> No
 def over_training(
   steps: np.ndarray, flows: Sequence[Flow], snapshots: Sequence[Conflict], path: str | os.PathLike
 ) -> None:
-  """A run's snapshots: conflict rates, norms of the shared scope by class, ratios of norms."""
+  """Conflict rates, norms by class and ratios of norms of the shared scope, by training step."""
   figure = _figure(8, 9)
   top, middle, bottom = figure.subplots(3, 1, sharex=True)
   summaries = [snapshot.summary() for snapshot in snapshots]
@@ -163,19 +164,19 @@ def over_training(
   top.set_ylabel('conflict rate, shared')
   top.set_ylim(-0.02, 1.02)
   top.legend(fontsize=7)
-  conflict, at = snapshots[-1], snapshots[-1].at('shared')
+  conflict, shared = snapshots[-1], snapshots[-1].at('shared')
   for color, c in _class_colors(conflict):
-    norms = [flow.norms[at, c] for flow in flows]
+    norms = [flow.norms[shared, c] for flow in flows]
     middle.plot(steps, norms, 'o-', ms=3, lw=1, color=color, label=_label(conflict, c))
   middle.set_ylabel(r'$|g_c|$, shared')
   middle.set_yscale('log')
   _legend(middle, len(conflict.class_names))
   bottom.plot(
-    steps, [f.norm_ratio[at] for f in flows], 's-', ms=3, color='black', label=r'mean $|g_c|$'
+    steps, [f.norm_ratio[shared] for f in flows], 's-', ms=3, color='black', label=r'mean $|g_c|$'
   )
   bottom.plot(
     steps,
-    [f.pull_ratio[at] for f in flows],
+    [f.pull_ratio[shared] for f in flows],
     '^-',
     ms=3,
     color='tab:red',
@@ -192,8 +193,22 @@ def over_training(
   _save(figure, path)
 
 
+def color_limit(matrices: Iterable[np.ndarray]) -> float:
+  """End of a scale of colours that is symmetric around 0, for matrices that share it.
+
+  max |m[c, d]| over all matrices m and all c != d where it is defined, at least SMALLEST_LIMIT; 1
+  where nothing is defined.
+
+  Args:
+    matrices: each [C, C].
+  """
+  off = [np.abs(m[~np.eye(len(m), dtype=bool)]) for m in matrices]
+  known = [values[np.isfinite(values)].max() for values in off if np.isfinite(values).any()]
+  return max(SMALLEST_LIMIT, float(max(known))) if known else 1.0
+
+
 def _figure(width: float, height: float) -> 'Figure':
-  from matplotlib.figure import Figure  # takes a second, and no user of the gradients needs it
+  from matplotlib.figure import Figure  # it loads slowly, and only figures need it
 
   return Figure(figsize=(width, height), layout='constrained')
 
@@ -205,12 +220,12 @@ def _save(figure: 'Figure', path: str | os.PathLike) -> None:
 def _square(
   conflict: Conflict, values: np.ndarray, bold: np.ndarray, label: str
 ) -> tuple['Figure', 'Axes']:
-  """A figure of a matrix [C, C] with classes on its axes, and its numbers if they can be read."""
+  """A figure of a matrix [C, C] with classes on the axes, and numbers where there is room."""
   classes = len(conflict.class_names)
   side = max(4.5, 0.62 * min(classes, LARGEST_ANNOTATED) + 2.2)
   figure = _figure(side + 1.2, side)
   axes = figure.subplots()
-  image = _matrix(axes, conflict, values, _limit(values))
+  image = _matrix(axes, conflict, values, color_limit([values]))
   labels = [_label(conflict, c) for c in conflict.by_frequency]
   axes.set_xticks(range(classes), labels, rotation=45, ha='right', rotation_mode='anchor')
   axes.set_yticks(range(classes), labels)
@@ -221,7 +236,7 @@ def _square(
 
 
 def _matrix(axes: 'Axes', conflict: Conflict, values: np.ndarray, limit: float) -> object:
-  """Draws [C, C] in the order of frequency; the diagonal, known by definition, is left white."""
+  """Draws [C, C] in the order of frequency; the diagonal stays white, it is 1 by definition."""
   order = conflict.by_frequency
   values = values[np.ix_(order, order)]
   axes.set_facecolor(_UNDEFINED)
@@ -230,7 +245,7 @@ def _matrix(axes: 'Axes', conflict: Conflict, values: np.ndarray, limit: float) 
 
 
 def _annotate(axes: 'Axes', conflict: Conflict, values: np.ndarray, bold: np.ndarray) -> None:
-  limit = _limit(values)
+  limit = color_limit([values])
   for (i, c), (j, d) in itertools.product(enumerate(conflict.by_frequency), repeat=2):
     if c == d or np.isnan(values[c, d]):
       text, color, weight = ('' if c == d else '?'), '0.4', 'normal'
@@ -239,12 +254,6 @@ def _annotate(axes: 'Axes', conflict: Conflict, values: np.ndarray, bold: np.nda
       color = 'white' if abs(values[c, d]) > 0.6 * limit else 'black'
       weight = 'bold' if bold[c, d] else 'normal'
     axes.text(j, i, text, ha='center', va='center', fontsize=8, color=color, weight=weight)
-
-
-def _limit(cosines: np.ndarray) -> float:
-  """End of the scale of colours: the largest number off the diagonal, at least 0.1."""
-  off = np.abs(cosines[~np.eye(len(cosines), dtype=bool)])
-  return max(0.1, float(np.nanmax(off))) if off.size and not np.isnan(off).all() else 1.0
 
 
 def _class_colors(conflict: Conflict) -> list[tuple[object, int]]:

@@ -1,6 +1,6 @@
-"""Whether branches come apart: how alike their features are, and how gates differ by class.
+"""How similar the features of branches are, and how much gates differ between classes.
 
-The mechanism that arXiv 2606.05740 names for CSBA, "implicit feature decoupling across branches".
+arXiv 2606.05740 names "implicit feature decoupling across branches" as the mechanism of CSBA.
 """
 
 import functools
@@ -13,24 +13,24 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax import Array
 
-from csba_jax.data import augment, pipeline
-from csba_jax.run.state import TrainState
+from csba_jax.data import pipeline
+from csba_jax.run.net import Net, Preprocessing
 from csba_jax.runtime import sharding
 
 
 def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
   """Debiased linear CKA, HSIC_1(K, L) / sqrt(HSIC_1(K, K) HSIC_1(L, L)), K = x x^T, L = y y^T.
 
-  CKA of Kornblith et al. 2019 with the unbiased HSIC of Song et al. 2012 in each place: the plain
-  one tends to 1 where there are more features than images. Computed from features, O(N D E).
+  CKA of Kornblith et al. 2019, with the unbiased HSIC of Song et al. 2012 in all three places:
+  plain CKA tends to 1 where there are more features than images. Computed in O(N D E).
 
   Args:
     x: [N, D], N >= 4.
     y: [N, E].
 
   Returns:
-    1 for features that are equal up to rotation, scale and shift, around 0 (below too) for
-    independent ones; NaN where a side does not vary, or with fewer than 4 images.
+    1 for features that are equal up to rotation, scale and shift; around 0, also below 0, for
+    independent features; NaN where x or y does not vary, or with fewer than 4 images.
   """
   if len(x) < 4:
     return float('nan')
@@ -50,32 +50,35 @@ def _hsic(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def measure(
-  model: nn.Module,
-  state: TrainState,
-  part: pipeline.Part,
-  num_classes: int,
-  batch_size: int,
-  tick: Callable[[], None] = lambda: None,
+  net: Net, part: pipeline.Part, batch_size: int, tick: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
-  """Similarity of branches and gates by class, over a part of the data, as plain numbers.
+  """Similarity of branches, and gates by class, over a part of the data.
 
-  Features of a branch are the means over space of what is aggregated, after the gates where it has
-  them; running statistics, moving averages where they are kept. On the devices where the state is;
-  `tick` is called before each batch, and may raise.
+  The features of a branch are the spatial means of what the block aggregates, after the gate where
+  there is one. BatchNorm uses its running statistics.
+
+  Args:
+    net: is measured on the devices where its variables are.
+    part: N images.
+    batch_size: images at a time.
+    tick: called before each batch; may raise.
 
   Returns:
+    Plain numbers:
     'cka' {block: [B, B] of `linear_cka`};
     'gates' {block: [B, C] mean gate over the images of each class and all channels}, and for
-    `csba_class` the block 'head': the gates of logit c over images of class c;
+    `csba_class` the block 'head': the gates of logit c over the images of class c;
     'gate_spread' {block: standard deviation over classes of the mean gate of a channel, mean over
     channels and branches}.
-    Empty for what a net does not have; NaN for absent classes.
+    A net without branches or gates has empty entries; an absent class has NaN.
   """
   found: dict[str, list[np.ndarray]] = {}
-  layout = sharding.Layout.of(state)
+  layout, num_classes = net.layout, net.num_classes
   for images, *_ in pipeline.eval_batches(part, batch_size, layout):
     tick()
-    kept = jax.device_get(_intermediates(model, state.variables(), images, layout))
+    kept = jax.device_get(
+      _intermediates(net.model, net.metadata.preprocessing, net.variables, images, layout)
+    )
     for name, (values,) in flatten_dict(kept, sep='/').items():
       found.setdefault(name, []).append(values)
   whole = {
@@ -101,13 +104,17 @@ def measure(
   return result
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'layout'))
+@functools.partial(jax.jit, static_argnames=('model', 'preprocessing', 'layout'))
 def _intermediates(
-  model: nn.Module, variables: Mapping[str, Any], images: Array, layout: sharding.Layout
+  model: nn.Module,
+  preprocessing: Preprocessing,
+  variables: Mapping[str, Any],
+  images: Array,
+  layout: sharding.Layout,
 ) -> Any:
-  """What the layers of a net kept on the way, {layer: {name: ([N, ...],)}}."""
+  """The values that the layers of a net keep in a forward pass, {layer: {name: ([N, ...],)}}."""
   variables = layout.gather(variables)
-  _, kept = model.apply(variables, augment.scale(images), train=False, mutable=['intermediates'])
+  _, kept = model.apply(variables, preprocessing(images), train=False, mutable=['intermediates'])
   return layout.gather(kept.get('intermediates', {}))
 
 
@@ -120,6 +127,6 @@ def _class_means(values: np.ndarray, labels: np.ndarray, num_classes: int) -> np
 
 
 def _spread(of_class: np.ndarray) -> float:
-  """Standard deviation over the classes that are there, mean over the rest.   [C, ...]"""
+  """Standard deviation over the present classes, then the mean over all other axes.   [C, ...]"""
   there = of_class[~np.isnan(of_class).any(tuple(range(1, of_class.ndim)))]
   return float(there.std(0).mean()) if len(there) > 1 else float('nan')

@@ -1,4 +1,4 @@
-"""The conflict of a run: of a trained net from its workdir, and of a net in training."""
+"""The class-gradient conflict of a run: of a trained net, and of a net in training."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from csba_jax.config import step_at
-from csba_jax.data import augment, pipeline, sampling
+from csba_jax.data import pipeline
 from csba_jax.errors import UserError
 from csba_jax.gradients import estimate, flow, plots
 from csba_jax.gradients.conflict import Conflict, shares
@@ -27,20 +27,21 @@ from csba_jax.measure import branch_similarity, memory
 from csba_jax.methods import losses
 from csba_jax.models import registry
 from csba_jax.run import restore
-from csba_jax.run.schedule import Plan
+from csba_jax.run.net import Net, Preprocessing
+from csba_jax.run.schedule import training_stream
 from csba_jax.run.state import TrainState
 from csba_jax.run.workdir import writing_to
 from csba_jax.runtime import backend, sharding
 from csba_jax.runtime.progress import say
 
-FOLDS = 4  # of each class in the probe of a run in training
+FOLDS = 4  # of each class, in the probe of a run in training
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """Which images a diagnosis looks at; see `estimate.estimated_conflict`."""
+  """The images that a diagnosis takes; see `estimate.estimated_conflict`."""
 
-  exact: bool = False  # all of them, and nothing below counts
+  exact: bool = False  # every image; the fields below have no effect
   target: str = 'train'
   images: int = 64  # of each class
   folds: int = 8
@@ -48,108 +49,94 @@ class Sampling:
 
 
 def diagnose_run(
-  run: restore.Trained,
-  sampling: Sampling,
+  run: restore.Run,
+  sample: Sampling,
   layers: str | None = None,
   tick: estimate.Tick = estimate.no_tick,
 ) -> Conflict:
   """The conflict of a run's net over its training part, under the run's own loss.
 
   The net is the one that is evaluated: moving averages where the run keeps them. Class gradients
-  are of the loss without class weights; what sampler and weights make of a class in the run's
-  objective is its prior. Layers that a second stage holds fixed are measured too.
+  are of the loss without class weights; sampler and class weights enter through the prior, see
+  `objective_prior`. Layers that a second stage holds fixed are measured too.
 
   Args:
-    run: see `trained.take_up`.
-    sampling: which images.
+    run: see `restore.load_run`.
+    sample: which images to take.
     layers: regular expression; parameters whose names it does not find are left out of everything.
-    tick: told (images done, images in all).
+    tick: called with (images done, images in all).
 
   Raises:
-    UserError: `layers` that finds nothing or is no regular expression, and what `estimate` raises.
+    UserError: `layers` finds nothing or is not a regular expression; and what `estimate` raises.
   """
-  layer_fn = None if layers is None else _choose(layers, run.state.params)
-  say(_describe_work(run, sampling, layer_fn))
+  layer_fn = None if layers is None else _choose(layers, run.net.params)
+  say(_describe_work(run.net, sample, layer_fn))
   found = _measure(
+    run.net,
     run.config,
     run.data,
-    run.model,
-    run.state,
     run.data.train,
-    sampling,
+    sample,
     layer_fn=layer_fn,
     tick=tick,
     about={'layers': layers or ''},
   )
-  order = _from_input_to_output(run.model, run.data.image_shape)
+  order = _from_input_to_output(run.net.model, run.net.metadata.image_shape)
   return found.take([layer for layer in order if layer in found.layers])
 
 
 def snapshot(
+  net: Net,
   config: ml_collections.ConfigDict,
   data: pipeline.Data,
-  model: nn.Module,
-  state: TrainState,
   check: Callable[[], None] = lambda: None,
 ) -> dict[str, tuple[Conflict, dict[str, Any]]]:
-  """Conflict and decoupling of a net over every image of its parts.
+  """The conflict and the branch similarity of a net over every image of its parts.
 
-  With the parameters that are evaluated and the statistics that the state has: see `settled`.
-  `check` is called now and then, and may raise.
+  With the variables that the net has; see `settled` for a net in training.
+
+  Args:
+    net: to measure.
+    config: of its run.
+    data: of its run.
+    check: called now and then; may raise.
 
   Returns:
-    {'train': (conflict, `decoupling.measure`), 'val': likewise if the run has a validation part}.
+    {'train': (conflict, `branch_similarity.measure`)}, and 'val' likewise where the run has a
+    validation part.
   """
   found = {}
   for name, part in (('train', data.train), ('val', data.val)):
     if len(part):
-      about = {'target': f'{name}, exact'}
-      conflict = _measure(
-        config,
-        data,
-        model,
-        state,
-        part,
-        Sampling(exact=True),
-        tick=lambda *_: check(),
-        about=about,
-      )
-      branches = branch_similarity.measure(
-        model, state, part, len(data.class_names), config.train.batch_size, check
-      )
+      about, sample = {'target': f'{name}, exact'}, Sampling(exact=True)
+      conflict = _measure(net, config, data, part, sample, tick=lambda *_: check(), about=about)
+      branches = branch_similarity.measure(net, part, config.train.batch_size, check)
       found[name] = conflict, branches
   return found
 
 
-def settled(
-  config: ml_collections.ConfigDict, data: pipeline.Data, model: nn.Module, state: TrainState
-) -> TrainState:
-  """A net in training as its snapshots measure it: averages where it has them, statistics renewed.
+def settled(net: Net, config: ml_collections.ConfigDict, data: pipeline.Data) -> Net:
+  """A net in training as its snapshots measure it: with renewed BatchNorm statistics.
 
-  The running statistics of BatchNorm lag behind a net that changes: early in a run its loss with
-  them can be many times that of its batches. They are estimated anew over training batches, as
-  `trained.take_up` does for an untrained net. A second stage keeps those it has.
+  The running statistics of BatchNorm lag behind a net that changes: early in a run the loss with
+  them can be many times the loss of the batches. `restore.renew_statistics` estimates them again
+  from training batches. A second stage keeps the statistics that it has.
   """
-  state = state.averaged()
-  if config.stage.method != 'none':
-    return state
-  return state.replace(batch_stats=restore.estimate_statistics(model, state, data, config))
+  return restore.renew_statistics(net, config, data) if config.stage.method == 'none' else net
 
 
 def training_loss(
+  net: Net,
   config: ml_collections.ConfigDict,
   data: pipeline.Data,
-  model: nn.Module,
-  state: TrainState,
   check: Callable[[], None] = lambda: None,
 ) -> float:
   """Mean loss over every training image, as `snapshot` measures it: no class weights, no mixing."""
-  state = state.averaged()
-  layout, total = sharding.Layout.of(state), 0.0
-  losses_fn = Partial(_losses_of(config, data.class_counts, model), state.batch_stats)
+  layout, total = net.layout, 0.0
+  losses_fn = Partial(_losses_of(net, config), net.batch_stats)
   for images, labels, mask in pipeline.eval_batches(data.train, config.train.batch_size, layout):
     check()
-    total += float(_loss_sum(losses_fn, state.params, images, labels, mask, layout=layout))
+    total += float(_loss_sum(losses_fn, net.params, images, labels, mask, layout=layout))
   return total / len(data.train)
 
 
@@ -169,43 +156,56 @@ def _loss_sum(
 
 
 def _measure(
+  net: Net,
   config: ml_collections.ConfigDict,
   data: pipeline.Data,
-  model: nn.Module,
-  state: TrainState,
   part: pipeline.Part,
-  sampling: Sampling,
+  sample: Sampling,
   *,
   layer_fn: Callable[[str], str | None] | None = None,
   tick: estimate.Tick = estimate.no_tick,
   about: Mapping[str, Any],
 ) -> Conflict:
-  """The conflict of the net as it is evaluated over a part of its run's data."""
-  state, layout = state.averaged(), sharding.Layout.of(state)
-  losses_fn = Partial(_losses_of(config, data.class_counts, model), state.batch_stats)
+  """The conflict of a net over a part of its run's data."""
+  losses_fn = Partial(_losses_of(net, config), net.batch_stats)
   images = {'image': part.images, 'label': part.labels}
-  common = {
-    'num_classes': len(data.class_names),
+  common = _names(net, config, data, about) | {
+    'num_classes': net.num_classes,
     'layer_fn': layer_fn,
-    'head': model.head,
-    'per_example': True,  # by construction: running statistics, nothing at random
+    'head': net.model.head,
+    'per_example': True,  # by construction: running statistics, nothing random
     'tick': tick,
-    'mesh': layout.mesh,
-    'class_names': data.class_names,
-    'class_counts': data.class_counts,
-    'prior': objective_prior(config, data, int(state.step)),
-    'about': _about(config, int(state.step)) | about,
+    'mesh': net.layout.mesh,
   }
-  if sampling.exact:
-    return estimate.exact_conflict(losses_fn, state.params, images, **common)
-  chosen = {k: v for k, v in dataclasses.asdict(sampling).items() if k != 'exact'}
-  return estimate.estimated_conflict(losses_fn, state.params, images, **common, **chosen)
+  if sample.exact:
+    return estimate.exact_conflict(losses_fn, net.params, images, **common)
+  chosen = {k: v for k, v in dataclasses.asdict(sample).items() if k != 'exact'}
+  return estimate.estimated_conflict(losses_fn, net.params, images, **common, **chosen)
+
+
+def _names(
+  net: Net, config: ml_collections.ConfigDict, data: pipeline.Data, about: Mapping[str, Any]
+) -> dict[str, Any]:
+  """What a result says about the net that it belongs to."""
+  return {
+    'class_names': net.metadata.class_names,
+    'class_counts': net.metadata.class_counts,
+    'prior': objective_prior(config, data, net.step),
+    'about': {
+      'step': net.step,
+      'loss': config.loss.name,
+      'model': config.model.name,
+      'attention': config.model.attention,
+      'layers': '',
+      **about,
+    },
+  }
 
 
 def common_layers(
   config: ml_collections.ConfigDict, num_classes: int, image_shape: tuple[int, int, int]
 ) -> list[str]:
-  """Layers that a net has in common with the same net without attention, but for its head."""
+  """Layers that a net and the same net without attention both have, except the head."""
   plain = config.model.copy_and_resolve_references()
   plain.attention = 'none'
   model = registry.build(plain, num_classes, image_shape)
@@ -216,17 +216,14 @@ def common_layers(
 def objective_prior(
   config: ml_collections.ConfigDict, data: pipeline.Data, step: int
 ) -> np.ndarray:
-  """pi_c ~ p_c w_c: what class c weighs in a run's objective at a step.   [C], sum 1
+  """pi_c ~ p_c w_c: the weight of class c in a run's objective at a step.   [C], sum 1
 
-  p_c is how often its sampler draws the class, w_c its weight, each from its start on. Mixing is
-  left out: a mixed image is of no class.
+  p_c is the probability with which the sampler draws the class and w_c the class weight, each from
+  the step on at which it starts. Mixing is left out: a mixed image belongs to no single class.
   """
-  plan = Plan.of(config, len(data.train))
-  stream = sampling.Stream.of(
-    config.sampler, data.train.labels, config.train.batch_size, plan.total, config.seed
-  )
+  stream = training_stream(config, data.train.labels)
   weights = np.ones(len(data.class_counts))
-  if step >= step_at(config.loss.weights_start, plan.total):
+  if step >= step_at(config.loss.weights_start, stream.total_steps):
     weights = losses.class_weights(config, data.class_counts)
   return shares(stream.class_probabilities(step) * weights)
 
@@ -234,27 +231,34 @@ def objective_prior(
 class Probe:
   """A fixed sample of the training part, and the conflict of a net in training on it.
 
-  Of the parameters that the optimiser moves, also where averages of them are kept.
+  It measures the parameters that the optimiser moves, also where moving averages are kept.
 
-  Class-stacked by (class, fold) and drawn with replacement, for an unbiased estimate; the whole
-  measurement is one compiled step.
+  The sample is class-stacked by (class, fold) and drawn with replacement, for an unbiased estimate;
+  the whole measurement is one compiled step.
+
+  Args:
+    net: of the run; its variables may be shapes.
+    config: of the run.
+    data: of the run.
+    layout: devices that share the sample.
+
+  Raises:
+    UserError: the sample does not fit into the memory of a device.
   """
 
   def __init__(
     self,
+    net: Net,
     config: ml_collections.ConfigDict,
     data: pipeline.Data,
-    model: nn.Module,
     layout: sharding.Layout,
   ):
-    self._layout = layout
-    self._config, self._data, self._model = config, data, model
-    self._losses = _losses_of(config, data.class_counts, model)
-    self._order = _from_input_to_output(model, data.image_shape)
-    images, classes = config.diagnostics.images, len(data.class_names)
-    params = memory.shapes(model, data.image_shape)
-    sizes = (images, classes, FOLDS, data.image_shape, layout.devices)
-    rows, depth = memory.check_probe(params, model.head, *sizes, backend.device_bytes())
+    self._net, self._config, self._data, self._layout = net, config, data, layout
+    self._losses = _losses_of(net, config)
+    self._order = _from_input_to_output(net.model, net.metadata.image_shape)
+    images, classes = config.diagnostics.images, net.num_classes
+    available = backend.device_bytes()
+    rows, depth = memory.check_probe(net, images, FOLDS, layout.devices, available)
     train = {'image': data.train.images, 'label': data.train.labels}
     index, self._sizes = estimate.draw_folds(train, classes, 'train', images, FOLDS, config.seed)
     index = np.pad(index, ((0, 0), (0, 0), (0, depth - index.shape[2])))
@@ -265,22 +269,18 @@ class Probe:
     self._batch = layout.place_rows(batch | {'mask': filled}, depth, axis=1)
 
   def measure(self, state: TrainState) -> Conflict:
-    """The conflict at a state, whose running statistics are taken as they are."""
-    layers = Layers.of(state.params, None, self._model.head)
-    losses_fn = Partial(self._losses, state.batch_stats)
+    """The conflict at a state, with the running statistics that the state has."""
+    net = Net.of(self._net.model, state.replace(averages={}), self._net.metadata)
+    layers = Layers.of(net.params, None, net.model.head)
+    losses_fn = Partial(self._losses, net.batch_stats)
     sums, loss_sums = jax.device_get(
       _probe_grams()(
-        losses_fn, state.params, self._batch, layers=layers, mesh=self._layout.grams_mesh
+        losses_fn, net.params, self._batch, layers=layers, mesh=self._layout.grams_mesh
       )
     )
-    counts = self._data.class_counts
     about = {'target': 'train', 'folds': FOLDS, 'images': self._config.diagnostics.images}
-    names = {
-      'class_names': self._data.class_names,
-      'class_counts': counts,
-      'prior': objective_prior(self._config, self._data, int(state.step)),
-      'about': about | _about(self._config, int(state.step)),
-    }
+    names = _names(net, self._config, self._data, about)
+    counts = net.metadata.class_counts
     found = estimate.from_folds(layers, sums, loss_sums, self._sizes, counts, names)
     return found.take(self._order)
 
@@ -288,40 +288,46 @@ class Probe:
 _probe_grams = backend.jit(group_grams, static_argnames=('layers', 'max_bytes', 'mesh'))
 
 
-def check_room(
-  config: ml_collections.ConfigDict, data: pipeline.Data, model: nn.Module, devices: int
-) -> None:
-  """Raises UserError where what config.diagnostics wants of a run exceeds one of its devices."""
-  wanted, classes = config.diagnostics, len(data.class_names)
-  params, available = memory.shapes(model, data.image_shape), backend.device_bytes()
+def check_room(net: Net, config: ml_collections.ConfigDict, devices: int) -> None:
+  """Raises UserError where a device cannot hold the measurements of config.diagnostics.
+
+  Args:
+    net: variables may be shapes.
+    config: of the run.
+    devices: that share the images.
+  """
+  wanted, available = config.diagnostics, backend.device_bytes()
   if wanted.every:
-    sizes = (wanted.images, classes, FOLDS, data.image_shape, devices)
-    memory.check_probe(params, model.head, *sizes, available)
+    memory.check_probe(net, wanted.images, FOLDS, devices, available)
   if wanted.snapshots or wanted.loss_levels:
-    memory.check_snapshots(params, model.head, classes, devices, available)
+    memory.check_snapshots(net, devices, available)
 
 
 def lower_probe(
+  net: Net,
   config: ml_collections.ConfigDict,
-  model: nn.Module,
-  state: TrainState,
-  class_counts: np.ndarray,
-  image_shape: tuple[int, int, int],
   layout: sharding.Layout,
   available: int,
   one_row: bool = False,
   folds: int = FOLDS,
   layer_fn: Callable[[str], str | None] | None = None,
 ) -> jax.stages.Lowered:
-  """The compiled step of a `Probe`, before it is compiled; nothing is allocated.
+  """The step of a `Probe` before it is compiled; nothing is allocated.
 
-  Of a state as shapes, with shardings; with `one_row` for the first (class, fold) alone, in as many
-  passes. UserError where a device with `available` bytes cannot hold it.
+  Args:
+    net: variables are shapes with shardings.
+    config: of the run.
+    layout: devices that share the sample.
+    available: bytes of one device.
+    one_row: lower the first (class, fold) alone, in as many passes as all of them need.
+    folds: of each class.
+    layer_fn: as in `class_grams`.
+
+  Raises:
+    UserError: a device cannot hold the step.
   """
-  classes, devices = len(class_counts), layout.devices
-  images, head = config.diagnostics.images, model.head
-  sizes = (images, classes, folds, image_shape, devices)
-  rows, depth = memory.check_probe(state.params, head, *sizes, available, layer_fn)
+  images, devices, shape = config.diagnostics.images, layout.devices, net.metadata.image_shape
+  rows, depth = memory.check_probe(net, images, folds, devices, available, layer_fn)
   max_bytes = backend.CLASS_GRADIENT_BYTES
   if one_row:
     rows, max_bytes = 1, max_bytes // rows
@@ -329,19 +335,19 @@ def lower_probe(
   def of(dtype, *shape):
     return jax.ShapeDtypeStruct((rows, depth, *shape), dtype, sharding=layout.split(1))
 
-  batch = {'image': of(np.uint8, *image_shape), 'label': of(np.int32), 'mask': of(np.bool_)}
+  batch = {'image': of(np.uint8, *shape), 'label': of(np.int32), 'mask': of(np.bool_)}
   return _probe_grams().lower(
-    Partial(_losses_of(config, class_counts, model), state.batch_stats),
-    state.params,
+    Partial(_losses_of(net, config), net.batch_stats),
+    net.params,
     batch,
-    layers=Layers.of(state.params, layer_fn, head),
+    layers=Layers.of(net.params, layer_fn, net.model.head),
     max_bytes=max_bytes,
     mesh=layout.grams_mesh,
   )
 
 
 def save(conflict: Conflict, workdir: Path) -> list[Path]:
-  """Writes a diagnosis into workdir/conflict: npz, and PNGs of it and of the run's snapshots."""
+  """Writes a diagnosis to workdir/conflict: an npz, and PNGs of it and of the run's probes."""
   folder = workdir / 'conflict'
   about = conflict.about
   marks = [f'step{about["step"]:06d}', about['target'].replace(', ', '_')]
@@ -371,32 +377,36 @@ def _model_losses(
   batch: Any,
   *,
   model: nn.Module,
+  preprocessing: Preprocessing,
   loss_fn: Callable[[Array, Array], Array],
 ) -> Array:
-  """Losses [N] of uint8 images with frozen BatchNorm statistics, neither augmented nor mixed."""
+  """Losses [N] of uint8 images, running BatchNorm statistics; no augmentation, no mixing."""
   variables = {'params': params, 'batch_stats': batch_stats}
-  logits = model.apply(variables, augment.scale(batch['image']), train=False)
+  logits = model.apply(variables, preprocessing(batch['image']), train=False)
   return loss_fn(logits, batch['label'])
 
 
-def _losses_of(
-  config: ml_collections.ConfigDict, class_counts: np.ndarray, model: nn.Module
-) -> Callable[..., Array]:
+def _losses_of(net: Net, config: ml_collections.ConfigDict) -> Callable[..., Array]:
+  """(batch_stats, params, batch) -> losses [N] of a net under the loss of its run."""
   parts = {'loss': config.loss.to_dict(), 'model': config.model.to_dict()}
-  counts = losses.counts_that_matter(config, class_counts)
-  return _cached_losses(ml_collections.FrozenConfigDict(parts), counts, model)
+  counts = losses.counts_that_matter(config, net.metadata.class_counts)
+  frozen = ml_collections.FrozenConfigDict(parts)
+  return _cached_losses(frozen, counts, net.model, net.metadata.preprocessing)
 
 
-@functools.lru_cache(maxsize=4)  # a function is equal to itself alone: jit would compile anew
+@functools.lru_cache(maxsize=4)  # jit compiles anew for a function that is not the same object
 def _cached_losses(
-  config: ml_collections.FrozenConfigDict, class_counts: tuple[int, ...], model: nn.Module
+  config: ml_collections.FrozenConfigDict,
+  class_counts: tuple[int, ...],
+  model: nn.Module,
+  preprocessing: Preprocessing,
 ) -> Callable[..., Array]:
   loss_fn = losses.unweighted(config, np.array(class_counts))
-  return functools.partial(_model_losses, model=model, loss_fn=loss_fn)
+  return functools.partial(_model_losses, model=model, preprocessing=preprocessing, loss_fn=loss_fn)
 
 
 def _from_input_to_output(model: nn.Module, image_shape: tuple[int, int, int]) -> list[str]:
-  """Names of layers in the order in which the model makes them; trees are sorted by name."""
+  """Names of layers in the order in which the model makes them; a tree sorts them by name."""
   made: list[str] = []
 
   def init(key):
@@ -407,26 +417,14 @@ def _from_input_to_output(model: nn.Module, image_shape: tuple[int, int, int]) -
   return made
 
 
-def _about(config: ml_collections.ConfigDict, step: int) -> dict[str, Any]:
-  return {
-    'step': step,
-    'loss': config.loss.name,
-    'model': config.model.name,
-    'attention': config.model.attention,
-    'layers': '',
-  }
-
-
-def _describe_work(
-  run: restore.Trained, sampling: Sampling, layer_fn: Callable[[str], str | None] | None
-) -> str:
-  """One line: the gradients that are held at once, and how many images have to be gone through."""
-  rows = len(run.data.class_names) * (1 if sampling.exact else sampling.folds)
-  leaves, limit = jax.tree.leaves(run.state.params), backend.CLASS_GRADIENT_BYTES
-  layers = Layers.of(run.state.params, layer_fn, run.model.head)
+def _describe_work(net: Net, sample: Sampling, layer_fn: Callable[[str], str | None] | None) -> str:
+  """One line: the gradients that are held at a time, and the images to go through."""
+  rows = net.num_classes * (1 if sample.exact else sample.folds)
+  leaves, limit = jax.tree.leaves(net.params), backend.CLASS_GRADIENT_BYTES
+  layers = Layers.of(net.params, layer_fn, net.model.head)
   sizes, passes = layers.class_gradient_bytes(leaves, rows), layers.passes(leaves, rows, limit)
   largest = max(sum(sizes[layer] for layer in group) for group in passes)
-  images = 'every training image' if sampling.exact else f'{sampling.images} images of each class'
+  images = 'every training image' if sample.exact else f'{sample.images} images of each class'
   return (
     f'{rows} gradients of {images}, {largest / 2**20:.0f} MiB at a time in {len(passes)} pass'
     + ('es' if len(passes) > 1 else '')

@@ -1,6 +1,7 @@
 """Evaluation: every example once, sums on the device, ratios on the host."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -8,23 +9,45 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import numpy as np
 from jax import Array
 
-from csba_jax.data import augment, pipeline
+from csba_jax.data import pipeline
 from csba_jax.errors import UserError
-from csba_jax.methods import losses, metrics
+from csba_jax.methods import metrics
 from csba_jax.methods.metrics import Confusion
 from csba_jax.run import restore
-from csba_jax.run.state import TrainState
+from csba_jax.run.net import Net, Preprocessing
 from csba_jax.runtime import sharding
 from csba_jax.runtime.signals import StopRequest
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'layout'))
+def evaluate(
+  net: Net, part: pipeline.Part, batch_size: int, tick: Callable[[], None] = lambda: None
+) -> Confusion:
+  """Sums over a part of the data, every image once, on the host; with adjusted logits.
+
+  Args:
+    net: is evaluated on the devices where its variables are.
+    part: at least one image.
+    batch_size: images at a time.
+    tick: called before each batch; may raise.
+  """
+  layout, sums = net.layout, []
+  shift = layout.place(net.shift)
+  for batch in pipeline.eval_batches(part, batch_size, layout):
+    tick()
+    found = eval_step(
+      net.model, net.metadata.preprocessing, net.variables, shift, *batch, layout=layout
+    )
+    sums.append(found.to_host())
+  return functools.reduce(Confusion.merge, sums)
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'preprocessing', 'layout'))
 def eval_step(
   model: nn.Module,
-  state: TrainState,
+  preprocessing: Preprocessing,
+  variables: Any,
   shift: Array,
   images: Array,
   labels: Array,
@@ -32,33 +55,9 @@ def eval_step(
   *,
   layout: sharding.Layout,
 ) -> Confusion:
-  """Sums over a batch with running BatchNorm statistics; images uint8, padding has mask False.
-
-  `shift` [C] is added to the logits, see `losses.post_hoc_shift`.
-  """
-  variables = layout.gather(state.variables())
-  logits = model.apply(variables, augment.scale(images), train=False)
+  """Sums over a batch of uint8 images; padding has mask False."""
+  logits = model.apply(layout.gather(variables), preprocessing(images), train=False)
   return layout.gather(Confusion.from_logits(logits + shift[None], labels, mask))
-
-
-def evaluate(
-  model: nn.Module,
-  state: TrainState,
-  part: pipeline.Part,
-  batch_size: int,
-  shift: np.ndarray,
-  tick: Callable[[], None] = lambda: None,
-) -> Confusion:
-  """Sums over a whole, not empty part of the data, on the host; `shift` [C]: see `eval_step`.
-
-  On the devices where the state is; `tick` is called before each batch, and may raise.
-  """
-  layout, sums = sharding.Layout.of(state), []
-  shift = layout.place(shift)
-  for batch in pipeline.eval_batches(part, batch_size, layout):
-    tick()
-    sums.append(eval_step(model, state, shift, *batch, layout=layout).to_host())
-  return functools.reduce(Confusion.merge, sums)
 
 
 def evaluate_run(
@@ -73,30 +72,32 @@ def evaluate_run(
 
   Args:
     workdir: folder of a run.
-    which: see `trained.take_up`.
+    which: checkpoint, see `restore.load_run`.
     split: 'test' or 'val'.
-    data_dir: see `trained.take_up`.
-    post_hoc_tau: takes the place of the run's loss.post_hoc_tau; choose it on 'val'.
-    stop: entered once the run is read, and asked before each batch.
+    data_dir: see `restore.load_run`.
+    post_hoc_tau: replaces the run's loss.post_hoc_tau; choose it on 'val'.
+    stop: entered once the run is read, and checked before each batch.
 
   Raises:
     Stopped: after a signal.
-    UserError: as `trained.take_up`, a part without images, or a tau that is no finite number >= 0.
+    UserError: as in `restore.load_run`; a part without images; or a tau that is not a finite number
+      >= 0.
   """
   if post_hoc_tau is not None and not 0 <= post_hoc_tau < math.inf:
     raise UserError('a finite tau >= 0', str(post_hoc_tau), 'set --post_hoc_tau=1')
-  run = restore.take_up(workdir, which, data_dir)
+  run = restore.load_run(workdir, which, data_dir)
   part = run.data.val if split == 'val' else run.data.test
   if not len(part):
     raise UserError(f'a {split} part with images', 'none in this run', 'use --split=test')
-  tau = run.config.loss.post_hoc_tau if post_hoc_tau is None else post_hoc_tau
-  shift = losses.post_hoc_shift(tau, run.data.class_counts)
+  net = run.net
+  if post_hoc_tau is not None:
+    net = dataclasses.replace(net, post_hoc_tau=post_hoc_tau)
   with contextlib.ExitStack() as stack:
     tick = stack.enter_context(stop).check if stop else lambda: None
-    sums = evaluate(run.model, run.state, part, run.config.train.batch_size, shift, tick)
-  return metrics.summarise(sums, run.data.class_counts) | {
-    'checkpoint_step': int(run.state.step),
-    'post_hoc_tau': tau,
-    'class_names': list(run.data.class_names),
-    'class_counts': run.data.class_counts.tolist(),
+    sums = evaluate(net, part, run.config.train.batch_size, tick)
+  return metrics.summarise(sums, net.metadata.class_counts) | {
+    'checkpoint_step': net.step,
+    'post_hoc_tau': net.post_hoc_tau,
+    'class_names': list(net.metadata.class_names),
+    'class_counts': net.metadata.class_counts.tolist(),
   }

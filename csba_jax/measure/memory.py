@@ -1,43 +1,41 @@
-"""Whether a device holds what a run wants to have measured: said before its first step."""
+"""Checks before the first step of a run that the devices can hold its measurements."""
 
-from typing import Any
-
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from csba_jax.errors import UserError
 from csba_jax.gradients.gram import LayerFn, Layers
-
-PyTree = Any
-
-
-def shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> PyTree:
-  """The parameters of a model, as shapes."""
-  image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-  return jax.eval_shape(model.init, jax.random.key(0), image)['params']
+from csba_jax.run.net import Net
 
 
 def check_probe(
-  params: PyTree,
-  head: str,
+  net: Net,
   images: int,
-  classes: int,
   folds: int,
-  image_shape: tuple[int, int, int],
   devices: int,
   available: int,
   layer_fn: LayerFn | None = None,
 ) -> tuple[int, int]:
-  """Rows (class, fold) of a probe's batch and its images a row, the same on every device.
+  """The size of a probe's batch, after a check that each device can hold it.
+
+  Args:
+    net: variables may be shapes.
+    images: of each class.
+    folds: of each class.
+    devices: that share the images.
+    available: bytes of one device.
+    layer_fn: as in `class_grams`.
+
+  Returns:
+    The number of rows (class, fold), and of images in a row, a multiple of `devices`.
 
   Raises:
-    UserError: what one of the devices would hold exceeds its `available` bytes.
+    UserError: a device would hold more than its `available` bytes.
   """
+  classes = net.num_classes
   rows, depth = classes * folds, -(-images // folds)
   depth = -(-depth // devices) * devices
-  held = rows * depth // devices * int(np.prod(image_shape))
+  held = rows * depth // devices * int(np.prod(net.metadata.image_shape))
   if held > available:
     each = f'{depth // devices} images of each of {folds} folds of {classes} classes'
     raise UserError(
@@ -45,9 +43,9 @@ def check_probe(
       f'{held / 1e9:.1f} GB: {each}',
       'set --config.diagnostics.images to fewer, or use more devices',
     )
-  layers = Layers.of(params, layer_fn, head)
+  layers = Layers.of(net.params, layer_fn, net.model.head)
   try:
-    layers.check_room(jax.tree.leaves(params), rows, available, devices, every_gram=True)
+    layers.check_room(jax.tree.leaves(net.params), rows, available, devices, every_gram=True)
   except UserError as error:
     raise UserError(
       f'{error.expected}, for a probe of {folds} folds of {classes} classes',
@@ -58,11 +56,11 @@ def check_probe(
   return rows, depth
 
 
-def check_snapshots(params: PyTree, head: str, classes: int, devices: int, available: int) -> None:
-  """Raises UserError where a snapshot exceeds a device: a row a class, layers pass by pass."""
-  layers = Layers.of(params, None, head)
+def check_snapshots(net: Net, devices: int, available: int) -> None:
+  """Raises UserError where a device cannot hold one row for each class, layers pass by pass."""
+  layers, classes = Layers.of(net.params, None, net.model.head), net.num_classes
   try:
-    layers.check_room(jax.tree.leaves(params), classes, available, devices)
+    layers.check_room(jax.tree.leaves(net.params), classes, available, devices)
   except UserError as error:
     raise UserError(
       f'{error.expected}, for snapshots of {classes} classes',

@@ -1,7 +1,7 @@
 """Losses per example: (logits [N, C], labels [N] int, step) -> [N] nats, in one visible table.
 
-Reduction and masks belong to the caller: that is what makes class gradients possible. The step of
-the run is there for deferred re-weighting.
+The caller takes the mean and applies masks; that makes class gradients possible. Deferred
+re-weighting depends on the step of the run.
 """
 
 import functools
@@ -17,22 +17,19 @@ from jax import Array
 
 from csba_jax.config import step_at
 from csba_jax.data import class_counts as class_counts_lib
+from csba_jax.data import mixing
 from csba_jax.errors import UserError
 
 LossFn = Callable[[Array, Array, Array | int], Array]
 
 
-def cross_entropy(logits: Array, labels: Array, *, class_counts: np.ndarray) -> Array:
+def cross_entropy(logits: Array, labels: Array) -> Array:
   """-log p_y,  p = softmax(logits).   [N, C], [N] -> [N] nats"""
-  del class_counts  # the plain loss knows no prior
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-def label_smoothing(
-  logits: Array, labels: Array, *, class_counts: np.ndarray, smoothing: float
-) -> Array:
+def label_smoothing(logits: Array, labels: Array, *, smoothing: float) -> Array:
   """-(1 - eps) log p_y - eps mean_c log p_c  (Szegedy et al. 2016).   [N, C], [N] -> [N] nats"""
-  del class_counts
   log_p = jax.nn.log_softmax(logits)
   return -(1 - smoothing) * _of_label(log_p, labels) - smoothing * log_p.mean(-1)
 
@@ -47,9 +44,10 @@ def label_aware_smoothing(
 ) -> Array:
   """-(1 - eps_y) log p_y - eps_y / (C - 1) sum_{c != y} log p_c.   [N, C], [N] -> [N] nats
 
-  eps_y = eps_tail + (eps_head - eps_tail) sin(pi/2 (n_y - n_min) / (n_max - n_min)), the concave
-  form of MiSLAS (Zhong et al. 2021): large classes, which are over-confident, are smoothed most.
-  The formula is the paper's; its code spreads eps_y over all C classes, the label's own included.
+  eps_y = smoothing_tail + (smoothing - smoothing_tail) sin(pi/2 (n_y - n_min) / (n_max - n_min)),
+  the concave form of MiSLAS (Zhong et al. 2021): the predictions for large classes are
+  over-confident, so their labels are smoothed most. The formula is that of the paper; the code of
+  MiSLAS spreads eps_y over all C classes, the class of the label included.
   """
   n = np.asarray(class_counts, np.float64)
   rank = (n - n.min()) / max(n.max() - n.min(), 1)
@@ -60,23 +58,21 @@ def label_aware_smoothing(
   return -(1 - eps) * of_label - eps / (len(n) - 1) * (log_p.sum(-1) - of_label)
 
 
-def focal(logits: Array, labels: Array, *, class_counts: np.ndarray, gamma: float) -> Array:
+def focal(logits: Array, labels: Array, *, gamma: float) -> Array:
   """-(1 - p_y)^gamma log p_y  (Lin et al. 2017).   [N, C], [N] -> [N] nats
 
-  p is the plain softmax. LDAM-DRW's code takes p from the class-weighted cross-entropy, so that
-  there a weight also changes what counts as hard; here weights multiply the loss from outside.
+  p is the plain softmax, and class weights multiply the loss afterwards. In the code of LDAM-DRW p
+  comes from the class-weighted cross-entropy, so that a weight also changes the focal factor.
   """
-  del class_counts
   log_p = _of_label(jax.nn.log_softmax(logits), labels)
   return -_power(-jnp.expm1(log_p), gamma) * log_p
 
 
-def dual_focal(logits: Array, labels: Array, *, class_counts: np.ndarray, gamma: float) -> Array:
+def dual_focal(logits: Array, labels: Array, *, gamma: float) -> Array:
   """-(1 - p_y + p_j)^gamma log p_y,  p_j = max{p_c : p_c < p_y}, 0 if there is none.
 
-  Tao et al. 2023. [N, C], [N] -> [N] nats. As in their code the gradient also goes through p_j.
+  Tao et al. 2023. [N, C], [N] -> [N] nats. As in their code, the gradient also flows through p_j.
   """
-  del class_counts
   log_p = jax.nn.log_softmax(logits)
   of_label = _of_label(log_p, labels)
   p = jnp.exp(log_p)
@@ -89,8 +85,9 @@ def ldam(
 ) -> Array:
   """Cross-entropy of s (cos - m_y e_y),  m_c = max_margin (n_min / n_c)^(1/4).
 
-  Cao et al. 2019. [N, C], [N] -> [N] nats. The logits are s cos already, of the cosine classifier;
-  `scale` is its s. Margins are cosines, and the training loss is the only place that has them.
+  Cao et al. 2019. [N, C], [N] -> [N] nats. The logits are those of the cosine classifier, so they
+  are s cos already; `scale` is its s. Margins are in units of the cosine. Only the training loss
+  has them.
   """
   margins = max_margin * (np.min(class_counts) / np.asarray(class_counts, np.float64)) ** 0.25
   margin = jnp.asarray(margins, logits.dtype)[labels]
@@ -105,7 +102,7 @@ def logit_adjustment(
 ) -> Array:
   """Cross-entropy of logits + tau log pi_c  (Menon et al. 2021).   [N, C], [N] -> [N] nats
 
-  Predictions use the plain logits.
+  Predictions take the plain logits.
   """
   shift = jnp.asarray(tau * np.log(class_counts_lib.prior(class_counts)), logits.dtype)
   return optax.softmax_cross_entropy_with_integer_labels(logits + shift[None], labels)
@@ -114,8 +111,8 @@ def logit_adjustment(
 def balanced_softmax(logits: Array, labels: Array, *, class_counts: np.ndarray) -> Array:
   """-log(n_y e^{z_y} / sum_c n_c e^{z_c})  (Ren et al. 2020).   [N, C], [N] -> [N] nats
 
-  Logit adjustment with tau = 1: a constant added to all logits changes nothing, so counts serve as
-  well as the prior. Predictions use the plain logits.
+  The same as logit adjustment with tau = 1: a constant that is added to all logits changes nothing,
+  so counts may stand for the prior. Predictions take the plain logits.
   """
   counts = jnp.asarray(class_counts, logits.dtype)
   return optax.softmax_cross_entropy_with_integer_labels(logits + jnp.log(counts)[None], labels)
@@ -126,45 +123,53 @@ def vector_scaling(
 ) -> Array:
   """Cross-entropy of (n_c / n_max)^gamma z_c + tau log pi_c  (VS loss, Kini et al. 2021).
 
-  [N, C], [N] -> [N] nats. gamma = 0 is logit adjustment. Predictions use the plain logits.
+  [N, C], [N] -> [N] nats. gamma = 0 is logit adjustment. Predictions take the plain logits.
   """
   counts = np.asarray(class_counts, np.float64)
   factors = jnp.asarray((counts / counts.max()) ** gamma, logits.dtype)
   return logit_adjustment(logits * factors[None], labels, class_counts=class_counts, tau=tau)
 
 
-class Kind(NamedTuple):
+class Loss(NamedTuple):
   """A row of LOSSES."""
 
-  function: Callable[..., Array]  # (logits, labels, *, class_counts, **options) -> [N]
+  function: Callable[..., Array]  # (logits, labels, **options) -> [N]
+  reads_counts: bool  # whether it takes class_counts [C] too; without, it cannot depend on them
   options: tuple[str, ...] = ()  # fields of config.loss, or of config.model, that it takes
-  linear: bool = True  # in the label's distribution: only then are mixed labels mixed losses
-  heads: tuple[str, ...] = ('linear', 'scaled')  # model.head that its logits come from
-  counts: bool = True  # whether it depends on class_counts
+  linear: bool = True  # in the label's distribution: then the loss of mixed labels is mixed losses
+  classifiers: tuple[str, ...] = ('linear', 'scaled')  # values of model.head that it works with
 
 
-LOSSES: Mapping[str, Kind] = {
-  'cross_entropy': Kind(cross_entropy, counts=False),
-  'balanced_softmax': Kind(balanced_softmax),
-  'logit_adjustment': Kind(logit_adjustment, ('tau',)),
-  'vector_scaling': Kind(vector_scaling, ('gamma', 'tau')),
-  'label_smoothing': Kind(label_smoothing, ('smoothing',), counts=False),
-  'label_aware_smoothing': Kind(label_aware_smoothing, ('smoothing', 'smoothing_tail')),
-  'focal': Kind(focal, ('gamma',), linear=False, counts=False),
-  'dual_focal': Kind(dual_focal, ('gamma',), linear=False, counts=False),
-  'ldam': Kind(ldam, ('max_margin', 'scale'), linear=False, heads=('cosine',)),
+LOSSES: Mapping[str, Loss] = {
+  'cross_entropy': Loss(cross_entropy, reads_counts=False),
+  'balanced_softmax': Loss(balanced_softmax, reads_counts=True),
+  'logit_adjustment': Loss(logit_adjustment, reads_counts=True, options=('tau',)),
+  'vector_scaling': Loss(vector_scaling, reads_counts=True, options=('gamma', 'tau')),
+  'label_smoothing': Loss(label_smoothing, reads_counts=False, options=('smoothing',)),
+  'label_aware_smoothing': Loss(
+    label_aware_smoothing, reads_counts=True, options=('smoothing', 'smoothing_tail')
+  ),
+  'focal': Loss(focal, reads_counts=False, options=('gamma',), linear=False),
+  'dual_focal': Loss(dual_focal, reads_counts=False, options=('gamma',), linear=False),
+  'ldam': Loss(
+    ldam,
+    reads_counts=True,
+    options=('max_margin', 'scale'),
+    linear=False,
+    classifiers=('cosine',),
+  ),
 }
 
 
 def build(config: ml_collections.ConfigDict, class_counts: np.ndarray, total_steps: int) -> LossFn:
   """The loss that config.loss describes, bound to the training counts [C].
 
-  An example's loss is multiplied by `class_weights` of its class from the step on that
-  weights_start names (deferred re-weighting, DRW, Cao et al. 2019).
+  The loss of an example is multiplied by the `class_weights` of its class, from the step on that
+  weights_start gives (deferred re-weighting, DRW, Cao et al. 2019).
 
   Raises:
-    UserError: unknown names, a class without images, an option out of range, parts that do not go
-      together.
+    UserError: unknown names, a class without images, an option out of range, or parts that do not
+      go together.
   """
   check_fits(config)
   per_example = unweighted(config, class_counts)
@@ -177,33 +182,34 @@ def unweighted(
   config: ml_collections.ConfigDict, class_counts: np.ndarray
 ) -> Callable[[Array, Array], Array]:
   """The loss without class weights: (logits, labels) -> [N]."""
-  kind = kind_of(config.loss.name)
+  row = find(config.loss.name)
   options = {
-    name: (config.loss if name in config.loss else config.model)[name] for name in kind.options
+    name: (config.loss if name in config.loss else config.model)[name] for name in row.options
   }
-  class_counts_lib.prior(class_counts)
-  counts = np.asarray(class_counts, np.float64)
-  return functools.partial(kind.function, class_counts=counts, **options)
+  class_counts_lib.prior(class_counts)  # raises where a class has no images
+  if row.reads_counts:
+    options['class_counts'] = np.asarray(class_counts, np.float64)
+  return functools.partial(row.function, **options)
 
 
 def counts_that_matter(
   config: ml_collections.ConfigDict, class_counts: np.ndarray
 ) -> tuple[int, ...]:
-  """The counts [C] as `build` and the mixing of a config know them: ones where they know none.
+  """The counts [C] where the loss, its weights or the mixing of a config read them; else ones.
 
-  So that runs whose classes differ in size by an image or two can share one compiled program.
+  So runs that differ only in an image or two of a class can share one compiled program.
   """
-  blind = not kind_of(config.loss.name).counts and config.loss.weights == 'none'
-  if blind and config.mixing.name != 'remix':
-    return (1,) * len(class_counts)
-  return tuple(np.asarray(class_counts).tolist())
+  rows = find(config.loss.name), mixing.find(config.mixing.name)
+  if config.loss.weights != 'none' or any(row.reads_counts for row in rows):
+    return tuple(np.asarray(class_counts).tolist())
+  return (1,) * len(class_counts)
 
 
 def class_weights(config: ml_collections.ConfigDict, class_counts: np.ndarray) -> np.ndarray:
-  """w_c / sum_d pi_d w_d of the weights w that config.loss names.   [C] float64
+  """w_c / sum_d pi_d w_d for the weights w that config.loss names.   [C] float64
 
-  PyTorch's weighted mean, with the mean weight of the training set in place of the batch's, so
-  that a batch's loss stays a plain mean over examples.
+  This is PyTorch's weighted mean with one difference: the mean weight is that of the training set,
+  not of the batch, so that the loss of a batch stays a plain mean over examples.
   """
   if config.loss.weights == 'none':
     return np.ones(len(class_counts))
@@ -211,7 +217,7 @@ def class_weights(config: ml_collections.ConfigDict, class_counts: np.ndarray) -
   return weights / (class_counts_lib.prior(class_counts) @ weights)
 
 
-def kind_of(name: str) -> Kind:
+def find(name: str) -> Loss:
   """The row of LOSSES, or a UserError that lists them."""
   if name not in LOSSES:
     raise UserError(f'loss.name among {", ".join(LOSSES)}', repr(name), 'set --config.loss.name')
@@ -220,15 +226,15 @@ def kind_of(name: str) -> Kind:
 
 def check_fits(config: ml_collections.ConfigDict) -> None:
   """Raises UserError for parts of a config that do not go with its loss or its weights."""
-  loss, kind = config.loss, kind_of(config.loss.name)
-  if config.model.head not in kind.heads:
+  loss, row = config.loss, find(config.loss.name)
+  if config.model.head not in row.classifiers:
     raise UserError(
-      f'model.head {" or ".join(kind.heads)} for loss.name {loss.name}',
+      f'model.head {" or ".join(row.classifiers)} for loss.name {loss.name}',
       repr(config.model.head),
-      f'set --config.model.head={kind.heads[0]}',
+      f'set --config.model.head={row.classifiers[0]}',
     )
-  if config.mixing.name != 'none' and not kind.linear:
-    linear = ', '.join(name for name, kind in LOSSES.items() if kind.linear)
+  if config.mixing.name != 'none' and not row.linear:
+    linear = ', '.join(name for name, row in LOSSES.items() if row.linear)
     raise UserError(
       f'a loss that takes mixed labels with mixing.name {config.mixing.name}: {linear}',
       loss.name,
@@ -242,7 +248,7 @@ def check_fits(config: ml_collections.ConfigDict) -> None:
     )
   if loss.weights != 'none' and config.sampler.name != 'instance':
     raise UserError(
-      'loss.weights or a sampler: together they correct the prior twice',
+      'loss.weights or a sampler, not both: together they correct the prior twice',
       f'weights {loss.weights}, sampler {config.sampler.name}',
       'set --config.loss.weights=none, or --config.sampler.name=instance',
     )
@@ -266,7 +272,7 @@ def _reweighted(
 def mixed(loss_fn: LossFn, logits: Array, batch: Mapping[str, Array], step: Array | int) -> Array:
   """Losses [N] of a batch whose images may be mixed: share loss(label) + (1 - share) loss(partner).
 
-  Equal to the loss under the mixed label for the losses that are linear in it.
+  For the losses that are linear in the label this is the loss of the mixed label.
   """
   losses = loss_fn(logits, batch['label'], step)
   if 'share' not in batch:
@@ -276,7 +282,7 @@ def mixed(loss_fn: LossFn, logits: Array, batch: Mapping[str, Array], step: Arra
 
 
 def post_hoc_shift(tau: float, class_counts: np.ndarray) -> np.ndarray:
-  """-tau log pi_c, added to the logits of a trained net before it predicts.   [C] float32
+  """-tau log pi_c, which is added to the logits of a trained net before it predicts.  [C] float32
 
   Post-hoc logit adjustment (Menon et al. 2021); tau = 0 changes nothing.
   """
@@ -291,7 +297,7 @@ def _of_label(values: Array, labels: Array) -> Array:
 def _power(base: Array, exponent: float) -> Array:
   """base^exponent for base >= 0; its gradient is finite at 0 for every exponent.
 
-  A gradient through 0^gamma with gamma < 1 is infinite, and times log p_y = 0 it is NaN.
+  The plain gradient of 0^gamma with gamma < 1 is infinite; multiplied by log p_y = 0 it is NaN.
   """
   safe = jnp.where(base > 0, base, 1)
   return jnp.where(base > 0, safe**exponent, 1.0 if exponent == 0 else 0.0)

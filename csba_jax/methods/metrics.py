@@ -1,4 +1,4 @@
-"""Metrics as sums on the device and ratios on the host; padding carries weight 0."""
+"""Metrics: sums on the device, ratios on the host; padding has weight 0."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ CALIBRATION_BINS = 15  # equal widths, as in Guo et al. 2017
 
 
 class Confusion(struct.PyTreeNode):
-  """Sums over examples from which every metric follows; those of two sets of examples add up."""
+  """Sums over examples, from which every metric follows; sums of two sets of examples add up."""
 
   counts: Array  # [C, C] int32, counts[true, predicted]
   loss: Array  # [] sum of cross-entropies, nats
@@ -44,30 +44,30 @@ class Confusion(struct.PyTreeNode):
     )
 
   def merge(self, other: 'Confusion') -> 'Confusion':
-    """Sums over both sets of examples; on the host, in float64, once either side is there."""
+    """Sums over both sets of examples; on the host, in float64, where either side is there."""
     if isinstance(self.counts, np.ndarray) != isinstance(other.counts, np.ndarray):
       self, other = self.to_host(), other.to_host()
     return jax.tree.map(lambda a, b: a + b, self, other)
 
   def to_host(self) -> 'Confusion':
-    """The same sums as NumPy int64 and float64, in which many batches may be merged exactly."""
+    """The same sums in NumPy int64 and float64, so that many batches are merged exactly."""
     wide = {'i': np.int64, 'f': np.float64}
     host = jax.device_get(self)
     return jax.tree.map(lambda x: np.asarray(x, wide[np.asarray(x).dtype.kind]), host)
 
 
 def summarise(confusion: Confusion, train_counts: np.ndarray) -> dict[str, Any]:
-  """Every metric of an evaluation, as plain numbers; an undefined one is NaN.
+  """Every metric of an evaluation, as plain numbers; an undefined metric is NaN.
 
   Precision, recall and F1 of class c are tp / predicted, tp / support and 2 tp / (predicted +
-  support); F1 and precision of a class never predicted are 0. A class without examples has NaN
-  recall and F1; it is left out of macro-F1 and balanced accuracy (the mean recall), and counted
-  in `classes_without_examples`. Group accuracies are mean recalls of the many-, medium- and
-  few-shot classes by training images (more than 100, 20 to 100, fewer than 20). The expected
+  support); F1 and precision of a class that is never predicted are 0. A class without examples has
+  NaN recall and F1: macro-F1 and balanced accuracy (the mean recall) leave it out, and
+  `classes_without_examples` counts it. Group accuracies are mean recalls over the many-, medium-
+  and few-shot classes (more than 100, 20 to 100, fewer than 20 training images). The expected
   calibration error has 15 bins of equal width (Guo et al. 2017).
 
   Args:
-    confusion: sums of the whole evaluation, see `Confusion.to_host`.
+    confusion: sums over the whole evaluation, see `Confusion.to_host`.
     train_counts: [C] training images of each class.
   """
   counts = np.asarray(confusion.counts, np.float64)
@@ -100,14 +100,14 @@ def summarise(confusion: Confusion, train_counts: np.ndarray) -> dict[str, Any]:
 
 
 def macro_f1_at(counts: np.ndarray, shares: np.ndarray) -> float:
-  """Macro-F1 had the classes these shares:  rows of the confusion matrix scaled to sum to them.
+  """Macro-F1 if the classes had these shares: row c of the confusion matrix is scaled to share c.
 
-  Precision depends on how frequent the classes are, so that on a long-tailed part a net that
-  corrects the prior looks worse than it is where it will be used.
+  Precision depends on how frequent the classes are. So on a long-tailed part of the data, a net
+  that corrects the prior looks worse than where it is used.
 
   Args:
     counts: [C, C] confusion matrix; rows are true classes.
-    shares: [C] of the classes; their sum does not matter.
+    shares: [C] shares of the classes; they need not sum to 1.
 
   Returns:
     Macro-F1 over the classes that have examples; NaN without any.
@@ -127,6 +127,6 @@ def _ratio(numerator, denominator, empty: float) -> np.ndarray:
 
 
 def _mean(values: np.ndarray) -> float:
-  """Mean of the values that are not NaN; NaN of none."""
+  """Mean of the values that are not NaN; NaN if there are none."""
   values = values[~np.isnan(values)]
   return float(values.mean()) if values.size else float('nan')

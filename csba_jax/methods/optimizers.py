@@ -1,4 +1,4 @@
-"""Optimisers and learning rates by step; no weight decay on norms, biases and other vectors."""
+"""Optimisers and learning rates by step, in visible tables; norms and biases have no decay."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,10 +22,10 @@ def cosine(learning_rate: float, warmup_fraction: float, total_steps: int) -> op
 
 
 def steps(learning_rate: float, warmup_fraction: float, total_steps: int) -> optax.Schedule:
-  """Linear from 0 to the peak over the warm-up; / 100 at 80 % and again at 90 % of the run.
+  """Linear from 0 to the peak over the warm-up; divided by 100 at 80 % and at 90 % of the run.
 
-  LDAM-DRW's code (Cao et al. 2019) drops so at epochs 160 and 180 of 200; its warm-up rises once
-  an epoch, ours at every step.
+  As in the code of LDAM-DRW (Cao et al. 2019), which drops at epochs 160 and 180 of 200. Its
+  warm-up rises once an epoch, ours at every step.
   """
   warmup = round(warmup_fraction * total_steps)
   drops = {round(share * total_steps) - warmup: 0.01 for share in (0.8, 0.9)}
@@ -38,7 +38,7 @@ def _after_warmup(warmup: int, learning_rate: float, rest: optax.Schedule) -> op
   return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup), rest], [warmup])
 
 
-# (peak, warm-up as a share of the run, steps in all) -> learning rate by step
+# (peak, warm-up as a share of the run, number of steps) -> learning rate by step
 SCHEDULES: dict[str, Callable[[float, float, int], optax.Schedule]] = {
   'cosine': cosine,
   'steps': steps,
@@ -46,16 +46,16 @@ SCHEDULES: dict[str, Callable[[float, float, int], optax.Schedule]] = {
 
 
 def decay_mask(params: PyTree) -> PyTree:
-  """True where weight decay applies: everything but parameters called `bias` or `scale`."""
+  """True where weight decay applies: to all parameters but those called `bias` or `scale`."""
   return jax.tree.map_with_path(lambda path, _: path[-1].key not in UNDECAYED, params)
 
 
 def sgd(
   learning_rate: optax.Schedule, momentum: float, weight_decay: float
 ) -> optax.GradientTransformation:
-  """v <- momentum v + g + decay w;  w <- w - lr (g + decay w + momentum v), as torch.optim.SGD.
+  """v <- momentum v + g + decay w;  w <- w - lr (g + decay w + momentum v).
 
-  Nesterov's momentum.
+  SGD with Nesterov's momentum, as torch.optim.SGD(nesterov=True).
   """
   return optax.chain(
     optax.add_decayed_weights(weight_decay, decay_mask),
@@ -82,7 +82,7 @@ def build(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """The optimiser that config.train describes, and its learning rate by step.
 
-  In a second stage all but the parameters that it trains stay as they are, without decay.
+  A second stage updates only the parameters that it trains; weight decay does not move the others.
 
   Raises:
     UserError: unknown names.
@@ -103,7 +103,7 @@ def build(
 
 
 def _only(pattern: str | None, tx: optax.GradientTransformation) -> optax.GradientTransformation:
-  """`tx` for the parameters whose names the expression finds, no update for all others."""
+  """`tx` for parameters in whose names the regular expression is found; no update of the others."""
 
   def labels(params):
     return jax.tree.map(

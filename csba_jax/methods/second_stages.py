@@ -1,10 +1,10 @@
-"""Second stages: what of a trained net is trained again, in one visible table.
+"""Second stages: which part of a trained net is trained again, in one visible table.
 
-A net trained on the long tail as it is has good features and a biased classifier (Kang et al.
-2020): a second stage keeps the features, with the statistics of their norms, and corrects the
-classifier alone. (The code of Kang et al. lets the norms go on with the statistics of
-class-balanced batches; MiSLAS's for CIFAR-10 keeps them.) How one starts from the first stage's
-workdir: `csba_jax.training.start_second_stage`.
+A net that was trained on long-tailed data has good features and a biased classifier (Kang et al.
+2020). A second stage keeps the features, with the statistics of BatchNorm, and corrects the
+classifier alone. (In the code of Kang et al. the statistics follow the class-balanced batches of
+the second stage; MiSLAS's code for CIFAR-10 keeps them.) How a second stage starts from the workdir
+of the first: `csba_jax.training.start_second_stage`.
 """
 
 import re
@@ -17,51 +17,54 @@ from csba_jax.errors import UserError
 PyTree = Any
 
 
-class Stage(NamedTuple):
-  """A row of STAGES; the expressions search the names of parameters, such as head/kernel."""
+class SecondStage(NamedTuple):
+  """A row of SECOND_STAGES; its regular expressions search parameter names, e.g. head/kernel."""
 
-  trains: str | None  # what it trains; None: nothing
-  fresh: str | None = None  # what starts anew; all else comes from the first stage
-  head: str | None = None  # the model.head that it needs; None: any
+  trains: str | None  # parameters that are trained; None: none
+  fresh: str | None = None  # parameters that start anew; the others come from the first stage
+  classifier: str | None = None  # the model.head that it needs; None: any
+  updates_statistics: bool = False  # whether BatchNorm takes and averages those of the batches
 
 
-STAGES = {
-  # not a second stage: everything, from nothing
-  'none': Stage(trains='.', fresh='.'),
+SECOND_STAGES = {
+  # no second stage: everything is trained, from its initial value
+  'none': SecondStage(trains='.', fresh='.', updates_statistics=True),
   # classifier re-training (Kang et al. 2020): a new classifier on the old features
-  'crt': Stage(trains='^head/', fresh='^head/'),
-  # learnable weight scaling (Kang et al. 2020): a factor for each class's logit, nothing else
-  'lws': Stage(trains='^head/scale$', fresh='^head/scale$', head='scaled'),
-  # MiSLAS's second stage (Zhong et al. 2021): the first stage's classifier goes on, with a factor
-  # for each class, under label_aware_smoothing
-  'label_aware': Stage(trains='^head/', fresh='^head/scale$', head='scaled'),
-  # tau-normalisation (Kang et al. 2020): w_k / |w_k|^tau, no training at all
-  'tau_norm': Stage(trains=None, head='linear'),
+  'crt': SecondStage(trains='^head/', fresh='^head/'),
+  # learnable weight scaling (Kang et al. 2020): a factor for the logit of each class, nothing else
+  'lws': SecondStage(trains='^head/scale$', fresh='^head/scale$', classifier='scaled'),
+  # second stage of MiSLAS (Zhong et al. 2021): the classifier of the first stage, with a factor for
+  # each class, is trained further under label_aware_smoothing
+  'label_aware': SecondStage(trains='^head/', fresh='^head/scale$', classifier='scaled'),
+  # tau-normalisation (Kang et al. 2020): w_k / |w_k|^tau, without any training
+  'tau_norm': SecondStage(trains=None, classifier='linear'),
 }
 
 
-def find(stage: ml_collections.ConfigDict, head: str) -> Stage:
-  """The row of config.stage, for a model with that kind of classifier.
+def find(stage: ml_collections.ConfigDict, classifier: str) -> SecondStage:
+  """The row that config.stage names, for a net whose classifier is of that kind (model.head).
 
   Raises:
     UserError: an unknown method, or one that this classifier does not fit.
   """
-  if stage.method not in STAGES:
+  if stage.method not in SECOND_STAGES:
     raise UserError(
-      f'stage.method among {", ".join(STAGES)}', repr(stage.method), 'set --config.stage.method'
+      f'stage.method among {", ".join(SECOND_STAGES)}',
+      repr(stage.method),
+      'set --config.stage.method',
     )
-  found = STAGES[stage.method]
-  if found.head not in (None, head):
+  found = SECOND_STAGES[stage.method]
+  if found.classifier not in (None, classifier):
     raise UserError(
-      f'model.head {found.head} for stage.method {stage.method}',
-      repr(head),
-      f'set --config.model.head={found.head}',
+      f'model.head {found.classifier} for stage.method {stage.method}',
+      repr(classifier),
+      f'set --config.model.head={found.classifier}',
     )
   return found
 
 
 def check_source(stage: ml_collections.ConfigDict) -> None:
-  """Raises UserError for a second stage without a first one, and for the reverse."""
+  """Raises UserError for a second stage without a first one, or a first one without a second."""
   if (stage.method == 'none') != (stage.source == ''):
     raise UserError(
       'stage.method and stage.source together: what to do, and the workdir of the first stage',
@@ -71,8 +74,8 @@ def check_source(stage: ml_collections.ConfigDict) -> None:
 
 
 def matches(pattern: str | None, params: PyTree) -> PyTree:
-  """True for the parameters whose names the expression finds; a tree like `params`."""
-  import jax  # not above: the index streams of the host, which know stages, do without it
+  """True for parameters in whose names the regular expression is found; a tree like `params`."""
+  import jax  # not above: the plan of a run (run.schedule) reads this table without JAX
 
   def one(path, _):
     name = '/'.join(str(key.key) for key in path)

@@ -1,10 +1,10 @@
-"""Attention over the channels of parallel branches: CSBA, its class-conditioned form, SE and CBAM.
+"""Attention over the channels of parallel branches, in one visible table: CSBA, SE, CBAM.
 
 Notation: branch b of a block gives u_b [N, H, W, D]; z_b = mean over H, W of u_b, [N, D].
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ from csba_jax.models import layers
 class ChannelGate(nn.Module):
   """Channel gate sigmoid(W2 relu(W1 z)), both layers with bias.   [N, D] -> [N, D] in (0, 1)
 
-  The hidden layer has D // reduction units, at least one. With reduction 1 a gate for each branch
-  makes CSBA as much larger than its control as the paper states (+32.6 %).
+  The hidden layer has D // reduction units, at least one. With reduction 1 and one gate a branch,
+  CSBA is larger than its control by what the paper states (+32.6 %).
   """
 
   reduction: int = 1
@@ -31,11 +31,11 @@ class ChannelGate(nn.Module):
 
 
 class BranchAttention(nn.Module):
-  """CSBA: each branch is gated by its own channels before aggregation, u_b * s_b(z_b).
+  """CSBA: before aggregation the channels of each branch gate that branch, u_b * s_b(z_b).
 
-  s_b = sigmoid(W2_b relu(W1_b z_b)) with weights of its own for every branch, where
-  squeeze-excitation has one gate after the branches have met.
-  [N, H, W, D] per branch -> the same (Singhal & Soni, arXiv 2606.05740).
+  s_b = sigmoid(W2_b relu(W1_b z_b)), with separate weights for every branch; squeeze-excitation has
+  one gate after the aggregation.
+  [N, H, W, D] for each branch -> the same (Singhal & Soni, arXiv 2606.05740).
   """
 
   names: Sequence[str]
@@ -54,23 +54,23 @@ class BranchAttention(nn.Module):
 class SqueezeExcite(nn.Module):
   """One channel gate after aggregation, x * s(mean_hw x).   [N, H, W, C] -> [N, H, W, C]
 
-  Hu et al. 2018, with their reduction of 16.
+  Hu et al. 2018, with their reduction of 16. It is the same in training and evaluation.
   """
 
   reduction: int = 16
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
-    return (
-      x * ChannelGate(self.reduction, self.dtype, name='gate')(x.mean((1, 2)))[:, None, None, :]
-    )
+  def __call__(self, x: Array, train: bool = False) -> Array:
+    del train
+    gate = ChannelGate(self.reduction, self.dtype, name='gate')(x.mean((1, 2)))
+    return x * gate[:, None, None, :]
 
 
 class CBAM(nn.Module):
-  """Channel, then spatial attention after aggregation.   [N, H, W, C] -> [N, H, W, C]
+  """Channel attention, then spatial attention, after aggregation.   [N, H, W, C] -> [N, H, W, C]
 
-  x <- x * sigmoid(mlp(mean_hw x) + mlp(max_hw x)), one mlp for both;
+  x <- x * sigmoid(mlp(mean_hw x) + mlp(max_hw x)), with one mlp for both;
   x <- x * sigmoid(norm(conv7x7([mean_c x, max_c x])))  (Woo et al. 2018; norm and
   reduction 16 as in their code).
   """
@@ -92,47 +92,10 @@ class CBAM(nn.Module):
     return x * nn.sigmoid(norm(maps))
 
 
-def aggregate(
-  module: nn.Module,
-  branches: Sequence[Array],
-  names: Sequence[str],
-  attention: str,
-  train: bool,
-  dtype: Any,
-  project: Callable[[Array], Array] | None = None,
-) -> Array:
-  """attention(project(concat_b u_b)), or project(concat_b attention(u_b)) for CSBA.
-
-  What each `attention` means in every model: `csba` and `csba_class` gate the branches before they
-  are aggregated, `se` and `cbam` what comes out, the others nothing. Where `intermediates` are
-  asked for, the module keeps `branches` [N, B, D], the means over space of what is aggregated.
-
-  Args:
-    module: in whose `@nn.compact` method it is called; gets the submodule `attention`.
-    branches: u_b [N, H, W, D], B of them.
-    names: of the branches; CSBA's layers are called by them.
-    attention: none | none_wide | se | cbam | csba | csba_class.
-    train: as of the module.
-    dtype: type of the computation.
-    project: [N, H, W, B * D] -> [N, H, W, features]; without it they are concatenated only.
-  """
-  if attention in ('csba', 'csba_class'):
-    branches = BranchAttention(names, dtype, name='attention')(branches)
-  module.sow('intermediates', 'branches', jnp.stack([u.mean((1, 2)) for u in branches], axis=1))
-  x = jnp.concatenate(branches, axis=-1)
-  if project is not None:
-    x = project(x)
-  if attention == 'se':
-    x = SqueezeExcite(dtype=dtype, name='attention')(x)
-  if attention == 'cbam':
-    x = CBAM(dtype=dtype, name='attention')(x, train)
-  return x
-
-
 class ClassGate(nn.Module):
-  """The image's share V_b relu(U_b z_b) of the class-conditioned gate.   [N, B, D] -> [N, B, D]
+  """V_b relu(U_b z_b), the image's share of the class-conditioned gate.   [N, B, D] -> [N, B, D]
 
-  V starts at zero, and so does the class's share E: the net starts as plain CSBA exactly.
+  V starts at zero, and so does E, the share of the class: the net starts exactly as plain CSBA.
   """
 
   reduction: int = 1
@@ -148,3 +111,68 @@ class ClassGate(nn.Module):
     u = self.param('squeeze', per_branch, (branches, channels, hidden)).astype(self.dtype)
     v = self.param('excite', nn.initializers.zeros, (branches, hidden, channels)).astype(self.dtype)
     return jnp.einsum('nbh,bhd->nbd', nn.relu(jnp.einsum('nbd,bdh->nbh', z, u)), v)
+
+
+BRANCHES, MAPS = 'branches', 'image maps'  # what an attention may need of a net
+
+
+class Attention(NamedTuple):
+  """A row of ATTENTIONS: what acts on the branches of a net before or after the aggregation."""
+
+  needs: tuple[str, ...] = ()  # BRANCHES that meet in `aggregate`; MAPS, axes of height and width
+  # (names of branches, dtype, name) -> module: [u_b] -> [u_b], before the aggregation
+  before: Callable[..., nn.Module] | None = None
+  # (dtype, name) -> module: (x, train) -> x, after the aggregation; a row has one of the two
+  after: Callable[..., nn.Module] | None = None
+  # (dtype, name) -> module: z [N, B, D] -> the image's share of gates that the classifier applies
+  # for every class
+  at_classifier: Callable[..., nn.Module] | None = None
+  # no attention, in a net that is widened to the parameter count of this other row
+  parameters_of: str | None = None
+
+
+ATTENTIONS: Mapping[str, Attention] = {
+  'none': Attention(),
+  'none_wide': Attention((BRANCHES,), parameters_of='csba'),
+  'se': Attention((BRANCHES,), after=SqueezeExcite),
+  'cbam': Attention((BRANCHES, MAPS), after=CBAM),
+  'csba': Attention((BRANCHES,), before=BranchAttention),
+  'csba_class': Attention((BRANCHES,), before=BranchAttention, at_classifier=ClassGate),
+}
+
+
+def aggregate(
+  module: nn.Module,
+  branches: Sequence[Array],
+  names: Sequence[str],
+  attention: str,
+  train: bool,
+  dtype: Any,
+  project: Callable[[Array], Array] | None = None,
+) -> Array:
+  """after(project(concat_b before(u_b))), with `before` and `after` of the attention's row.
+
+  Every model calls it where its branches meet, so an attention means the same in all of them. If
+  the caller of the net asks for `intermediates`, the module keeps `branches` [N, B, D]: the means
+  over space of the branches as they are aggregated.
+
+  Args:
+    module: it is called in the `@nn.compact` method of this module, which gets a submodule
+      `attention`.
+    branches: u_b [N, H, W, D], B of them.
+    names: names of the branches; attention before the aggregation names its layers after them.
+    attention: a row of ATTENTIONS.
+    train: as of the module.
+    dtype: type of the computation.
+    project: [N, H, W, B * D] -> [N, H, W, features]; without it branches are concatenated only.
+  """
+  row = ATTENTIONS[attention]
+  if row.before is not None:
+    branches = row.before(names, dtype=dtype, name='attention')(branches)
+  module.sow('intermediates', 'branches', jnp.stack([u.mean((1, 2)) for u in branches], axis=1))
+  x = jnp.concatenate(branches, axis=-1)
+  if project is not None:
+    x = project(x)
+  if row.after is not None:
+    x = row.after(dtype=dtype, name='attention')(x, train)
+  return x

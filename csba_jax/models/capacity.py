@@ -1,4 +1,4 @@
-"""How many parameters a net has, and how wide a net must be to have as many as another."""
+"""Parameter counts, and the width at which a net has as many parameters as another."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from csba_jax.models.attention import ATTENTIONS
+
 
 def parameter_count(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
-  """Number of parameters, from shapes alone: nothing is allocated."""
+  """Number of parameters, computed from shapes: nothing is allocated."""
   image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), image)['params']
   return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
@@ -23,18 +25,21 @@ def at_width(
   image_shape: tuple[int, int, int],
   tuned: Sequence[int],
 ) -> nn.Module:
-  """The net at a width; for `none_wide`, as wide as gives it the parameters of `csba`.
+  """The net at a width; for `none_wide`, widened until it has as many parameters as `csba`.
 
   Args:
     make_model: (channels, attention) -> the net.
-    channels: at width 1.
-    attention: of the net; `none_wide` has none, and the parameter count of `csba` within 1 %.
+    channels: numbers of channels at width 1.
+    attention: a row of ATTENTIONS. One with `parameters_of` gives a net without attention, whose
+      parameter count is that of the other row within 1 %.
     width: multiplies every number of channels, which stays at least 1.
     image_shape: (height, width, channels) of the images.
-    tuned: positions in `channels` to tune for `none_wide`, those of fewest parameters last.
+    tuned: positions in `channels` that may be tuned to meet the parameter count; those that add the
+      fewest parameters come last.
   """
-  if attention == 'none_wide':
-    return make_model(_widen(make_model, channels, width, image_shape, tuned), 'none')
+  other = ATTENTIONS[attention].parameters_of
+  if other is not None:
+    return make_model(_widen(make_model, channels, other, width, image_shape, tuned), 'none')
   return make_model(_scaled(channels, width), attention)
 
 
@@ -45,23 +50,24 @@ def _scaled(channels: Sequence[int], width: float) -> tuple[int, ...]:
 def _widen(
   make_model: Callable[[Sequence[int], str], nn.Module],
   channels: Sequence[int],
+  other: str,
   width: float,
   image_shape: tuple[int, int, int],
   tuned: Sequence[int],
 ) -> tuple[int, ...]:
-  """Channels without attention that give the parameter count of `csba` at `width`.
+  """Channels of a net without attention that has the parameter count of `other` at `width`.
 
-  Parameters grow about as width squared: one uniform step, then single numbers of channels take up
-  what is left.
+  The number of parameters grows about as width squared. First all channels are scaled alike; then
+  single numbers of channels make up the difference that is left.
   """
 
   def count(candidate, attention='none'):
     return parameter_count(make_model(candidate, attention), image_shape)
 
-  target = count(_scaled(channels, width), 'csba')
+  target = count(_scaled(channels, width), other)
   plain = count(_scaled(channels, width))
   found = list(_scaled(channels, width * (target / plain) ** 0.5))
-  for position in tuned:  # steps of falling size
+  for position in tuned:  # from coarse to fine
     wider = found.copy()
     wider[position] += 1
     now = count(found)

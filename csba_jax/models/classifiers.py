@@ -1,4 +1,7 @@
-"""Classifiers of a net's branches, z [N, B, D] -> logits [N, K], for every model."""
+"""The classifier at the end of every model: means of the branches z [N, B, D] -> logits [N, K].
+
+The config calls its kind model.head, and checkpoints call its parameters head/...
+"""
 
 from typing import Any, NamedTuple
 
@@ -9,30 +12,31 @@ from jax import Array, lax
 from csba_jax.models import attention as attn
 
 KINDS = ('linear', 'cosine', 'scaled')
-HEAD = r'^head/'  # parameters whose rows belong to single classes by construction
-SHORTEST = 1e-12  # vectors shorter than this have no direction
+# names of the classifier's parameters; each of their rows belongs to one class by construction
+HEAD = r'^head/'
+SHORTEST = 1e-12  # a vector shorter than this counts as one without a direction
 
 
 class Classifier(NamedTuple):
-  """What a model's classifier is like; see `LinearHead`."""
+  """Settings of a model's classifier; see `ClassifierLayer`."""
 
   kind: str = 'linear'  # one of KINDS
-  scale: float = 30.0  # of the cosines of `cosine`
+  scale: float = 30.0  # of the cosines, where the kind is `cosine`
 
 
 LINEAR = Classifier()
 
 
-class LinearHead(nn.Module):
-  """The classifier of a kind.   [N, B, D] -> [N, num_classes], float32 at least
+class ClassifierLayer(nn.Module):
+  """Logits of the kind that `like` names.   [N, B, D] -> [N, num_classes], at least float32
 
   linear: logit_k = bias_k + sum_b <w_kb, z_b>.
-  cosine: logit_k = scale <w_k, z> / (|w_k| |z|) over all of B * D, without bias; 0, and of
-    gradient 0, where a vector is shorter than SHORTEST, which the official code divides by instead
-    (NormedLinear of Cao et al. 2019, whose scale, 30, is part of the loss: here it is of the
-    logits, so that they are log-odds wherever they are used).
-  scaled: scale_k times the logit of `linear`, bias included as in the official code; scale is 1 at
-    first (learnable weight scaling, Kang et al. 2020, who train it alone in a second stage).
+  cosine: logit_k = scale <w_k, z> / (|w_k| |z|) over all B * D numbers, without bias (NormedLinear
+    of Cao et al. 2019). Where a vector is shorter than SHORTEST, the logit and its gradient are 0;
+    the official code divides by that length instead. The official code has the scale, 30, in the
+    loss; here it is part of the logits, so that they are log-odds wherever they are used.
+  scaled: scale_k times the logit of `linear`, with its bias, as in the official code; scale starts
+    at 1 (learnable weight scaling, Kang et al. 2020, who train it alone in a second stage).
   """
 
   num_classes: int
@@ -40,7 +44,7 @@ class LinearHead(nn.Module):
 
   @nn.compact
   def __call__(self, z: Array, class_gate: Array | None = None) -> Array:
-    """With `class_gate` g [N, B, D], every class k gates z for itself by 2 sigmoid(g_b + E_kb)."""
+    """With `class_gate` g [N, B, D], class k has its own gates of z, 2 sigmoid(g_b + E_kb)."""
     wide = jnp.promote_types(z.dtype, jnp.float32)
     z = z.astype(wide)
     shape = (*z.shape[1:], self.num_classes)
@@ -58,7 +62,7 @@ class LinearHead(nn.Module):
     if self.like.kind == 'cosine':
       if class_gate is None:
         square = jnp.einsum('nbd,nbd->n', z, z)[:, None]
-      else:  # what each class sees of z
+      else:  # of z through the gates of each class
         square = jnp.einsum('nbd,nkbd->nk', z * z, gates * gates)
       lengths = _inverse_norm((kernel * kernel).sum((0, 1)))[None]
       return self.like.scale * logits * _inverse_norm(square) * lengths
@@ -69,18 +73,18 @@ class LinearHead(nn.Module):
 
 
 def classify(z: Array, num_classes: int, like: Classifier, attention: str, dtype: Any) -> Array:
-  """Logits of a model's branches; its class gate too where attention is `csba_class`.
+  """Logits of a model's branches, with class gates where the attention has them.
 
-  Called at the end of a model's `@nn.compact` method, which gets the submodules `head` and
+  A model calls it at the end of its `@nn.compact` method, which gets the submodules `head` and
   `class_gate`.   z [N, B, D] -> [N, num_classes]
   """
-  gate = None
-  if attention == 'csba_class':
-    gate = attn.ClassGate(dtype=dtype, name='class_gate')(z)
-  return LinearHead(num_classes, like, name='head')(z, gate)
+  gate, make_gate = None, attn.ATTENTIONS[attention].at_classifier
+  if make_gate is not None:
+    gate = make_gate(dtype=dtype, name='class_gate')(z)
+  return ClassifierLayer(num_classes, like, name='head')(z, gate)
 
 
 def _inverse_norm(square: Array) -> Array:
-  """1 / |x| from |x|^2; 0, and of gradient 0, where x has no direction."""
+  """1 / |x| from |x|^2; where x counts as having no direction, 0 with gradient 0."""
   present = square > SHORTEST**2
   return jnp.where(present, lax.rsqrt(jnp.where(present, square, 1)), 0)

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 from jax import Array
 
 kernel_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'truncated_normal')
-SMALL = 32  # pixels: what the nets are made for; larger images are halved to it first
+SMALL = 32  # pixels a side: the nets are made for this size, and larger images are halved first
 
 
 class BatchNorm(nn.Module):
   """(x - mean) / sqrt(var + eps) * scale + bias by channel.   [..., C] -> [..., C]
 
-  Statistics of the batch in training (running ones move a tenth of the way), running ones
-  otherwise; float32 whatever the type of the computation. Same variables as flax's BatchNorm.
+  In training, mean and var are those of the batch, and the running ones move towards them by a
+  tenth of the difference; otherwise the running ones are used. They are float32 whatever the type
+  of the computation. The variables are those of Flax's BatchNorm.
   """
 
   use_running_average: bool
@@ -49,14 +50,14 @@ class BatchNorm(nn.Module):
 
 
 def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
-  """Convolution with stride s and zero padding k // 2, odd k.
+  """Convolution with stride s and zero padding k // 2, for odd k.
 
   [N, H, W, C], [kh, kw, C, D] -> [N, ceil(H/s), ceil(W/s), D]
   """
   kh, kw = kernel.shape[:2]
   if (kh, kw, stride) == (1, 1, 1):
-    # A product of two matrices: 3 to 10 times faster so on CPU; the gradient of a product with a
-    # [N, H, W, C] array takes twice the time of this one.
+    # As a product of two matrices it is 3 to 10 times faster on CPU. Flattened first: the gradient
+    # of a product with an [N, H, W, C] array takes twice as long.
     return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
   return jax.lax.conv_general_dilated(
     x,
@@ -97,9 +98,10 @@ class ConvNormRelu(nn.Module):
 
 
 class Stem(nn.Module):
-  """3x3 convolutions down to a map of at most `largest` x `largest`, itself at most SMALL.
+  """3x3 convolutions that reduce images to a map of at most `largest` <= SMALL pixels a side.
 
-  Above SMALL pixels each halving is a strided convolution; a last halving is a pooling.
+  Strided convolutions halve the image until its shorter side is at most SMALL pixels; then, where
+  that is more than `largest`, a pooling halves it once more.
   [N, H, W, ch] -> [N, h, w, features]
   """
 
@@ -119,9 +121,9 @@ class Stem(nn.Module):
 
 
 def max_pool2(x: Array) -> Array:
-  """2x2 maximum, stride 2, an odd last row or column dropped. [N, H, W, C] -> [N, H//2, W//2, C]
+  """2x2 maximum with stride 2.   [N, H, W, C] -> [N, H // 2, W // 2, C]
 
-  The gradient goes to the first of equal values.
+  An odd last row or column is dropped. The gradient goes to the first of equal values.
   """
   h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
 

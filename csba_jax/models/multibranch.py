@@ -1,7 +1,7 @@
-"""The paper's multi-branch net: blocks of parallel convolutions that meet through an attention.
+"""The multi-branch net of the paper: blocks of parallel convolutions, joined with an attention.
 
-Layer names read `stage2/block1/branch3x3/conv/kernel`. Every variant has the same branches to the
-layer; they differ in the attention between the branches and their aggregation alone.
+Names of layers look like `stage2/block1/branch3x3/conv/kernel`. All variants have the same layers
+in their branches; they differ only in the attention where branches are aggregated.
 """
 
 import functools
@@ -14,16 +14,15 @@ from jax import Array
 from csba_jax.models import attention as attn
 from csba_jax.models import capacity, classifiers, layers
 
-ATTENTIONS = ('none', 'none_wide', 'se', 'cbam', 'csba', 'csba_class')
 MIN_SIZE = 8  # pixels; two poolings leave a 2x2 map
-LARGEST_MAP = 16  # pixels of the first stage
+LARGEST_MAP = 16  # pixels a side in the first stage
 BRANCHES = ('branch1x1', 'branch3x3', 'branch5x5')
 BLOCKS = (1, 1, 2)  # blocks in each stage
 STEM, STAGES = 32, (64, 128, 160)  # channels at width 1: 1.35 M parameters without attention
 
 
 class FactorisedConv(nn.Module):
-  """A 5x5 field from 1x5 and 5x1, each with norm and relu.   [N, H, W, C] -> [N, H, W, features]"""
+  """A 5x5 field by 1x5, then 5x1, each with norm and relu.   [N, H, W, C] -> [N, H, W, features]"""
 
   features: int
   dtype: Any = jnp.float32
@@ -37,9 +36,9 @@ class FactorisedConv(nn.Module):
 class Block(nn.Module):
   """aggregate(attention(branch_b(x) for each b)).   [N, H, W, C] -> [N, H, W, features]
 
-  With `project` the branches are concatenated and projected by a 1x1 convolution, norm and relu;
-  without it (the last block, whose branches meet the classifier) they are concatenated only:
-  [N, H, W, B * features].
+  With `project` the branches are concatenated and projected by a 1x1 convolution, norm and relu.
+  Without it they are concatenated only, [N, H, W, B * features]: so in the last block, whose
+  branches go to the classifier.
   """
 
   features: int
@@ -62,7 +61,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-  """`blocks` blocks of one width; the net's last one leaves its branches unprojected."""
+  """`blocks` blocks of one width; in the last stage of the net, the last one does not project."""
 
   features: int
   blocks: int
@@ -81,8 +80,9 @@ class Stage(nn.Module):
 class MultiBranch(nn.Module):
   """Multi-branch CNN.   [N, H, W, ch] float in [-1, 1] -> logits [N, num_classes] float32
 
-  stem -> stages of blocks, 2x2 pooling between stages -> z_b, the mean of each branch of the last
-  block -> classifier. `csba_class` is `csba` whose classifier gates z_b for every class.
+  stem -> stages of blocks, 2x2 pooling between stages -> z_b, the mean over space of each branch of
+  the last block -> classifier. `csba_class` is `csba` with a classifier that gates z_b for every
+  class.
   Parameters are float32; `dtype` is the type of the computation.
   """
 
@@ -94,7 +94,7 @@ class MultiBranch(nn.Module):
   classifier: classifiers.Classifier = classifiers.LINEAR
   blocks: tuple[int, ...] = BLOCKS  # of each stage
 
-  head = classifiers.HEAD
+  head = classifiers.HEAD  # names of the parameters of the classifier
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
@@ -118,15 +118,15 @@ def build(
   classifier: classifiers.Classifier = classifiers.LINEAR,
   depth: int = 1,
 ) -> MultiBranch:
-  """The net at a width; for `none_wide`, as wide as gives it the parameters of `csba`.
+  """The net at a width; for `none_wide`, widened until it has as many parameters as `csba`.
 
   Args:
     num_classes: C >= 2.
-    image_shape: (height, width, channels); it decides the depth of the stem.
-    attention: one of ATTENTIONS.
+    image_shape: (height, width, channels) of the images; the depth of the stem follows from it.
+    attention: a row of ATTENTIONS.
     width: multiplies every number of channels.
     dtype: type of the computation.
-    classifier: what its classifier is like.
+    classifier: settings of the classifier.
     depth: multiplies the number of blocks of every stage.
   """
 
@@ -135,6 +135,6 @@ def build(
     blocks = tuple(depth * number for number in BLOCKS)
     return MultiBranch(num_classes, attention, stem, tuple(stages), dtype, classifier, blocks)
 
-  # of a stage's channels those of the first weigh least, and those of the stem less
+  # channels of the first stage add fewer parameters than those of the others, and the stem's fewest
   channels = (STEM, *STAGES)
   return capacity.at_width(make_model, channels, attention, width, image_shape, tuned=(1, 0))

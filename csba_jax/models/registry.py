@@ -1,4 +1,7 @@
-"""The one visible table of models."""
+"""The models, in one visible table."""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -6,15 +9,29 @@ import ml_collections
 
 from csba_jax.errors import UserError
 from csba_jax.models import classifiers, multibranch, resnet, vit
+from csba_jax.models.attention import ATTENTIONS, BRANCHES, MAPS
 
-# name: (build function, its attentions); a model declares `head`, the regular expression of its
-# classifier's parameters
+
+class Model(NamedTuple):
+  """A row of MODELS. A model declares `head`, the pattern of its classifier's parameter names."""
+
+  # (num_classes, image_shape, attention, width, dtype, classifier=, depth=) -> module
+  build: Callable[..., nn.Module]
+  has: tuple[str, ...] = ()  # what an attention may need of it
+
+
 MODELS = {
-  'multibranch': (multibranch.build, multibranch.ATTENTIONS),
-  'resnet32': (resnet.build, resnet.ATTENTIONS),
-  'resnet32_branches': (resnet.build_branches, resnet.BRANCH_ATTENTIONS),
-  'vit': (vit.build, vit.ATTENTIONS),
+  'multibranch': Model(multibranch.build, (BRANCHES, MAPS)),
+  'resnet32': Model(resnet.build),
+  'resnet32_branches': Model(resnet.build_branches, (BRANCHES, MAPS)),
+  'vit': Model(vit.build, (BRANCHES,)),  # tokens have one axis of space
 }
+
+
+def attentions_of(name: str) -> tuple[str, ...]:
+  """The rows of ATTENTIONS that a model can have: it has what they need."""
+  has = MODELS[name].has
+  return tuple(key for key, attention in ATTENTIONS.items() if set(attention.needs) <= set(has))
 
 
 def build(
@@ -23,18 +40,18 @@ def build(
   """The model of config.model: apply(variables, images [N, *image_shape], train) -> logits [N, C].
 
   Raises:
-    UserError: unknown name or head, or an attention that this model does not have.
+    UserError: an unknown name or classifier, or an attention that this model cannot have.
   """
   if model.name not in MODELS:
     raise UserError(
       f'model.name among {", ".join(MODELS)}', repr(model.name), 'set --config.model.name'
     )
-  make, attentions = MODELS[model.name]
+  attentions = attentions_of(model.name)
   if model.attention not in attentions:
     raise UserError(
       f'model.attention of {model.name} among {", ".join(attentions)}',
       repr(model.attention),
-      _other_than(model.attention),
+      _other_than(model.attention, MODELS[model.name].has),
     )
   if model.head not in classifiers.KINDS:
     raise UserError(
@@ -44,7 +61,7 @@ def build(
     )
   dtype = jnp.dtype(model.dtype)
   classifier = classifiers.Classifier(model.head, model.scale)
-  return make(
+  return MODELS[model.name].build(
     num_classes,
     image_shape,
     model.attention,
@@ -55,11 +72,14 @@ def build(
   )
 
 
-def _other_than(attention: str) -> str:
-  """What to do about an attention that a model does not have."""
-  names = [name for name, (_, attentions) in MODELS.items() if attention in attentions]
-  if not names:
+def _other_than(attention: str, has: tuple[str, ...]) -> str:
+  """What to do about an attention that a model cannot have."""
+  if attention not in ATTENTIONS:
     return 'set --config.model.attention'
-  why = 'CSBA needs branches: ' if attention.startswith('csba') else ''
+  names = [name for name in MODELS if attention in attentions_of(name)]
+  missing = [need for need in ATTENTIONS[attention].needs if need not in has]
   among = f'one of {", ".join(names)}' if len(names) > 1 else names[0]
-  return f'{why}set --config.model.name to {among}, or --config.model.attention=none'
+  return (
+    f'set --config.model.name to {among}, since {attention} needs {" and ".join(missing)},'
+    ' or set --config.model.attention=none'
+  )

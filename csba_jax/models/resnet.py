@@ -1,6 +1,6 @@
-"""CIFAR ResNets of 6n + 2 layers (He et al. 2016): plain, and with a last stage of branches.
+"""CIFAR ResNets of 6n + 2 layers (He et al. 2016): plain, and with branches in the last stage.
 
-Layer names read `stage2/block1/conv1/kernel` and `stage3/branch1/block1/conv1/kernel`.
+Names of layers look like `stage2/block1/conv1/kernel`, `stage3/branch1/block1/conv1/kernel`.
 """
 
 import functools
@@ -13,17 +13,15 @@ from jax import Array, lax
 from csba_jax.models import attention as attn
 from csba_jax.models import capacity, classifiers, layers
 
-ATTENTIONS = ('none',)  # of the plain net
-BRANCH_ATTENTIONS = ('none', 'none_wide', 'se', 'cbam', 'csba', 'csba_class')
 BLOCKS, STAGES = 5, (16, 32, 64)  # blocks of each stage, channels at width 1: ResNet-32
 BRANCHES = ('branch1', 'branch2', 'branch3')
 
 
 def shortcut(x: Array, features: int, stride: int) -> Array:
-  """Shortcut of option A: every s-th pixel, zeros around the channels; without parameters.
+  """Shortcut without parameters (He et al.'s option A): every s-th pixel, new channels of zeros.
 
   [N, H, W, C] -> [N, ceil(H/s), ceil(W/s), features]. Half of the new channels come before the old
-  ones and half after, as in LDAM-DRW's code; fewer features than C cut channels off.
+  ones and half after, as in the code of LDAM-DRW; where features < C, channels are cut off.
   """
   new = features - x.shape[-1]
   x = x[:, ::stride, ::stride]
@@ -33,7 +31,8 @@ def shortcut(x: Array, features: int, stride: int) -> Array:
 class Block(nn.Module):
   """relu(shortcut(x) + norm(conv(relu(norm(conv(x)))))).   [N, H, W, C] -> [N, H/s, W/s, features]
 
-  Kernels start as elsewhere here, by fan-out; LDAM-DRW's code takes the fan-in.
+  Initial kernels are scaled by the fan-out, as in all our nets; the code of LDAM-DRW takes the
+  fan-in.
   """
 
   features: int
@@ -83,8 +82,8 @@ class BranchStage(nn.Module):
 class ResNet(nn.Module):
   """CIFAR ResNet.   [N, H, W, ch] float in [-1, 1] -> logits [N, num_classes] float32
 
-  3x3 stem -> three stages of strides 1, 2, 2 -> global mean -> classifier (He et al. 2016). Images
-  above 32 pixels are first halved by strided convolutions, which He's net does not have.
+  3x3 stem -> three stages of strides 1, 2, 2 -> global mean -> classifier (He et al. 2016). Strided
+  convolutions first halve images above 32 pixels; the net of He et al. has none of these.
   Parameters are float32; `dtype` is the type of the computation.
   """
 
@@ -94,7 +93,7 @@ class ResNet(nn.Module):
   dtype: Any = jnp.float32
   classifier: classifiers.Classifier = classifiers.LINEAR
 
-  head = classifiers.HEAD
+  head = classifiers.HEAD  # names of the parameters of the classifier
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
@@ -106,10 +105,11 @@ class ResNet(nn.Module):
 class BranchedResNet(nn.Module):
   """ResNet whose last stage is B = 3 stages in parallel.   [N, H, W, ch] -> [N, num_classes]
 
-  Stem and stages but the last are shared; the branches of the last meet in one attention, and z_b
-  is the mean of each over space. The topology of RIDE (Wang et al. 2021) and SADE (Zhang et al.
-  2022); their code for CIFAR gives each branch a second stage of its own too, can make branches
-  narrower, and averages the logits of B classifiers where this one sums them.
+  The branches share the stem and all stages but the last. The branches of the last stage meet in
+  one attention, and z_b is the mean of each over space. This is the topology of RIDE (Wang et al.
+  2021) and SADE (Zhang et al. 2022). Their code for CIFAR also gives each branch its own second of
+  the three stages, can make branches narrower, and averages the logits of B classifiers; this net
+  sums them.
   """
 
   num_classes: int
@@ -119,7 +119,7 @@ class BranchedResNet(nn.Module):
   dtype: Any = jnp.float32
   classifier: classifiers.Classifier = classifiers.LINEAR
 
-  head = classifiers.HEAD
+  head = classifiers.HEAD  # names of the parameters of the classifier
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
@@ -140,15 +140,15 @@ def build(
   classifier: classifiers.Classifier = classifiers.LINEAR,
   depth: int = 1,
 ) -> ResNet:
-  """ResNet of 30 depth + 2 layers at a width; ResNet-32 has 464,154 parameters at 10 classes.
+  """ResNet of 30 depth + 2 layers at a width; ResNet-32 has 464,154 parameters for 10 classes.
 
   Args:
     num_classes: C >= 2.
-    image_shape: (height, width, channels); it decides the depth of the stem.
-    attention: one of ATTENTIONS.
+    image_shape: (height, width, channels) of the images; the depth of the stem follows from it.
+    attention: 'none', since the net has no branches.
     width: multiplies every number of channels.
     dtype: type of the computation.
-    classifier: what its classifier is like.
+    classifier: settings of the classifier.
     depth: multiplies the number of blocks of every stage.
   """
 
@@ -168,9 +168,9 @@ def build_branches(
   classifier: classifiers.Classifier = classifiers.LINEAR,
   depth: int = 1,
 ) -> BranchedResNet:
-  """ResNet-32 whose last stage branches, at a width; arguments as in `build`.
+  """ResNet-32 with branches in the last stage, at a width; arguments as in `build`.
 
-  `attention` is one of BRANCH_ATTENTIONS; `none_wide` is as wide as gives it the parameters of
+  `attention` is a row of ATTENTIONS; `none_wide` is widened until it has as many parameters as
   `csba`.
   """
 
@@ -182,7 +182,7 @@ def build_branches(
 
 
 def _shared_stages(x: Array, stages: Any, blocks: int, dtype: Any, train: bool) -> Array:
-  """Stem and stages of a net, called in its `@nn.compact` method, which gets them as submodules."""
+  """Stem and stages of a net; its `@nn.compact` method calls this and gets the submodules."""
   x = layers.Stem(stages[0], layers.SMALL, dtype, name='stem')(x.astype(dtype), train)
   for i, features in enumerate(stages, 1):
     x = Stage(features, blocks, 1 if i == 1 else 2, dtype, name=f'stage{i}')(x, train)

@@ -1,6 +1,6 @@
-"""A small vision transformer whose attention heads are the branches that CSBA gates.
+"""A small vision transformer, in which CSBA takes the attention heads for branches and gates them.
 
-Layer names read `block1/heads/qkv/kernel` and `block1/heads/attention/head2/squeeze/kernel`.
+Names of layers look like `block1/heads/qkv/kernel`, `block1/heads/attention/head2/squeeze/kernel`.
 """
 
 import functools
@@ -14,18 +14,17 @@ from jax import Array
 from csba_jax.models import attention as attn
 from csba_jax.models import capacity, classifiers
 
-ATTENTIONS = ('none', 'none_wide', 'se', 'csba', 'csba_class')  # CBAM's convolution needs images
-BRANCHES = ('head1', 'head2', 'head3')
+BRANCHES = ('head1', 'head2', 'head3')  # the attention heads
 DEPTH = 6
-HEAD_DIM, HIDDEN = 64, 768  # of a head, of the MLP, at width 1: 192 channels, as DeiT-Ti
+HEAD_DIM, HIDDEN = 64, 768  # of an attention head, of the MLP, at width 1: 192 channels, as DeiT-Ti
 GRID = 8  # tokens a side, at most
 
 
 class Tokens(nn.Module):
-  """W patch + position, learned.   [N, H, W, ch] -> [N, T, features]
+  """W patch + position, both learned.   [N, H, W, ch] -> [N, T, features]
 
-  A patch is ceil(H / 8) by ceil(W / 8) pixels, so that there are 8 x 8 tokens where 8 divides the
-  size, and fewer elsewhere, of an image with zeros below and to the right.
+  A patch has ceil(H / 8) by ceil(W / 8) pixels. Where 8 divides height and width there are 8 x 8
+  tokens; elsewhere there are fewer, and zeros fill up the image below and to the right.
   """
 
   features: int
@@ -39,18 +38,18 @@ class Tokens(nn.Module):
     rows, columns = x.shape[1] // ph, x.shape[2] // pw
     x = x.reshape(n, rows, ph, columns, pw, channels).transpose(0, 1, 3, 2, 4, 5)
     x = nn.Dense(self.features, dtype=self.dtype, name='patch')(x.reshape(n, rows * columns, -1))
-    # Of the size of a patch's part: with the usual 0.02 the tokens start without a place, and a net
-    # trained on few images for few steps does not find it.
+    # As large as the part of the patch. With the usual standard deviation of 0.02, tokens start
+    # almost without a position, and a net that sees few images for few steps does not learn it.
     init = nn.initializers.normal(1.0)
     position = self.param('position', init, (rows * columns, self.features))
     return x + position.astype(self.dtype)[None]
 
 
 class SelfAttention(nn.Module):
-  """project(concat_h u_h), u_h = softmax(q_h k_h^T / sqrt(D_h)) v_h, through an attention on u_h.
+  """project(concat_h u_h), u_h = softmax(q_h k_h^T / sqrt(D_h)) v_h, with gates on the u_h.
 
-  CSBA's s_h = sigmoid(W2_h relu(W1_h z_h)) with z_h = mean over T of u_h; `se` has one gate after
-  the projection.   [N, T, C] -> [N, T, C]
+  CSBA gates head h by s_h = sigmoid(W2_h relu(W1_h z_h)) with z_h = mean over T of u_h; `se` has
+  one gate after the projection.   [N, T, C] -> [N, T, C]
   """
 
   head_dim: int
@@ -67,9 +66,9 @@ class SelfAttention(nn.Module):
 
 
 class Pool(nn.Module):
-  """Heads of one learned query each, not projected: z_h = softmax(q_h k_h^T / sqrt(D_h)) v_h.
+  """One learned query for each attention head: z_h = softmax(q_h k_h^T / sqrt(D_h)) v_h.
 
-  The attention gates them as in the blocks.   [N, T, C] -> z [N, heads, D_h]
+  CSBA gates the heads as in the blocks; no projection follows.   [N, T, C] -> z [N, heads, D_h]
   """
 
   head_dim: int
@@ -81,7 +80,7 @@ class Pool(nn.Module):
     shape = len(BRANCHES), self.head_dim
     kv = nn.Dense(2 * len(BRANCHES) * self.head_dim, dtype=self.dtype, name='kv')(x)
     k, v = jnp.moveaxis(kv.reshape(*x.shape[:2], 2, *shape), 2, 0)
-    # of the size of a query by a Dense layer
+    # as large as a query that a Dense layer computes
     q = self.param('query', nn.initializers.normal(1.0), shape).astype(self.dtype)
     u = attend(jnp.broadcast_to(q, (len(x), 1, *shape)), k, v)
     return _aggregate(self, u, self.attention, train, self.dtype).reshape(-1, *shape)
@@ -109,10 +108,11 @@ class ViT(nn.Module):
   """Vision transformer.   [N, H, W, ch] float in [-1, 1] -> logits [N, num_classes] float32
 
   tokens -> pre-norm blocks -> norm -> attention pooling, z_h [N, heads, D_h] -> classifier
-  (Dosovitskiy et al. 2021). `csba_class` is `csba` whose classifier gates z_h for every class.
-  Theirs pools by a class token; this one has a query for each head, so that heads are branches up
-  to the classifier. No dropout; no BatchNorm, so images of a batch never depend on each other.
-  Parameters are float32; `dtype` is the type of the computation, softmax at least float32.
+  (Dosovitskiy et al. 2021). `csba_class` is `csba` with a classifier that gates z_h for every
+  class. The original pools by a class token; this net has a query for each attention head, so that
+  heads remain branches up to the classifier. It has no dropout and no BatchNorm, so the images of a
+  batch never depend on each other. Parameters are float32; `dtype` is the type of the computation,
+  except that softmax takes at least float32.
   """
 
   num_classes: int
@@ -123,7 +123,7 @@ class ViT(nn.Module):
   dtype: Any = jnp.float32
   classifier: classifiers.Classifier = classifiers.LINEAR
 
-  head = classifiers.HEAD
+  head = classifiers.HEAD  # names of the parameters of the classifier
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
@@ -147,15 +147,15 @@ def build(
   classifier: classifiers.Classifier = classifiers.LINEAR,
   depth: int = 1,
 ) -> ViT:
-  """The net at a width; for `none_wide`, as wide as gives it the parameters of `csba`.
+  """The net at a width; for `none_wide`, widened until it has as many parameters as `csba`.
 
   Args:
     num_classes: C >= 2.
-    image_shape: (height, width, channels); it decides the size of a patch.
-    attention: one of ATTENTIONS.
-    width: multiplies the channels of a head and of the MLP; the number of heads stays.
+    image_shape: (height, width, channels) of the images; the size of a patch follows from it.
+    attention: a row of ATTENTIONS.
+    width: multiplies the channels of an attention head and of the MLP, not the number of heads.
     dtype: type of the computation.
-    classifier: what its classifier is like.
+    classifier: settings of the classifier.
     depth: multiplies the number of blocks.
   """
 
@@ -167,7 +167,7 @@ def build(
 
 
 def attend(q: Array, k: Array, v: Array) -> Array:
-  """u_h = softmax(q_h k_h^T / sqrt(D)) v_h, softmax at least float32.
+  """u_h = softmax(q_h k_h^T / sqrt(D)) v_h, with the softmax in float32 at least.
 
   q [N, S, heads, D]; k, v [N, T, heads, D] -> [N, S, heads, D]
   """
@@ -179,6 +179,6 @@ def attend(q: Array, k: Array, v: Array) -> Array:
 def _aggregate(
   module: nn.Module, u: Array, attention: str, train: bool, dtype: Any, *project: Any
 ) -> Array:
-  """`attention.aggregate` of heads as images one pixel wide.   [N, S, heads, D] -> [N, S, C]"""
+  """`attention.aggregate` for heads, as images one pixel wide.   [N, S, heads, D] -> [N, S, C]"""
   branches = [u[:, :, h : h + 1] for h in range(len(BRANCHES))]
   return attn.aggregate(module, branches, BRANCHES, attention, train, dtype, *project)[:, :, 0]

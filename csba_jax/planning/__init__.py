@@ -1,4 +1,4 @@
-"""What a run would cost, before it runs: parameters, FLOPs, memory, and what devices would send.
+"""What a run would cost, before it runs: parameters, FLOPs, memory and communication.
 
-It compiles and never allocates. It reads no data.
+It compiles programs and does not run them. It allocates no arrays and reads no images.
 """

@@ -1,6 +1,6 @@
-"""What a compiled program sends between devices, read from its HLO text: kinds, numbers and bytes.
+"""The collectives of a compiled program, read from its HLO text: kinds, numbers and bytes.
 
-An instruction counts once, whatever loop it is in.
+An instruction counts once, even inside a loop.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ KINDS = (
   'collective-permute',
   'collective-broadcast',
 )
-# bits of a number; types that are not here (token, opaque) hold none
+# bits of a number; other types (token, opaque) hold no numbers
 _BITS = {
   'pred': 8,
   **{f'{sign}{bits}': bits for sign in 'su' for bits in (2, 4, 8, 16, 32, 64)},
@@ -41,14 +41,14 @@ _ARRAY = re.compile(r'\b([a-z][a-z0-9]*)\[([0-9,]*)\]')
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One instruction that sends.
+  """One instruction that sends data between devices.
 
   Attributes:
     kind: one of KINDS.
-    arrays: the result on each device, as 'f32[3,3,16]', one for each part of a tuple.
-    bytes: of that result.
-    group: numbers of the devices of the first group; devices send within their group alone.
-    source: where in the program it comes from, as JAX tells XLA.
+    arrays: the result on each device, such as 'f32[3,3,16]', one for each part of a tuple.
+    bytes: size of that result.
+    group: ids of the devices of the first group; devices send only within their group.
+    source: the operation of the program that it comes from, as JAX names it.
   """
 
   kind: str
@@ -59,9 +59,9 @@ class Collective:
 
   @property
   def sent(self) -> float:
-    """Bytes that a device sends in a ring of the group, n devices, with R the bytes of the result.
+    """Bytes that a device sends in a ring of its group, of n devices, for a result of R bytes.
 
-    all-reduce 2 R (n - 1) / n; reduce-scatter R (n - 1), of an input n R; all-gather and all-to-all
+    all-reduce 2 R (n - 1) / n; reduce-scatter R (n - 1), its input has n R; all-gather, all-to-all
     R (n - 1) / n; permute and broadcast R.
     """
     n = len(self.group)
@@ -73,13 +73,13 @@ class Collective:
     return self.bytes * share.get(self.kind, (n - 1) / n)
 
   def spans(self, per_node: int) -> bool:
-    """Whether a group has devices of more than one node, which are numbered in their order."""
+    """Whether a group has devices of several nodes, if devices are numbered node by node."""
     return len({device // per_node for device in self.group}) > 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-  """What collectives of one kind come to, on each device."""
+  """The sums over all collectives of one kind, on each device."""
 
   number: int
   bytes: int  # of results
@@ -91,7 +91,7 @@ def read(hlo: str, devices: int) -> list[Collective]:
 
   Args:
     hlo: `compiled.as_text()`; asynchronous pairs count once, at their start.
-    devices: that the program runs on, for collectives whose groups are not written down: all.
+    devices: number of devices of the program; an instruction without groups has one group of all.
   """
   found = []
   for line in hlo.splitlines():
@@ -100,7 +100,7 @@ def read(hlo: str, devices: int) -> list[Collective]:
       continue
     kind, start = operation.groups()
     shape = re.sub(r'/\*.*?\*/', '', line[: operation.start()].split(' = ', 1)[1]).strip()
-    if start and kind != 'all-reduce':  # (operands, results, what the runtime needs)
+    if start and kind != 'all-reduce':  # (operands, results, context of the runtime)
       shape = _parts(shape)[1]
     arrays = [f'{dtype}[{size}]' for dtype, size in _ARRAY.findall(shape)]
     source = re.search(r'op_name="([^"]*)"', line)
@@ -117,7 +117,7 @@ def read(hlo: str, devices: int) -> list[Collective]:
 
 
 def by_kind(collectives: Iterable[Collective]) -> dict[str, Traffic]:
-  """Sums of each kind that there is, in the order of KINDS."""
+  """The sums for each kind that occurs, in the order of KINDS."""
   collectives = list(collectives)
   found = {}
   for kind in KINDS:
@@ -128,7 +128,7 @@ def by_kind(collectives: Iterable[Collective]) -> dict[str, Traffic]:
 
 
 def size(array: str) -> int:
-  """How many numbers 'f32[3,3,16]' has."""
+  """Number of elements of an array such as 'f32[3,3,16]'."""
   return math.prod(_integers(array.partition('[')[2]))
 
 
@@ -139,7 +139,7 @@ def _bytes(array: str) -> int:
 
 
 def _parts(shape: str) -> list[str]:
-  """'(a, (b, c))' -> ['a', '(b, c)']; a shape that is no tuple is its own single part."""
+  """'(a, (b, c))' -> ['a', '(b, c)']; a shape that is no tuple is the only part."""
   if not shape.startswith('('):
     return [shape]
   parts, depth, begin = [], 0, 1
@@ -154,8 +154,8 @@ def _parts(shape: str) -> list[str]:
 def _group(line: str, devices: int) -> tuple[int, ...]:
   """The devices of the first group of an instruction.
 
-  Groups are written as {{0,1},{2,3}}, as an array that is cut into rows, [2,4]<=[4,2]T(1,0), or by
-  the axes of a mesh, mesh['x'=2,'y'=4] {'x'}; {} are all.
+  HLO writes groups in three ways: as lists, {{0,1},{2,3}}; as the rows of a reshaped array,
+  [2,4]<=[4,2]T(1,0); by axes of a mesh, mesh['x'=2,'y'=4] {'x'}. {} means all devices.
   """
   pairs = re.search(r'source_target_pairs=\{\{(.*?)\}\}', line)
   if pairs:
@@ -181,9 +181,9 @@ def _first_row(shape: str, dims: str, order: str | None) -> tuple[int, ...]:
 def _first_of_mesh(
   axes: str, dims: str | None, order: str | None, listed: str | None, over: str
 ) -> tuple[int, ...]:
-  """Of groups over axes of a mesh; an axis may be taken in part: 'x':(2)4 is 4 of 8, from the 2nd.
+  """The first group over axes of a mesh; 'x':(2)4 takes a part of an axis, the 4 after a factor 2.
 
-  The devices of the mesh are in their order, in that of an array as above, or listed.
+  The devices of the mesh are in ascending order, in the order of a reshaped array, or listed.
   """
   lengths, taken = [], []
   parts = {name: _integers(f'{p},{n}') for name, p, n in _PARTIAL.findall(over)}

@@ -1,7 +1,8 @@
-"""What training would be, from compiled programs: nothing is allocated, and no data is needed.
+"""What a run would cost, read off compiled programs; it allocates nothing and needs no data.
 
-The training step and the step of the diagnostic are compiled ahead of time, for the devices that
-are there or for a mesh that is not (config.parallel.fake_devices), as XLA compiles them for CPUs.
+The training step and the diagnostic step are compiled ahead of time. They are compiled for the
+devices of this machine, or for a mesh that does not exist (config.parallel.fake_devices). For such
+a mesh XLA compiles them as for CPUs.
 """
 
 import dataclasses
@@ -25,13 +26,22 @@ from csba_jax.models import registry
 from csba_jax.planning import collectives, hardware
 from csba_jax.planning.collectives import Collective
 from csba_jax.run import state as state_lib
+from csba_jax.run.net import Metadata, Net
 from csba_jax.run.state import TrainState
 from csba_jax.runtime import backend, sharding, text_table
 from csba_jax.training import step
 
-STEPS = 1000  # of a run; they set schedules, not the cost of a step
-# LLVM's part alone: the program, its memory and what it sends are the same
+STEPS = 1000  # of a run: they change the schedules and not the cost of a step
+# It changes the work of LLVM alone. The program, its memory and its collectives stay the same.
 _FAST_TO_COMPILE = {'xla_backend_optimization_level': 1}
+UNITS = {'GFLOP': 1e9, 'MiB': 2**20, 'GiB': 2**30, 'ms': 1e-3}
+# name in the table: attribute of jaxlib's CompiledMemoryStats
+MEMORY = {
+  'arguments': 'argument_size_in_bytes',
+  'temporaries': 'temp_size_in_bytes',
+  'outputs': 'output_size_in_bytes',
+  'of them shared by arguments and outputs': 'alias_size_in_bytes',
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,7 +58,7 @@ class Setting:
 
   @classmethod
   def of(cls, config: ml_collections.ConfigDict) -> 'Setting':
-    """UserError where the config does not go together, or its classes are not known."""
+    """The setting of a config; UserError for an invalid config or an unknown number of classes."""
     num_classes = config.data.num_classes or _count_classes(config)
     image_shape = (config.data.image_size, config.data.image_size, config.data.channels)
     model = registry.build(config.model, num_classes, image_shape)
@@ -58,24 +68,30 @@ class Setting:
     return cls(config, num_classes, image_shape, model, tx, layout.like(state), layout)
 
   @property
+  def net(self) -> Net:
+    """The net as shapes, for classes of one image each."""
+    names, counts = tuple(map(str, range(self.num_classes))), np.ones(self.num_classes, int)
+    return Net(self.model, self.state.variables(), Metadata(names, counts, self.image_shape))
+
+  @property
   def parameters(self) -> int:
-    """How many the net has."""
+    """Number of parameters of the net."""
     return sum(x.size for x in jax.tree.leaves(self.state.params))
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """A compiled program, on each device."""
+  """What one call of a compiled program costs each device."""
 
   flops: float
-  highest_flops: float  # of products at the highest precision, beside `flops`
+  highest_flops: float  # of products at the highest precision, not part of `flops`
   bytes_accessed: float
   memory: Any  # jaxlib's CompiledMemoryStats
   collectives: tuple[Collective, ...]
 
   @classmethod
   def of(cls, compiled: jax.stages.Compiled, devices: int) -> 'Cost':
-    """What XLA says of a program without loops."""
+    """The costs of a program without loops, as XLA analyses it."""
     found = compiled.cost_analysis()
     return cls(
       flops=found.get('flops', math.nan),
@@ -87,7 +103,7 @@ class Cost:
 
   @property
   def held(self) -> int:
-    """Bytes of memory at its fullest, arguments and results included."""
+    """Peak memory in bytes, arguments and results included."""
     m = self.memory
     held = m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes
     return held - m.alias_size_in_bytes
@@ -95,16 +111,16 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-  """What lies on each device beside the compiled programs: see `inputs.Inputs`."""
+  """Images that each device holds besides the arguments of the programs: see `feed.Inputs`."""
 
-  held: int  # bytes, as far as they are known
-  words: str
+  held: int  # bytes, 0 where they cannot be counted
+  note: str
 
   @classmethod
   def of(cls, setting: Setting) -> 'Images':
-    """Streamed, the batches of one dispatch; else all training images, if they can be counted.
+    """The batches of one dispatch if images are streamed, else all training images.
 
-    The long tail is cut from the images of the source: these are the most that it can be.
+    All training images are an upper bound: all that the source has, before a long tail is cut.
     """
     config, image = setting.config, math.prod(setting.image_shape)
     try:
@@ -113,28 +129,29 @@ class Images:
       number = 0
     limit = backend.IN_MEMORY_BYTES
     if config.data.input == 'stream' or (config.data.input == 'auto' and number * image > limit):
-      streams = 2 if mixing.kind_of(config.mixing.name).partner else 1
+      streams = 2 if mixing.find(config.mixing.name).partner else 1
       batch = config.train.batch_size * streams
       one = pipeline.Part(np.broadcast_to(np.uint8(0), (1, *setting.image_shape)), np.zeros(1))
       steps = min(config.train.log_every, streaming.batches_ahead(one, batch))
-      held = (steps - 1) * batch * image // setting.layout.devices  # one is in `memory` already
-      return cls(held, f'and {held / 2**30:.3f} GiB of {steps} streamed batches')
+      held = (steps - 1) * batch * image // setting.layout.devices  # the arguments hold one more
+      return cls(held, f'images: {steps} streamed batches')
     if number:
-      held = number * image
-      return cls(held, f'and up to {held / 2**30:.3f} GiB of training images')
-    most = f', up to {limit / 2**30:.0f} GiB of them,' if config.data.input == 'auto' else ''
+      return cls(number * image, 'images: at most these, all training images')
+    most = f', up to {limit / 2**30:.0f} GiB,' if config.data.input == 'auto' else ''
     return cls(
       0,
-      f'without the training images{most} which data.input={config.data.input} puts on every '
-      'device and which cannot be counted: there is no data',
+      f'images: not counted, because the data is not here; data.input={config.data.input} puts all '
+      f'training images{most} on every device',
     )
 
 
 def use_fake_devices(number: int) -> None:
-  """That many CPU devices, whatever XLA_FLAGS and JAX_PLATFORMS say; before any use of devices.
+  """Makes JAX start with `number` CPU devices, whatever XLA_FLAGS and JAX_PLATFORMS say.
+
+  Call it before anything asks for devices.
 
   Raises:
-    UserError: JAX has started with fewer.
+    UserError: JAX has started already, with fewer devices.
   """
   try:
     jax.config.update('jax_platforms', 'cpu')
@@ -142,15 +159,15 @@ def use_fake_devices(number: int) -> None:
   except RuntimeError as error:
     if jax.default_backend() != 'cpu' or len(jax.devices()) < number:
       raise UserError(
-        f'{number} fake devices before JAX starts', str(error), 'start a process of its own'
+        f'{number} fake devices before JAX starts', str(error), 'start a new process for it'
       ) from error
 
 
 def describe(config: ml_collections.ConfigDict) -> str:
-  """Parameter table, `parameters: N`, costs of the steps on a mesh, and the resolved config.
+  """Parameter table, `parameters: N`, costs of both steps on a mesh, and the resolved config.
 
   Raises:
-    UserError: a config that does not go together, or hardware that is not in the table.
+    UserError: an invalid config, or hardware that is not in the table.
   """
   accelerator = hardware.find(config.parallel.hardware)
   if config.parallel.fake_devices:
@@ -158,15 +175,20 @@ def describe(config: ml_collections.ConfigDict) -> str:
     config = config.copy_and_resolve_references()
     config.parallel.devices = config.parallel.fake_devices
   setting = Setting.of(config)
-  compiled, images = compile_training(setting), Images.of(setting)
+  devices, images = setting.layout.devices, Images.of(setting)
+  costs, refused = {'training step': Cost.of(compile_training(setting), devices)}, []
+  try:
+    costs['diagnostic step'] = measure_probe(setting, accelerator.memory)
+  except UserError as error:
+    refused = [f'diagnostic step: does not fit: {error}']
   return '\n'.join(
     [
       _parameter_table(setting.state),
       f'parameters: {setting.parameters}',
-      _cost(compiled, setting),
       _mesh(setting),
-      *_describe_training(setting, Cost.of(compiled, setting.layout.devices), images, accelerator),
-      *_describe_probe(setting, images, accelerator),
+      _cost_table(setting, costs, images, accelerator),
+      *refused,
+      *_notes(setting, images),
       _ASSUMPTIONS,
       f'config: {json.dumps(config.to_dict(), indent=2)}',
     ]
@@ -174,7 +196,7 @@ def describe(config: ml_collections.ConfigDict) -> str:
 
 
 def compile_training(setting: Setting) -> jax.stages.Compiled:
-  """One training step whose images are its arguments, as where they are streamed."""
+  """One training step with its images as arguments, as in a run that streams them."""
   config, layout = setting.config, setting.layout
   ones = np.ones(setting.num_classes)
   step_fn = step.make_step(config, setting.model, setting.tx, ones, STEPS, layout)
@@ -184,7 +206,7 @@ def compile_training(setting: Setting) -> jax.stages.Compiled:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=layout.split(1))
 
   batch = {'image': of(jnp.uint8, *setting.image_shape), 'label': of(jnp.int32)}
-  if mixing.kind_of(config.mixing.name).partner:
+  if mixing.find(config.mixing.name).partner:
     batch |= {f'partner_{name}': values for name, values in batch.items()}
   key = jax.eval_shape(jax.random.key, 0)
   key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=layout.whole)
@@ -200,33 +222,23 @@ def measure_probe(
   folds: int = diagnose.FOLDS,
   layer_fn: LayerFn | None = None,
 ) -> Cost:
-  """The step of the diagnostic; UserError where a device with `room` bytes cannot hold it.
+  """The cost of the diagnostic step; UserError where a device with `room` bytes cannot hold it.
 
-  XLA counts the body of the loop over rows (class, fold) once; the work is that of one row, as
-  often. Bytes accessed are those of the class gradients alone: written, put in one piece, reduced
-  and read.
+  The program loops over rows (class, fold), and XLA counts the body of a loop once. So the FLOPs
+  are those of one row, times the number of rows. The bytes accessed are those of the class
+  gradients alone, four passes over them: write, concatenate, reduce, read.
   """
-  state, layout = setting.state, setting.layout
-  counts = np.ones(setting.num_classes, int)
+  net, layout = setting.net, setting.layout
 
   def lower(**options):
     return diagnose.lower_probe(
-      setting.config,
-      setting.model,
-      state,
-      counts,
-      setting.image_shape,
-      layout,
-      int(room),
-      folds=folds,
-      layer_fn=layer_fn,
-      **options,
+      net, setting.config, layout, int(room), folds=folds, layer_fn=layer_fn, **options
     )
 
   cost = Cost.of(lower().compile(_FAST_TO_COMPILE), layout.devices)
-  rows, leaves = setting.num_classes * folds, jax.tree.leaves(state.params)
-  layers = Layers.of(state.params, layer_fn, setting.model.head)
-  columns = sum(leaves[i].size for at in layers.members for i in at)
+  rows, leaves = setting.num_classes * folds, jax.tree.leaves(net.params)
+  layers = Layers.of(net.params, layer_fn, net.model.head)
+  columns = sum(leaves[i].size for members in layers.members for i in members)
   return dataclasses.replace(
     cost,
     flops=lower(one_row=True).cost_analysis()['flops'] * rows,
@@ -254,74 +266,75 @@ def _parameter_table(state: TrainState) -> str:
   return text_table.align(rows)
 
 
-def _cost(compiled: jax.stages.Compiled, setting: Setting) -> str:
-  flops = compiled.cost_analysis().get('flops', float('nan'))
-  memory = compiled.memory_analysis()
-  mebibytes = {
-    'arguments': memory.argument_size_in_bytes,
-    'temporary': memory.temp_size_in_bytes,
-    'output': memory.output_size_in_bytes,
-    'shared by argument and output': memory.alias_size_in_bytes,
-  }
-  sizes = ', '.join(f'{name} {size / 2**20:.1f}' for name, size in mebibytes.items())
-  devices, kind = setting.layout.devices, jax.devices()[0].device_kind
-  where, of = (f'{devices} devices ({kind})', ' of each device') if devices > 1 else (kind, '')
-  return (
-    f'one step of {setting.config.train.batch_size} images on {where}: {flops / 1e9:.2f} GFLOP{of} '
-    'as XLA counts them\n'
-    f'memory{of} of the compiled step in MiB: {sizes}'
-  )
-
-
 _ASSUMPTIONS = (
-  'estimates, not measurements: XLA compiled these programs for CPUs; the compiler of the '
-  'accelerator fuses, lays out and sends otherwise\n'
-  f'assumed: {hardware.UTILISATION:.0%} of the peak FLOP/s, the whole rate of memory, rings over '
-  'the slowest link that a collective uses, nothing sent while computing, messages that start in '
-  'no time, and no wait for input'
+  'these are estimates and not measurements: XLA compiled the programs for CPUs, and the compiler '
+  'of an accelerator fuses, lays out and sends differently\n'
+  f'times assume {hardware.UTILISATION:.0%} of the peak FLOP/s, the full memory bandwidth, ring '
+  'collectives over the slowest link that each one uses, no overlap of communication and '
+  'computation, no latency of messages and no wait for input'
 )
 
 
 def _mesh(setting: Setting) -> str:
-  parallel_ = setting.config.parallel
-  there = 'that are not there' if parallel_.fake_devices else 'that are here'
-  fsdp = f', {parallel_.fsdp} of them to a copy of the state' if parallel_.fsdp > 1 else ''
-  return f'mesh: {setting.layout.devices} devices {there}{fsdp}; constants of {parallel_.hardware}'
+  parallel, devices = setting.config.parallel, setting.layout.devices
+  noun = 'device' if devices == 1 else 'devices'
+  here = f'{noun} of this machine ({jax.devices()[0].device_kind})'
+  kind = f'fake {noun}' if parallel.fake_devices else here
+  fsdp = f', {parallel.fsdp} to a copy of the state' if parallel.fsdp > 1 else ''
+  return f'mesh: {devices} {kind}{fsdp}; times for {parallel.hardware}'
 
 
-def _describe_training(
-  setting: Setting, cost: Cost, images: Images, accelerator: hardware.Accelerator
-) -> list[str]:
+def _cost_table(
+  setting: Setting, costs: dict[str, Cost], images: Images, accelerator: hardware.Accelerator
+) -> str:
+  """What one call of each program costs each device: a column a program, a row a quantity."""
+  taken = [seconds(setting, cost, accelerator) for cost in costs.values()]
+  rows = [['one call, on each device', *costs]]
+
+  def add(name, unit, values, digits=1):
+    rows.append([f'{name}, {unit}', *(f'{value / UNITS[unit]:.{digits}f}' for value in values)])
+
+  add('work', 'GFLOP', [cost.flops for cost in costs.values()], 2)
+  add('  and at the highest precision', 'GFLOP', [c.highest_flops for c in costs.values()], 2)
+  add('memory traffic', 'GiB', [cost.bytes_accessed for cost in costs.values()], 3)
+  held = [cost.held + images.held for cost in costs.values()]
+  add('memory held', 'GiB', held, 3)
+  for name, size in MEMORY.items():
+    add(f'  {name}', 'MiB', [getattr(cost.memory, size) for cost in costs.values()])
+  add('  images besides', 'MiB', [images.held for _ in costs])
+  fits = ['yes' if size <= accelerator.memory else 'no' for size in held]
+  rows.append([f'  fits into {accelerator.memory / 2**30:.1f} GiB', *fits])
+  sent = [collectives.by_kind(cost.collectives) for cost in costs.values()]
+  none = collectives.Traffic(0, 0, 0.0)
+  for kind in [kind for kind in collectives.KINDS if any(kind in found for found in sent)]:
+    found = [traffic.get(kind, none) for traffic in sent]
+    rows.append([f'{kind}, calls', *(str(traffic.number) for traffic in found)])
+    add('  results', 'MiB', [traffic.bytes for traffic in found], 3)
+    add('  sent', 'MiB', [traffic.sent for traffic in found], 3)
+  add('time: max(compute, memory) + communication', 'ms', [t.total for t in taken], 3)
+  for part in ('compute', 'memory', 'communication'):
+    add(f'  {part}', 'ms', [getattr(t, part) for t in taken], 3)
+  rows.append(['  share of communication', *(f'{t.share:.0%}' for t in taken)])
+  images_per_second = setting.config.train.batch_size / taken[0].total  # the first is training
+  rows.append(['images/s, on all devices', f'{images_per_second:.0f}'])
+  return text_table.align(rows)
+
+
+def _notes(setting: Setting, images: Images) -> list[str]:
+  """What the columns of the table are of."""
   batch, devices = setting.config.train.batch_size, setting.layout.devices
-  own = _bytes_of(setting.state)
-  taken = seconds(setting, cost, accelerator)
+  parameters, state = (_bytes_of(x) / 2**20 for x in (setting.state.params, setting.state))
   return [
-    f'training step, on each device: {batch // devices} of {batch} images, '
-    f'{_bytes_of(setting.state.params) / 2**20:.1f} MiB of parameters, {own / 2**20:.1f} MiB of '
-    'state',
-    *_costs(cost, images, accelerator),
-    f'  time: {_milliseconds(taken)}, {batch / taken.total:.0f} images/s in all',
-  ]
-
-
-def _describe_probe(
-  setting: Setting, images: Images, accelerator: hardware.Accelerator
-) -> list[str]:
-  probed = setting.config.diagnostics.images
-  try:
-    cost = measure_probe(setting, accelerator.memory)
-  except UserError as error:
-    return [f'step of the diagnostic: does not fit: {error}']
-  return [
-    f'step of the diagnostic (diagnostics.every), on each device: its share of {probed} images of '
-    f'each of {setting.num_classes} classes in {diagnose.FOLDS} folds',
-    *_costs(cost, images, accelerator),
-    f'  time: {_milliseconds(seconds(setting, cost, accelerator))}',
+    f'training step: {batch // devices} of {batch} images on each device, {parameters:.1f} MiB of '
+    f'parameters in {state:.1f} MiB of state',
+    f'diagnostic step (diagnostics.every): {setting.config.diagnostics.images} images of each of '
+    f'{setting.num_classes} classes in {diagnose.FOLDS} folds, shared by all devices',
+    images.note,
   ]
 
 
 def seconds(setting: Setting, cost: Cost, accelerator: hardware.Accelerator) -> hardware.Seconds:
-  """What a call of a program would take, under the assumptions that `describe` prints."""
+  """How long one call of a program would take, under the assumptions that `describe` prints."""
   return hardware.seconds(
     accelerator,
     cost.flops,
@@ -332,36 +345,8 @@ def seconds(setting: Setting, cost: Cost, accelerator: hardware.Accelerator) -> 
   )
 
 
-def _costs(cost: Cost, images: Images, accelerator: hardware.Accelerator) -> list[str]:
-  """Memory, FLOPs and what is sent, a line each."""
-  memory = cost.memory
-  fits = 'fits' if cost.held + images.held <= accelerator.memory else 'does not fit'
-  highest = f' and {cost.highest_flops / 1e9:.2f} at the highest precision'
-  sent = [
-    f'{kind} {t.number} of {t.bytes / 2**20:.3f} MiB in all, {t.sent / 2**20:.3f} MiB sent'
-    for kind, t in collectives.by_kind(cost.collectives).items()
-  ]
-  return [
-    f'  memory: {cost.held / 2**30:.3f} GiB (arguments {memory.argument_size_in_bytes / 2**20:.1f},'
-    f' temporary {memory.temp_size_in_bytes / 2**20:.1f}, output '
-    f'{memory.output_size_in_bytes / 2**20:.1f}, shared {memory.alias_size_in_bytes / 2**20:.1f} '
-    f'MiB), {images.words}: {fits} into {accelerator.memory / 2**30:.1f} GiB',
-    f'  work: {cost.flops / 1e9:.2f} GFLOP{highest if cost.highest_flops else ""}, '
-    f'{cost.bytes_accessed / 2**30:.3f} GiB of memory read and written',
-    f'  collectives: {"; ".join(sent) or "none"}',
-  ]
-
-
-def _milliseconds(taken: hardware.Seconds) -> str:
-  return (
-    f'{1e3 * taken.total:.3f} ms = max({1e3 * taken.compute:.3f} compute, '
-    f'{1e3 * taken.memory:.3f} memory) + {1e3 * taken.communication:.3f} communication '
-    f'({taken.share:.0%})'
-  )
-
-
 def _bytes_of(tree: Any) -> int:
-  """Of the part of each array that one device holds."""
+  """Bytes of the arrays of a tree that one device holds."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
   )

@@ -1,4 +1,4 @@
-"""Accelerators in numbers, and how long a program would take on one by these numbers alone."""
+"""Constants of accelerators, and the time that a program would take according to them."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -6,25 +6,25 @@ from collections.abc import Iterable
 from csba_jax.errors import UserError
 from csba_jax.planning.collectives import Collective
 
-# Share of the peak that programs are taken to reach. Convolutions of few channels reach less,
-# large matrix products more: a guess, the same for every accelerator.
+# Assumed share of the peak FLOP/s. It is a guess, the same for every accelerator: convolutions of
+# few channels reach less, and large matrix products more.
 UTILISATION = 0.4
 
 
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
-  """One device, as its maker describes it; products without sparsity.
+  """One device, with the constants of its data sheet, without sparsity.
 
   Attributes:
     bfloat16: FLOP/s of products of bfloat16.
     float32: FLOP/s of float32 products at JAX's default precision: TF32 on GPUs, one pass of
       bfloat16 on TPUs.
-    highest: FLOP/s of float32 products at the highest precision, which Grams are formed with.
+    highest: FLOP/s of float32 products at the highest precision, which Grams need.
     memory: bytes.
     memory_rate: bytes/s.
     inside: bytes/s that a device sends to others of its node (GPU) or pod (TPU), in one direction
-      over all of its links; half of what is called bidirectional.
-    between: the same to devices elsewhere, its share of the host's network.
+      over all of its links; half of the bidirectional number.
+    between: bytes/s that it sends to other nodes or pods: its share of the host's network.
     node: devices of a node or pod.
   """
 
@@ -76,7 +76,7 @@ def find(name: str) -> Accelerator:
 
 @dataclasses.dataclass(frozen=True)
 class Seconds:
-  """What one call of a program would take, nothing of it at the same time but the first two."""
+  """The seconds of one call of a program; only compute and memory traffic overlap."""
 
   compute: float
   memory: float
@@ -89,7 +89,7 @@ class Seconds:
 
   @property
   def share(self) -> float:
-    """Of the total that is communication."""
+    """The share of communication in the total."""
     return self.communication / self.total if self.total else 0.0
 
 
@@ -101,15 +101,15 @@ def seconds(
   dtype: str = 'float32',
   highest_flops: float = 0.0,
 ) -> Seconds:
-  """A roofline, and rings of the collectives over the slowest link that each of them uses.
+  """A roofline model, plus each collective as a ring over the slowest link that it uses.
 
   Args:
     accelerator: its constants.
-    flops: of a device, in products of `dtype`.
-    bytes_accessed: of a device's memory.
-    collectives: of the program; the time a message takes to start is left out.
-    dtype: of the computation: float32 or bfloat16.
-    highest_flops: of a device, in float32 products of the highest precision.
+    flops: FLOPs of a device in products of `dtype`.
+    bytes_accessed: bytes of a device's memory that are read and written.
+    collectives: the collectives of the program; latency is not counted.
+    dtype: dtype of the computation, float32 or bfloat16.
+    highest_flops: FLOPs of a device in float32 products of the highest precision.
   """
   peak = accelerator.bfloat16 if dtype == 'bfloat16' else accelerator.float32
   communication = 0.0

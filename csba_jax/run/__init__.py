@@ -1,4 +1,4 @@
-"""One run on disk: its folder, checkpoints and records, its state, its schedule, its restoring.
+"""One run on disk: its folder, checkpoints and records, its state and schedule, and its net.
 
-It knows how a run is stored. It does not know how a run is trained or measured.
+It knows how a run is stored and read again. It does not know how a run is trained or measured.
 """

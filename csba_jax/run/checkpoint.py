@@ -1,9 +1,9 @@
-"""Checkpoints of pytrees with orbax: asynchronous, the latest two and the best, never half.
+"""Asynchronous checkpoints of pytrees with orbax: the latest two and the best, each complete.
 
-Orbax makes a checkpoint appear as a whole or not at all; it does not notice every byte that changes
-afterwards. Just before one appears, the SHA-256 of its files go into `<directory>-sums/`, and
-whoever reads it compares them first. Several processes save and read together; the first of them
-looks after the folders.
+Orbax makes a checkpoint appear as a whole or not at all, but it does not notice every byte that
+changes afterwards. So the SHA-256 sums of its files are written to `<directory>-sums/` just before
+it appears, and they are compared before it is read. Several processes save and read together; the
+first process manages the folders.
 """
 
 import functools
@@ -26,15 +26,21 @@ from csba_jax.files import write_atomically
 from csba_jax.runtime import distributed
 
 PyTree = Any
-_OF_ORBAX = ('_CHECKPOINT_METADATA', 'commit_success.txt')  # it changes them again later
+# Files that orbax writes again after the sums are taken. The first name is private to orbax; it was
+# read in orbax-checkpoint 0.12.8.
+_WRITTEN_LATER = ('_CHECKPOINT_METADATA', ocp.path.atomicity_types.COMMIT_SUCCESS_FILE)
 
 
 class Checkpoints:
   """Numbered checkpoints in one folder: a pytree, a JSON-able `meta` and an optional score each.
 
-  Kept are the latest two (the older one in case the newer is damaged) and the one with the highest
-  score, of equal ones the latest. Use as a context manager: leaving it finishes the last save.
-  `read_only` leaves a run that may be going on there alone. `warn` is told of damage.
+  It keeps the latest two (the older one in case the newer is damaged) and the one with the highest
+  score; of equal scores, the latest. Use it as a context manager: its exit finishes the last save.
+
+  Args:
+    directory: of the checkpoints; made where it is absent.
+    read_only: writes nothing, so that a run may go on in the same folder.
+    warn: called with a message about each damaged checkpoint.
 
   Raises:
     UserError: the folder cannot be made or read, or every score in it is damaged.
@@ -59,7 +65,7 @@ class Checkpoints:
           policy.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False),
         ]
       ),
-      best_fn=_score,  # without it best_step() would silently be the latest
+      best_fn=_score,  # without it, best_step() would be the latest step without a warning
       best_mode='max',
       read_only=read_only,
       async_options=ocp.AsyncOptions(post_finalization_callback=self._keep_sums),
@@ -78,7 +84,7 @@ class Checkpoints:
         self.wait()
       self._guard(self._manager.close)
     except UserError:
-      if exc_type is None:  # else the error under way tells more
+      if exc_type is None:  # otherwise the first error says more
         raise
 
   def steps(self) -> list[int]:
@@ -86,29 +92,30 @@ class Checkpoints:
     return sorted(self._manager.all_steps())
 
   def save(self, step: int, tree: PyTree, meta: dict[str, Any], score: float | None = None) -> None:
-    """Starts saving; on return the tree may be donated. The last step again: nothing to do.
+    """Starts to save; on return the tree may be donated. Does nothing for the last step again.
 
-    A step that an earlier process saved is saved anew: more has been done at it since.
+    A step that an earlier process saved is saved again: more has been done at that step since.
 
     Raises:
-      UserError: this or the save before could not be written.
+      UserError: this save or the one before it could not be written.
     """
     if step == self._last_saved:
       return
     self.wait()
     if step in self.steps():
       self._guard(lambda: self._manager.delete(step))
-    if distributed.is_first():  # not before: they tell what a process leaves that dies in between
+    # After the deletion: if the process dies during it, the sums show that the rest is damaged.
+    if distributed.is_first():
       self._guard(lambda: self._sums(step).unlink(missing_ok=True))
     self._last_saved = step
-    # A copy: on CPU orbax reads the buffers in place while the next step, which owns them, runs.
+    # A copy, because on CPU orbax reads the buffers while the next step already overwrites them.
     tree = _copy(tree)
     args = ocp.args.Composite(state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
     metrics = None if score is None else {'score': score}
     self._guard(lambda: self._manager.save(step, args=args, metrics=metrics))
 
   def wait(self) -> None:
-    """Returns once all saves are on disk; raises UserError where one is not."""
+    """Returns when all saves are on disk; raises UserError where one failed."""
     self._guard(self._manager.wait_until_finished)
     if distributed.is_first() and not self._read_only:
       self._guard(self._drop_sums)
@@ -129,10 +136,11 @@ class Checkpoints:
   def restore(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
     """(tree, meta) saved at `step`; `like` gives structure, shapes, dtypes and shardings.
 
-    However many devices and processes saved it; a leaf without a sharding comes to one device.
+    The number of devices and processes that saved it does not matter. A leaf without a sharding is
+    put on one device.
 
     Raises:
-      UserError: the checkpoint is damaged, or of another shape.
+      UserError: the checkpoint is damaged, or has other shapes.
     """
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
@@ -157,8 +165,8 @@ class Checkpoints:
   def restore_latest(self, like: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
     """The newest checkpoint that can be read, or None where there is none at all.
 
-    A damaged one is named through `warn` and moved to `<directory>-damaged/`, so that its step can
-    be saved again; but only once an older one has been read.
+    A damaged one is reported to `warn` and moved to `<directory>-damaged/`, so that its step can be
+    saved again; but only after an older one has been read.
 
     Raises:
       UserError: there are checkpoints, but none can be read.
@@ -184,10 +192,10 @@ class Checkpoints:
     return None
 
   def _leave_out_damaged_scores(self) -> None:
-    """Sets aside what has an unreadable score: orbax would not open the folder at all.
+    """Sets aside checkpoints with an unreadable score; with them orbax would not open the folder.
 
     Raises:
-      UserError: no checkpoint has a readable one.
+      UserError: no checkpoint has a readable score.
     """
     if not distributed.is_first():
       return
@@ -212,26 +220,30 @@ class Checkpoints:
     return self._directory.with_name(f'{self._directory.name}-sums') / f'{step}.json'
 
   def _keep_sums(self) -> None:
-    """Writes the sums of the checkpoint that is being saved: what orbax calls before it appears.
+    """Writes the sums of the checkpoint that is being saved; orbax calls it before that appears.
 
-    In a thread of the first process, once every file is written. Killed after the sums, a process
-    leaves those of a checkpoint that is not there, which its next save replaces.
+    It runs in a thread of the first process, when every file is written. A process that is killed
+    after the sums leaves the sums of an absent checkpoint, which the next save replaces.
     """
     step = self._last_saved
-    [unfinished] = self._directory.glob(f'{step}.orbax-checkpoint-tmp*')
+    [unfinished] = [
+      Path(path.get())
+      for path in ocp.path.step.all_temporary_paths(self._directory)
+      if path.get_final().name == str(step)
+    ]
     self._sums(step).parent.mkdir(exist_ok=True)
     record = json.dumps(_sha256_of_files(unfinished), indent=1)
     write_atomically(self._sums(step), lambda file: file.write(record.encode()))
 
   def _drop_sums(self) -> None:
-    """Deletes the sums of deleted checkpoints, and what a killed process left half written."""
+    """Deletes the sums of deleted checkpoints, and unfinished files of a killed process."""
     kept = {str(step) for step in self.steps()}
     for path in self._sums(0).parent.glob('*'):
       if path.stem not in kept:
         path.unlink(missing_ok=True)
 
   def _check_sums(self, step: int) -> None:
-    """Raises UserError where a file is not what it was; without sums says that none can tell."""
+    """Raises UserError where a file has changed; warns where there are no sums to compare with."""
     if not distributed.is_first():
       return
     try:
@@ -262,14 +274,14 @@ class Checkpoints:
 
 @jax.jit
 def _copy(tree: PyTree) -> PyTree:
-  """The tree in buffers of its own, where it lies."""
+  """The tree in new buffers on the same devices."""
   return jax.tree.map(jnp.copy, tree)
 
 
 def _sha256_of_files(folder: Path) -> dict[str, str]:
   found = {}
   for path in sorted(folder.rglob('*')):
-    if path.is_file() and path.name not in _OF_ORBAX:
+    if path.is_file() and path.name not in _WRITTEN_LATER:
       with path.open('rb') as file:
         found[str(path.relative_to(folder))] = hashlib.file_digest(file, 'sha256').hexdigest()
   return found

@@ -9,18 +9,18 @@ from pathlib import Path
 
 
 class EventFile:
-  """A new event file in a folder; each call is on disk on return.
+  """A new event file in a folder; what a call writes is on disk when it returns.
 
   Args:
-    folder: of the run's events; made if absent.
-    step: where the run stands; TensorBoard hides what earlier files say of later steps.
+    folder: of the run's events; made where it is absent.
+    step: of the run; TensorBoard hides what earlier files say about later steps.
 
   Raises:
-    OSError: the file cannot be written, here and in `scalars`.
+    OSError: the file cannot be written, here or in `scalars`.
   """
 
   def __init__(self, folder: Path, step: int):
-    from tensorboardX.record_writer import RecordWriter  # takes torch along where that is installed
+    from tensorboardX.record_writer import RecordWriter  # imports torch where that is installed
 
     folder.mkdir(exist_ok=True)
     name = f'events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}'
@@ -34,7 +34,7 @@ class EventFile:
     self._write(step=step, summary={'value': points})
 
   def close(self) -> None:
-    """Closes the file; what could not be written was reported when it was."""
+    """Closes the file; errors were reported when they occurred."""
     with contextlib.suppress(OSError):
       self._writer.close()
 

@@ -1,4 +1,4 @@
-"""What a run writes while it goes on: metrics.jsonl, events and checkpoints, in step."""
+"""What a run writes while it trains: metrics.jsonl, events and checkpoints, kept consistent."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,24 +20,24 @@ from csba_jax.runtime.progress import say
 
 @dataclasses.dataclass
 class Progress:
-  """The part of a run's state that lives on the host; each checkpoint carries it."""
+  """The part of a run's state that lives on the host; each checkpoint holds it."""
 
   step: int = 0
   best_step: int = 0
-  best_score: float | None = None  # of the validation part at best_step; None before the first
+  best_score: float | None = None  # on the validation part at best_step; None before the first
   losses: list[float] = dataclasses.field(default_factory=list)  # since the last training line
   grad_norms: list[float] = dataclasses.field(default_factory=list)
   metrics_bytes: int = 0  # length of metrics.jsonl
-  done: list[str] = dataclasses.field(default_factory=list)  # of what follows this step
+  done: list[str] = dataclasses.field(default_factory=list)  # tasks that are done after this step
   input: dict[str, Any] | None = None  # state of streamed inputs
-  levels: list[str] = dataclasses.field(default_factory=list)  # of the loss, reached so far
-  origin: dict[str, Any] = dataclasses.field(default_factory=dict)  # of a second stage's net
+  levels: list[str] = dataclasses.field(default_factory=list)  # loss levels reached so far
+  origin: dict[str, Any] = dataclasses.field(default_factory=dict)  # where a second stage began
 
 
 class Records:
-  """Keeps lines, events and checkpoints consistent, so that a restart neither repeats nor loses.
+  """The records of a run: after a restart no line is missing and none is there twice.
 
-  Use as a context manager.
+  Use it as a context manager.
   """
 
   def __init__(self, folder: Workdir):
@@ -55,9 +55,9 @@ class Records:
     self._checkpoints.__exit__(*exc_info)
 
   def resume(self, initial: TrainState, origin: dict[str, Any]) -> TrainState:
-    """The state of the newest whole checkpoint, or `initial`; later lines are cut off.
+    """The state of the newest whole checkpoint, or `initial`; removes lines of later steps.
 
-    `origin` says where `initial` comes from; a run that goes on keeps what it said at first.
+    `origin` says where `initial` comes from; a resumed run keeps the origin of its start.
     """
     self.progress.origin = origin
     restored = self._checkpoints.restore_latest(initial)
@@ -73,7 +73,7 @@ class Records:
     return initial
 
   def best(self, last: TrainState) -> TrainState:
-    """The state at the best validation score; the last one of a run without validation."""
+    """The state with the best validation score; without validation, the last state."""
     if self.progress.best_step == self.progress.step:
       return last
     self._checkpoints.wait()
@@ -85,7 +85,11 @@ class Records:
       return last
 
   def add(self, step: int, loss: np.ndarray, grad_norm: np.ndarray) -> None:
-    """Takes the metrics of the steps that end at `step`; stops the run where one is not finite."""
+    """Adds the metrics of the steps that end at `step`.
+
+    Raises:
+      UserError: one of them is not finite.
+    """
     self.progress.step, self.progress.done = step, []
     for offset, pair in enumerate(zip(loss, grad_norm, strict=True), 1 - len(loss)):
       if not np.isfinite(pair).all():
@@ -115,7 +119,7 @@ class Records:
   def validation_line(
     self, epoch: float, summary: dict[str, Any], score: float, seconds: float
   ) -> None:
-    """Writes the validation metrics and remembers the best score, of equal ones the latest."""
+    """Writes the validation metrics and keeps the best score; of equal scores, the latest."""
     names = ('loss', 'accuracy', 'macro_f1', 'balanced_accuracy')
     record = {f'val_{name}': summary[name] for name in names} | {'val_score': score}
     self._write(epoch, record, {'val_seconds': seconds})
@@ -125,7 +129,7 @@ class Records:
       self.progress.best_step = self.progress.step
 
   def diagnostics_line(self, epoch: float, conflict: Conflict, seconds: float) -> None:
-    """Writes the summary of the shared scope, and the whole as a snapshot under conflict/."""
+    """Writes the summary of the shared scope, and the whole conflict to a file in conflict/."""
     if not distributed.is_first():
       return
     path = self._folder.file(f'conflict/step{self.progress.step:06d}_probe.npz')
@@ -141,9 +145,9 @@ class Records:
     found: Mapping[str, tuple[Conflict, Mapping[str, Any]]],
     seconds: float,
   ) -> None:
-    """Writes summaries of the shared scope, and the whole of each part under conflict/.
+    """Writes summaries of the shared scope, and the whole of each part to files in conflict/.
 
-    `found` {part: (conflict, decoupling)}; see `snapshot_file` for the names.
+    `found` is {part: (conflict, branch similarity)}; `snapshot_file` names the files.
     """
     if not distributed.is_first():
       return
@@ -167,10 +171,11 @@ class Records:
     self.progress.metrics_bytes = self._folder.metrics_length()
 
   def save(self, state: TrainState, score: float | None = None) -> None:
-    """Starts a checkpoint of the state and of everything needed to go on from it.
+    """Starts to save a checkpoint of the state and of everything that a restart needs.
 
     Raises:
-      UserError: the state is not finite (its loss would show that one step later), or unwritable.
+      UserError: the state is not finite (the loss would show that one step later), or the
+        checkpoint cannot be written.
     """
     if not _finite(state.params):
       kept = self._checkpoints.steps()
@@ -182,15 +187,15 @@ class Records:
     self._checkpoints.save(self.progress.step, state, dataclasses.asdict(self.progress), score)
 
   def wait(self) -> None:
-    """Returns once the last checkpoint is on disk."""
+    """Returns when the last checkpoint is on disk."""
     self._checkpoints.wait()
 
 
-TESTED = 'tested'  # the snapshot of the checkpoint that the test part is evaluated with
+TESTED = 'tested'  # name of the snapshot of the checkpoint that is evaluated on the test part
 
 
 def snapshot_file(name: str, part: str) -> str:
-  """Name of a snapshot's files: with .npz the conflict, with .json the rest."""
+  """Name of a snapshot's files without suffix: .npz holds the conflict, .json the rest."""
   return f'moment_{name.replace(" ", "-")}_{part}'
 
 

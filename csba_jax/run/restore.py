@@ -1,4 +1,4 @@
-"""A run taken up again from its workdir: config, data, model and one of its states."""
+"""What a workdir holds, read again: a net that needs no data, or a run with its data."""
 
 import dataclasses
 import functools
@@ -11,81 +11,107 @@ import ml_collections
 from jax import Array
 
 from csba_jax import config as config_lib
-from csba_jax.data import augment, pipeline, sampling
+from csba_jax.data import pipeline
 from csba_jax.errors import UserError
 from csba_jax.methods import optimizers
 from csba_jax.models import registry
+from csba_jax.run import net as net_lib
 from csba_jax.run import state as state_lib
 from csba_jax.run.checkpoint import Checkpoints
+from csba_jax.run.net import Metadata, Net, Preprocessing
 from csba_jax.run.records import Progress
-from csba_jax.run.schedule import Plan
+from csba_jax.run.schedule import training_stream
 from csba_jax.run.state import TrainState
 from csba_jax.run.workdir import read_config, read_result
 from csba_jax.runtime import sharding
 from csba_jax.runtime.progress import say
 
 PyTree = Any
-STATISTICS_BATCHES = 50  # a momentum of 0.9 forgets the start to 0.5 %
+STATISTICS_BATCHES = (
+  50  # after that many, a momentum of 0.9 has forgotten all but 0.5 % of the start
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Trained:
-  """A run at one of its checkpoints."""
+class Run:
+  """A run at one of its checkpoints: the net, and the config and the data that it comes from."""
 
   workdir: Path
+  net: Net
   config: ml_collections.ConfigDict
   data: pipeline.Data
-  model: nn.Module
-  state: TrainState
 
 
-def take_up(
+def load_net(workdir: str, which: str = 'best', layout: sharding.Layout | None = None) -> Net:
+  """The net of a run, from its workdir alone: the training data may be elsewhere or gone.
+
+  Its predictions are those that csba-evaluate counts.
+
+  Args:
+    workdir: folder of a run.
+    which: 'best' (by validation macro-F1; the last one without validation), 'latest', or a step.
+    layout: devices to put the net on; None: whole on each of config.parallel.devices.
+
+  Raises:
+    UserError: there is no run, no such checkpoint, or one that is damaged or of another
+      architecture; or 'init', which needs data.
+  """
+  config, folder = config_of(workdir), Path(workdir).expanduser()
+  if which == 'init':
+    raise UserError(
+      'a checkpoint that needs no data: best, latest or a step',
+      'init, whose statistics are those of training batches',
+      'use load_run, which reads the data',
+    )
+  return _load_net(folder, config, net_lib.find(folder, config), which, layout)
+
+
+def load_run(
   workdir: str,
   which: str = 'best',
   data_dir: str | None = None,
   data: pipeline.Data | None = None,
   layout: sharding.Layout | None = None,
-) -> Trained:
-  """Reads a run; writes nothing.
+) -> Run:
+  """The net of a run with the run's config and data; writes nothing.
 
   Args:
     workdir: folder of a run.
-    which: 'best' (by validation macro-F1; the last one without validation), 'latest', a step, or
-      'init', the untrained net of the run's seed with the statistics of its BatchNorms as
-      STATISTICS_BATCHES training batches leave them.
-    data_dir: takes the place of the run's config.data.dir, if the data has moved.
-    data: the run's data, where it has been read already.
-    layout: where its state is put; None: whole on each of config.parallel.devices.
+    which: as in `load_net`; or 'init', the untrained net of the run's seed, whose BatchNorms have
+      the statistics of the first STATISTICS_BATCHES training batches.
+    data_dir: replaces the run's config.data.dir where the data has moved.
+    data: the run's data, where they have been read already.
+    layout: as in `load_net`.
 
   Raises:
-    UserError: no run or no such checkpoint there, one that is damaged or of another architecture,
-      or data that has changed.
+    UserError: as in `load_net`; or the data are absent or have changed.
   """
-  config = config_of(workdir)
-  folder = Path(workdir).expanduser()
+  config, folder = config_of(workdir), Path(workdir).expanduser()
   if data_dir is not None:
     config.data.dir = data_dir
   data = data or pipeline.load(config, say)
   pipeline.check_splits(data.splits, folder / 'splits.npz')
-  model = registry.build(config.model, len(data.class_names), data.image_shape)
-  tx, _ = optimizers.build(config, total_steps=1)
-  averages = config.train.ema_decay > 0
-  layout = layout or sharding.for_evaluation(config)
-  if which == 'init' and config.stage.method != 'none':
+  # A run from before net.json has its metadata from the data.
+  metadata = net_lib.read(folder) if (folder / net_lib.FILE).exists() else Metadata.of(data)
+  if which != 'init':
+    net = _load_net(folder, config, metadata, which, layout)
+  elif config.stage.method == 'none':
+    net = renew_statistics(_initial_net(config, metadata, layout), config, data)
+  else:
     raise UserError(
       'a first stage for --checkpoint=init',
       f'a second stage in {folder}, which begins with the net of {config.stage.source}',
-      f'name --workdir={config.stage.source}',
+      f'set --workdir={config.stage.source}',
     )
-  if which == 'init':
-    state = layout.place_state(state_lib.create(model, tx, data.image_shape, config.seed))
-    state = state.replace(batch_stats=estimate_statistics(model, state, data, config))
-    return Trained(folder, config, data, model, state)
-  like = layout.like(state_lib.shapes(model, tx, data.image_shape, averages))
-  with Checkpoints(_checkpoints_of(folder), read_only=True, warn=say) as checkpoints:
-    step = _find_step(checkpoints, folder, which, like)
-    state, _ = checkpoints.restore(step, like)
-  return Trained(folder, config, data, model, state)
+  return Run(folder, net, config, data)
+
+
+def load_state(
+  workdir: str, which: str = 'best', layout: sharding.Layout | None = None
+) -> TrainState:
+  """All of a training state that a checkpoint keeps; arguments and errors as in `load_net`."""
+  config, folder = config_of(workdir), Path(workdir).expanduser()
+  return _load_state(folder, config, net_lib.find(folder, config), which, layout)[1]
 
 
 def config_of(workdir: str) -> ml_collections.ConfigDict:
@@ -95,32 +121,80 @@ def config_of(workdir: str) -> ml_collections.ConfigDict:
   return config
 
 
-def estimate_statistics(
-  model: nn.Module, state: TrainState, data: pipeline.Data, config: ml_collections.ConfigDict
-) -> PyTree:
-  """Running statistics of a net that stays as it is, over the batches of a run's first steps."""
-  stats, layout = state.batch_stats, sharding.Layout.of(state)
+def renew_statistics(net: Net, config: ml_collections.ConfigDict, data: pipeline.Data) -> Net:
+  """The net with running statistics of the batches of the run's first STATISTICS_BATCHES steps.
+
+  Its parameters stay as they are.
+  """
+  stats, layout = net.batch_stats, net.layout
   if not jax.tree.leaves(stats):
-    return stats
-  plan = Plan.of(config, len(data.train))
-  stream = sampling.Stream.of(
-    config.sampler, data.train.labels, config.train.batch_size, plan.total, config.seed
-  )
+    return net
+  stream, images = training_stream(config, data.train.labels), data.train.images
   for step in range(STATISTICS_BATCHES):
     index = stream.positions(step)
-    images = layout.batch_of(lambda rows, index=index: data.train.images[index[rows]], len(index))
-    stats = _statistics_step(model, state.params, stats, images, layout)
+    batch = layout.batch_of(lambda rows, index=index: images[index[rows]], len(index))
+    stats = _statistics_step(
+      net.model, net.metadata.preprocessing, net.params, stats, batch, layout
+    )
     sharding.one_at_a_time(stats)
-  return stats
+  return net.replace(batch_stats=stats)
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'layout'))
+@functools.partial(jax.jit, static_argnames=('model', 'preprocessing', 'layout'))
 def _statistics_step(
-  model: nn.Module, params: PyTree, stats: PyTree, images: Array, layout: sharding.Layout
+  model: nn.Module,
+  preprocessing: Preprocessing,
+  params: PyTree,
+  stats: PyTree,
+  images: Array,
+  layout: sharding.Layout,
 ) -> PyTree:
   variables = layout.gather({'params': params, 'batch_stats': stats})
-  _, updated = model.apply(variables, augment.scale(images), train=True, mutable=['batch_stats'])
+  _, updated = model.apply(variables, preprocessing(images), train=True, mutable=['batch_stats'])
   return layout.gather(updated['batch_stats'])
+
+
+def _load_net(
+  folder: Path,
+  config: ml_collections.ConfigDict,
+  metadata: Metadata,
+  which: str,
+  layout: sharding.Layout | None,
+) -> Net:
+  model, state = _load_state(folder, config, metadata, which, layout)
+  return Net.of(model, state, metadata, config.loss.post_hoc_tau)
+
+
+def _load_state(
+  folder: Path,
+  config: ml_collections.ConfigDict,
+  metadata: Metadata,
+  which: str,
+  layout: sharding.Layout | None,
+) -> tuple[nn.Module, TrainState]:
+  layout = layout or sharding.for_evaluation(config)
+  model = _model_of(config, metadata)
+  tx, _ = optimizers.build(config, total_steps=1)
+  shapes = state_lib.shapes(model, tx, metadata.image_shape, config.train.ema_decay > 0)
+  like = layout.like(shapes)
+  with Checkpoints(_checkpoints_of(folder), read_only=True, warn=say) as checkpoints:
+    step = _find_step(checkpoints, folder, which, like)
+    return model, checkpoints.restore(step, like)[0]
+
+
+def _initial_net(
+  config: ml_collections.ConfigDict, metadata: Metadata, layout: sharding.Layout | None
+) -> Net:
+  """The net of a run's seed before its first step, with the statistics that a model begins with."""
+  model = _model_of(config, metadata)
+  tx, _ = optimizers.build(config, total_steps=1)
+  state = state_lib.create(model, tx, metadata.image_shape, config.seed)
+  state = (layout or sharding.for_evaluation(config)).place_state(state)
+  return Net.of(model, state, metadata, config.loss.post_hoc_tau)
+
+
+def _model_of(config: ml_collections.ConfigDict, metadata: Metadata) -> nn.Module:
+  return registry.build(config.model, len(metadata.class_names), metadata.image_shape)
 
 
 def _checkpoints_of(workdir: Path) -> Path:
@@ -131,9 +205,10 @@ def _checkpoints_of(workdir: Path) -> Path:
 
 
 def _find_step(checkpoints: Checkpoints, workdir: Path, which: str, like: TrainState) -> int:
+  """The step of the checkpoint that `which` names."""
   steps = checkpoints.steps()
   if not steps:
-    raise UserError('a saved checkpoint', 'none yet', 'let csba-train save one')
+    raise UserError('a saved checkpoint', 'none yet', 'wait until csba-train has saved one')
   if which == 'latest':
     return steps[-1]
   if which == 'best' and (workdir / 'result.json').exists():
@@ -144,6 +219,6 @@ def _find_step(checkpoints: Checkpoints, workdir: Path, which: str, like: TrainS
   if not which.isdigit() or int(which) not in steps:
     known = ', '.join(str(step) for step in steps)
     raise UserError(
-      f'--checkpoint=best, latest, init or one of {known}', which, 'name one of these'
+      f'--checkpoint=best, latest, init or one of {known}', which, 'set it to one of these'
     )
   return int(which)

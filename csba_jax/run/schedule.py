@@ -1,25 +1,27 @@
-"""When things happen in a run, in steps."""
+"""The steps at which a run logs, evaluates, saves, is measured and ends."""
 
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
 import ml_collections
+import numpy as np
 
 from csba_jax.config import numbers, step_at
+from csba_jax.data import sampling
 from csba_jax.methods import second_stages
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """When a run logs, evaluates and is diagnosed, and when it ends."""
+  """When a run logs, evaluates, saves and is measured, and when it ends; in steps."""
 
   steps_per_epoch: int
   total: int
   log_every: int
   eval_every: int
   diagnose_every: int  # 0: never
-  snapshots: tuple[tuple[str, int], ...] = ()  # share of the run, as it is called, and its step
+  snapshots: tuple[tuple[str, int], ...] = ()  # (name: a share of the run, step)
   loss_levels: tuple[float, ...] = ()
   save_every: int = 1000
 
@@ -43,7 +45,7 @@ class Plan:
     )
 
   def segments(self, start: int) -> Iterator[tuple[int, int]]:
-    """(from, to) of the stretches between log lines; a line also ends each epoch."""
+    """(first, last) steps of the segments between log lines; each epoch ends with a line too."""
     while start < self.total:
       epoch_start = start // self.steps_per_epoch * self.steps_per_epoch
       in_epoch = (start - epoch_start) // self.log_every * self.log_every + self.log_every
@@ -52,9 +54,12 @@ class Plan:
       start = end
 
   def dispatches(self, first: int, last: int, longest: int) -> Iterator[tuple[int, int]]:
-    """(from, to) of the calls of a segment; one ends at each step that is diagnosed or saved."""
+    """(first, last) steps of the compiled calls of a segment, of at most `longest` steps.
+
+    A call ends at each step after which something is measured or saved.
+    """
     while first < last:
-      end = min(first + longest, last, *(at for _, at in self.snapshots if at > first))
+      end = min(first + longest, last, *(step for _, step in self.snapshots if step > first))
       end = min(end, (first // self.save_every + 1) * self.save_every)
       if self.diagnose_every:
         end = min(end, (first // self.diagnose_every + 1) * self.diagnose_every)
@@ -66,16 +71,16 @@ class Plan:
     return self.diagnose_every > 0 and step > 0 and step % self.diagnose_every == 0
 
   def snapshots_at(self, step: int) -> list[str]:
-    """The snapshots that step number `step` ends."""
-    return [name for name, at in self.snapshots if at == step]
+    """Names of the snapshots to take after step number `step`."""
+    return [name for name, due in self.snapshots if due == step]
 
   def levels_at(self, loss: float, known: Sequence[str]) -> list[str]:
-    """The loss levels that a loss is at or below and that are not known yet."""
+    """Names of the loss levels that a loss has reached, without those that are known."""
     names = [f'loss {level:g}' for level in self.loss_levels if loss <= level]
     return [name for name in names if name not in known]
 
   def epoch(self, step: int) -> float:
-    """Epochs done after `step` steps."""
+    """Number of epochs after `step` steps."""
     return step / self.steps_per_epoch
 
   def logs_at(self, step: int) -> bool:
@@ -84,9 +89,19 @@ class Plan:
     return step > 0 and in_epoch % self.log_every == 0
 
   def evaluates_at(self, step: int) -> bool:
-    """Whether a validation follows step number `step`; 0 where there is nothing to train."""
+    """Whether a validation follows step number `step`; after step 0 only without training."""
     return step == self.total or (step > 0 and step % self.eval_every == 0)
 
   def saves_at(self, step: int) -> bool:
     """Whether a checkpoint follows step number `step`."""
     return self.evaluates_at(step) or (step > 0 and step % self.save_every == 0)
+
+
+def training_stream(config: ml_collections.ConfigDict, labels: np.ndarray) -> sampling.Stream:
+  """The stream of batches that a run trains on, for the labels [N] of its training images.
+
+  Raises:
+    UserError: see `sampling.Stream.of`.
+  """
+  total = Plan.of(config, len(labels)).total
+  return sampling.Stream.of(config.sampler, labels, config.train.batch_size, total, config.seed)

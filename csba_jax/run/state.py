@@ -1,4 +1,4 @@
-"""Everything that a resumed run needs, and nothing else."""
+"""The training state: everything that a resumed run needs on the devices."""
 
 import functools
 
@@ -13,28 +13,24 @@ PyTree = object
 
 
 class TrainState(struct.PyTreeNode):
-  """The state after `step` updates. Random keys need no place: they follow from seed and step."""
+  """The state after `step` updates. It holds no random key: keys follow from seed and step."""
 
   step: Array  # int32 scalar
   params: PyTree  # float32
   batch_stats: PyTree  # running mean and variance, float32
   opt_state: optax.OptState
-  averages: PyTree  # {'params', 'batch_stats'}: their moving averages; {} where none are kept
+  averages: PyTree  # moving averages {'params', 'batch_stats'}; {} where none are kept
 
   def variables(self) -> PyTree:
-    """{'params', 'batch_stats'} to evaluate the net with: averages where they are kept."""
+    """{'params', 'batch_stats'} for evaluation: the moving averages where they are kept."""
     return self.averages or {'params': self.params, 'batch_stats': self.batch_stats}
-
-  def averaged(self) -> 'TrainState':
-    """The state whose parameters and statistics are those of `variables`, without averages."""
-    return self.replace(**self.variables(), averages={})
 
 
 def move_averages(averages: PyTree, state: TrainState, decay: float) -> PyTree:
   """a <- d a + (1 - d) x for parameters and statistics x, d = min(decay, (1 + t) / (10 + t)).
 
-  t = state.step updates lie behind; the factor that grows with t keeps the initial weights from
-  lasting (as in TensorFlow's ExponentialMovingAverage).
+  t = state.step is the number of updates so far. The factor that grows with t makes the average
+  forget the initial weights, as in TensorFlow's ExponentialMovingAverage.
   """
   t = state.step.astype(jnp.float32)
   share = 1 - jnp.minimum(decay, (1 + t) / (10 + t))
@@ -49,7 +45,7 @@ def create(
   seed: int,
   averages: bool = False,
 ) -> TrainState:
-  """The initial state, a function of the seed; `averages`: whether moving averages are kept."""
+  """The initial state, a function of the seed; with `averages`, it keeps moving averages."""
   return _compiled_initial(model, tx, image_shape, averages, jax.random.key(seed))
 
 
@@ -79,9 +75,9 @@ def _initial(
   return TrainState(jnp.zeros((), jnp.int32), params, stats, tx.init(params), kept)
 
 
-# Little optimisation for what runs once: the same bits after 6.6 s in place of 14.4 s on two CPU
-# cores, nearly all of it the compilation of one random generator for each kernel. Never level 0:
-# with jaxlib 0.10.2 it gives NaN gradients elsewhere.
+# Low optimisation for a program that runs once: it gives the same bits in 6.6 s instead of 14.4 s
+# on two CPU cores. Nearly all of that is the compilation of one random generator for each kernel.
+# Do not use level 0: with jaxlib 0.10.2 it gives NaN gradients in other programs.
 _compiled_initial = jax.jit(
   _initial,
   static_argnums=(0, 1, 2, 3),

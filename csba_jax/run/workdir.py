@@ -1,4 +1,4 @@
-"""A run's folder: one process at a time, whole files only, one config for its whole life."""
+"""The folder of a run: one config, one process at a time, and only complete files."""
 
 import contextlib
 import errno
@@ -26,24 +26,26 @@ from csba_jax.runtime import distributed
 
 _DECISIVE = ('JAX_', 'XLA_', 'LIBTPU_', 'CUDA_VISIBLE', 'NVIDIA_TF32', 'NCCL_', 'OMP_NUM')
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'scipy')
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # of a file system that has none
-LOCK_POLL = 0.1  # seconds between two tries to get a lock
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # the file system has no locks
+LOCK_POLL = 0.1  # seconds between two attempts to take a lock
 
 
 class InUse(UserError):
-  """Another process is at work in the folder."""
+  """Another process uses the folder."""
 
 
 class Workdir:
-  """config.json, metrics.jsonl, result.json, splits.npz, checkpoints/ and tensorboard/ of a run.
+  """The folder with all files of a run.
 
-  Use as a context manager: it holds a lock that ends with the process, however that ends. Where a
-  run has several processes, all open it; the first one holds the lock and writes, and what the
-  others would write is nothing.
+  config.json, net.json, splits.npz, metrics.jsonl, result.json, checkpoints/ and tensorboard/.
+
+  Use it as a context manager: it holds a lock, which the system releases when the process ends in
+  any way. Where a run has several processes, all of them open the folder. The first process holds
+  the lock and writes; in the others, the functions that write do nothing.
 
   Raises:
-    UserError: the folder cannot be written, belongs to another config, is in use, or is not one
-      folder for all processes.
+    UserError: the folder cannot be written, belongs to another config, is in use, or is not the
+      same folder for all processes.
   """
 
   def __init__(self, path: str | os.PathLike, config: Mapping[str, Any]):
@@ -90,18 +92,18 @@ class Workdir:
         raise UserError(
           f'the config that {self.path} was started with',
           '; '.join(different),
-          'name another --workdir, or set these fields as they were',
+          'name another --workdir, or set these fields to their old values',
         )
 
   def begin(self) -> list[str]:
-    """Writes config.json, which makes the folder this config's for good.
+    """Writes config.json; from then on the folder belongs to this config.
 
     Returns:
-      What differs between the packages of config.json and those of now, 'name: THERE there, ...';
-      one that it does not name is not known to differ.
+      Where config.json exists: the packages whose version there differs from the version here,
+      'name: THERE there, HERE here'. Packages that it does not name are left out.
     """
     if self.file('config.json').exists():
-      there = _read_json(self.file('config.json'), 'a workdir', 'config').get('versions', {})
+      there = read_json(self.file('config.json'), 'a workdir', 'config').get('versions', {})
       here = {package: version for package, version in versions().items() if package in there}
       return config_lib.differences(there, here)
     record = {'config': dict(self._config), 'versions': versions(), 'commit': commit()}
@@ -113,13 +115,13 @@ class Workdir:
     return self.path / name
 
   def write(self, name: str, fill: Callable[[BinaryIO], object]) -> None:
-    """A file that is there whole or not at all: `fill(binary file)`, then a rename."""
+    """Writes a file as a whole or not at all: `fill(binary file)`, then a rename."""
     if distributed.is_first():
       with writing_to(self.path):
         write_atomically(self.file(name), fill)
 
   def has_checkpoints(self) -> bool:
-    """Whether a checkpoint was ever finished here, damaged or not."""
+    """Whether there is a finished checkpoint, damaged or not."""
     folder = self.file('checkpoints')
     return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
@@ -128,33 +130,33 @@ class Workdir:
     return read_result(self.path) if self.file('result.json').exists() else None
 
   def write_result(self, result: Mapping[str, Any]) -> None:
-    """result.json, which ends the run."""
+    """Writes result.json, the last file of a run."""
     self.write_json('result.json', result)
 
   def write_json(self, name: str, record: Mapping[str, Any]) -> None:
-    """A JSON file; NaN becomes null."""
+    """Writes a JSON file; NaN becomes null."""
     self.write(name, lambda file: file.write((strict_json(record, indent=2) + '\n').encode()))
 
   def metrics_length(self) -> int:
-    """Bytes in metrics.jsonl; a checkpoint stores it, see `rewind_metrics`."""
+    """Bytes in metrics.jsonl; a checkpoint stores the number, see `rewind_metrics`."""
     path = self.file('metrics.jsonl')
     return path.stat().st_size if path.exists() else 0
 
   def rewind_metrics(self, length: int) -> None:
-    """Cuts metrics.jsonl to its length at a checkpoint: what came later will come again."""
+    """Cuts metrics.jsonl to its length at a checkpoint: the later lines will be written again."""
     if not distributed.is_first():
       return
     if self.metrics_length() < length:
       raise UserError(
         f'{length} bytes in {self.file("metrics.jsonl")}, as at the last checkpoint',
         f'{self.metrics_length()}',
-        'bring the file back, or name another --workdir',
+        'restore the file from a backup, or name another --workdir',
       )
     with writing_to(self.path), open(self.file('metrics.jsonl'), 'ab') as file:
       file.truncate(length)
 
   def append_metrics(self, record: Mapping[str, Any]) -> None:
-    """One line of metrics.jsonl, on disk on return."""
+    """Adds one line to metrics.jsonl; it is on disk on return."""
     if not distributed.is_first():
       return
     with writing_to(self.path), open(self.file('metrics.jsonl'), 'ab') as file:
@@ -165,13 +167,15 @@ class Workdir:
 
 @contextlib.contextmanager
 def lock_file(folder: Path, name: str, seconds: float = 0.0) -> Iterator[None]:
-  """Makes the folder and holds a lock in it, which ends with the process, however that ends.
+  """Makes the folder and holds a lock in it; the system releases it when the process ends.
 
   Args:
-    seconds: how long to wait for another process that holds it.
+    folder: is made where it is absent.
+    name: of the lock file.
+    seconds: to wait for another process that holds the lock.
 
   Raises:
-    InUse: another process holds the lock.
+    InUse: another process still holds the lock.
     UserError: the folder cannot be made or written.
   """
   with writing_to(folder):
@@ -186,14 +190,14 @@ def lock_file(folder: Path, name: str, seconds: float = 0.0) -> Iterator[None]:
         raise InUse(
           'one process for each workdir',
           f'another process at work in {folder}',
-          'wait for it, end it, or name another --workdir',
+          'wait for that process, end it, or name another --workdir',
         )
       time.sleep(LOCK_POLL)
     yield
 
 
 def _locked(file: IO, folder: Path) -> bool:
-  """Whether this process has got the lock of an open file, or there are no locks to be had."""
+  """Whether this process now has the lock of an open file, or the file system has no locks."""
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return True
@@ -203,8 +207,8 @@ def _locked(file: IO, folder: Path) -> bool:
     if error.errno not in _NO_LOCKS:
       raise
     print(
-      f'{folder} is on a file system without locks ({error.strerror}): see to it that no other '
-      'process is at work there',
+      f'{folder} is on a file system without locks ({error.strerror}): make sure that no other '
+      'process uses it',
       file=sys.stderr,
       flush=True,
     )
@@ -212,22 +216,22 @@ def _locked(file: IO, folder: Path) -> bool:
 
 
 def read_config(path: str | os.PathLike) -> dict[str, Any]:
-  """The resolved config in a workdir's config.json; UserError without a whole one.
+  """The resolved config in a workdir's config.json; UserError where there is no valid one.
 
-  Fields that came later than the run have their default.
+  Fields that are newer than the run have their defaults.
   """
-  record = _read_json(Path(path) / 'config.json', 'a workdir made by csba-train', 'config')
+  record = read_json(Path(path) / 'config.json', 'a workdir made by csba-train', 'config')
   return config_lib.completed(record['config'])
 
 
 def read_result(path: str | os.PathLike) -> dict[str, Any]:
-  """The content of a finished run's result.json; UserError without a whole one."""
+  """The content of a finished run's result.json; UserError where there is no valid one."""
   expected = 'a finished run (csba-train ends with result.json)'
-  return _read_json(Path(path) / 'result.json', expected, 'splits_sha256')
+  return read_json(Path(path) / 'result.json', expected, 'splits_sha256')
 
 
-def _read_json(file: Path, expected: str, key: str) -> dict[str, Any]:
-  """A JSON object that has this key."""
+def read_json(file: Path, expected: str, key: str) -> dict[str, Any]:
+  """The JSON object in a file; UserError where there is none, or none with this key."""
   file = file.expanduser()
   try:
     record = json.loads(file.read_text(encoding='utf-8'))
@@ -240,13 +244,13 @@ def _read_json(file: Path, expected: str, key: str) -> dict[str, Any]:
     ) from error
   except (OSError, ValueError) as error:  # JSON and UTF-8 errors are ValueErrors
     raise UserError(
-      f'a whole {file}', f'a damaged one ({error})', 'run it anew elsewhere'
+      f'a whole {file}', f'a damaged one ({error})', 'start the run again in another --workdir'
     ) from error
 
 
 @contextlib.contextmanager
 def writing_to(path: Path) -> Iterator[None]:
-  """Turns a full disk, a read-only folder and the like into one line."""
+  """Turns errors such as a full disk or a read-only folder into a UserError."""
   try:
     yield
   except OSError as error:
@@ -258,14 +262,14 @@ def writing_to(path: Path) -> Iterator[None]:
 
 
 def versions() -> dict[str, str]:
-  """Versions of Python and of the packages that decide the numbers."""
+  """Versions of Python and of the packages that the numbers depend on."""
   return {'python': platform.python_version(), 'csba_jax': csba_jax.__version__} | {
     package: importlib.metadata.version(package) for package in PACKAGES
   }
 
 
 def environment() -> dict[str, Any]:
-  """What else may decide the numbers or the speed: settings of JAX and XLA, and every package."""
+  """What else numbers or speed may depend on: settings of JAX and XLA, and all packages."""
   packages = importlib.metadata.distributions()
   found = {package.name: package.version for package in packages if package.name}
   return {
@@ -276,7 +280,7 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-  """Git commit of this source tree, '+changes' behind it where files differ; None outside git."""
+  """Git commit of this source tree, with '+changes' where files differ; None outside git."""
   git = ['git', '-C', str(Path(__file__).parent)]
   try:
     head = subprocess.run([*git, 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True)
@@ -292,7 +296,7 @@ def commit() -> str | None:
 
 
 def strict_json(record: Mapping[str, Any], indent: int | None = None) -> str:
-  """Strict JSON: NumPy as Python; NaN and infinities, which JSON does not know, become null."""
+  """Strict JSON: NumPy values as Python's; NaN and infinity, which JSON lacks, become null."""
   return json.dumps(_finite(record), indent=indent, allow_nan=False)
 
 

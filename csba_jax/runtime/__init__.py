@@ -1,4 +1,4 @@
 """The machine that a run uses: devices, processes, signals, progress on a terminal.
 
-It knows JAX and the operating system. It does not know models, data or configs of a study.
+It knows JAX and the operating system. It does not know models, data or studies.
 """

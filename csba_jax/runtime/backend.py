@@ -7,18 +7,18 @@ from typing import Any
 
 import jax
 
-# Classes unrolled in one program where a loop would be slow, at most: compile time grows with it.
+# At most so many classes are unrolled, where a loop would be slow: compile time grows with them.
 LONGEST_UNROLLING = 16
-# Images of several classes that an accelerator works on together; not yet measured on one.
+# Images in one turn of the loop over classes on an accelerator. Not yet measured on one.
 _IMAGES_AT_ONCE = 1024
 # Bytes of class gradients that may exist at once, unless a single layer needs more.
 CLASS_GRADIENT_BYTES = 4 * 2**30
-# Bytes of decoded images from which data.input 'auto' streams them. Below, a copy lies on the host
-# and on every device: a quarter of the 16 GB that the smallest accelerators of the clouds have.
+# data.input 'auto' streams images that take more bytes than this when decoded. Others are kept in
+# memory, on the host and on every device: a quarter of the 16 GB of the smallest accelerators.
 IN_MEMORY_BYTES = 4 * 2**30
-# Threads that read batches: a read from a disk or a network drive is mostly waiting.
+# Threads that read batches. Reading from a disk or a network drive is mostly waiting.
 READING_THREADS = 4
-# Bytes of batches read ahead: at 224 pixels ten batches of 128, and seconds of a training step.
+# Bytes of batches that are read ahead: ten batches of 128 images of 224 pixels.
 READ_AHEAD_BYTES = 256 * 2**20
 
 
@@ -43,21 +43,21 @@ def compiler_options() -> dict[str, str]:
 
 
 def jit(function: Callable[..., Any], **options: Any) -> Callable[[], jax.stages.Wrapped]:
-  """A function that gives `jax.jit(function, **options)` with these compiler options.
+  """A function that returns `jax.jit(function, **options)` with `compiler_options()`.
 
-  Made at the first call, because asking for the backend starts it; not for use inside other jitted
-  functions, whose options hold there.
+  It calls jax.jit when it is first called, because asking for the backend starts it. Do not use it
+  inside another jitted function: there the options of the outer function apply.
   """
   return functools.cache(lambda: jax.jit(function, **options, compiler_options=compiler_options()))
 
 
 def is_cpu() -> bool:
-  """Whether programs run on the host."""
+  """Whether programs run on CPUs."""
   return jax.default_backend() == 'cpu'
 
 
 def device_bytes() -> int:
-  """Bytes of memory of a device; on CPU, a device's share of what the host has."""
+  """Bytes of memory of one device; on CPU, its share of the host's memory."""
   found = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
   if found:
     return found
@@ -65,10 +65,10 @@ def device_bytes() -> int:
 
 
 def classes_at_once(classes: int, images: int) -> int:
-  """How many classes one turn of the loop over classes takes, `images` images each.
+  """How many classes one turn of the loop over classes takes, with `images` images each.
 
   One on CPU: sixteen images keep two cores busy and the caches warm (benchmarks/README.md). On
-  accelerators as many as make a large batch.
+  accelerators so many that their images form a large batch.
   """
   if is_cpu():
     return 1
@@ -76,5 +76,5 @@ def classes_at_once(classes: int, images: int) -> int:
 
 
 def images_per_dispatch() -> int:
-  """Images of one call where a pass over data is a loop on the host."""
+  """Images of one compiled call, where the host loops over a data set."""
   return 32 if is_cpu() else 512

@@ -1,9 +1,9 @@
-"""Several processes of one run: how they find each other, agree, and notice that one is lost.
+"""Several processes of one run: how they connect, agree, and notice that one is lost.
 
-JAX's distributed runtime does it (one program on every process, collectives between them). Its
-coordination service aborts the processes that are left when one is lost (exit code 134): a
-collective that lost a member cannot be taken back. A process whose collective fails sooner ends
-likewise. One that leaves with an error of its user's tells the others first: they leave with it.
+All processes run the same program, and JAX's distributed runtime connects them. If one process is
+lost, JAX's coordination service aborts the others (exit code 134), because a collective that lost a
+member cannot be completed. If a collective fails earlier than that, its process aborts itself. A
+process that ends with a UserError tells the others first, and they end with the same error.
 """
 
 import atexit
@@ -25,20 +25,21 @@ from csba_jax.errors import UserError
 
 T = TypeVar('T')
 MODES = ('auto', 'on', 'off')
-FAILED = 'csba_jax/failed'  # where a process tells the coordination service why it leaves
-POLL = 1.0  # seconds between two looks at it
-FAREWELL = 10.0  # seconds in which all are to have seen it
-LONGEST_TEXT = 1 << 15  # bytes that a process may tell the others at once
-# number of processes: what is there only in a step of srun, or under mpirun
+FAILED = 'csba_jax/failed'  # key of the coordination service: the error of the process that failed
+POLL = 1.0  # seconds between two reads of that key
+FAREWELL = 10.0  # seconds that a process which failed waits until the others have read it
+LONGEST_TEXT = 1 << 15  # bytes of a text that `gather` sends
+# variable with the number of processes: variable that only a step of srun, or mpirun, sets
 _LAUNCHERS = {
   'SLURM_NTASKS': 'SLURM_STEP_NODELIST',
   'OMPI_COMM_WORLD_SIZE': 'OMPI_MCA_orte_hnp_uri',
 }
-_TPU_HOSTS = ('TPU_PROCESS_ADDRESSES', 'TPU_WORKER_HOSTNAMES')  # all of a slice, with commas
+# variables with all hosts of a slice, separated by commas
+_TPU_HOSTS = ('TPU_PROCESS_ADDRESSES', 'TPU_WORKER_HOSTNAMES')
 
 
 class AgreedError(UserError):
-  """An error that all processes have at once: each may leave in the ordinary way."""
+  """An error that all processes raise together: each of them may simply exit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +47,14 @@ class Launch:
   """How the processes of a run find each other.
 
   Attributes:
-    mode: 'auto': by themselves under srun, mpirun (Open MPI 4) and on TPU hosts whose environment
-      names the others, as GKE's does; 'on': in whatever way JAX finds, which on plain TPU VMs is
-      to ask the metadata server ('auto' sends nothing over the network: such a VM is alone to it);
-      'off': this process is the only one.
-    coordinator: HOST:PORT of process 0 where nothing of that sort starts them; '' otherwise.
-    processes: how many there are, with `coordinator`.
-    process: which of them this is, from 0.
-    start_timeout: seconds that they may wait for each other at the start.
-    peer_timeout: seconds without a sign of life after which a process counts as lost.
+    mode: 'auto' uses the environment that srun, mpirun (Open MPI 4) or GKE (for TPU hosts) sets; it
+      sends nothing over the network, so a plain TPU VM counts as the only process. 'on' uses every
+      way that JAX knows, on plain TPU VMs the metadata server. 'off': this is the only process.
+    coordinator: HOST:PORT of process 0, where the environment does not name it; else ''.
+    processes: number of processes, with `coordinator`.
+    process: index of this process, from 0, with `coordinator`.
+    start_timeout: seconds that the processes wait for each other at the start.
+    peer_timeout: seconds without a heartbeat after which a process counts as lost.
   """
 
   mode: str = 'auto'
@@ -65,56 +65,61 @@ class Launch:
   peer_timeout: int = 60
 
   def check(self) -> None:
-    """Raises UserError where the parts do not go together."""
+    """Raises UserError if the fields contradict each other."""
     explicit = (self.coordinator != '', self.processes > 0, self.process >= 0)
     if any(explicit) and not all(explicit):
       raise UserError(
         '--coordinator, --processes and --process together',
         f'coordinator {self.coordinator!r}, processes {self.processes}, process {self.process}',
-        'name all three, or none under srun, mpirun and on TPU slices',
+        'set all three, or none under srun, mpirun and on TPU slices',
       )
     host, _, port = self.coordinator.rpartition(':')
     if self.coordinator and not (host and port.isdecimal() and 0 < int(port) < 2**16):
       raise UserError(
-        '--coordinator=HOST:PORT with a port from 1 to 65535', repr(self.coordinator), 'correct it'
+        '--coordinator=HOST:PORT with a port from 1 to 65535',
+        repr(self.coordinator),
+        'set it to the address of process 0, such as host1:12355',
       )
     if self.process >= max(self.processes, 1):
       raise UserError(
-        f'--process from 0 to {self.processes - 1}', str(self.process), 'count from 0'
+        f'--process from 0 to {self.processes - 1}', str(self.process), 'number from 0'
       )
     if self.coordinator and self.mode == 'off':
       raise UserError('--distributed=auto with --coordinator', 'off', 'remove one of them')
     for name in ('start_timeout', 'peer_timeout'):
       if getattr(self, name) < 1:
-        raise UserError(f'--{name} of at least 1 second', str(getattr(self, name)), 'raise it')
+        found = str(getattr(self, name))
+        raise UserError(f'--{name} of at least 1 second', found, 'set it to 1 or more')
 
   @property
   def several(self) -> bool:
-    """Whether there are others to wait for."""
+    """Whether the run has other processes to wait for."""
     if self.coordinator:
       return self.processes > 1
     return self.mode == 'on' or (self.mode == 'auto' and _is_launched())
 
 
 def _is_launched() -> bool:
-  """Whether the environment says that srun, mpirun or GKE started others beside this process."""
+  """Whether the environment says that srun, mpirun or GKE started other processes too."""
   for size, step in _LAUNCHERS.items():
     if step in os.environ and int(os.environ.get(size, 1)) > 1:
       return True
-  if int(os.environ.get('MEGASCALE_NUM_SLICES') or 1) > 1:  # of one TPU host each, perhaps
+  if int(os.environ.get('MEGASCALE_NUM_SLICES') or 1) > 1:  # each may have one host
     return True
   return any(',' in os.environ.get(name, '') for name in _TPU_HOSTS)
 
 
 def start(launch: Launch, give_up: Callable[[UserError], None]) -> None:
-  """Meets the other processes; does nothing where this is the only one. Before any use of devices.
+  """Connects this process to the others of its run, if there are any.
+
+  Call it before anything uses devices.
 
   Args:
-    launch: how.
-    give_up: ends the process; called from another thread when the others did not come in time.
+    launch: how they find each other.
+    give_up: ends the process; another thread calls it if the others do not connect in time.
 
   Raises:
-    UserError: a launch that does not fit together, or that JAX refuses.
+    UserError: a launch whose fields contradict each other, or that JAX refuses.
   """
   launch.check()
   if not launch.several:
@@ -126,10 +131,10 @@ def start(launch: Launch, give_up: Callable[[UserError], None]) -> None:
   def late():
     give_up(
       UserError(
-        f'{launch.processes or "all"} processes that meet at {_where(launch)} within '
+        f'{launch.processes or "all"} processes connected to {_where(launch)} within '
         f'{launch.start_timeout} seconds',
         'not all of them',
-        'start all, with the same --coordinator, and let its port through the firewall',
+        'start all of them with the same --coordinator, and open its port in the firewall',
       )
     )
 
@@ -147,17 +152,17 @@ def start(launch: Launch, give_up: Callable[[UserError], None]) -> None:
   try:
     jax.distributed.initialize(
       **named,
-      initialization_timeout=launch.start_timeout + 60,  # the alarm comes first
+      initialization_timeout=launch.start_timeout + 60,  # later than the alarm
       heartbeat_timeout_seconds=launch.peer_timeout,
       shutdown_timeout_seconds=launch.peer_timeout,
     )
   except (ValueError, RuntimeError, OSError) as error:
     raise UserError(
-      f'processes that find each other at {_where(launch)}',
+      f'processes connected to {_where(launch)}',
       str(error),
-      'name the host of process 0 and a port that is free there'
+      'set --coordinator to the host of process 0 and a free port of it'
       if launch.coordinator
-      else 'start them with srun, mpirun or on TPU hosts, or name --coordinator, --processes and '
+      else 'start them with srun, mpirun or on TPU hosts, or set --coordinator, --processes and '
       '--process',
     ) from error
   finally:
@@ -170,33 +175,33 @@ _leaving = threading.Lock()  # held by the thread that ends this process
 
 
 def leave(error: UserError) -> None:
-  """Ends this process of several with an error of its own, code 1, once the others have seen it.
+  """Ends this process with an error of its own (exit code 1), once the others have read it.
 
-  They end with it, in the same way, wherever they are: a process that is merely gone would be lost
-  to them, which a launcher would answer by starting all again.
+  They end with the same error, wherever they are. If this process just ended, they would count it
+  as lost and abort, and a launcher would start all of them again.
   """
-  _say_and_part(error, f'process {index()}: {error}')
+  _end_with(error, f'process {index()}: {error}')
 
 
-def _say_and_part(error: UserError, told: str = '') -> None:
-  """Prints the error, tells it to the others, meets them once more and ends the process."""
+def _end_with(error: UserError, told: str = '') -> None:
+  """Prints the error, sends `told` to the others, waits until all have read it, and exits."""
   with _leaving:
     print(f'{sys.argv[0].rsplit("/", 1)[-1]}: {error}', file=sys.stderr, flush=True)
-    with contextlib.suppress(Exception):  # whoever cannot be met is lost: this one leaves anyway
+    with contextlib.suppress(Exception):  # if another one does not answer, end anyway
       from csba_jax.runtime import jax_internals
 
       client = jax_internals.coordination_client()
       if told:
-        with contextlib.suppress(Exception):  # another one was first
+        with contextlib.suppress(Exception):  # another process failed first
           client.key_value_set(FAILED, told)
       client.wait_at_barrier(f'{FAILED}/seen', int(FAREWELL * 1000))
     if is_first():
-      time.sleep(0.5)  # the service, which is this process, outlives those that ask it
+      time.sleep(0.5)  # this process runs the service, which the others still need
     os._exit(1)
 
 
 def _watch_the_others() -> None:
-  """Looks, in a thread, whether another process has said why it leaves."""
+  """Starts a thread that looks for an error of another process."""
   from csba_jax.runtime import jax_internals
 
   client = jax_internals.coordination_client()
@@ -206,25 +211,25 @@ def _watch_the_others() -> None:
 
   def watch():
     while not ended.wait(POLL):
-      with contextlib.suppress(Exception):  # there is nothing, or nobody to ask
+      with contextlib.suppress(Exception):  # there is no error, or no service
         found = client.key_value_try_get(FAILED)
-        _say_and_part(_of_another(found))
+        _end_with(_of_another(found))
 
   thread = threading.Thread(target=watch, daemon=True)
   thread.start()
 
-  @atexit.register  # before JAX's own: no thread is to be in a call of C++ when Python ends
+  @atexit.register  # before JAX's own handler: no thread may be inside C++ when Python ends
   def _end():
     ended.set()
     thread.join(FAREWELL)
 
 
 def _of_another(found: str) -> AgreedError:
-  return AgreedError('all processes ready', found, 'correct it there')
+  return AgreedError('no error in any process', found, 'correct it there')
 
 
 def _where(launch: Launch) -> str:
-  """The address of process 0, which JAX may have found out."""
+  """The address of process 0, for a message."""
   from csba_jax.runtime import jax_internals
 
   found = launch.coordinator or jax_internals.coordinator_address()
@@ -232,10 +237,11 @@ def _where(launch: Launch) -> str:
 
 
 def _own_devices(environment: Mapping[str, str]) -> list[int] | None:
-  """What JAX is to be told of a task's GPUs: [] = all it can see, None = one by its local number.
+  """`local_device_ids` for jax.distributed: [] is every GPU that this task sees, None JAX's choice.
 
-  The latter is what JAX does under srun and mpirun (and nowhere else): right where all tasks of a
-  host see all its GPUs, and wrong where a task is alone there or was given its own ones.
+  Under srun and mpirun (and nowhere else) JAX chooses one GPU, by the local index of the task. That
+  is right if every task of a host sees all its GPUs. It is wrong if a task has the host for itself,
+  or if the launcher gave it GPUs of its own.
   """
   if environment.get('JAX_LOCAL_DEVICE_IDS'):
     return None
@@ -250,10 +256,10 @@ def _own_devices(environment: Mapping[str, str]) -> list[int] | None:
 
 
 def _tasks_here(environment: Mapping[str, str]) -> int:
-  """How many tasks srun or mpirun started on this host; 0 if neither says."""
+  """Number of tasks that srun or mpirun started on this host; 0 if neither says."""
   if size := environment.get('OMPI_COMM_WORLD_LOCAL_SIZE'):
     return int(size)
-  counts = []  # of each node; written 2(x3),1
+  counts = []  # tasks of each node, written as 2(x3),1
   for part in environment.get('SLURM_STEP_TASKS_PER_NODE', '').split(','):
     if found := re.fullmatch(r'(\d+)(?:\(x(\d+)\))?', part):
       counts += [int(found[1])] * int(found[2] or 1)
@@ -262,7 +268,7 @@ def _tasks_here(environment: Mapping[str, str]) -> int:
 
 
 def lost_another(error: BaseException | None) -> bool:
-  """Whether an error says that another process of the run is gone: not this one's fault."""
+  """Whether an error, or one of its causes, says that another process of the run is lost."""
   if count() == 1:
     return False
   from csba_jax.runtime import jax_internals
@@ -275,22 +281,22 @@ def lost_another(error: BaseException | None) -> bool:
 
 
 def _leave_after_a_loss(kind, error, traceback) -> None:
-  """What follows an error that nothing has handled: an abort where another process is gone."""
+  """sys.excepthook of several processes: after the loss of another process it aborts."""
   if not lost_another(error):
     sys.__excepthook__(kind, error, traceback)
     return
-  if _leaving.locked():  # it had said why it leaves
+  if _leaving.locked():  # the other process said why it ended: that thread ends this one
     time.sleep(2 * FAREWELL)
   reason = ' '.join(str(error).split())[:300]
   print(f'another process of the run is lost: {reason}', file=sys.stderr, flush=True)
-  os.abort()  # as the coordination service would soon; an ordinary end would wait for the other
+  os.abort()  # as the coordination service would soon; a normal exit would wait for the lost one
 
 
 def _check_port(coordinator: str) -> None:
-  """Raises UserError where the first process cannot listen.
+  """Raises UserError if process 0 cannot listen on the port of the coordinator.
 
-  JAX would share the port with a coordinator that is left of another run, and may crash (a
-  segmentation fault of jaxlib 0.10.2) where something else has it.
+  JAX does not check it. It would share the port with the coordinator of an earlier run. If another
+  program has the port, JAX may crash (a segmentation fault in jaxlib 0.10.2).
   """
   named = os.environ.get('JAX_COORDINATOR_BIND_ADDRESS') or coordinator.rpartition(':')[2]
   host, _, port = named.rpartition(':')
@@ -300,34 +306,34 @@ def _check_port(coordinator: str) -> None:
     socket.create_server((host, int(port)), family=family).close()
   except (OSError, ValueError) as error:
     raise UserError(
-      'a port that process 0 can listen to',
+      'a port on which process 0 can listen',
       f'{named}: {getattr(error, "strerror", None) or error}',
-      'name another one in --coordinator of all processes',
+      'set --coordinator of all processes to another port',
     ) from error
 
 
 def count() -> int:
-  """How many processes the run has."""
+  """Number of processes of the run."""
   return sys.modules['jax'].process_count() if _have_met() else 1
 
 
 def index() -> int:
-  """Which of them this is, from 0."""
+  """Index of this process, from 0."""
   return sys.modules['jax'].process_index() if _have_met() else 0
 
 
 def _have_met() -> bool:
-  jax = sys.modules.get('jax')  # a process that never needed it is alone
+  jax = sys.modules.get('jax')  # several processes have imported it
   return jax is not None and jax.distributed.is_initialized()
 
 
 def is_first() -> bool:
-  """Whether this process writes the records and speaks for the run."""
+  """Whether this is process 0, which writes the records and prints the messages of the run."""
   return index() == 0
 
 
 def gather(text: str) -> list[str]:
-  """What each process says, in their order; a text of up to LONGEST_TEXT bytes."""
+  """The text of each process, in their order; a longer one is cut to LONGEST_TEXT bytes."""
   if count() == 1:
     return [text]
   from jax.experimental import multihost_utils
@@ -340,17 +346,17 @@ def gather(text: str) -> list[str]:
 
 
 def together(action: Callable[[], T]) -> T:
-  """What `action` returns; where it fails with a UserError in one process, it fails in all.
+  """What `action` returns; if it raises a UserError in one process, all processes raise.
 
   Raises:
-    AgreedError: with the process's own error, or else with the first of another.
+    AgreedError: the error of this process, else the first error of another one.
   """
   if count() == 1:
     return action()
   problem, result = None, None
   try:
     result = action()
-  except AgreedError:  # the others have it as well and do not wait for this one
+  except AgreedError:  # the others raise it too and do not wait for this one
     raise
   except UserError as error:
     problem = error
@@ -371,31 +377,27 @@ def check_equal(
   """Raises AgreedError in every process unless all have the same values.
 
   Args:
-    what: they are.
-    mine: this process's, by name, such as JSON can hold.
-    do: what puts it right.
+    what: the values are, for the message.
+    mine: the values of this process by name, as JSON can hold them.
+    do: what the user should do if they differ.
   """
   first, *others = map(json.loads, gather(json.dumps(mine)))
   for process, other in enumerate(others, 1):
     if different := [
-      f'{name}: {first[name]!r} there, {other[name]!r} here'
+      f'{name}: {first[name]!r} in process 0, {other[name]!r} in process {process}'
       for name in sorted(first)
       if first[name] != other[name]
     ]:
-      raise AgreedError(
-        f'the same {what} in all processes',
-        f'in process {process} other than in process 0: {"; ".join(different)}',
-        do,
-      )
+      raise AgreedError(f'the same {what} in all processes', '; '.join(different), do)
 
 
 def broadcast(text: str) -> str:
-  """What the first process says."""
+  """The text of process 0, in every process."""
   return gather(text if is_first() else '')[0]
 
 
 def wait() -> None:
-  """Returns once every process is here."""
+  """Waits until every process has called it."""
   gather('')
 
 

@@ -1,8 +1,8 @@
-"""All that is read from JAX's internals: traced programs (jaxprs) and the coordination service.
+"""The one module that uses JAX's internals: traced programs (jaxprs) and the coordination service.
 
-JAX promises nothing about them. What stands here was read in JAX 0.10.2 and 0.11.2, and the suite
-runs with both. Where another version has another form, a function falls back on a slower public
-way, says so once in a warning, and does not raise.
+They are not part of JAX's public API and may change. The code was written for JAX 0.10.2 and
+0.11.2, and the test suite runs with both. If another version has other internals, a function takes
+a slower public way, warns once and does not raise.
 """
 
 import functools
@@ -19,7 +19,7 @@ Convolve = Callable[..., Array]  # (lhs, rhs, **params of conv_general_dilated_p
 
 
 class UnknownJaxFormWarning(RuntimeWarning):
-  """This version of JAX has a form that the project does not know; a slower way is taken."""
+  """This version of JAX has internals that the project does not know; it takes a slower way."""
 
 
 @functools.cache  # once for each text
@@ -34,10 +34,10 @@ def _say(what: str, instead: str) -> None:
 def has_grouped_convolutions(fun: Callable[..., PyTree], *args: PyTree) -> bool:
   """Whether `fun` has a convolution with groups, of features or of the batch.
 
-  True where the traced program cannot be read: the caller's way for groups is right for all.
+  True if the traced program cannot be read: what a caller does for groups is right for any program.
 
   Args:
-    fun: traced with `args`, arrays or shapes; its own errors are raised.
+    fun: it is traced with `args`, arrays or shapes; errors of its own are raised.
   """
   closed = jax.make_jaxpr(fun)(*args)
   try:
@@ -51,14 +51,14 @@ def has_grouped_convolutions(fun: Callable[..., PyTree], *args: PyTree) -> bool:
 
 
 def with_convolutions(fun: Callable[..., PyTree], convolve: Convolve) -> Callable[..., PyTree]:
-  """`fun` with `convolve` in the place of each of its convolutions; not differentiable.
+  """`fun` with each of its convolutions replaced by `convolve`; the result is not differentiable.
 
-  Those inside loops, branches and calls too: an equation that holds programs is kept as it is, with
-  these programs replaced. What has an unknown form stays as it is.
+  Convolutions inside loops, branches and calls are replaced too: the equation of a loop stays, and
+  the programs in it are rewritten. An equation of an unknown form stays as it is.
 
   Args:
     fun: any function of pytrees.
-    convolve: (lhs, rhs, **params) -> what `lax.conv_general_dilated_p.bind` gives for the same.
+    convolve: called as `lax.conv_general_dilated_p.bind` is; it must return the same array.
   """
 
   def replaced(*args: PyTree) -> PyTree:
@@ -74,9 +74,9 @@ def with_convolutions(fun: Callable[..., PyTree], convolve: Convolve) -> Callabl
 
 
 def convolutions(fun: Callable[..., PyTree], *args: PyTree) -> list[dict[str, Any]]:
-  """Parameters of all convolutions of `fun`, those inside loops and calls too, in their order.
+  """Parameters of all convolutions of `fun`, in program order, inside loops and calls too.
 
-  Each with its operands as 'operands', shapes and dtypes.
+  A key 'operands' is added: shapes and dtypes of the operands.
   """
   found = _convolutions(jax.make_jaxpr(fun)(*args).jaxpr)
   return [eqn.params | {'operands': [v.aval for v in eqn.invars]} for eqn in found]
@@ -93,7 +93,7 @@ def _convolutions(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
 def _evaluate(
   jaxpr: core.Jaxpr, consts: Sequence[Array], args: Sequence[Array], convolve: Convolve
 ) -> list[Array]:
-  """The values of a jaxpr, its convolutions replaced."""
+  """The outputs of a jaxpr whose convolutions are replaced."""
   env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
 
   def read(atom):
@@ -110,7 +110,7 @@ def _evaluate(
 
 
 def _bind(eqn: core.JaxprEqn, values: Sequence[Array]) -> Sequence[Array]:
-  """What an equation computes of values of its inputs."""
+  """The outputs of one equation, for values of its inputs."""
   inputs = {
     v: x for v, x in zip(eqn.invars, values, strict=True) if not isinstance(v, core.Literal)
   }
@@ -120,7 +120,7 @@ def _bind(eqn: core.JaxprEqn, values: Sequence[Array]) -> Sequence[Array]:
 
 
 def _with_programs(eqn: core.JaxprEqn, convolve: Convolve) -> core.JaxprEqn:
-  """An equation whose programs, such as the body of a loop, have their convolutions replaced."""
+  """An equation with replaced convolutions in its programs, such as the body of a loop."""
   if not any(True for inner in core.jaxprs_in_params(eqn.params) for _ in _convolutions(inner)):
     return eqn
   try:
@@ -134,7 +134,7 @@ def _with_programs(eqn: core.JaxprEqn, convolve: Convolve) -> core.JaxprEqn:
 
 
 def _replaced(value: Any, convolve: Convolve) -> Any:
-  """A parameter of an equation, with the programs that it is or holds replaced."""
+  """A parameter of an equation, with replaced convolutions in the programs that it holds."""
   if isinstance(value, tuple | list):
     return type(value)(_replaced(x, convolve) for x in value)
   if not isinstance(value, core.Jaxpr | core.ClosedJaxpr):
@@ -157,8 +157,9 @@ def _text(error: Exception) -> str:
 
 # ---- the coordination service of several processes
 
-# Words in the errors of collectives and barriers that have lost a member. JAX gives them no type of
-# their own: jaxlib 0.10.2 and 0.11.2 raise JaxRuntimeError with such texts.
+# Words in the errors of collectives and barriers that have lost a process. JAX has no error type
+# for it: jaxlib 0.10.2 and 0.11.2 raise JaxRuntimeError. The texts that were seen, on CPUs, are in
+# tests/runtime/test_jax_internals.py. No run on GPUs has lost a process yet: NCCL is assumed.
 _WORDS_OF_A_LOSS = (
   'CoordinationService',
   'coordination service',
@@ -171,10 +172,10 @@ _WORDS_OF_A_LOSS = (
 
 
 def coordination_client() -> Any:
-  """The client of the coordination service, which jax.distributed does not hand out.
+  """The client of the coordination service, or None; jax.distributed does not give access to it.
 
-  None where there is no such service, or where this version of JAX keeps it elsewhere: then a
-  process that leaves cannot tell the others why, and they notice through JAX that it is gone.
+  None: the service does not run, or this version of JAX keeps it elsewhere. Then a process that
+  fails cannot tell the others why. They still notice, through JAX, that it is gone.
   """
   try:
     from jax._src import distributed
@@ -189,7 +190,7 @@ def coordination_client() -> Any:
 
 
 def coordinator_address() -> str:
-  """HOST:PORT of process 0 as JAX found it out; '' where it did not, or where it cannot be read."""
+  """HOST:PORT of process 0, as JAX determined it; '' if JAX has none or it cannot be read."""
   try:
     from jax._src import distributed
 
@@ -199,7 +200,7 @@ def coordinator_address() -> str:
 
 
 def tells_of_a_lost_process(error: BaseException) -> bool:
-  """Whether an error of JAX says that another process of the run is gone."""
+  """Whether an error of JAX says that another process of the run is lost."""
   return isinstance(error, jax.errors.JaxRuntimeError) and any(
     words in str(error) for words in _WORDS_OF_A_LOSS
   )

@@ -1,20 +1,21 @@
-"""What JAX has to be told before it starts: where compiled programs are kept, and GPU flags."""
+"""Settings that JAX reads when it starts: the compilation cache and GPU flags."""
 
 import os
 from pathlib import Path
 
-# The kernels of cuBLAS, cuDNN and XLA that give the same bits every time.
+# They select kernels of cuBLAS, cuDNN and XLA that give the same bits every time.
 DETERMINISTIC = ('--xla_gpu_deterministic_ops=true', '--xla_gpu_exclude_nondeterministic_ops=true')
 
 
 def prepare(deterministic: bool = False) -> None:
-  """Sets flags and the compilation cache; what the user's environment says comes first.
+  """Sets XLA flags and the compilation cache; settings of the environment take precedence.
 
-  Compiled programs are kept in $JAX_COMPILATION_CACHE_DIR, by default in `xla` beside decoded
-  images ($CSBA_CACHE_DIR, else ~/.cache/csba_jax); with JAX_ENABLE_COMPILATION_CACHE=false nowhere.
+  Compiled programs are kept in $JAX_COMPILATION_CACHE_DIR. The default is the folder `xla` beside
+  the decoded images, in $CSBA_CACHE_DIR, else ~/.cache/csba_jax. They are not kept with
+  JAX_ENABLE_COMPILATION_CACHE=false.
 
   Args:
-    deterministic: GPU kernels that give the same bits every time; CPU and TPU do anyway.
+    deterministic: use GPU kernels that give the same bits every time, as those of CPU and TPU do.
   """
   if deterministic:
     found = os.environ.get('XLA_FLAGS', '')
@@ -28,7 +29,7 @@ def prepare(deterministic: bool = False) -> None:
 
 
 def missing_flags() -> list[str]:
-  """Those of DETERMINISTIC that the environment does not set, or sets to something else."""
+  """The flags of DETERMINISTIC that the environment does not set, or sets to another value."""
   found = dict(word.partition('=')[::2] for word in os.environ.get('XLA_FLAGS', '').split())
 
   def is_set(name):

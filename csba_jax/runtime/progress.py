@@ -56,14 +56,14 @@ class TrainingBar:
     print(f'step {step}/{self._total}  {text}  {left:.0f} s left', file=self._stream, flush=True)
 
   def validated(self, macro_f1: float | None) -> None:
-    """Takes the validation macro-F1 into the next update; None in a run without validation."""
+    """Shows this validation macro-F1 from the next update on; None in a run without validation."""
     self._validation = '-' if macro_f1 is None else f'{macro_f1:.3f}'
 
 
 class WorkBar:
-  """Progress of a pass over images. A context manager; `update` fits where a tick is wanted.
+  """Progress of a pass over images. A context manager; its `update` is the callback of the pass.
 
-  `check` is called at every update, and may raise.
+  Every update calls `check`, which may raise to end the pass.
   """
 
   def __init__(self, check=lambda: None, clock=time.monotonic, stream=None):
@@ -91,7 +91,7 @@ class WorkBar:
       self._bar.stop()
 
   def update(self, done: int, total: int) -> None:
-    """Shows how far it is; plain lines come every PLAIN_SECONDS."""
+    """Shows the progress; plain lines come every PLAIN_SECONDS."""
     self._check()
     if self._bar:
       self._bar.update(self._task, completed=done, total=total)

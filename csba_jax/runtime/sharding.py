@@ -1,9 +1,9 @@
-"""The devices of a run as a mesh, and how arrays lie on them.
+"""The devices of a run as a mesh, and the shardings of its arrays.
 
-Two axes: `data`, over which only the batch is split, and `fsdp`, over which parameters and the
-state of the optimiser are split too (fully sharded data parallelism: parameters are gathered where
-a step needs them, gradients are reduced and scattered). The program is the same for every number of
-devices and processes: XLA's partitioner adds what has to be sent (one program, several processes).
+The mesh has two axes. Over `data` only the batch is split. Over `fsdp` parameters and the state of
+the optimiser are split too (fully sharded data parallelism: a step gathers parameters where it
+needs them, and reduces and scatters gradients). The program is the same for every number of devices
+and processes: XLA's partitioner adds the communication.
 """
 
 import collections
@@ -24,20 +24,19 @@ from csba_jax.runtime import distributed, jax_setup
 
 PyTree = Any
 AXES = ('data', 'fsdp')
-SMALLEST_SPLIT = (
-  2**12
-)  # numbers: below, splitting an array costs more messages than it saves memory
+# Arrays of fewer numbers are not split: that would cost more messages than it saves memory.
+SMALLEST_SPLIT = 2**12
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Where the arrays of a run live: batches split over all devices, states as `of_state` says."""
+  """Shardings of a run: batches are split over all devices, states as `of_state` says."""
 
   mesh: Mesh
 
   @classmethod
   def of(cls, tree: PyTree) -> 'Layout':
-    """The layout of arrays that are somewhere already: computations follow their data."""
+    """The layout of arrays that are on devices already, so that computations follow their data."""
     leaf = jax.tree.leaves(tree)[0]
     sharding = leaf.sharding if isinstance(leaf, Array) else None
     if isinstance(sharding, NamedSharding) and sharding.mesh.axis_names == AXES:
@@ -47,30 +46,30 @@ class Layout:
 
   @property
   def devices(self) -> int:
-    """How many devices there are, those of other processes too."""
+    """Number of devices of the mesh, of all processes."""
     return self.mesh.size
 
   @property
   def grams_mesh(self) -> Mesh | None:
-    """What `gradients.class_grams` takes: None for one device, which needs no mesh."""
+    """The `mesh` for `gradients.class_grams`; None for one device, which needs none."""
     return self.mesh if self.devices > 1 else None
 
   @property
   def whole(self) -> NamedSharding:
-    """All of an array on every device."""
+    """The sharding that puts the whole array on every device."""
     return NamedSharding(self.mesh, PartitionSpec())
 
   def split(self, axis: int = 0) -> NamedSharding:
-    """One axis of an array split over all devices."""
-    return NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, AXES))
+    """The sharding that splits one axis of an array over all devices."""
+    return NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, self.mesh.axis_names))
 
   def rows(self, number: int) -> np.ndarray:
-    """Which of `number` rows, split over all devices, this process's devices hold; ascending."""
+    """The rows, of `number` split over all devices, that this process holds; ascending."""
     parts = self.split().addressable_devices_indices_map((number,)).values()
     return np.unique(np.concatenate([np.arange(number)[part] for part in parts]))
 
   def of_state(self, state: PyTree) -> PyTree:
-    """A sharding for each leaf: its longest axis that `fsdp` divides is split over that."""
+    """A sharding for each leaf: `fsdp` splits the longest axis that it divides."""
     return jax.tree.map(self._of_leaf, state)
 
   def _of_leaf(self, leaf: Any) -> NamedSharding:
@@ -82,7 +81,7 @@ class Layout:
     return NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, 'fsdp'))
 
   def like(self, tree: PyTree) -> PyTree:
-    """Shapes and dtypes of a state, with its shardings: what a checkpoint is read into."""
+    """Shapes, dtypes and shardings of a state: what a checkpoint is read into."""
     return jax.tree.map(
       lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
       tree,
@@ -90,15 +89,15 @@ class Layout:
     )
 
   def gather(self, tree: PyTree) -> PyTree:
-    """In a compiled function: all of each array on every device."""
+    """Inside a compiled function: the whole of each array on every device."""
     return self._constrain(tree, jax.tree.map(lambda _: self.whole, tree))
 
   def scatter(self, tree: PyTree) -> PyTree:
-    """In a compiled function: parameters, or what is like them, as `of_state` says."""
+    """Inside a compiled function: parameters, or a tree like them, split as in `of_state`."""
     return self._constrain(tree, self.of_state(tree))
 
   def spread(self, tree: PyTree) -> PyTree:
-    """In a compiled function: a batch split over all devices."""
+    """Inside a compiled function: a batch split over all devices."""
     return self._constrain(tree, jax.tree.map(lambda _: self.split(), tree))
 
   def _constrain(self, tree: PyTree, shardings: PyTree) -> PyTree:
@@ -107,19 +106,19 @@ class Layout:
     return jax.lax.with_sharding_constraint(tree, shardings)
 
   def place(self, tree: PyTree) -> PyTree:
-    """The same values on every device; from host arrays that every process has."""
+    """Puts the same values on every device; every process has them as host arrays."""
     return jax.tree.map(lambda x: self._put(x, self.whole), tree)
 
   def place_state(self, state: PyTree) -> PyTree:
-    """A state where it belongs, from host arrays or arrays of this process's devices."""
+    """Puts a state on its devices, from host arrays or arrays of this process's devices."""
     return jax.tree.map(self._put, state, self.of_state(state))
 
   def place_batch(self, tree: PyTree, axis: int = 0) -> PyTree:
-    """Batches split along an axis; every process has all of the values, and sends its share."""
+    """Splits batches along an axis; every process has all the values and takes its share."""
     return jax.tree.map(lambda x: self._put(x, self.split(axis)), tree)
 
   def place_rows(self, tree: PyTree, number: int, axis: int = 0) -> PyTree:
-    """Batches of `number` rows along an axis, of which this process has its `rows` alone."""
+    """Builds batches of `number` rows along an axis; this process passes only its own `rows`."""
     sharding = self.split(axis)
 
     def one(x):
@@ -129,7 +128,7 @@ class Layout:
     return jax.tree.map(one, tree)
 
   def batch_of(self, read: Callable[[np.ndarray], PyTree], number: int) -> PyTree:
-    """A batch of `number` rows, of which each process reads its own: `read(rows)`."""
+    """Builds a batch of `number` rows; each process reads its own with `read(rows)`."""
     return self.place_rows(read(self.rows(number)), number)
 
   @staticmethod
@@ -146,10 +145,10 @@ class Layout:
 
 
 def one_at_a_time(result: PyTree) -> None:
-  """Waits for the result of a program with collectives before the next one is sent off.
+  """Waits for the result of a program with collectives before the next one is dispatched.
 
-  With dozens of them under way the CPU backend's devices, which are threads, wait for each other
-  for ever (seen with two processes of four devices each, jaxlib 0.10.2).
+  The devices of the CPU backend are threads. With dozens of such programs in flight they wait for
+  each other forever (seen with two processes of four devices each, jaxlib 0.10.2).
   """
   jax.block_until_ready(result)
 
@@ -159,19 +158,19 @@ def _id(device: jax.Device) -> int:
 
 
 def layout(config: ml_collections.ConfigDict, *, fake: bool = False) -> Layout:
-  """The mesh that config.parallel describes, over the first of all processes' devices.
+  """The layout that config.parallel describes, over the first of all processes' devices.
 
   Args:
     config: of a run.
-    fake: whether config.parallel.fake_devices means something: nothing is going to be run.
+    fake: whether config.parallel.fake_devices is allowed, because nothing will run.
 
   Raises:
-    UserError: more devices than there are, a number that something else does not divide, or
-      config.deterministic on devices that were not told.
+    UserError: more devices than there are, sizes of which one does not divide another, or
+      config.deterministic on GPUs without the flags for it.
   """
   if config.parallel.fake_devices and not fake:
     raise UserError(
-      'parallel.fake_devices with --dry_run alone',
+      'parallel.fake_devices only with --dry_run',
       f'{config.parallel.fake_devices} in a run',
       'add --dry_run, or set --config.parallel.fake_devices=0',
     )
@@ -179,13 +178,13 @@ def layout(config: ml_collections.ConfigDict, *, fake: bool = False) -> Layout:
   wanted = config.parallel.devices or len(there)
   if wanted > len(there):
     raise UserError(
-      f'parallel.devices of at most {len(there)}, what there are',
+      f'parallel.devices of at most {len(there)}, the number of devices',
       str(wanted),
-      'set --config.parallel.devices=0 for all',
+      'set --config.parallel.devices=0 to use all',
     )
   if wanted < len(there) and distributed.count() > 1:
     raise UserError(
-      'parallel.devices=0 with several processes', str(wanted), 'start fewer processes'
+      'parallel.devices=0 (all) with several processes', str(wanted), 'start fewer processes'
     )
   check(config, wanted)
   _check_slices(there[:wanted], config.parallel.fsdp)
@@ -200,7 +199,7 @@ def layout(config: ml_collections.ConfigDict, *, fake: bool = False) -> Layout:
 
 
 def for_evaluation(config: ml_collections.ConfigDict) -> Layout:
-  """All of a state on each of config.parallel.devices, whatever it was trained on."""
+  """The layout for evaluation: without fsdp, whatever devices the state was trained on."""
   there = jax.devices()
   wanted = config.parallel.devices if distributed.count() == 1 else 0
   return Layout(_mesh(there[: min(wanted, len(there)) or None], 1))
@@ -211,10 +210,10 @@ def _mesh(devices: Sequence[jax.Device], fsdp: int) -> Mesh:
 
 
 def _arranged(devices: Sequence[jax.Device], fsdp: int) -> np.ndarray:
-  """Devices [data, fsdp]; those that share a copy of the state are the closest to each other.
+  """Devices [data, fsdp]; those that share a copy of the state are close to each other.
 
-  Devices of one `slice_index` have a fast network: the GPUs of a node, the chips of a TPU slice,
-  whose place in its torus counts besides. (`jax.make_mesh` takes devices of one slice alone.)
+  Devices with one `slice_index` share a fast network: the GPUs of a node, or the chips of a TPU
+  slice, where the place in the torus counts too. (`jax.make_mesh` takes devices of one slice only.)
   """
   shape, slices = (len(devices) // fsdp, fsdp), len({_slice(device) for device in devices})
   if devices[0].platform == 'tpu' and slices > 1:
@@ -225,9 +224,9 @@ def _arranged(devices: Sequence[jax.Device], fsdp: int) -> np.ndarray:
   if devices[0].platform == 'tpu':
     try:
       return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    except AssertionError:  # parallel.devices that are no box of the torus: any order is right
+    except AssertionError:  # these devices are no box of the torus: any order is as good
       pass
-  # by slice first: a launcher may deal processes out to the nodes in turn
+  # by slice first: a launcher may number processes across nodes
   ordered = sorted(devices, key=lambda device: (_slice(device), device.process_index, device.id))
   return np.array(ordered).reshape(shape)
 
@@ -237,13 +236,13 @@ def _slice(device: jax.Device) -> int:
 
 
 def _check_slices(devices: Sequence[jax.Device], fsdp: int) -> None:
-  """Raises UserError where devices that share a copy would be some of one node, some of another."""
+  """Raises UserError if a copy of the state would take parts of several nodes."""
   sizes = set(collections.Counter(map(_slice, devices)).values())
   if sizes == {len(devices)} or all(size % fsdp == 0 for size in sizes):
     return
   tpu = devices[0].platform == 'tpu'
   if not tpu and len(sizes) == 1 and fsdp % min(sizes) == 0:
-    return  # whole nodes: slower, for a state that one node does not hold
+    return  # whole nodes: slower, for a state too large for one node
   node, beyond = ('TPU slice', '') if tpu else ('node', ', or is a multiple of them')
   raise UserError(
     f'parallel.fsdp that divides the {min(sizes)} devices of a {node}{beyond}',
@@ -253,7 +252,7 @@ def _check_slices(devices: Sequence[jax.Device], fsdp: int) -> None:
 
 
 def check(config: ml_collections.ConfigDict, devices: int) -> None:
-  """Raises UserError where fsdp does not divide the devices, or these the batch."""
+  """Raises UserError unless fsdp divides the devices, and the devices divide the batch."""
   fsdp, batch = config.parallel.fsdp, config.train.batch_size
   if devices % fsdp:
     raise UserError(
@@ -265,6 +264,6 @@ def check(config: ml_collections.ConfigDict, devices: int) -> None:
     raise UserError(
       f'train.batch_size that {devices} devices divide',
       f'{batch}',
-      f'set --config.train.batch_size={max(1, batch // devices) * devices}, or fewer '
-      '--config.parallel.devices',
+      f'set --config.train.batch_size={max(1, batch // devices) * devices}, or '
+      'use fewer --config.parallel.devices',
     )

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C become a request that a loop answers at its next safe moment."""
+"""Turns SIGTERM and Ctrl-C into a request that a loop answers at its next safe point."""
 
 import os
 import signal
@@ -7,20 +7,22 @@ import types
 
 from csba_jax.runtime import distributed
 
-EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}  # 75 = EX_TEMPFAIL: start me again
+EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}  # 75 is EX_TEMPFAIL: start again
 
 
 def leave_when_told() -> None:
-  """A signal ends the process with its code at once: while there is nothing to save, or no more.
+  """Lets SIGTERM and SIGINT end the process at once, with the exit code of the signal.
 
-  Until another handler takes it. Also while the main thread is in a call that lets no handler of
-  Python run, such as waiting for the other processes or compiling. In the main thread, once.
+  Use it while there is nothing to save: at start-up, and after the result is written. It holds
+  until another handler is installed. The process ends even if its main thread is in a call that
+  runs no Python handlers, such as compiling or waiting for other processes. Call it once, in the
+  main thread.
   """
   for number in EXIT_CODES:
     signal.signal(number, _leave)
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
-  signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # where Python notes a signal at once
+  signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # Python writes each signal there at once
   threading.Thread(target=_watch, args=[reader], daemon=True).start()
 
 
@@ -30,7 +32,7 @@ def _leave(number: int, frame: types.FrameType | None = None) -> None:
 
 
 def _watch(reader: int) -> None:
-  """Reads the numbers of the signals that have come."""
+  """Reads the numbers of signals as they arrive."""
   while True:
     for number in os.read(reader, 1):
       if number in EXIT_CODES and signal.getsignal(number) is _leave:
@@ -38,21 +40,21 @@ def _watch(reader: int) -> None:
 
 
 class Stopped(Exception):
-  """Leaves a loop that nothing was saved of, after a StopRequest."""
+  """Leaves a loop after a StopRequest; whoever catches it saves what has to be saved."""
 
 
 class StopRequest:
-  """`requested` turns True on the first SIGTERM or SIGINT; a second one ends the process at once.
+  """`requested` becomes True on the first SIGTERM or SIGINT; a second one ends the process at once.
 
-  A `patient` one takes any number of them: for a process that another one watches over, where both
-  may be told by the same hand.
+  With `patient`, further signals change nothing. Use it for a child process whose parent forwards
+  signals: a Ctrl-C in a terminal reaches both.
 
-  Where a run has several processes, JAX's preemption service takes SIGTERM (or the platform's
-  notice) of any of them; all have to call `check` equally often, and it raises in all of them at
-  the same call.
+  In a run of several processes JAX's preemption service takes SIGTERM, or the platform's notice, to
+  any of them. All of them must call `check` equally often. It raises in all of them at the same
+  call.
 
-  Use as a context manager in the main thread, as often as one likes: entered already, it stays as
-  it is. `exit_code` is what to leave with.
+  Use it as a context manager in the main thread. Entering it again, inside, changes nothing.
+  `exit_code` is the code to exit with.
   """
 
   def __init__(self, patient: bool = False):
@@ -88,18 +90,18 @@ class StopRequest:
       signal.signal(number, signal.SIG_DFL)
 
   def _pass_on(self, number: int, frame: types.FrameType | None) -> None:
-    """Ctrl-C in one of several processes, whose preemption service knows SIGTERM alone."""
+    """Turns Ctrl-C into SIGTERM, the only signal that JAX's preemption service knows."""
     del frame
     self._passed_on = number
     os.kill(os.getpid(), signal.SIGTERM)
 
   @property
   def requested(self) -> bool:
-    """Whether a signal has come."""
+    """Whether a signal has arrived."""
     return self._signal is not None
 
   def check(self) -> None:
-    """Raises Stopped if a signal has come to this process or, at the same call, to another one."""
+    """Raises Stopped if a signal has reached this process or, by this call, another one."""
     if distributed.count() > 1:
       from jax.experimental import multihost_utils
 
@@ -112,5 +114,5 @@ class StopRequest:
 
   @property
   def exit_code(self) -> int:
-    """Exit code for the signal that came; 0 if none did."""
+    """Exit code of the signal that arrived; 0 if none did."""
     return EXIT_CODES.get(self._signal, 0)

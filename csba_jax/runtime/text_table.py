@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
-  """Columns of equal width, the first to the left and numbers to the right; [] is a blank line."""
+  """Rows as aligned columns: the first to the left, the others to the right; [] is a blank line."""
   widths = [
     max((len(row[i]) for row in rows if i < len(row)), default=0)
     for i in range(max(len(row) for row in rows))

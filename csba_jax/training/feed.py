@@ -1,4 +1,4 @@
-"""What training steps read: positions in data that lies on the devices, or streamed batches."""
+"""What training steps read: positions in data on the devices, or batches streamed from disk."""
 
 from collections.abc import Mapping
 
@@ -10,11 +10,11 @@ from csba_jax.runtime import sharding
 
 
 class Inputs:
-  """The inputs of the steps of a run, from where its records stand. A context manager.
+  """The inputs of the steps of a run, from the step where its records are. A context manager.
 
-  Data in memory lies whole on every device, `data`, and a step gets positions in it. Streamed data
-  stays on the disk: a step gets its images, of which each process reads its own rows, ahead of
-  time; where the stream is goes into every checkpoint.
+  Data in memory: every device holds all of it, `data`, and a step gets positions in it. Streamed
+  data stays on disk: a step gets its images, and each process reads its own rows of them in
+  advance. The position in the stream is part of every checkpoint.
   """
 
   def __init__(
@@ -28,7 +28,7 @@ class Inputs:
     self._streams, self._layout, self._records = streams, layout, records
     self._feed: streaming.Feed | None = None
     self.data: Mapping[str, Array] = {}
-    self.longest = total_steps or 1  # steps that may be taken at once; equal in all processes
+    self.longest = total_steps or 1  # steps in one call of `take` at most; equal in all processes
     if part.streamed:
       start = records.progress.step
       rows = layout.rows(self._batch_size)
@@ -51,9 +51,10 @@ class Inputs:
     return self._streams['own'].batch_size
 
   def take(self, start: int, end: int) -> Mapping[str, Array]:
-    """Inputs of steps start to end - 1, leaves [end - start, batch, ...], each step once."""
+    """Inputs of steps start to end - 1, leaves [end - start, batch, ...]; each step only once."""
     if self._feed is None:
-      self._records.progress.input = None  # a stream that the run had before is of an older step
+      # the run may have streamed its data before it was stopped: forget that stream's position
+      self._records.progress.input = None
       return self._layout.place_batch(sampling.draw(self._streams, start, end), axis=1)
     batches = self._feed.take(end - start)
     self._records.progress.input = self._feed.state()

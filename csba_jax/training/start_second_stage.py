@@ -1,4 +1,4 @@
-"""Where a second stage begins: the net of a first stage's workdir, its classifier prepared."""
+"""The start of a second stage: the net of a first stage's workdir, with a prepared classifier."""
 
 from typing import Any
 
@@ -12,48 +12,54 @@ from csba_jax import config as config_lib
 from csba_jax.data import pipeline
 from csba_jax.errors import UserError
 from csba_jax.measure.evaluate import evaluate
-from csba_jax.methods import losses, metrics, second_stages
+from csba_jax.methods import metrics, second_stages
 from csba_jax.run import restore
+from csba_jax.run.net import Net
 from csba_jax.run.state import TrainState
 from csba_jax.run.workdir import read_result
+from csba_jax.runtime import sharding
 from csba_jax.runtime.progress import say
 
 PyTree = Any
 TAUS = tuple(round(0.1 * i, 1) for i in range(21))  # as in the code of Kang et al. 2020
-# where the data lies may change from stage to stage, and so may the kind of classifier
+# fields of data and model that may change from stage to stage: the place of the data, and the kind
+# of classifier
 FREE = ('data.dir', 'data.cache_dir', 'model.head')
 
 
 def start(
-  config: ml_collections.ConfigDict, data: pipeline.Data, model: nn.Module, initial: TrainState
+  model: nn.Module, initial: TrainState, config: ml_collections.ConfigDict, data: pipeline.Data
 ) -> tuple[TrainState, dict[str, Any]]:
-  """The state in which a second stage begins, and what result.json says of it.
+  """The state in which a second stage begins, and what result.json says about it.
 
   Args:
-    config: of the second stage; config.stage names method and first stage.
-    data: of the second stage.
     model: of the second stage.
-    initial: its state, freshly initialised; what the stage calls fresh is taken from it.
+    initial: state of the model, freshly initialised; the parameters that the stage trains from
+      scratch are taken from it.
+    config: of the second stage; config.stage names the method and the first stage.
+    data: of the second stage.
 
   Raises:
-    UserError: no first stage there, one that is not finished, or of another model or other data.
+    UserError: there is no first stage, or it is not finished, or has another model or other data.
   """
   _check_same(config)
   if config.stage.checkpoint == 'best':
-    read_result(config.stage.source)  # which it is, a run knows when it is finished
-  source = restore.take_up(config.stage.source, config.stage.checkpoint, data=data)
-  stage = second_stages.STAGES[config.stage.method]
-  first = source.state.averaged()
+    read_result(config.stage.source)  # only a finished run knows which one is the best
+  layout = sharding.Layout.of(initial)
+  source = restore.load_run(config.stage.source, config.stage.checkpoint, data=data, layout=layout)
+  stage = second_stages.SECOND_STAGES[config.stage.method]
+  first = source.net
   old = _without_scale(first.params)
   params = _take_over(initial.params, old, second_stages.matches(stage.fresh, initial.params))
   about = {
     'method': config.stage.method,
     'source': str(source.workdir),
-    'source_step': int(first.step),
+    'source_step': first.step,
   }
   state = initial.replace(params=params, batch_stats=first.batch_stats)
   if config.stage.method == 'tau_norm':
-    tau = config.stage.tau if config.stage.tau >= 0 else best_tau(config, data, model, state)
+    net = Net.of(model, state.replace(averages={}), first.metadata, config.loss.post_hoc_tau)
+    tau = config.stage.tau if config.stage.tau >= 0 else best_tau(net, config, data)
     state = state.replace(params=tau_normalised(params, tau))
     about['tau'] = tau
   if state.averages:
@@ -65,7 +71,7 @@ def start(
 def tau_normalised(params: PyTree, tau: float) -> PyTree:
   """w_k <- w_k / |w_k|^tau and no bias, for the classifier `head` (Kang et al. 2020).
 
-  w_k is all of class k's row, over branches and channels. tau = 0 changes the bias alone.
+  w_k is the whole row of class k, over branches and channels. tau = 0 changes only the bias.
   """
   kernel = params['head']['kernel']  # [..., C]
   norms = jnp.sqrt((kernel * kernel).sum(tuple(range(kernel.ndim - 1)), keepdims=True))
@@ -74,13 +80,14 @@ def tau_normalised(params: PyTree, tau: float) -> PyTree:
   return {**params, 'head': {**params['head'], **head}}
 
 
-def best_tau(
-  config: ml_collections.ConfigDict, data: pipeline.Data, model: nn.Module, state: TrainState
-) -> float:
+def best_tau(net: Net, config: ml_collections.ConfigDict, data: pipeline.Data) -> float:
   """The tau of TAUS with the best balanced accuracy on the validation part; of equals the smallest.
 
-  Not macro-F1: the validation part has the long tail's prior, and precision there asks for a tau
-  that leaves the prior as it is.
+  The score is not macro-F1: the validation part has the prior of the long tail, and precision under
+  that prior is best for a tau that leaves the prior as it is.
+
+  Raises:
+    UserError: there is no validation part.
   """
   if not len(data.val):
     raise UserError(
@@ -88,11 +95,10 @@ def best_tau(
       str(config.stage.tau),
       'set --config.stage.tau=1, or data.val_fraction in both stages',
     )
-  shift = losses.post_hoc_shift(config.loss.post_hoc_tau, data.class_counts)
   scores = []
   for tau in TAUS:
-    at_tau = state.replace(params=tau_normalised(state.params, tau), averages={})
-    sums = evaluate(model, at_tau, data.val, config.train.batch_size, shift)
+    normalised = net.replace(params=tau_normalised(net.params, tau))
+    sums = evaluate(normalised, data.val, config.train.batch_size)
     scores.append(metrics.summarise(sums, data.class_counts)['balanced_accuracy'])
   best = TAUS[int(np.argmax(scores))]
   say(f'tau {best} by validation balanced accuracy {max(scores):.4f} (tau 0: {scores[0]:.4f})')
@@ -100,7 +106,7 @@ def best_tau(
 
 
 def _without_scale(params: PyTree) -> PyTree:
-  """The same net with the factors of a `scaled` classifier in its kernel and bias."""
+  """The same net, with the factors of a `scaled` classifier multiplied into kernel and bias."""
   head = dict(params['head'])
   scale = head.pop('scale', None)
   if scale is None:
@@ -111,7 +117,7 @@ def _without_scale(params: PyTree) -> PyTree:
 
 
 def _take_over(fresh: PyTree, old: PyTree, is_fresh: PyTree) -> PyTree:
-  """`old` where the name is not fresh; names that only `old` has are dropped."""
+  """`fresh` where `is_fresh`, else `old`; parameters that only `old` has are dropped."""
   old = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(old)}
 
   def choose(path, leaf, new):
@@ -121,7 +127,10 @@ def _take_over(fresh: PyTree, old: PyTree, is_fresh: PyTree) -> PyTree:
 
 
 def _check_same(config: ml_collections.ConfigDict) -> None:
-  """The first stage has this model and this data; that it is so to the image, `take_up` checks."""
+  """Raises UserError unless the first stage has this model and this data.
+
+  `restore.load_run` checks that the images are the same ones.
+  """
 
   def fixed(whole):
     flat = config_lib.flatten(whole)
@@ -136,5 +145,5 @@ def _check_same(config: ml_collections.ConfigDict) -> None:
     raise UserError(
       f'the model and the data of the first stage {config.stage.source}',
       '; '.join(different),
-      'give the second stage the same ones',
+      'set these fields as in the first stage',
     )

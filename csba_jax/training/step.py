@@ -1,8 +1,9 @@
-"""What one call of the compiled program does: a pure step, and several of them in a row."""
+"""What one call of the compiled program does: one pure step, or several of them in a row."""
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,76 +15,118 @@ from jax import Array
 from csba_jax.data import augment, mixing
 from csba_jax.methods import losses, second_stages
 from csba_jax.run import state as state_lib
+from csba_jax.run.net import Preprocessing
 from csba_jax.run.state import TrainState
 from csba_jax.runtime import backend, sharding
 
+PyTree = Any
 Batch = Mapping[str, Array]
 StepFn = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]
+# (params, batch) -> losses [N], and what else the forward pass gives: the statistics of BatchNorm
+ForwardFn = Callable[[PyTree, Batch], tuple[Array, PyTree]]
+# (forward, params, batch) -> loss, gradient (a tree like params), the auxiliary output of forward
+GradientFn = Callable[[ForwardFn, PyTree, Batch], tuple[Array, PyTree, PyTree]]
+
+
+def gradient_of_the_mean(
+  forward: ForwardFn, params: PyTree, batch: Batch
+) -> tuple[Array, PyTree, PyTree]:
+  """The ordinary gradient of a step: of the mean loss (1/N) sum_i l_i over the batch.
+
+  Another `GradientFn` may take its place (`make_step`). One that is made of class gradients calls
+  `forward` once, through `csba_jax.gradients.pullback.losses_and_pullback`.
+
+  Args:
+    forward: (params, batch) -> losses [N] and the auxiliary output of the same forward pass.
+    params: tree of float arrays.
+    batch: as `forward` takes it, with 'label' [N]; mixed batches also hold 'partner_label' and
+      'share'.
+
+  Returns:
+    The loss that the step reports, the direction that the optimiser takes for the gradient (a tree
+    like params), and the auxiliary output of the forward pass.
+  """
+
+  def mean_loss(params):
+    per_example, auxiliary = forward(params, batch)
+    return per_example.mean(), auxiliary
+
+  (loss, auxiliary), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
+  return loss, grads, auxiliary
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Recipe:
-  """What a step does, all that is static of it."""
+class StepParts:
+  """The parts of a step: everything about it that is fixed when it is compiled."""
 
   model: nn.Module
   tx: optax.GradientTransformation
   loss_fn: losses.LossFn
   augment_fn: augment.Augment
   mix_fn: mixing.MixFn
-  stage: second_stages.Stage
+  second_stage: second_stages.SecondStage
   ema_decay: float  # 0: no moving averages
   layout: sharding.Layout
+  preprocessing: Preprocessing
+  gradient_fn: GradientFn = gradient_of_the_mean
 
 
 def train_step(
-  state: TrainState, batch: Batch, key: Array, *, recipe: Recipe
+  state: TrainState, batch: Batch, key: Array, *, parts: StepParts
 ) -> tuple[TrainState, dict[str, Array]]:
-  """One update on the mean loss of a batch of uint8 images and int labels.
+  """One update on a batch of uint8 images and int labels.
 
-  A second stage keeps the statistics of the norms as they are, and has gradients only for what it
-  trains. `key` is the run's; with the number of the step it decides all that is random.
+  A second stage keeps the statistics of BatchNorm as they are, and has gradients only for what it
+  trains. `key` is the key of the run; together with the number of the step it decides everything
+  random.
 
   Returns:
-    The new state and, of the old parameters, the loss and the norm of the gradient.
+    The new state, and for the old parameters the loss and the norm of the gradient.
   """
   key = jax.random.fold_in(key, state.step)
-  batch = recipe.mix_fn(jax.random.fold_in(key, _MIX), _augmented(recipe, key, batch), state.step)
-  first = recipe.stage is second_stages.STAGES['none']
-  trained = second_stages.matches(recipe.stage.trains, state.params)
-  whole = recipe.layout.gather(state.params)
+  batch = parts.mix_fn(jax.random.fold_in(key, _MIX), _augmented(parts, key, batch), state.step)
+  trained = second_stages.matches(parts.second_stage.trains, state.params)
+  whole = parts.layout.gather(state.params)
 
-  def objective(params):
+  def forward(params, batch):
     params = jax.tree.map(lambda x, on: x if on else jax.lax.stop_gradient(x), params, trained)
     variables = {'params': params, 'batch_stats': state.batch_stats}
-    logits, updated = recipe.model.apply(
-      variables, batch['image'], train=first, mutable=['batch_stats']
+    logits, updated = parts.model.apply(
+      variables,
+      batch['image'],
+      train=parts.second_stage.updates_statistics,
+      mutable=['batch_stats'],
     )
-    loss = losses.mixed(recipe.loss_fn, logits, batch, state.step).mean()
-    return loss, updated.get('batch_stats', state.batch_stats)
+    per_example = losses.mixed(parts.loss_fn, logits, batch, state.step)
+    return per_example, updated.get('batch_stats', state.batch_stats)
 
-  (loss, batch_stats), grads = jax.value_and_grad(objective, has_aux=True)(whole)
-  grads = recipe.layout.scatter(grads)
-  updates, opt_state = recipe.tx.update(grads, state.opt_state, state.params)
+  loss, grads, batch_stats = parts.gradient_fn(forward, whole, batch)
+  grads = parts.layout.scatter(grads)
+  updates, opt_state = parts.tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   state = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
-  if recipe.ema_decay:
-    averages = state_lib.move_averages(state.averages, state, recipe.ema_decay)
+  if parts.ema_decay:
+    averages = state_lib.move_averages(state.averages, state, parts.ema_decay)
     state = state.replace(averages=averages)
   return state.replace(step=state.step + 1), {'loss': loss, 'grad_norm': optax.tree.norm(grads)}
 
 
-_MIX, _PARTNER = 1 << 16, 1 << 17  # a step's keys beside those that the augmentation splits off
+# the keys of a step that are not those which the augmentation splits off
+_MIX, _PARTNER = 1 << 16, 1 << 17
 
 
-def _augmented(recipe: Recipe, key: Array, batch: Batch) -> Batch:
-  """The batch with float images, augmented; partners of a stream of their own likewise."""
+def _augmented(parts: StepParts, key: Array, batch: Batch) -> Batch:
+  """The batch with augmented float images; the partners' images too, where they have a stream."""
   found = {
-    'image': augment.scale(recipe.augment_fn(key, batch['image'])),
+    'image': parts.preprocessing(parts.augment_fn(key, batch['image'])),
     'label': batch['label'],
   }
   if 'partner_image' in batch:
-    partner = recipe.augment_fn(jax.random.fold_in(key, _PARTNER), batch['partner_image'])
-    found |= {'partner_image': augment.scale(partner), 'partner_label': batch['partner_label']}
+    partner = parts.augment_fn(jax.random.fold_in(key, _PARTNER), batch['partner_image'])
+    found |= {
+      'partner_image': parts.preprocessing(partner),
+      'partner_label': batch['partner_label'],
+    }
   return found
 
 
@@ -96,21 +139,21 @@ def train_steps(
   step_fn: StepFn,
   layout: sharding.Layout,
 ) -> tuple[TrainState, dict[str, Array]]:
-  """`step_fn` on one batch after the other, in one program.
+  """Several steps in one program: `step_fn` on one batch after the other.
 
   Args:
-    state: donated where compiled.
-    data: 'image' uint8 [N, H, W, ch] and 'label' int32 [N], all of them on every device; {} where
-      the inputs are the images themselves.
-    inputs: leaves [steps, batch, ...], split along the batch. With data the positions in it, int32:
-      'own' of the batches, and 'partner' of the images to mix with them where those have a stream
-      of their own; without, the batches as `step_fn` takes them.
+    state: before the first step; the compiled program donates it.
+    data: 'image' uint8 [N, H, W, ch] and 'label' int32 [N], whole on every device; {} where the
+      inputs are the images themselves.
+    inputs: leaves [steps, batch, ...], split along the batch. With `data` they are int32 positions
+      in it: 'own' for the batches, and 'partner' for the images to mix with them where those have a
+      stream of their own. Without `data` they are batches as `step_fn` takes them.
     key: of the run.
     step_fn: (state, batch, key) -> (state, metrics).
-    layout: where everything lies.
+    layout: how arrays lie on the devices.
 
   Returns:
-    The state after all steps, and the metrics of each, leaves [steps].
+    The state after all steps, and the metrics of each step, leaves [steps].
   """
 
   def one(state, chosen):
@@ -130,7 +173,7 @@ def train_steps(
   return state, layout.gather(step_metrics)
 
 
-# () -> `train_steps`, compiled for the backend; its state is donated
+# () -> `train_steps`, compiled for the backend; it donates its state
 compiled_steps = backend.jit(
   train_steps, static_argnames=('step_fn', 'layout'), donate_argnames='state'
 )
@@ -143,20 +186,23 @@ def make_step(
   class_counts: np.ndarray,
   total_steps: int,
   layout: sharding.Layout,
+  gradient_fn: GradientFn = gradient_of_the_mean,
 ) -> StepFn:
-  """`train_step` with everything static bound: (state, batch, key) -> (state, metrics).
+  """`train_step` with all its parts bound: (state, batch, key) -> (state, metrics).
 
   Raises:
-    UserError: unknown names in the config's tables, or parts that do not go together.
+    UserError: unknown names in the config, or parts that do not go together.
   """
-  recipe = Recipe(
+  parts = StepParts(
     model=model,
     tx=tx,
     loss_fn=losses.build(config, class_counts, total_steps),
     augment_fn=augment.build(config.augment),
     mix_fn=mixing.build(config.mixing, class_counts, total_steps),
-    stage=second_stages.find(config.stage, config.model.head),
+    second_stage=second_stages.find(config.stage, config.model.head),
     ema_decay=config.train.ema_decay,
     layout=layout,
+    preprocessing=Preprocessing(),
+    gradient_fn=gradient_fn,
   )
-  return functools.partial(train_step, recipe=recipe)
+  return functools.partial(train_step, parts=parts)

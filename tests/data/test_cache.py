@@ -1,4 +1,4 @@
-"""The cache: decoded once, aligned, verified, safe to race for, never in the way."""
+"""The cache: images are decoded once and verified, processes may race, a failure is no error."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from csba_jax.errors import UserError
 
 
 class FakeSource(Source):
-  """Ten 2x3 images of two classes; image i is full of i. Counts what it decodes."""
+  """Ten 2x3 images of two classes; all pixels of image i are i. It counts what it decodes."""
 
   name = 'fake set/train'
   class_names = ('cat', 'dog')
@@ -131,7 +131,7 @@ def test_bad_images_are_left_out_and_the_rest_stays_aligned(tmp_path, monkeypatc
     assert arrays.labels.tolist() == [1, 0, 1, 0, 1, 0, 0, 1]
     assert arrays.groups.tolist() == [0, 1, 1, 2, 2, 3, 4, 4]
     assert arrays.names == ('é1', 'é2', 'é3', 'é4', 'é5', 'é6', 'é8', 'é9')
-    assert lines.count('2 of 10 images left out:') == times
+    assert lines.count('2 of 10 images cannot be decoded and are left out:') == times
     assert lines.count('  é0 (bad 0)') == lines.count('  é7 (bad 7)') == times
   monkeypatch.setattr(cache, 'NAMED', 1)
   cache.load_arrays(FakeSource(bad=(0, 7), strict=False), tmp_path, lines)
@@ -208,7 +208,7 @@ def test_a_changed_index_is_damage_too(tmp_path):
   index.write_text(index.read_text().replace('"cat"', '"car"'))
   lines = Lines()
   assert_same(cache.load_arrays(FakeSource(), tmp_path, lines), good)
-  assert 'index.json does not have its sha256' in lines[0]
+  assert 'index.json does not match its sha256' in lines[0]
 
 
 def test_index_tells_dtype_shape_and_sha256(tmp_path):
@@ -372,7 +372,7 @@ def content(folder):
 
 
 def left_behind(folder):
-  """What is in a folder beside the lock."""
+  """The content of a folder without the lock."""
   return [path.name for path in folder.iterdir() if not path.name.endswith('.lock')]
 
 
@@ -440,7 +440,7 @@ def test_pixels_of_a_mapped_cache_are_verified_when_asked(tmp_path, monkeypatch)
   monkeypatch.setenv('CSBA_VERIFY_CACHE', '1')
   load_mapped(source, tmp_path, lines)
   assert source.decoded == 10
-  assert 'images.npy does not have its sha256' in lines[0]
+  assert 'images.npy does not match its sha256' in lines[0]
   load_mapped(source, tmp_path, lines)
   assert source.decoded == 10
 
@@ -462,9 +462,9 @@ def test_a_mapped_cache_needs_room_and_says_so_before_decoding(tmp_path, monkeyp
   with pytest.raises(UserError) as error:
     load_mapped(source, tmp_path)
   assert str(error.value) == (
-    f'expected room in {tmp_path} to write the decoded images of fake set/train, which '
-    'data.input=stream reads; found 0.000524 GB free of 0.00105 GB; to fix it: free some, set '
-    '--config.data.cache_dir or $CSBA_CACHE_DIR to a folder on a larger disk, or set '
+    f'expected space in {tmp_path} for the decoded images of fake set/train, which '
+    'data.input=stream reads; found 0.000524 GB free of 0.00105 GB; to fix it: free some space, '
+    'set --config.data.cache_dir or $CSBA_CACHE_DIR to a folder on a larger disk, or set '
     '--config.data.input=memory'
   )
   assert source.decoded == 0
@@ -475,7 +475,7 @@ def test_a_mapped_cache_needs_room_and_says_so_before_decoding(tmp_path, monkeyp
 def test_a_mapped_cache_needs_a_folder_to_write_to(tmp_path):
   (tmp_path / 'file').write_text('in the way')
   source = FakeSource()
-  with pytest.raises(UserError, match=rf'room in {tmp_path}/file/cache to write .*Not a directory'):
+  with pytest.raises(UserError, match=rf'space in {tmp_path}/file/cache for .*Not a directory'):
     load_mapped(source, tmp_path / 'file/cache')
   assert source.decoded == 0
 
@@ -582,7 +582,7 @@ def test_who_waits_says_so(tmp_path):
     thread.start()
     assert not done.wait(0.2)
   thread.join()
-  assert lines == [f'waiting for the process that decodes into {tmp_path / "x"}']
+  assert lines == [f'waiting for another process that decodes into {tmp_path / "x"}']
 
 
 def test_without_locks_each_decodes_for_itself(tmp_path, monkeypatch):

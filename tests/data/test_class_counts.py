@@ -60,13 +60,14 @@ def test_factor_one_is_balanced(profile):
 
 
 @pytest.mark.parametrize('imbalance_factor', [0.01, 0, -1, math.inf, math.nan])
-def test_factor_below_one_names_the_other_style(imbalance_factor):
-  with pytest.raises(UserError, match=r'found (0|-|inf|nan).*0\.01 style, pass 1 / 0\.01 = 100'):
+def test_factor_below_one_names_the_inverse(imbalance_factor):
+  message = r'found (0|-|inf|nan).*inverse, such as 0\.01, give 1 / 0\.01 = 100'
+  with pytest.raises(UserError, match=message):
     class_counts_lib.profile_counts(5000, 10, imbalance_factor, 'exp')
 
 
 def test_empty_class_is_named_with_the_largest_factor():
-  with pytest.raises(UserError, match=r'0 images for class 9 .*largest imbalance_factor.* is 50$'):
+  with pytest.raises(UserError, match='0 images for class 9 .*set imbalance_factor to 50 or less$'):
     class_counts_lib.profile_counts(50, 10, 51, 'exp')
   with pytest.raises(UserError, match=r'0 images for class 5 '):
     class_counts_lib.profile_counts(50, 10, 51, 'step')

@@ -1,4 +1,4 @@
-"""Mixed batches against loops over images and pixels, and how often and how much they mix."""
+"""Mixed batches against loops over images and pixels; how often and how much they are mixed."""
 
 import functools
 

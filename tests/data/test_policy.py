@@ -1,4 +1,4 @@
-"""Every operation against Pillow, the draws against their probabilities."""
+"""Every operation against Pillow, and the draws against their probabilities."""
 
 import jax
 import jax.numpy as jnp

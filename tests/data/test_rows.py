@@ -1,4 +1,4 @@
-"""Images of a file by index: like an array, read with a file's errors and not a map's."""
+"""Images of a file by index, as from an array; errors of the file raise."""
 
 import errno
 import gc
@@ -15,7 +15,7 @@ SHAPE = (20, 3, 4, 2)
 
 @pytest.fixture
 def mapped(tmp_path):
-  """A map of twenty images."""
+  """A memory map of twenty images."""
   images = np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)
   np.save(tmp_path / 'images.npy', images)
   return np.load(tmp_path / 'images.npy', mmap_mode='r')
@@ -61,7 +61,7 @@ def test_beyond_the_end(mapped, key):
 
 
 def test_it_never_becomes_an_array_by_accident(mapped):
-  with pytest.raises(TypeError, match='too many for one array: index them'):
+  with pytest.raises(TypeError, match='may not fit in memory: index them'):
     np.asarray(Rows(mapped))
 
 
@@ -92,7 +92,7 @@ def test_a_file_that_was_cut(mapped):
   assert str(error.value) == (
     f'expected to read the decoded images in the cache {mapped.filename}; '
     'found the end of the file before image 10; '
-    f'to fix it: check the disk, then start again; if that does not help, delete {folder}'
+    f'to fix it: check the disk and start again; if that does not help, delete {folder}'
   )
 
 

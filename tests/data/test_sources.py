@@ -31,7 +31,7 @@ def decode(data, image_size=4, channels=3):
 
 
 def halves(left, right, mode='RGB', size=(4, 4)):
-  """An image whose left half has one value and whose right half another."""
+  """An image with one value in the left half and another in the right half."""
   image = Image.new(mode, size, left)
   image.paste(right, (size[0] // 2, 0, size[0], size[1]))
   return image
@@ -258,7 +258,7 @@ def test_digits():
 
 @pytest.fixture
 def folder(tmp_path):
-  """CLASS/file: two classes, three good images, in an order that no file system keeps."""
+  """CLASS/file: two classes and three good images, whose order differs from that of any listing."""
   root = tmp_path / 'photos'
   for name, colour in (('b/2.png', BLUE), ('b/10.JPG', RED), ('a/deep/er/1.tiff', WHITE)):
     (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -458,7 +458,7 @@ def test_manifest_is_part_of_the_fingerprint(folder):
 
 
 def test_manifest_named_relative_to_the_folder(folder, tmp_path, monkeypatch):
-  """So that a config does not say where the photos lie; a path from elsewhere works as before."""
+  """A config need not contain the folder of the photos; a path from elsewhere works too."""
   pair, alone = 'file,dup\nb/2.png,7\nb/10.JPG,7\n', 'file,dup\nb/2.png,7\n'
   (folder / 'lists').mkdir()
   (folder / 'lists/dup.csv').write_text(pair)
@@ -493,7 +493,7 @@ def test_manifest_named_relative_to_the_folder(folder, tmp_path, monkeypatch):
       'file,dup\nb/2.png,1\nb/9.png,1\n2.png,1\n',
       r"found 2 that match none, such as '2\.png'; .*like 'a/deep/er/1\.tiff'",
     ),
-    ('file,dup\nb/2.png,1\nb/2.png,2\n', r'one row a file .* found two for b/2\.png'),
+    ('file,dup\nb/2.png,1\nb/2.png,2\n', r'one row for a file .* found two for b/2\.png'),
     ('file,dup\n"b/2.png,\0', 'a CSV file|match none'),
   ],
 )

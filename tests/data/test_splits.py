@@ -1,4 +1,4 @@
-"""Splits: stratified, duplicate-aware, nested, the same on every machine, safe on disk."""
+"""Splits: stratified, nested, duplicates together, the same everywhere, safe on disk."""
 
 import dataclasses
 import hashlib
@@ -16,7 +16,7 @@ NAMES = ('bird', 'clean', 'dust')
 
 
 def random_labels(seed, n=200, num_classes=5):
-  """Skewed labels in a random order, every class there."""
+  """Imbalanced labels in random order; every class occurs."""
   rng = np.random.default_rng(seed)
   labels = rng.choice(num_classes, n, p=np.arange(1, num_classes + 1) / sum(range(num_classes + 1)))
   labels[:num_classes] = np.arange(num_classes)
@@ -24,7 +24,7 @@ def random_labels(seed, n=200, num_classes=5):
 
 
 def make(labels, groups=None, test_labels=None, **changes):
-  """make_splits with plain arguments for what a test does not care about."""
+  """make_splits with defaults for the arguments that a test does not need."""
   arguments = {
     'class_names': tuple(f'class {c}' for c in range(int(max(labels)) + 1)),
     'imbalance_factor': 1.0,
@@ -185,7 +185,7 @@ def test_natural_keeps_all():
 
 def test_natural_does_not_use_an_imbalance_factor():
   with pytest.raises(
-    UserError, match=r"found imbalance_factor 10; .*'exp' or 'step', which use it"
+    UserError, match=r"found imbalance_factor 10; .*set data.profile to 'exp' or 'step'"
   ):
     splits.long_tail_subset(np.array([0, 1]), 2, 10, 'natural', 'index', 0)
 
@@ -198,7 +198,7 @@ def test_unknown_profile_and_order():
 
 
 def test_factor_that_empties_a_class():
-  with pytest.raises(UserError, match=r'0 images for class 1 .* is 3$'):
+  with pytest.raises(UserError, match=r'0 images for class 1 .*set imbalance_factor to 3 or less$'):
     splits.long_tail_subset(np.array([0, 0, 0, 1]), 2, 10, 'exp', 'index', 0)
 
 
@@ -271,7 +271,7 @@ def test_a_class_with_fewer_images_than_folds(smallest, remedy):
   with pytest.raises(UserError) as error:
     splits.cross_validation_folds(labels, 5, 0, None, names)
   assert str(error.value) == (
-    f'expected an image of every class for each of data.folds = 5; found {smallest} of dust; '
+    f'expected at least as many images of every class as data.folds = 5; found {smallest} of dust; '
     f'to fix it: set data.folds to {remedy} or fewer'
   )
   assert set(splits.cross_validation_folds(np.repeat([0, 1], [20, 5]), 5, 0, None, names)) == {
@@ -307,7 +307,7 @@ def test_folds_take_the_place_of_the_test_fraction_and_are_never_cut():
 def test_folds_beside_a_separate_test_set():
   with pytest.raises(
     UserError,
-    match=r'data\.folds of a source without .*; found 5 folds and a separate test set; .* to 0',
+    match=r'data\.folds only for a source without .*; found 5 folds and a separate .* to 0',
   ):
     make(random_labels(0), test_labels=np.arange(5), folds=5)
 
@@ -407,12 +407,12 @@ def test_a_class_without_training_images_is_named():
 
 def test_a_class_without_any_images_is_named_before_the_profile_trips_over_it():
   arguments = {'class_names': NAMES, 'profile': 'exp', 'imbalance_factor': 2.0}
-  with pytest.raises(UserError, match=r'once the test part is taken out; found none in bird'):
+  with pytest.raises(UserError, match=r'after the test part is removed; found none in bird'):
     make(np.repeat([1, 2], 10), **arguments)
 
 
 def test_a_factor_that_the_data_cannot_give():
-  with pytest.raises(UserError, match='largest imbalance_factor allowed here is 8'):
+  with pytest.raises(UserError, match='set imbalance_factor to 8 or less'):
     make(np.repeat([0, 1], 10), profile='exp', imbalance_factor=20)
 
 
@@ -494,7 +494,7 @@ def test_a_truncated_file(tmp_path, keep):
   path = tmp_path / 'splits.npz'
   make(np.repeat([0, 1], 10)).save(path)
   path.write_bytes(path.read_bytes()[:keep])
-  with pytest.raises(UserError, match=r'Splits\.save at .*splits\.npz; found .*drawn? .*again'):
+  with pytest.raises(UserError, match=r'Splits\.save wrote at .*splits\.npz; .* to split again'):
     splits.Splits.load(path)
 
 

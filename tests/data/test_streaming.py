@@ -1,4 +1,4 @@
-"""Streamed batches: those of the in-memory path to the bit, resumable, in bounded memory."""
+"""Streamed batches: equal to those from memory, to the bit; resumable; in bounded memory."""
 
 import dataclasses
 import json
@@ -52,7 +52,7 @@ def streams_of(part, sampler='instance', start=0.0, mixing_name='none', seed=3):
 
 
 def gathered(part, streams, step):
-  """The batch as training from memory gathers it: data[name][index]."""
+  """The batch that training from memory gathers: data[name][index]."""
   data = {'image': part.images, 'label': part.labels}
   batch = {name: values[streams['own'].positions(step)] for name, values in data.items()}
   if 'partner' in streams:
@@ -338,7 +338,7 @@ def test_memory_stays_flat_while_decoding_and_streaming(tmp_path):
   code = r"""
 import re, sys
 import numpy as np
-from csba_jax import backend
+from csba_jax.runtime import backend
 from csba_jax.data import cache, pipeline, sampling, streaming
 from csba_jax.data.rows import Rows
 import grain
@@ -403,14 +403,14 @@ def run_here(driver, workdir, **fields):
 def end_of(driver, workdir):
   """(bytes of the last checkpoint's arrays, metric lines, result) of a run, and where it was."""
   config, lines, result = driver.records_of(workdir)
-  state = restore.take_up(str(workdir), 'latest').state
+  state = restore.load_state(str(workdir), 'latest')
   found = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
   return (found, lines, result), config['config']['data']['input']
 
 
 @pytest.fixture(scope='module')
 def in_memory(driver, tmp_path_factory):
-  """The end of a run of 36 steps from memory."""
+  """The end of a run of 36 steps with images in memory."""
   workdir = tmp_path_factory.mktemp('memory') / 'run'
   run_here(driver, workdir, data__input='memory')
   end, where = end_of(driver, workdir)
@@ -434,7 +434,7 @@ def test_partners_are_streamed_to_the_bit_too(driver, tmp_path):
 
 
 def test_a_killed_stream_goes_on_from_disk_or_from_memory(driver, in_memory, tmp_path):
-  """kill -9 in the third epoch: whichever way it goes on, it ends as if nothing had happened."""
+  """kill -9 in the third epoch: streamed or from memory, the restarted run ends the same."""
   streamed = '--config.data.input="stream"'
   code, _, err = driver.finish(driver.start(tmp_path / 'run', streamed, '--end=after-step:30'))
   assert code == -signal.SIGKILL, err

@@ -74,8 +74,8 @@ CASES = [
   case(
     'boolean labels', 'integer', 'found bool', 'class indices', batch={**BATCH, 'label': LABEL > 1}
   ),
-  case('no label', "'label'", "found keys ['x']", 'name the labels so', batch=without('label')),
-  case('not a dict', 'dict', 'found tuple', 'name the labels so', batch=(X, LABEL)),
+  case('no label', "'label'", "found keys ['x']", "use 'label' as the key", batch=without('label')),
+  case('not a dict', 'dict', 'found tuple', "use 'label' as the key", batch=(X, LABEL)),
   case(
     'three dimensions',
     '[N] or [C, n]',
@@ -86,12 +86,18 @@ CASES = [
   case(
     'label of no dimensions', '[N] or [C, n]', 'found []', 'reshape', batch={'label': np.int32(1)}
   ),
-  case('empty', 'images', 'shape [0]', 'fill it', batch={'x': X[:0], 'label': LABEL[:0]}),
+  case(
+    'empty',
+    'images',
+    'shape [0]',
+    'pass at least one image',
+    batch={'x': X[:0], 'label': LABEL[:0]},
+  ),
   case(
     'rows of none',
     'images',
     'shape [3, 0]',
-    'fill it',
+    'pass at least one image',
     batch={'x': STACKED['x'][:, :0], 'label': STACKED['label'][:, :0]},
   ),
   case(
@@ -105,7 +111,7 @@ CASES = [
     'mask of another length',
     '[6]',
     'found mask of shape [5]',
-    'close losses_fn over',
+    'let losses_fn close over',
     batch={**BATCH, 'mask': np.ones(N - 1)},
   ),
   case(
@@ -119,14 +125,14 @@ CASES = [
     'array of another length',
     "[6] of 'label' in front",
     'found x of shape [5, 4]',
-    'close losses_fn over',
+    'let losses_fn close over',
     batch={**BATCH, 'x': X[:5]},
   ),
   case(
     'scalar in the batch',
     "[6] of 'label'",
     'found scale/a of shape []',
-    'close losses_fn over',
+    'let losses_fn close over',
     batch={**BATCH, 'scale': {'a': 2.0}},
   ),
   case(
@@ -144,9 +150,11 @@ CASES = [
     'sort the rows, or pass a flat batch',
     batch={**STACKED, 'label': np.array([[0, 0], [0, 1], [2, 2]])},
   ),
-  case('no classes', 'at least 1', 'found 0', 'pass C', classes=0),
-  case('half a class', 'whole number', 'found 2.5', 'pass C', classes=2.5),
-  case('a float of classes', 'whole number', 'found 3.0', 'pass C', classes=3.0),
+  case('no classes', 'at least 1', 'found 0', 'pass the number of classes', classes=0),
+  case('half a class', 'whole number', 'found 2.5', 'pass the number of classes', classes=2.5),
+  case(
+    'a float of classes', 'whole number', 'found 3.0', 'pass the number of classes', classes=3.0
+  ),
   case(
     'mean loss',
     'one loss for each of the 6 examples',
@@ -235,8 +243,8 @@ CASES_OF_GRAMS = [
   case(
     'head that splits a layer',
     'layers as a whole',
-    "'head/w' takes a part of head",
-    'widen it',
+    "'head/w', which takes a part of head",
+    'widen the regular expression',
     head='head/w',
   ),
 ]

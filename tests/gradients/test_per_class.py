@@ -14,11 +14,12 @@ from jax.tree_util import Partial
 from csba_jax.gradients import class_gradients, class_grams
 from csba_jax.gradients.gram import Layers
 from csba_jax.models import multibranch
+from csba_jax.models.attention import ATTENTIONS
 
 C, N = 4, 12
 TOLERANCE = {'float64': 1e-9, 'float32': 1e-5, 'bfloat16': 2e-2}
-BLOCKS = [f'blocks_{kind}' for kind in multibranch.ATTENTIONS if kind != 'none_wide']
-NETS = [f'multibranch_{kind}' for kind in multibranch.ATTENTIONS]
+BLOCKS = [f'blocks_{kind}' for kind in ATTENTIONS if kind != 'none_wide']
+NETS = [f'multibranch_{kind}' for kind in ATTENTIONS]
 OTHERS = [
   'resnet_blocks',
   'depthwise_separable',

@@ -115,6 +115,16 @@ def test_small_multiples(figures, tmp_path):
   assert len(limits) == 1  # one scale for all
 
 
+def test_matrices_that_share_a_scale_of_colours_end_at_their_largest_entry():
+  nothing = np.full((2, 2), np.nan)
+  small = np.array([[1, -0.01], [-0.01, 1]])
+  large = np.array([[1, -0.7], [0.2, 1]])
+  assert plots.color_limit([small, nothing, large]) == 0.7  # the diagonal is not drawn
+  assert plots.color_limit([small, nothing]) == plots.SMALLEST_LIMIT == 0.05
+  assert plots.color_limit([nothing]) == plots.color_limit([np.ones((1, 1))]) == 1.0
+  assert plots.color_limit([]) == 1.0
+
+
 def test_gradient_flow(figures, tmp_path):
   conflict = make(layers=4)
   found = flow.flow(conflict)

@@ -13,6 +13,7 @@ from flax import nnx
 from jax import lax
 
 from csba_jax.models import classifiers, layers, multibranch
+from csba_jax.models.attention import ATTENTIONS
 
 CLASSES = 4
 IMAGES = 12
@@ -100,7 +101,7 @@ def whole_net(kind, dtype):
   return linen(multibranch.MultiBranch(CLASSES, kind, 2, (3, 2, 3), dtype), images(), dtype)
 
 
-for _kind in multibranch.ATTENTIONS:
+for _kind in ATTENTIONS:
   MODELS[f'blocks_{_kind}'] = functools.cache(functools.partial(two_blocks, _kind))
   MODELS[f'multibranch_{_kind}'] = functools.cache(functools.partial(whole_net, _kind))
 del MODELS['blocks_none_wide']  # the same blocks as those of `none`

@@ -1,4 +1,4 @@
-"""The Colab notebook: executed on CPU as its user would, with small settings."""
+"""Executes the Colab notebook on CPU, as a user would, with small settings."""
 
 import base64
 import contextlib
@@ -46,7 +46,7 @@ def set_fields(notebook, **settings):
 
 @pytest.fixture(scope='module')
 def execute(tmp_path_factory):
-  """Runs a notebook in a folder as Colab does, and hands it back with what it showed."""
+  """Runs a notebook in a folder as Colab does, and returns it with its output."""
   compiled = str(tmp_path_factory.mktemp('compiled'))
   environment = os.environ | {
     'JAX_PLATFORMS': 'cpu',
@@ -73,7 +73,7 @@ def ran(execute, tmp_path_factory):
 
 
 def shown(notebook, name):
-  """What a cell wrote to the stream stdout or stderr."""
+  """The text that a cell wrote to stdout or stderr."""
   return {
     cell.id: ''.join(
       output.text
@@ -280,7 +280,7 @@ def test_a_bad_setting_is_one_line(settings, message, execute, tmp_path):
 
 @pytest.mark.slow
 def test_interrupted_it_saves_and_goes_on(execute, tmp_path):
-  """The stop button of the cell that trains, then all of it again."""
+  """The stop button during training, then the whole notebook again."""
   notebook = set_fields(read(), **SMALL | {'EPOCHS': 200})
   tell = nbformat.v4.new_code_cell("open('pid', 'w').write(str(__import__('os').getpid()))")
   notebook.cells.insert(0, tell)

@@ -52,7 +52,7 @@ JOBSET = {
 
 
 def wrong(value, schema, place='jobset'):
-  """Places that are not as the schema has them."""
+  """Paths at which an object does not match the schema."""
   if schema is object:
     return [] if isinstance(value, dict) else [place]
   if isinstance(schema, set):
@@ -72,7 +72,7 @@ def wrong(value, schema, place='jobset'):
 
 
 def check(jobset):
-  """Raises where a field is not known or of another type."""
+  """Raises if a field is unknown or has another type."""
   assert not (found := wrong(jobset, JOBSET)), found
   for job in jobset['spec']['replicatedJobs']:
     assert job['template'].keys() <= {'metadata', 'spec'}
@@ -81,7 +81,7 @@ def check(jobset):
 
 
 class Manifest:
-  """A JobSet with one kind of job, and its parts."""
+  """A JobSet with one kind of job, and the parts of it."""
 
   def __init__(self, kind):
     text = (LAUNCH / f'gke_jobset_{kind}.yaml').read_text()
@@ -113,7 +113,7 @@ def passes(jobset):
 
 
 def test_a_misspelt_field_is_not(manifest):
-  """Every name in turn, whatever is below it."""
+  """Yields every name of the tree."""
   free = {'annotations', 'labels', 'nodeSelector', 'limits'}  # names that users make
 
   def names(node, path=()):
@@ -163,7 +163,7 @@ def test_a_slice_has_the_hosts_of_its_topology():
 
 
 def test_gpu_pods_find_their_coordinator():
-  """By the annotation that JobSet makes from spec.coordinator; Jobs give the index."""
+  """From the annotation that JobSet derives from spec.coordinator; Jobs give the index."""
   gpu = Manifest('gpu')
   assert gpu.spec['coordinator'] == {
     'replicatedJob': gpu.replicated['name'],

@@ -115,7 +115,7 @@ time.sleep(600 if sys.argv[1] != 'abort' else 1)
 
 
 def free_ports(number):
-  """That many ports of this machine that nobody listens to."""
+  """So many free ports of this machine."""
   sockets = [socket.create_server(('127.0.0.1', 0)) for _ in range(number)]
   ports = [s.getsockname()[1] for s in sockets]
   for s in sockets:
@@ -133,7 +133,7 @@ def wait_for(what, seconds=120, every=0.5):
 
 
 class Cluster:
-  """A controller and a node in a folder, and the commands that speak with them."""
+  """A controller and a node in a folder, and the commands for them."""
 
   def __init__(self, folder):
     self.folder, self.daemons = folder, []
@@ -185,7 +185,7 @@ class Cluster:
       )
 
   def stop(self):
-    """Ends jobs, then daemons, and sees that they are gone."""
+    """Ends jobs, then daemons, and checks that they are gone."""
     self('scancel', '--user=root', check=False)
     with contextlib.suppress(AssertionError):
       wait_for(lambda: not self('squeue', '--noheader', check=False), 60)
@@ -228,7 +228,7 @@ class Cluster:
     return self.field(job, 'JobState')
 
   def log(self, job):
-    """What a job has written."""
+    """The output of a job."""
     path = self.folder / f'slurm-{job}.out'
     return path.read_text() if path.exists() else ''
 
@@ -296,7 +296,7 @@ def test_an_array_survives_preemption_with_every_run_done_once(cluster, tmp_path
   high = cluster('sbatch', '--parsable', '--partition=high', '--cpus-per-task=2', '--wrap=sleep 1')
   for i in range(2):
     cluster.requeued(f'{job}_{i}')
-    assert 'exit 75, to be started again' in cluster.log(f'{job}_{i}')
+    assert 'exit 75, to be restarted' in cluster.log(f'{job}_{i}')
     assert sum(runs_of(shards[i]).values()) < 12, 'preempted on the way'
   assert cluster.ended(high) == 'COMPLETED'
   for i in range(2):
@@ -307,7 +307,7 @@ def test_an_array_survives_preemption_with_every_run_done_once(cluster, tmp_path
 
 
 def test_near_the_end_of_its_time_a_job_saves_and_is_started_again(cluster):
-  """--signal=B:TERM reaches the batch shell alone, which tells the step."""
+  """--signal=B:TERM reaches only the batch shell, which passes it on to the step."""
   options = ['--time=1', '--signal=B:TERM@50']
   job = cluster.submit('stub', 'once', options=options)
   cluster.requeued(job)
@@ -351,7 +351,7 @@ def test_restarts_have_a_limit(cluster):
   job = cluster.submit('stub', '75', RESTARTS='1')
   cluster.requeued(job)
   assert cluster.ended(job) == 'FAILED'
-  assert 'exit 75, restarted 1 times: not started again' in cluster.log(job)
+  assert 'exit 75, restarted 1 times: not restarted again' in cluster.log(job)
 
 
 def test_a_training_has_a_process_for_each_task_and_survives_the_loss_of_one(cluster):
@@ -364,16 +364,16 @@ def test_a_training_has_a_process_for_each_task_and_survives_the_loss_of_one(clu
     'tasks of node 0 2' in log
   )  # what csba_jax.runtime.distributed counts the tasks of a host by
   assert f'task 1 on {platform.node()} left with 134' in log  # which process was lost
-  assert 'exit 134, to be started again' in log
+  assert 'exit 134, to be restarted' in log
 
 
 def test_a_killed_task_is_one_that_the_others_have_lost(cluster):
-  """The code of the killed one, 137, is higher than the 134 of those that go on from here."""
+  """The code of the killed task, 137, is higher than the 134 of those that lost it."""
   job = cluster.submit('stub', 'killed', options=['--ntasks=2'])
   cluster.requeued(job)
   log = cluster.log(job)
   assert f'task 1 on {platform.node()} left with 137' in log
-  assert 'exit 134, to be started again' in log
+  assert 'exit 134, to be restarted' in log
   assert cluster.ended(job) == 'COMPLETED'
 
 
@@ -409,7 +409,7 @@ def test_shards_can_be_told_for_a_part_of_an_array(cluster):
 
 
 def test_a_training_of_two_processes_saves_and_goes_on(cluster, tmp_path):
-  """csba-train itself: the two find each other, leave at one step when told, and end as one."""
+  """csba-train itself: both connect, stop at one step when asked to, and finish after a restart."""
   config = tmp_path / 'train.py'
   config.write_text(TRAIN)
   workdir, port = tmp_path / 'run', str(free_ports(1)[0])
@@ -425,7 +425,7 @@ def test_a_training_of_two_processes_saves_and_goes_on(cluster, tmp_path):
   wait_for(lambda: metrics.exists() and metrics.read_text().count('\n') >= 2, 240)
   cluster('scancel', '--batch', '--signal=TERM', job)
   cluster.requeued(job)
-  assert 'exit 75, to be started again' in cluster.log(job)
+  assert 'exit 75, to be restarted' in cluster.log(job)
   saved = metrics.read_text()
   assert cluster.ended(job) == 'COMPLETED', cluster.log(job)
   assert metrics.read_text().startswith(saved)

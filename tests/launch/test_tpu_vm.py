@@ -1,4 +1,4 @@
-"""launch/tpu_vm.sh against a gcloud that only writes down its calls, and hosts that are folders."""
+"""launch/tpu_vm.sh with a gcloud that records its calls, and folders as hosts."""
 
 import os
 import shutil
@@ -73,7 +73,7 @@ SETTINGS = {'NAME': 'run', 'ZONE': 'zone-a', 'TPU': 'v5litepod-16', 'BUCKET': 'b
 
 
 class Cloud:
-  """A folder in which launch/tpu_vm.sh can be started, and what it has done there."""
+  """A folder in which launch/tpu_vm.sh runs, and what it did there."""
 
   def __init__(self, folder):
     self.folder = folder
@@ -137,7 +137,7 @@ class Cloud:
     return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
 
   def verbs(self):
-    """What was asked for, without the questions for the state."""
+    """The calls of gcloud, without those that read the state."""
     verbs = [words[1] if words[0] == 'storage' else words[3] for words in self.calls()]
     return [verb for verb in verbs if verb != 'list']
 
@@ -230,7 +230,7 @@ def test_a_creation_that_finds_no_capacity_afterwards_is_one_of_the_tries(cloud)
   assert code == 0, err
   again = ['delete', 'create', 'create', 'create', 'scp', 'ssh']
   assert cloud.verbs() == ['create', 'scp', 'ssh', *again, 'delete', 'rsync']
-  assert err.count('no VM to be had, exit 1') == 2
+  assert err.count('no VM available, exit 1') == 2
 
 
 def test_creations_without_capacity_have_a_limit(cloud):
@@ -325,7 +325,7 @@ def test_a_signal_saves_the_run_and_deletes_the_vm(cloud, number):
   process.send_signal(number)
   _, err = process.communicate(timeout=60)
   assert process.returncode == 128 + number
-  assert 'stopping: the run is saved' in err
+  assert 'stopping: the run saves its state' in err
   assert (cloud.stub / 'stopped').exists()
   assert (cloud.stub / 'signals').read_text() == 'pkill -TERM -x csba-train\n' * 4  # start, stop
   assert cloud.verbs() == ['create', 'scp', 'ssh', 'ssh', 'delete']

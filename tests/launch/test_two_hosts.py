@@ -25,7 +25,7 @@ def ip(*words, check=True):
 
 
 class Hosts:
-  """Two of them, joined by a cable; each knows its name by the address that the other sees."""
+  """Two namespaces with a link; each resolves its name to the address that the other sees."""
 
   def __init__(self):
     mark = secrets.token_hex(3)
@@ -97,7 +97,7 @@ def hosts():
 
 
 def end(children, workdir, seconds):
-  """[(exit code, standard error, seconds it took)]; all within so many; none is left."""
+  """[(exit code, standard error, seconds)]; all must end within so many seconds."""
   began, took = time.monotonic(), {}
   try:
     while len(took) < len(children):

@@ -15,6 +15,7 @@ from csba_jax.measure.branch_similarity import linear_cka
 from csba_jax.methods import optimizers
 from csba_jax.models import registry
 from csba_jax.run import state as state_lib
+from csba_jax.run.net import Metadata, Net
 
 CLASSES = 4
 
@@ -132,12 +133,13 @@ def test_cka_is_nan_where_nothing_varies_or_images_are_too_few(x, y):
 
 
 def net(attention, name='multibranch', width=0.05):
-  """(model, its initial state) at a small width for images of 8 x 8 x 1."""
+  """The initial net at a small width for images of 8 x 8 x 1."""
   c = config_lib.default()
   c.model.name, c.model.attention, c.model.width = name, attention, width
   model = registry.build(c.model, CLASSES, (8, 8, 1))
   tx, _ = optimizers.build(c, 1)
-  return model, state_lib.create(model, tx, (8, 8, 1), 0)
+  metadata = Metadata(tuple('abcd'), np.ones(CLASSES, int), (8, 8, 1))
+  return Net.of(model, state_lib.create(model, tx, (8, 8, 1), 0), metadata)
 
 
 @pytest.fixture(scope='module')
@@ -149,12 +151,12 @@ def part():
   return pipeline.Part(rng.integers(0, 256, (23, 8, 8, 1), dtype=np.uint8), labels)
 
 
-def shaken(state):
-  """The state with every parameter away from its initial value, zeros too."""
-  leaves, tree = jax.tree.flatten(state.params)
+def shaken(net):
+  """The net with every parameter away from its initial value, zeros too."""
+  leaves, tree = jax.tree.flatten(net.params)
   rng = np.random.default_rng(5)
   moved = [x + 0.3 * rng.normal(size=x.shape).astype(np.float32) for x in leaves]
-  return state.replace(params=jax.tree.unflatten(tree, moved))
+  return net.replace(params=jax.tree.unflatten(tree, moved))
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'keep'))
@@ -164,9 +166,9 @@ def forward(model, params, batch_stats, images, keep):
   return model.apply(variables, images, train=False, mutable=keep)
 
 
-def kept(model, state, images):
+def kept(net, images):
   """(logits, what the layers kept), as NumPy."""
-  found = forward(model, state.params, state.batch_stats, images, ('intermediates',))
+  found = forward(net.model, net.params, net.batch_stats, images, ('intermediates',))
   return jax.device_get(found)
 
 
@@ -181,9 +183,8 @@ def by_class(values, labels):
 
 @pytest.fixture(scope='module')
 def csba(part):
-  model, state = net('csba')
-  state = shaken(state)
-  return model, state, branch_similarity.measure(model, state, part, CLASSES, 8)
+  shaken_net = shaken(net('csba'))
+  return shaken_net, branch_similarity.measure(shaken_net, part, 8)
 
 
 BLOCKS = ['stage1/block1', 'stage2/block1', 'stage3/block1', 'stage3/block2']
@@ -191,9 +192,9 @@ BLOCKS = ['stage1/block1', 'stage2/block1', 'stage3/block1', 'stage3/block2']
 
 def test_gates_are_those_of_the_layers(csba, part):
   """Recomputed from the weights: sigmoid(W2 relu(W1 z)) of what the first block is given."""
-  model, state, found = csba
+  csba_net, found = csba
   assert sorted(found['gates']) == sorted(found['gate_spread']) == BLOCKS
-  _, whole = kept(model, state, part.images)
+  _, whole = kept(csba_net, part.images)
   for block in BLOCKS:
     stage, name = block.split('/')
     gates = np.asarray(whole['intermediates'][stage][name]['attention']['gates'][0], np.float64)
@@ -208,12 +209,12 @@ def test_gates_are_those_of_the_layers(csba, part):
 
 def test_a_gate_is_sigmoid_of_its_own_branch(csba, part):
   """The features that are kept are those after the gate."""
-  model, state, _ = csba
-  _, whole = kept(model, state, part.images)
+  csba_net, _ = csba
+  _, whole = kept(csba_net, part.images)
   block = whole['intermediates']['stage3']['block2']
   gates, branches = block['attention']['gates'][0], block['branches'][0]
   ungated = branches / gates  # the gate is one number for each channel of an image
-  weights = jax.device_get(state.params['stage3']['block2']['attention'])
+  weights = jax.device_get(csba_net.params['stage3']['block2']['attention'])
   for b, name in enumerate(('branch1x1', 'branch3x3', 'branch5x5')):
     w1, w2 = weights[name]['squeeze'], weights[name]['excite']
     hidden = np.maximum(ungated[:, b] @ w1['kernel'] + w1['bias'][None], 0)
@@ -222,8 +223,8 @@ def test_a_gate_is_sigmoid_of_its_own_branch(csba, part):
 
 
 def test_cka_of_branches_is_over_all_images_and_symmetric(csba, part):
-  model, state, found = csba
-  _, whole = kept(model, state, part.images)
+  csba_net, found = csba
+  _, whole = kept(csba_net, part.images)
   assert sorted(found['cka']) == BLOCKS
   for block in BLOCKS:
     stage, name = block.split('/')
@@ -238,21 +239,21 @@ def test_cka_of_branches_is_over_all_images_and_symmetric(csba, part):
 
 @pytest.mark.parametrize('batch_size', [5, 23, 64])
 def test_batches_and_padding_change_nothing(csba, part, batch_size):
-  model, state, found = csba
-  again = branch_similarity.measure(model, state, part, CLASSES, batch_size)
+  csba_net, found = csba
+  again = branch_similarity.measure(csba_net, part, batch_size)
   for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(again), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope='module')
 def csba_class(part):
-  model, state = net('csba_class')
-  return model, state, branch_similarity.measure(model, state, part, CLASSES, 8)
+  initial = net('csba_class')
+  return initial, branch_similarity.measure(initial, part, 8)
 
 
 def test_untrained_class_gates_are_one(csba_class):
   """2 sigmoid(0): V and E start at zero, and the net as plain CSBA."""
-  *_, found = csba_class
+  _, found = csba_class
   assert sorted(found['gates']) == sorted([*BLOCKS, 'head'])
   assert sorted(found['gate_spread']) == BLOCKS
   head = np.array(found['gates']['head'])
@@ -261,10 +262,10 @@ def test_untrained_class_gates_are_one(csba_class):
 
 
 def test_class_gates_are_of_the_logit_of_the_images_class(csba_class, part):
-  model, state, _ = csba_class
-  state = shaken(state)
-  found = branch_similarity.measure(model, state, part, CLASSES, 8)
-  _, whole = kept(model, state, part.images)
+  csba_net, _ = csba_class
+  csba_net = shaken(csba_net)
+  found = branch_similarity.measure(csba_net, part, 8)
+  _, whole = kept(csba_net, part.images)
   gates = np.asarray(whole['intermediates']['head']['class_gates'][0], np.float64)  # [N, K, B]
   own = np.stack([gates[i, label] for i, label in enumerate(part.labels)])
   np.testing.assert_allclose(found['gates']['head'], by_class(own, part.labels).T, rtol=1e-5)
@@ -276,38 +277,31 @@ def test_class_gates_are_of_the_logit_of_the_images_class(csba_class, part):
   ['none', *(pytest.param(a, marks=pytest.mark.slow) for a in ('none_wide', 'se', 'cbam'))],
 )
 def test_nets_without_gates_have_branches_alone(part, attention):
-  found = branch_similarity.measure(*net(attention), part, CLASSES, 32)
+  found = branch_similarity.measure(net(attention), part, 32)
   assert sorted(found['cka']) == BLOCKS
   assert found['gates'] == found['gate_spread'] == {}
 
 
 def test_a_net_without_branches_has_nothing(driver, part):
-  found = branch_similarity.measure(*net('none', 'tiny'), part, CLASSES, 32)
+  found = branch_similarity.measure(net('none', 'tiny'), part, 32)
   assert found == {'cka': {}, 'gates': {}, 'gate_spread': {}}
-
-
-def test_moving_averages_are_measured_where_they_are_kept(csba, part):
-  model, state, found = csba
-  averages = {'params': state.params, 'batch_stats': state.batch_stats}
-  zero = state.replace(params=jax.tree.map(jnp.zeros_like, state.params), averages=averages)
-  assert branch_similarity.measure(model, zero, part, CLASSES, 8)['cka'] == found['cka']
 
 
 def test_nothing_is_kept_unless_asked_for(csba_class, part):
   """Neither in a state nor in what a forward pass gives, and the logits are the same."""
-  model, state, _ = csba_class
-  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  csba_net, _ = csba_class
+  model, variables = csba_net.model, csba_net.variables
   images = jnp.zeros((2, 8, 8, 1))
   initial = jax.eval_shape(model.init, jax.random.key(0), images)
   assert set(initial) == {'params', 'batch_stats'}
-  names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state)]
+  names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(variables)]
   for word in ('intermediates', 'gates', "'branches'"):
     assert not any(word in name for name in names)
   step = functools.partial(model.apply, train=True, mutable=['batch_stats'])
   assert set(jax.eval_shape(step, variables, images)[1]) == {'batch_stats'}
-  logits, whole = kept(model, state, part.images)
+  logits, whole = kept(csba_net, part.images)
   assert set(whole) == {'intermediates'}
-  plain = forward(model, state.params, state.batch_stats, part.images, False)
+  plain = forward(model, csba_net.params, csba_net.batch_stats, part.images, False)
   np.testing.assert_allclose(plain, logits, rtol=1e-5, atol=1e-6)
 
 

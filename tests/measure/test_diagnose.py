@@ -26,7 +26,7 @@ from csba_jax.methods import losses, optimizers
 from csba_jax.models import multibranch
 from csba_jax.run import restore
 from csba_jax.run import state as state_lib
-from csba_jax.runtime import backend, sharding
+from csba_jax.runtime import backend
 from csba_jax.runtime.signals import StopRequest
 from csba_jax.training import loop
 
@@ -56,7 +56,7 @@ def workdir(driver, tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def run(workdir):
-  return restore.take_up(str(workdir), 'latest')
+  return restore.load_run(str(workdir), 'latest')
 
 
 def losses_and_data(run, dtype=jnp.float32):
@@ -68,7 +68,7 @@ def losses_and_data(run, dtype=jnp.float32):
     variables = {'params': params, 'batch_stats': stats}
     return loss_fn(model.apply(variables, batch['image'], train=False), batch['label'])
 
-  stats = jax.tree.map(lambda x: x.astype(dtype), run.state.batch_stats)
+  stats = jax.tree.map(lambda x: x.astype(dtype), run.net.batch_stats)
   images = jnp.asarray(run.data.train.images, dtype) / 127.5 - 1
   return losses_fn, {'image': images, 'label': run.data.train.labels}
 
@@ -81,7 +81,7 @@ def test_the_diagnostic_predicts_what_a_step_does(run):
   """
   with jax.enable_x64(True):
     losses_fn, batch = losses_and_data(run, jnp.float64)
-    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), run.state.params)
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), run.net.params)
     call = functools.partial(class_grams, losses_fn, num_classes=10, per_example=True)
     gram = np.asarray(call(params, batch).total)
     g = class_gradients(losses_fn, params, batch, num_classes=10, per_example=True)
@@ -119,7 +119,7 @@ def exact(run):
 def test_exact_is_the_run_on_all_its_training_images(run, exact):
   losses_fn, batch = losses_and_data(run)
   expected = class_grams(
-    losses_fn, run.state.params, batch, num_classes=10, per_example=True, head='^head/'
+    losses_fn, run.net.params, batch, num_classes=10, per_example=True, head='^head/'
   )
   scale = np.sqrt(np.outer(*2 * [np.diagonal(expected.shared)]))
   assert (np.abs(exact.gram() - expected.shared) / scale).max() < 1e-4
@@ -159,11 +159,10 @@ def test_layers_that_find_nothing(run, layers):
 @pytest.mark.slow
 def test_the_probe_is_an_estimate_of_the_run(run):
   """One compiled step against the pass that goes from image to image on the host."""
-  found = diagnose.Probe(run.config, run.data, run.model, sharding.Layout.of(run.state)).measure(
-    run.state
-  )
-  sampling = diagnose.Sampling(images=8, folds=diagnose.FOLDS, seed=run.config.seed)
-  expected = diagnose.diagnose_run(run, sampling)
+  state = restore.load_state(str(run.workdir), 'latest')
+  found = diagnose.Probe(run.net, run.config, run.data, run.net.layout).measure(state)
+  sample = diagnose.Sampling(images=8, folds=diagnose.FOLDS, seed=run.config.seed)
+  expected = diagnose.diagnose_run(run, sample)
   assert found.scopes == expected.scopes
   for name in ('grams', 'errors'):
     a, b = getattr(found, name), getattr(expected, name)
@@ -216,9 +215,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 
 def leaves_of(driver, workdir):
   config = driver.tiny_config()
-  run = restore.take_up(str(workdir), 'latest')
-  assert run.config.train.epochs == config.train.epochs
-  return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(run.state)]
+  assert restore.config_of(str(workdir)).train.epochs == config.train.epochs
+  state = restore.load_state(str(workdir), 'latest')
+  return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
 
 
 def without_diagnostics(records):
@@ -265,17 +264,17 @@ def test_a_killed_run_ends_with_the_same_snapshots(driver, measured, tmp_path, e
 def test_the_untrained_net_has_statistics_of_the_training_images(driver, measured):
   """The driver's perceptron has one norm: its statistics by hand, batch by batch."""
   config = driver.tiny_config()
-  run = restore.take_up(str(measured), 'init')
-  initial = state_lib.create(run.model, *_optimizer(run), config.seed)
-  assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), run.state.params, initial.params))
-  assert int(run.state.step) == 0
+  run = restore.load_run(str(measured), 'init')
+  initial = state_lib.create(run.net.model, *_optimizer(run), config.seed)
+  assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), run.net.params, initial.params))
+  assert run.net.step == 0
   hidden = jax.tree.map(np.asarray, initial.params['hidden'])
   mean, n, batch_size = 0.0, len(run.data.train), config.train.batch_size
   for step in range(restore.STATISTICS_BATCHES):
     index = sampling.batch_positions(config.seed, step, n, batch_size)
     images = run.data.train.images[index].reshape(batch_size, -1) / 127.5 - 1
     mean = 0.9 * mean + 0.1 * (images @ hidden['kernel'] + hidden['bias']).mean(0)
-  np.testing.assert_allclose(run.state.batch_stats['norm']['mean'], mean, rtol=1e-3, atol=1e-4)
+  np.testing.assert_allclose(run.net.batch_stats['norm']['mean'], mean, rtol=1e-3, atol=1e-4)
 
 
 def test_the_prior_is_what_a_class_weighs_in_the_objective(driver):
@@ -301,12 +300,14 @@ def test_the_net_with_averages_is_diagnosed_as_it_is_evaluated(driver, tmp_path)
   config = driver.tiny_config(train__ema_decay=0.99, train__epochs=1)
   with StopRequest() as stop:
     loop.train_and_evaluate(config, str(tmp_path), stop)
-  run = restore.take_up(str(tmp_path), 'latest')
+  run = restore.load_run(str(tmp_path), 'latest')
   found = diagnose.diagnose_run(run, diagnose.Sampling(exact=True))
-  averaged = dataclasses.replace(run, state=run.state.averaged().replace(averages={}))
+  state = restore.load_state(str(tmp_path), 'latest')
+  averaged = dataclasses.replace(run, net=run.net.replace(**state.averages))
   expected = diagnose.diagnose_run(averaged, diagnose.Sampling(exact=True))
   np.testing.assert_array_equal(found.grams, expected.grams)
-  raw = dataclasses.replace(run, state=run.state.replace(averages={}))
+  raw = run.net.replace(params=state.params, batch_stats=state.batch_stats)
+  raw = dataclasses.replace(run, net=raw)
   assert (diagnose.diagnose_run(raw, diagnose.Sampling(exact=True)).losses != found.losses).any()
 
 
@@ -320,7 +321,7 @@ def test_a_checkpoint_of_another_architecture(driver, workdir, measured, tmp_pat
   shutil.rmtree(tmp_path / 'run/checkpoints')
   shutil.copytree(workdir / 'checkpoints', tmp_path / 'run/checkpoints')
   with pytest.raises(UserError, match='of another architecture'):
-    restore.take_up(str(tmp_path / 'run'), 'latest')
+    restore.load_run(str(tmp_path / 'run'), 'latest')
 
 
 def start(*arguments):

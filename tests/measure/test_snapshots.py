@@ -14,7 +14,7 @@ from csba_jax.run import restore
 from csba_jax.run.records import snapshot_file
 from csba_jax.run.schedule import Plan
 from csba_jax.runtime.signals import StopRequest
-from csba_jax.training import loop
+from csba_jax.training import after_step, loop
 
 SNAPSHOTS, LEVELS = '0,0.5,1', '2.2,1.5,0.01'  # the last one is never reached
 FLAGS = [
@@ -68,13 +68,13 @@ def mean_loss(conflict):
 
 
 def settled(run):
-  return diagnose.settled(run.config, run.data, run.model, run.state)
+  return diagnose.settled(run.net, run.config, run.data)
 
 
 def loss_with(run, batch_stats):
-  losses_fn = diagnose._losses_of(run.config, run.data.class_counts, run.model)
+  losses_fn = diagnose._losses_of(run.net, run.config)
   batch = {'image': run.data.train.images, 'label': run.data.train.labels}
-  return float(np.asarray(losses_fn(batch_stats, run.state.params, batch)).mean())
+  return float(np.asarray(losses_fn(batch_stats, run.net.params, batch)).mean())
 
 
 def test_a_snapshot_writes_its_files_and_its_line(driver, measured):
@@ -110,15 +110,15 @@ def test_a_snapshot_writes_its_files_and_its_line(driver, measured):
 
 
 def test_names_of_files():
-  assert snapshot_file('0.1', 'train') == 'snapshot_0.1_train'
-  assert snapshot_file('loss 0.3', 'val') == 'snapshot_loss-0.3_val'
+  assert snapshot_file('0.1', 'train') == 'moment_0.1_train'
+  assert snapshot_file('loss 0.3', 'val') == 'moment_loss-0.3_val'
 
 
 def test_the_tested_net_is_what_csba_diagnose_looks_at(measured):
-  run = restore.take_up(str(measured), 'best')
+  run = restore.load_run(str(measured), 'best')
   expected = diagnose.diagnose_run(run, diagnose.Sampling(exact=True))
   found = load(measured, 'tested', 'train')
-  assert found.about['step'] == int(run.state.step)
+  assert found.about['step'] == run.net.step
   assert set(found.scopes) == set(expected.scopes)
   scale = np.abs(expected.gram('total')).max()
   for scope in expected.scopes:
@@ -131,39 +131,39 @@ def test_the_tested_net_is_what_csba_diagnose_looks_at(measured):
 
 
 def test_the_validation_part_is_all_of_it_under_the_same_prior(measured):
-  run = restore.take_up(str(measured), 'latest')
+  run = restore.load_run(str(measured), 'latest')
   found = load(measured, '1', 'val')
   counts = np.bincount(run.data.val.labels, minlength=10)
   np.testing.assert_array_equal(found.counts, counts)
   np.testing.assert_array_equal(found.class_counts, run.data.class_counts)
   np.testing.assert_allclose(found.prior, load(measured, '1', 'train').prior)
-  losses_fn = diagnose._losses_of(run.config, run.data.class_counts, run.model)
+  losses_fn = diagnose._losses_of(run.net, run.config)
   batch = {'image': run.data.val.images, 'label': run.data.val.labels}
-  losses = np.asarray(losses_fn(settled(run).batch_stats, run.state.params, batch))
+  losses = np.asarray(losses_fn(settled(run).batch_stats, run.net.params, batch))
   for c in np.flatnonzero(counts):
     assert found.losses[c] == pytest.approx(losses[run.data.val.labels == c].mean(), rel=1e-4)
 
 
 def test_the_untrained_net_has_statistics_of_the_training_images(measured):
   """And is the net that csba-diagnose --checkpoint=init measures."""
-  run = restore.take_up(str(measured), 'init')
+  run = restore.load_run(str(measured), 'init')
   expected = diagnose.diagnose_run(run, diagnose.Sampling(exact=True))
   found = load(measured, '0', 'train')
   scale = np.abs(expected.gram('total')).max()
   np.testing.assert_allclose(
     found.gram('shared'), expected.gram('shared'), rtol=1e-3, atol=1e-5 * scale
   )
-  raw = jax.tree.map(np.zeros_like, run.state.batch_stats)
+  raw = jax.tree.map(np.zeros_like, run.net.batch_stats)
   raw['norm']['var'] = np.ones_like(raw['norm']['var'])
-  losses_fn = diagnose._losses_of(run.config, run.data.class_counts, run.model)
+  losses_fn = diagnose._losses_of(run.net, run.config)
   batch = {'image': run.data.train.images, 'label': run.data.train.labels}
-  as_made = np.asarray(losses_fn(raw, run.state.params, batch)).mean()
+  as_made = np.asarray(losses_fn(raw, run.net.params, batch)).mean()
   mean = found.losses @ found.counts / found.counts.sum()
   assert abs(mean - as_made) > 0.01
 
 
 def final_bytes(workdir):
-  state = restore.take_up(str(workdir), 'latest').state
+  state = restore.load_state(str(workdir), 'latest')
   return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
 
 
@@ -215,9 +215,9 @@ def test_several_snapshots_at_one_step_are_measured_once(driver, tmp_path, monke
   calls = []
   honest = diagnose.snapshot
 
-  def counted(config, data, model, state, check):
-    calls.append(int(state.step))
-    return honest(config, data, model, state, check)
+  def counted(net, config, data, check):
+    calls.append(net.step)
+    return honest(net, config, data, check)
 
   monkeypatch.setattr(diagnose, 'snapshot', counted)
   config = driver.tiny_config(
@@ -242,14 +242,15 @@ def test_snapshots_of_averages_are_of_the_averages(driver, tmp_path):
     train__ema_decay=0.99, train__epochs=1, diagnostics__snapshots='1', data__val_fraction=0.0
   )
   run_here(config, tmp_path)
-  run = restore.take_up(str(tmp_path), 'latest')
+  run = restore.load_run(str(tmp_path), 'latest')
   found = load(tmp_path, 'tested', 'train')
-  losses_fn = diagnose._losses_of(run.config, run.data.class_counts, run.model)
+  losses_fn = diagnose._losses_of(run.net, run.config)
   batch = {'image': run.data.train.images, 'label': run.data.train.labels}
   mean = mean_loss(found)
-  averages = run.state.averages
+  state = restore.load_state(str(tmp_path), 'latest')
+  averages = state.averages
   of_averages = losses_fn(averages['batch_stats'], averages['params'], batch).mean()
-  of_last = losses_fn(run.state.batch_stats, run.state.params, batch).mean()
+  of_last = losses_fn(state.batch_stats, state.params, batch).mean()
   assert mean == pytest.approx(float(of_averages), rel=1e-4)
   assert abs(float(of_last) - float(of_averages)) > 1e-3
   of_end = mean_loss(load(tmp_path, '1', 'train'))  # of the averages too, statistics renewed
@@ -264,7 +265,7 @@ def test_the_loss_of_a_snapshot_has_no_class_weights(driver, tmp_path):
     loss__weights='inverse', train__epochs=1, diagnostics__snapshots='0,1', data__val_fraction=0.0
   )
   run_here(config, tmp_path)
-  run = restore.take_up(str(tmp_path), 'latest')
+  run = restore.load_run(str(tmp_path), 'latest')
   found = load(tmp_path, 'tested', 'train')
   np.testing.assert_allclose(found.prior, np.full(10, 0.1))
   expected = diagnose.diagnose_run(run, diagnose.Sampling(exact=True))
@@ -309,8 +310,8 @@ def test_a_level_is_reached_by_the_loss_of_the_net_that_is_measured(driver, tmp_
   looked = []
   honest = diagnose.training_loss
 
-  def kept(config, data, model, state, check):
-    looked.append((int(state.step), honest(config, data, model, state, check)))
+  def kept(net, config, data, check):
+    looked.append((net.step, honest(net, config, data, check)))
     return looked[-1][1]
 
   monkeypatch.setattr(diagnose, 'training_loss', kept)
@@ -323,27 +324,27 @@ def test_a_level_is_reached_by_the_loss_of_the_net_that_is_measured(driver, tmp_
     assert mean_loss(conflict) <= level  # what the snapshot is called
     assert mean_loss(conflict) == pytest.approx(dict(looked)[step], rel=1e-5)
     assert all(loss > level for at, loss in looked if at < step)
-    assert all(lines[at] <= loop.NEAR * 1.6 for at, _ in looked)
+    assert all(lines[at] <= after_step.NEAR * 1.6 for at, _ in looked)
   assert [at for at, _ in looked] == [
-    at for at in lines if lines[at] <= loop.NEAR * 1.6 and at <= step
+    at for at in lines if lines[at] <= after_step.NEAR * 1.6 and at <= step
   ]  # and none after the last level
 
 
 def test_statistics_are_renewed_at_a_snapshot(measured):
   """What lags behind is not measured: the loss is that of the batches' own statistics."""
-  run = restore.take_up(str(measured), 'latest')
+  run = restore.load_run(str(measured), 'latest')
   found = mean_loss(load(measured, '1', 'train'))
   assert found == pytest.approx(loss_with(run, settled(run).batch_stats), rel=1e-4)
-  assert abs(found - loss_with(run, run.state.batch_stats)) > 1e-5
-  assert settled(run).params is run.state.params
+  assert abs(found - loss_with(run, run.net.batch_stats)) > 1e-5
+  assert settled(run).params is run.net.params
 
 
 def test_a_second_stage_keeps_its_statistics(measured):
-  run = restore.take_up(str(measured), 'latest')
+  run = restore.load_run(str(measured), 'latest')
   config = run.config.copy_and_resolve_references()
   config.stage.method = 'crt'
-  kept = diagnose.settled(config, run.data, run.model, run.state)
-  assert kept.batch_stats is run.state.batch_stats
+  kept = diagnose.settled(run.net, config, run.data)
+  assert kept.batch_stats is run.net.batch_stats
 
 
 @pytest.mark.parametrize('longest', [1, 3, 6, 100])

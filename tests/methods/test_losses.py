@@ -1,5 +1,6 @@
 """Losses per example against NumPy in float64, finite differences and what they are for."""
 
+import inspect
 import math
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 import scipy.optimize
 
 from csba_jax import config as config_lib
+from csba_jax.data import mixing
 from csba_jax.errors import UserError
 from csba_jax.methods import losses
 from csba_jax.models import classifiers
@@ -22,7 +24,7 @@ def config_of(name, scale=30.0, **options):
   config = config_lib.default()
   config.loss.update(name=name, **options)
   if name in losses.LOSSES:
-    config.model.update(head=losses.LOSSES[name].heads[0], scale=scale)
+    config.model.update(head=losses.LOSSES[name].classifiers[0], scale=scale)
   return config
 
 
@@ -103,8 +105,8 @@ EXPECTED = {name: by_example(formula) for name, (_, formula) in REFERENCES.items
 
 def test_every_loss_has_a_reference_here():
   assert REFERENCES.keys() == losses.LOSSES.keys()
-  for name, kind in losses.LOSSES.items():
-    assert set(kind.options) == OPTIONS[name].keys()
+  for name, row in losses.LOSSES.items():
+    assert set(row.options) == OPTIONS[name].keys()
 
 
 @pytest.mark.parametrize('name', REFERENCES)
@@ -281,7 +283,7 @@ def test_deferred_weights_come_into_force_at_their_start(name):
     np.testing.assert_allclose(loss_fn(logits, labels, step), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', [name for name, kind in losses.LOSSES.items() if kind.linear])
+@pytest.mark.parametrize('name', [name for name, row in losses.LOSSES.items() if row.linear])
 def test_a_mixed_batch_has_the_loss_of_the_mixed_target(name):
   """What `linear` means: a loss is sum_c t_c l_c, so mixed targets mix losses."""
   logits, labels = random_batch(8)
@@ -357,8 +359,8 @@ def test_a_tau_shifts_the_log_odds_of_every_classifier_by_the_log_prior():
   """Also of LDAM's: its scale is part of the logits, so that they are log-odds."""
   z = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2, 6)), jnp.float32)
   for kind in classifiers.KINDS:
-    head = classifiers.LinearHead(4, classifiers.Classifier(kind))
-    logits = head.apply(head.init(jax.random.key(1), z), z)
+    layer = classifiers.ClassifierLayer(4, classifiers.Classifier(kind))
+    logits = layer.apply(layer.init(jax.random.key(1), z), z)
     p, q = (
       np.asarray(jax.nn.softmax(x))
       for x in (logits, logits + losses.post_hoc_shift(1.0, COUNTS)[None])
@@ -372,7 +374,7 @@ def test_only_a_loss_that_says_so_depends_on_the_counts(name):
   rng = np.random.default_rng(0)
   logits, labels = jnp.asarray(rng.normal(size=(8, 4)), jnp.float32), np.arange(8) % 4
   found = [losses.unweighted(config_of(name), n)(logits, labels) for n in ([9, 5, 3, 1], [1] * 4)]
-  assert np.array_equal(*found) != losses.LOSSES[name].counts
+  assert np.array_equal(*found) != losses.LOSSES[name].reads_counts
 
 
 @pytest.mark.parametrize(
@@ -391,3 +393,35 @@ def test_counts_that_matter(field, value, known):
   c[section][name] = value
   expected = (9, 5, 3) if known else (1, 1, 1)
   assert losses.counts_that_matter(c, np.array([9, 5, 3])) == expected
+
+
+def test_a_new_loss_that_reads_counts_gets_the_true_ones(monkeypatch):
+  row = losses.Loss(lambda logits, labels, *, class_counts: class_counts[labels], reads_counts=True)
+  monkeypatch.setitem(losses.LOSSES, 'by_count', row)
+  c, counts = config_lib.default(), np.array([9, 5, 3])
+  c.loss.name = 'by_count'
+  known = np.array(losses.counts_that_matter(c, counts))
+  found = losses.build(c, known, STEPS)(np.zeros((3, 3)), np.array([2, 0, 1]), 0)
+  assert found.tolist() == [3, 9, 5]
+
+
+def test_a_new_mixing_that_reads_counts_gets_the_true_ones(monkeypatch):
+  def by_count(key, batch, *, class_counts):
+    return {'image': batch['image'], 'share': class_counts[batch['label']]}
+
+  monkeypatch.setitem(mixing.MIXINGS, 'by_count', mixing.Mixing(by_count, reads_counts=True))
+  c, counts = config_lib.default(), np.array([9, 5, 3])
+  c.mixing.name = 'by_count'
+  known = np.array(losses.counts_that_matter(c, counts))
+  batch = {'image': np.zeros((3, 2, 2, 1)), 'label': np.array([2, 0, 1])}
+  mixed = mixing.build(c.mixing, known, STEPS)(jax.random.key(0), batch, 0)
+  assert mixed['share'].tolist() == [3, 9, 5]
+
+
+@pytest.mark.parametrize('table', [losses.LOSSES, mixing.MIXINGS])
+def test_only_a_row_that_says_so_takes_counts(table):
+  """So one that forgets to say so fails, and does not compute with ones."""
+  for name, row in table.items():
+    if row.function is not None:
+      takes = 'class_counts' in inspect.signature(row.function).parameters
+      assert takes == row.reads_counts, name

@@ -129,8 +129,8 @@ def test_steps_fall_at_four_and_nine_tenths(warmup_fraction, total):
   np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_adamw_decays_apart_from_its_snapshots():
-  """First step, by hand: the snapshots of one gradient give a step of its sign."""
+def test_adamw_decays_apart_from_its_moments():
+  """First step, by hand: the moments of one gradient give a step in the direction of its sign."""
   params = {'net': {'kernel': np.full((1, 1), 2.0, np.float32), 'bias': np.ones(1, np.float32)}}
   tx = optimizers.adamw(lambda _: 0.1, 0.9, 0.5)
   grads = jax.tree.map(lambda x: np.full_like(x, -3.0), params)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from csba_jax.models import attention as attn
+from csba_jax.models import registry
 
 NAMES = ('branch1x1', 'branch3x3', 'branch5x5')
 
@@ -176,11 +177,8 @@ def test_half_precision_computes_in_half():
     assert found.dtype == jnp.bfloat16
 
 
-AGGREGATIONS = ('none', 'none_wide', 'se', 'cbam', 'csba', 'csba_class')
-
-
 @pytest.mark.parametrize('projected', [False, True])
-@pytest.mark.parametrize('attention', AGGREGATIONS)
+@pytest.mark.parametrize('attention', ['none', 'none_wide', 'se', 'cbam', 'csba', 'csba_class'])
 def test_aggregation_gates_branches_before_and_images_after(attention, projected):
   class Aggregate(nn.Module):
     @nn.compact
@@ -203,3 +201,55 @@ def test_aggregation_gates_branches_before_and_images_after(attention, projected
     expected = attn.CBAM().apply(inside, expected, False)
   close(found, expected)
   assert bool(inside.get('params')) == (not attention.startswith('none'))
+
+
+class Halved(nn.Module):
+  """A made-up attention: every branch times one half."""
+
+  names: tuple[str, ...]
+  dtype: type
+  factor: float = 0.5
+
+  @nn.compact
+  def __call__(self, branches):
+    return [self.factor * u for u in branches]
+
+
+class Doubled(nn.Module):
+  dtype: type
+
+  @nn.compact
+  def __call__(self, x, train):
+    return 2 * x
+
+
+@pytest.mark.parametrize(
+  ('row', 'expected'),
+  [
+    (attn.Attention((attn.BRANCHES,), before=Halved), lambda x: x / 2 + 1),
+    (attn.Attention((attn.BRANCHES,), after=Doubled), lambda x: 2 * (x + 1)),
+  ],
+)
+def test_an_attention_is_one_row_of_the_table(row, expected, monkeypatch):
+  """A new row is known to every model that has what it needs, and means the same in each."""
+  monkeypatch.setitem(attn.ATTENTIONS, 'new', row)
+  known = [name for name in registry.MODELS if 'new' in registry.attentions_of(name)]
+  assert set(known) >= {'multibranch', 'resnet32_branches', 'vit'}
+  assert 'resnet32' not in known
+  branches = [draw(2, 4, 5, 6, seed=seed) for seed in range(3)]
+
+  class Aggregate(nn.Module):
+    @nn.compact
+    def __call__(self, branches):
+      return attn.aggregate(self, branches, NAMES, 'new', False, jnp.float32, lambda x: x + 1)
+
+  close(Aggregate().apply({}, branches), expected(np.concatenate(branches, -1)))
+
+
+def test_each_row_names_what_a_model_may_have():
+  for row in attn.ATTENTIONS.values():
+    assert set(row.needs) <= {attn.BRANCHES, attn.MAPS}
+    if row.before or row.after or row.at_classifier:  # `aggregate` is where branches meet
+      assert attn.BRANCHES in row.needs
+    assert not (row.before and row.after)  # both would be the submodule `attention`
+    assert row.parameters_of is None or row.parameters_of in attn.ATTENTIONS

@@ -22,7 +22,7 @@ def draw(*shape, seed=1):
 
 def make(kind, gated, dtype=np.float32):
   """(module, params, (z,) or (z, the image's share of the gate)), nothing zero."""
-  module = classifiers.LinearHead(K, classifiers.Classifier(kind, SCALE))
+  module = classifiers.ClassifierLayer(K, classifiers.Classifier(kind, SCALE))
   inputs = (draw(N, B, D), draw(N, B, D, seed=2))[: 1 + gated]
   shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)['params']
   params = {name: draw(*leaf.shape, seed=len(name)) for name, leaf in shapes.items()}
@@ -111,13 +111,13 @@ def test_a_vector_without_direction_has_cosine_and_gradient_zero(gated):
 
 def test_scaled_starts_as_linear_and_its_scale_is_not_decayed():
   _, params, inputs = make('linear', True)
-  initial = classifiers.LinearHead(K, classifiers.Classifier('scaled')).init(
+  initial = classifiers.ClassifierLayer(K, classifiers.Classifier('scaled')).init(
     jax.random.key(0), *inputs
   )['params']
   np.testing.assert_array_equal(initial['scale'], np.ones(K))
-  scaled = classifiers.LinearHead(K, classifiers.Classifier('scaled'))
+  scaled = classifiers.ClassifierLayer(K, classifiers.Classifier('scaled'))
   found = apply(scaled, params | {'scale': initial['scale']}, *inputs)
-  np.testing.assert_array_equal(found, apply(classifiers.LinearHead(K), params, *inputs))
+  np.testing.assert_array_equal(found, apply(classifiers.ClassifierLayer(K), params, *inputs))
   assert not optimizers.decay_mask(initial)['scale']
 
 
@@ -134,7 +134,7 @@ def test_class_gates_lie_between_zero_and_two(embedding, gate):
 def test_initial_values():
   # truncated normal of variance 1 / fan-in, the fan-in being all branches together
   z = np.zeros((1, 3, 64), np.float32)
-  params = classifiers.LinearHead(50).init(jax.random.key(0), z, z)['params']
+  params = classifiers.ClassifierLayer(50).init(jax.random.key(0), z, z)['params']
   assert np.asarray(params['kernel']).std() == pytest.approx((3 * 64) ** -0.5, rel=0.05)
   assert not np.asarray(params['class_embedding']).any()
   assert not np.asarray(params['bias']).any()

@@ -23,7 +23,7 @@ NETS = {
   'resnet32_branches': lambda a, *args: resnet.BranchedResNet(CLASSES, a, (3, 4, 5), 1, *args),
   'vit': lambda attention, *args: vit.ViT(CLASSES, attention, 4, 6, 1, *args),
 }
-TABLE = {name: attentions for name, (_, attentions) in registry.MODELS.items() if name != 'tiny'}
+TABLE = {name: registry.attentions_of(name) for name in registry.MODELS if name != 'tiny'}
 EVERY = [(name, attention) for name in TABLE for attention in TABLE[name]]
 RICHEST = [(name, attentions[-1]) for name, attentions in TABLE.items()]
 # where compilation costs seconds: multibranch has such tests of its own
@@ -99,7 +99,7 @@ def test_head_expression_matches_exactly_the_classifier(name, attention, kind):
 @pytest.mark.parametrize('num_classes', [2, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('name', ['resnet32_branches', 'vit'])  # multibranch: its own test
 def test_wide_control_has_the_capacity_of_csba(name, num_classes):
-  make, image_shape = registry.MODELS[name][0], (32, 32, 3)
+  make, image_shape = registry.MODELS[name].build, (32, 32, 3)
   wide, csba = (
     capacity.parameter_count(
       make(num_classes, image_shape, attention, 1.0, jnp.dtype('float32')), image_shape

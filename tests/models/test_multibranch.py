@@ -11,6 +11,7 @@ import pytest
 
 from csba_jax.methods import losses
 from csba_jax.models import capacity, layers, multibranch
+from csba_jax.models.attention import ATTENTIONS
 
 CIFAR = (32, 32, 3)
 SMALL = (8, 8, 3)
@@ -67,8 +68,8 @@ def batch(n, image_shape, seed=1):
   return images, rng.integers(0, CLASSES, n)
 
 
-def test_table_of_attentions_is_whole():
-  assert set(multibranch.ATTENTIONS) == PARAMETERS.keys()
+def test_every_attention_has_its_number_of_parameters_here():
+  assert ATTENTIONS.keys() == PARAMETERS.keys()
 
 
 @pytest.mark.parametrize('attention', PARAMETERS)
@@ -187,7 +188,7 @@ def test_layer_names_read_well():
   assert not [name for name in names if re.search(r'_\d', name)]  # no module is left unnamed
 
 
-@pytest.mark.parametrize('attention', multibranch.ATTENTIONS)
+@pytest.mark.parametrize('attention', ATTENTIONS)
 def test_head_expression_matches_exactly_the_classifier(attention):
   model = build(attention)
   names = shapes(model, SMALL)[0]['params']
@@ -202,7 +203,7 @@ def test_head_expression_matches_exactly_the_classifier(attention):
 OTHER_SIZES = [12, 16, 20, 32, 48, 64, 256]
 
 
-@pytest.mark.parametrize('attention', multibranch.ATTENTIONS)
+@pytest.mark.parametrize('attention', ATTENTIONS)
 @pytest.mark.parametrize(
   'size', [8, 33, 224, *(pytest.param(n, marks=pytest.mark.slow) for n in OTHER_SIZES)]
 )
@@ -361,7 +362,7 @@ def initial():
   model = build('csba_class')
   init = jax.jit(
     lambda seed: model.init(jax.random.key(seed), jnp.zeros((1, *SMALL))),
-    compiler_options={'xla_backend_optimization_level': 0},  # as train_state.create
+    compiler_options={'xla_backend_optimization_level': 0},  # as state.create
   )
   return model, functools.cache(init)
 

@@ -11,7 +11,7 @@ from csba_jax.errors import UserError
 from csba_jax.models import classifiers, multibranch, registry
 
 NAMES = list(registry.MODELS)
-EVERY = [(name, a) for name, (_, attentions) in registry.MODELS.items() for a in attentions]
+EVERY = [(name, a) for name in NAMES for a in registry.attentions_of(name)]
 
 
 def model_config(**fields):
@@ -45,16 +45,23 @@ def test_unknown_attention_lists_the_models_own():
     (
       'resnet32',
       'csba',
-      "expected model.attention of resnet32 among none; found 'csba'; to fix it: CSBA needs "
-      'branches: set --config.model.name to one of multibranch, resnet32_branches, vit, or '
-      '--config.model.attention=none',
+      "expected model.attention of resnet32 among none; found 'csba'; to fix it: set "
+      '--config.model.name to one of multibranch, resnet32_branches, vit, since csba needs '
+      'branches, or set --config.model.attention=none',
     ),
     (
       'vit',
       'cbam',
       'expected model.attention of vit among none, none_wide, se, csba, csba_class; '
       "found 'cbam'; to fix it: set --config.model.name to one of multibranch, "
-      'resnet32_branches, or --config.model.attention=none',
+      'resnet32_branches, since cbam needs image maps, or set --config.model.attention=none',
+    ),
+    (
+      'resnet32',
+      'cbam',
+      "expected model.attention of resnet32 among none; found 'cbam'; to fix it: set "
+      '--config.model.name to one of multibranch, resnet32_branches, since cbam needs branches and '
+      'image maps, or set --config.model.attention=none',
     ),
   ],
 )
@@ -105,7 +112,7 @@ def test_config_decides_width_and_type():
 def test_two_builds_of_one_config_are_equal(name):
   # models are static arguments of compiled functions: unequal ones would compile twice
   config = model_config(name=name, attention='none')
-  make = registry.MODELS[name][0]
+  make = registry.MODELS[name].build
   a = registry.build(config, 5, (8, 8, 1))
   getattr(make, 'cache_clear', lambda: None)()
   b = registry.build(config, 5, (8, 8, 1))

@@ -1,4 +1,4 @@
-"""What programs send between devices: read from HLO, of training, evaluation and diagnosis."""
+"""The collectives of programs for training, evaluation and diagnostics, read from HLO."""
 
 from collections import Counter
 
@@ -17,6 +17,7 @@ from csba_jax.methods import metrics
 from csba_jax.models import multibranch
 from csba_jax.planning import collectives, dry_run
 from csba_jax.run import state as state_lib
+from csba_jax.run.net import Metadata, Net
 from csba_jax.runtime import sharding
 
 DEVICES = 8
@@ -211,7 +212,8 @@ def test_evaluation_sends_its_sums_alone():
   batch = 2 * DEVICES
   compiled = evaluate.eval_step.lower(
     setting.model,
-    setting.state,
+    setting.net.metadata.preprocessing,
+    setting.net.variables,
     jax.ShapeDtypeStruct((classes,), np.float32, sharding=layout.whole),
     of(np.uint8, batch, *setting.image_shape),
     of(np.int32, batch),
@@ -227,7 +229,7 @@ def test_evaluation_sends_its_sums_alone():
 
 @pytest.mark.slow
 def test_the_diagnostic_scatters_class_sums_and_reduces_small_grams():
-  """Each device reduces its share of a layer's [rows, parameters], and [rows, rows] is summed."""
+  """A device reduces its share of [rows, parameters] of a layer; [rows, rows] are all-reduced."""
   setting = dry_run.Setting.of(config_of())
   cost = dry_run.measure_probe(setting, room=2**33)
   rows = setting.num_classes * diagnose.FOLDS
@@ -268,19 +270,22 @@ def on(devices, digits):
 
 
 def by_probe(config, data, model, state, layout):
-  return diagnose.Probe(config, data, model, layout).measure(state).grams
+  net = Net.of(model, state, Metadata.of(data))
+  return diagnose.Probe(net, config, data, layout).measure(state).grams
 
 
 def by_sampling(config, data, model, state, layout, **sampling):
-  sampling = diagnose.Sampling(**sampling)
-  found = diagnose._measure(config, data, model, state, data.train, sampling, about={})
+  net = Net.of(model, state, Metadata.of(data))
+  sample = diagnose.Sampling(**sampling)
+  found = diagnose._measure(net, config, data, data.train, sample, about={})
   return found.grams
 
 
 def by_class_grams(config, data, model, state, layout):
   chosen = slice(0, 100)
   batch = {'image': data.train.images[chosen], 'label': data.train.labels[chosen]}
-  losses_fn = Partial(diagnose._losses_of(config, data.class_counts, model), state.batch_stats)
+  net = Net.of(model, state, Metadata.of(data))
+  losses_fn = Partial(diagnose._losses_of(net, config), state.batch_stats)
   found = class_grams(
     losses_fn, state.params, batch, num_classes=10, per_example=True, mesh=layout.grams_mesh
   )
@@ -306,15 +311,16 @@ def test_the_same_matrices_on_one_device_and_on_eight(digits, way):
 
 
 def test_a_pass_over_data_sends_only_its_losses(digits):
-  """What a dispatch of `exact` and `estimated` conflict sends; sums meet once, in the Grams."""
+  """A dispatch of `exact` and `estimated` conflict; sums are reduced once, for the Grams."""
   _, data, model, state, layout = on(DEVICES, digits)
-  losses_fn = Partial(diagnose._losses_of(digits[0], data.class_counts, model), state.batch_stats)
+  net = Net.of(model, state, Metadata.of(data))
+  losses_fn = Partial(diagnose._losses_of(net, digits[0]), state.batch_stats)
   leaves = jax.tree.leaves(state.params)
   wanted, mesh, size = tuple(range(len(leaves))), layout.mesh, 2 * DEVICES
   rows = dataset._empty_rows(mesh, leaves, 10, wanted)
   batch = {'image': data.train.images, 'label': data.train.labels}
   batch = dataset._take(batch, np.arange(size), size, np.arange(size))
-  batch = dataset._spread(mesh, batch, size)
+  batch = layout.place_rows(batch, size)
   add = dataset._compiled_add().lower(
     losses_fn, state.params, rows, 0, batch, wanted=wanted, mesh=mesh
   )

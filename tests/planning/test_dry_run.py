@@ -1,8 +1,9 @@
-"""The dry run: a mesh that is not there, what fits, how long a step would take, what exceeds it."""
+"""The dry run: fake devices, what fits, how long a step would take, what a device cannot hold."""
 
 import importlib
 import json
 import math
+import re
 import subprocess
 import sys
 import types
@@ -76,39 +77,85 @@ def test_seconds_by_hand():
 # ---- what is printed
 
 
+def rows_of(table):
+  """{label: cells} of an aligned table."""
+  lines = (re.split(r'  +', line.strip()) for line in table.splitlines())
+  return {label: cells for label, *cells in lines}
+
+
 @pytest.fixture(scope='module')
 def described():
-  """The dry run of eight devices, which are there, and those of the mesh alone are named."""
   return dry_run.describe(config_of(parallel__fake_devices=8, parallel__hardware='v5e'))
 
 
 @pytest.mark.slow
-def test_a_dry_run_names_mesh_costs_and_assumptions(described):
+def test_a_dry_run_prints_mesh_costs_and_assumptions(described):
   setting = dry_run.Setting.of(config_of())
   lines = described.splitlines()
   assert f'parameters: {setting.parameters}' in lines
-  assert 'mesh: 8 devices that are not there; constants of v5e' in lines
-  (training,) = (line for line in lines if line.startswith('training step'))
-  assert '2 of 16 images' in training
-  (probe,) = (line for line in lines if line.startswith('step of the diagnostic'))
-  assert '8 images of each of 10 classes in 4 folds' in probe
-  for name in ('memory', 'work', 'collectives', 'time'):
-    assert len([line for line in lines if line.startswith(f'  {name}: ')]) == 2, name
-  images = 'and up to 0.000 GiB of training images: fits into 14.9 GiB'
-  assert described.count(images) == 2
-  assert 'not measurements: XLA compiled these programs for CPUs' in described
+  assert 'mesh: 8 fake devices; times for v5e' in lines
+  rows = rows_of(described.split('config: ')[0])
+  assert rows['one call, on each device'] == ['training step', 'diagnostic step']
+  assert rows['fits into 14.9 GiB'] == ['yes', 'yes']
+  assert rows['all-reduce, calls'][0] > '0'
+  assert len(rows['reduce-scatter, calls']) == 2
+  (training,) = (line for line in lines if line.startswith('training step: '))
+  assert '2 of 16 images on each device' in training
+  (diagnostic,) = (line for line in lines if line.startswith('diagnostic step '))
+  assert '8 images of each of 10 classes in 4 folds' in diagnostic
+  assert 'images: at most these, all training images' in lines
+  assert 'not measurements: XLA compiled the programs for CPUs' in described
   assert '40% of the peak' in described
 
 
-def test_costs_are_said_to_be_of_one_device():
-  compiled = jax.jit(lambda x: x @ x).lower(jnp.zeros((4, 4))).compile()
-  lines = dry_run._cost(compiled, dry_run.Setting.of(config_of())).splitlines()
-  assert lines[0].startswith('one step of 16 images on 8 devices (cpu): ')
-  assert lines[0].endswith(' GFLOP of each device as XLA counts them')
-  assert lines[1].startswith('memory of each device of the compiled step in MiB: arguments ')
-  alone = dry_run._cost(compiled, dry_run.Setting.of(config_of(parallel__devices=1)))
-  assert 'each device' not in alone
-  assert alone.startswith('one step of 16 images on cpu: ')
+def cost_of(**fields):
+  memory = types.SimpleNamespace(
+    argument_size_in_bytes=3 * 2**20, temp_size_in_bytes=2**31, output_size_in_bytes=2 * 2**20,
+    alias_size_in_bytes=2**20,
+  )  # fmt: skip
+  sent = (Collective('all-reduce', ('f32[262144]',), 2**20, tuple(range(8))),)
+  known = {'flops': 2e9, 'highest_flops': 0.0, 'bytes_accessed': 2**30, 'memory': memory}
+  return dry_run.Cost(**known | {'collectives': sent} | fields)
+
+
+def test_every_cost_is_printed_once_a_column():
+  setting, device = dry_run.Setting.of(config_of()), hardware.find('v5e')
+  probe = cost_of(highest_flops=3e9, collectives=())
+  costs = {'training step': cost_of(), 'diagnostic step': probe}
+  table = dry_run._cost_table(setting, costs, dry_run.Images(2**20, ''), device)
+  assert table.count('GFLOP') == 2
+  rows = rows_of(table)
+  assert len(rows) == len(table.splitlines())  # no label twice
+  times = [dry_run.seconds(setting, cost, device) for cost in costs.values()]
+  assert rows == {
+    'one call, on each device': ['training step', 'diagnostic step'],
+    'work, GFLOP': ['2.00', '2.00'],
+    'and at the highest precision, GFLOP': ['0.00', '3.00'],
+    'memory traffic, GiB': ['1.000', '1.000'],
+    'memory held, GiB': ['2.005', '2.005'],  # 3 + 2048 + 2 - 1 MiB, and the images
+    'arguments, MiB': ['3.0', '3.0'],
+    'temporaries, MiB': ['2048.0', '2048.0'],
+    'outputs, MiB': ['2.0', '2.0'],
+    'of them shared by arguments and outputs, MiB': ['1.0', '1.0'],
+    'images besides, MiB': ['1.0', '1.0'],
+    'fits into 14.9 GiB': ['yes', 'yes'],
+    'all-reduce, calls': ['1', '0'],
+    'results, MiB': ['1.000', '0.000'],
+    'sent, MiB': ['1.750', '0.000'],
+    'time: max(compute, memory) + communication, ms': [f'{1e3 * t.total:.3f}' for t in times],
+    'compute, ms': [f'{1e3 * t.compute:.3f}' for t in times],
+    'memory, ms': [f'{1e3 * t.memory:.3f}' for t in times],
+    'communication, ms': [f'{1e3 * t.communication:.3f}' for t in times],
+    'share of communication': [f'{t.share:.0%}' for t in times],
+    'images/s, on all devices': [f'{16 / times[0].total:.0f}'],
+  }
+
+
+def test_the_mesh_says_which_devices_it_has():
+  alone = dry_run._mesh(dry_run.Setting.of(config_of(parallel__devices=1)))
+  assert alone == 'mesh: 1 device of this machine (cpu); times for h100'
+  here = dry_run._mesh(dry_run.Setting.of(config_of(parallel__devices=4, parallel__fsdp=2)))
+  assert here == 'mesh: 4 devices of this machine (cpu), 2 to a copy of the state; times for h100'
 
 
 def images_of(**fields):
@@ -119,33 +166,33 @@ def test_images_count_where_it_is_said_what_fits(monkeypatch):
   monkeypatch.delenv('CSBA_IMAGE_FOLDER', raising=False)
   memory = images_of(data__input='memory')
   assert memory.held == 1797 * 64  # all of the digits, on each device
-  assert memory.words == 'and up to 0.000 GiB of training images'
+  assert memory.note == 'images: at most these, all training images'
   streamed = images_of(data__input='stream', train__log_every=11)
   assert streamed.held == 10 * 16 * 64 // 8
-  assert 'GiB of 11 streamed batches' in streamed.words
+  assert streamed.note == 'images: 11 streamed batches'
   pairs = images_of(data__input='stream', train__log_every=11, mixing__name='cmo')
   assert pairs.held == 2 * streamed.held
   large = images_of(data__input='stream', train__log_every=1000)
   assert large.held == 63 * 16 * 64 // 8  # what waits in memory has a limit
   monkeypatch.setattr(backend, 'IN_MEMORY_BYTES', 1000)
-  assert images_of().words.endswith('streamed batches')
+  assert images_of().note.endswith('streamed batches')
   nowhere = {'data__source': 'image_folder', 'data__channels': 3}
   assert images_of(**nowhere) == dry_run.Images(
     0,
-    'without the training images, up to 0 GiB of them, which data.input=auto puts on every device '
-    'and which cannot be counted: there is no data',
+    'images: not counted, because the data is not here; data.input=auto puts all training images, '
+    'up to 0 GiB, on every device',
   )
-  assert (
-    'images which data.input=memory puts on' in images_of(**nowhere, data__input='memory').words
+  assert images_of(**nowhere, data__input='memory').note.endswith(
+    'data.input=memory puts all training images on every device'
   )
 
 
 def test_images_that_fill_a_device_do_not_fit():
-  compiled = jax.jit(lambda x: x @ x).lower(jnp.zeros((4, 4))).compile()
-  cost, v5e = dry_run.Cost.of(compiled, 1), hardware.find('v5e')
-  for held, expected in ((4 * 2**30, 'images: fits into'), (15 * 2**30, 'images: does not fit ')):
-    lines = dry_run._costs(cost, dry_run.Images(held, 'and some images'), v5e)
-    assert expected in lines[0]
+  setting, v5e = dry_run.Setting.of(config_of()), hardware.find('v5e')
+  for held, expected in ((4 * 2**30, 'yes'), (15 * 2**30, 'no')):
+    costs = {'training step': cost_of()}
+    rows = rows_of(dry_run._cost_table(setting, costs, dry_run.Images(held, ''), v5e))
+    assert rows['fits into 14.9 GiB'] == [expected]
 
 
 @pytest.mark.slow
@@ -172,7 +219,7 @@ def test_memory_and_work_by_device():
 
 @pytest.mark.slow
 def test_work_of_the_diagnostic_counts_every_row():
-  """As much as one gradient of all its images, and products of the rows."""
+  """It is that of one gradient of all its images, plus the products of the rows."""
   setting = dry_run.Setting.of(config_of(parallel__devices=1, diagnostics__images=4))
   cost = dry_run.measure_probe(setting, 2**33)
   rows = setting.num_classes * diagnose.FOLDS
@@ -183,11 +230,12 @@ def test_work_of_the_diagnostic_counts_every_row():
 
 
 @pytest.mark.slow
-def test_a_mesh_that_is_not_there_in_a_process_of_its_own():
-  """Whatever XLA_FLAGS and JAX_PLATFORMS say, 64 devices; and a batch that they do not divide."""
+def test_fake_devices_in_a_process_of_their_own():
+  """64 of them, whatever XLA_FLAGS and JAX_PLATFORMS say; and a batch that they do not divide."""
   script = """
 import sys
-from csba_jax import config, dry_run
+from csba_jax import config
+from csba_jax.planning import dry_run
 c = config.default()
 c.model.width, c.parallel.fake_devices, c.train.batch_size = 0.05, 64, int(sys.argv[1])
 print(dry_run.describe(c))
@@ -202,8 +250,8 @@ print(dry_run.describe(c))
 
   found = run('128')
   assert found.returncode == 0, found.stderr
-  assert 'mesh: 64 devices that are not there; constants of h100' in found.stdout
-  assert 'training step, on each device: 2 of 128 images' in found.stdout
+  assert 'mesh: 64 fake devices; times for h100' in found.stdout
+  assert 'training step: 2 of 128 images on each device' in found.stdout
   assert 'expected train.batch_size that 64 devices divide; found 100' in run('100').stderr
 
 
@@ -269,13 +317,8 @@ def probe_of(config, monkeypatch, room):
   labels = np.arange(4 * classes) % classes
   images = np.zeros((len(labels), *setting.image_shape), np.uint8)
   part = types.SimpleNamespace(images=images, labels=labels)
-  data = types.SimpleNamespace(
-    train=part,
-    class_names=tuple(map(str, range(classes))),
-    class_counts=np.full(classes, 4),
-    image_shape=setting.image_shape,
-  )
-  return diagnose.Probe(config, data, setting.model, setting.layout)
+  data = types.SimpleNamespace(train=part)
+  return diagnose.Probe(setting.net, config, data, setting.layout)
 
 
 def test_a_probe_that_exceeds_a_device_is_refused_before_the_first_step(monkeypatch):
@@ -299,9 +342,11 @@ def test_a_probe_that_exceeds_a_device_is_refused_before_the_first_step(monkeypa
 @pytest.mark.slow
 def test_a_dry_run_says_what_does_not_fit():
   found = dry_run.describe(config_of(data__num_classes=8142, parallel__hardware='v5e'))
-  (line,) = (x for x in found.splitlines() if x.startswith('step of the diagnostic'))
-  assert line.startswith('step of the diagnostic: does not fit: expected class gradients and Grams')
-  assert 'of training images: fits into 14.9 GiB' in found  # the training step
+  expected = 'diagnostic step: does not fit: expected class gradients and Grams'
+  assert any(line.startswith(expected) for line in found.splitlines())
+  rows = rows_of(found.split('config: ')[0])
+  assert rows['one call, on each device'] == ['training step']
+  assert rows['fits into 14.9 GiB'] == ['yes']
 
 
 def test_a_device_has_memory():

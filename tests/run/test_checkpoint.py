@@ -1,5 +1,6 @@
 """Checkpoints: whole or absent, the latest two and the best."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -168,7 +169,7 @@ def test_a_checkpoint_has_its_sums_from_the_moment_it_is_there(tmp_path):
 KILLED = """
 import os, sys
 import jax.numpy as jnp
-from csba_jax import checkpoint
+from csba_jax.run import checkpoint
 tree = {'w': jnp.full((3, 4), 2, jnp.float32), 'n': jnp.asarray(2, jnp.int32)}
 checkpoints = checkpoint.Checkpoints(sys.argv[1])
 checkpoints.save(1, tree, {})
@@ -184,13 +185,13 @@ checkpoints.wait()
 """
 
 
-@pytest.mark.parametrize('snapshot', ['before', 'after'])
-def test_killed_at_the_sums_of_a_checkpoint_it_is_not_there(tmp_path, snapshot):
+@pytest.mark.parametrize('when', ['before', 'after'])
+def test_killed_at_the_sums_of_a_checkpoint_it_is_not_there(tmp_path, when):
   found = subprocess.run(
-    [sys.executable, '-c', KILLED, tmp_path / 'c', snapshot], capture_output=True, text=True
+    [sys.executable, '-c', KILLED, tmp_path / 'c', when], capture_output=True, text=True
   )
   assert found.returncode == 9, found.stderr
-  assert (tmp_path / 'c-sums/2.json').exists() == (snapshot == 'after')
+  assert (tmp_path / 'c-sums/2.json').exists() == (when == 'after')
   with Checkpoints(tmp_path / 'c', warn=pytest.fail) as checkpoints:
     assert checkpoints.steps() == [1]
     checkpoints.restore_latest(LIKE)
@@ -244,6 +245,17 @@ def test_sums_of_another_save_of_the_step_do_not_count(tmp_path):
     tree, meta = checkpoints.restore_latest(LIKE)
   assert_is(tree, 7)
   assert meta == {'done': ['line']}
+
+
+def test_sums_are_of_every_file_but_those_that_orbax_writes_later(tmp_path):
+  with Checkpoints(tmp_path / 'c') as checkpoints:
+    checkpoints.save(1, tree_at(1), {'step': 1}, score=0.5)
+  there = {str(p.relative_to(tmp_path / 'c/1')) for p in tmp_path.glob('c/1/**/*') if p.is_file()}
+  missing = there - json.loads((tmp_path / 'c-sums/1.json').read_text()).keys()
+  assert missing == {checkpoint._WRITTEN_LATER[0]}, (
+    'orbax has renamed the file of its metadata: read the name in the new version, and correct '
+    '_WRITTEN_LATER in csba_jax/run/checkpoint.py'
+  )
 
 
 def test_sums_go_with_their_checkpoints(tmp_path):
@@ -399,9 +411,10 @@ def test_a_lost_process_is_no_fault_of_the_disk(tmp_path, monkeypatch, count, me
 def test_how_a_process_leaves_after_an_error_that_nothing_handles(message, code, said):
   program = f"""
 import sys, jax
-from csba_jax import checkpoint, processes
-processes.count = lambda: 2
-sys.excepthook = processes._leave_after_a_loss
+from csba_jax.run import checkpoint
+from csba_jax.runtime import distributed
+distributed.count = lambda: 2
+sys.excepthook = distributed._leave_after_a_loss
 raise jax.errors.JaxRuntimeError({message!r})
 """
   found = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Several processes of one run: how they meet, what stops all of them, and a lost one."""
+"""Several processes of one run: how they connect, what ends all of them, and a lost one."""
 
 import contextlib
 import os
@@ -34,7 +34,7 @@ VARIABLES = [
 
 
 def ends(children, seconds=150):
-  """(exit code, standard error) of each child, all within so many seconds; none is left."""
+  """(exit code, standard error) of each child; all must end within so many seconds."""
   deadline, late = time.monotonic() + seconds, []
 
   def end(child):
@@ -53,7 +53,7 @@ def ends(children, seconds=150):
 
 
 def lines_of(children, seconds=150):
-  """The one line with which each child ends, with exit code 1."""
+  """The last line of each child, which must exit with code 1 and one line of its own."""
   lines = []
   for code, err in ends(children, seconds):
     assert code == 1, err
@@ -66,7 +66,7 @@ def lines_of(children, seconds=150):
 
 @contextlib.contextmanager
 def a_taken_port():
-  """A port of this machine that something else listens to and never answers at."""
+  """A port of this machine on which another program listens and never answers."""
   with socket.create_server(('127.0.0.1', 0)) as server:
     yield server.getsockname()[1]
 
@@ -81,11 +81,11 @@ def free_port():
   [
     ({'coordinator': 'host:1234'}, "--process together; found coordinator 'host:1234', processes"),
     ({'processes': 2, 'process': 0}, "found coordinator '', processes 2, process 0; .* all three"),
-    (COORDINATOR | {'process': -1}, 'process -1; to fix it: name all three'),
-    (COORDINATOR | {'processes': 0}, 'processes 0, process 0; to fix it: name all three'),
-    (COORDINATOR | {'process': 2}, '--process from 0 to 1; found 2; to fix it: count from 0'),
+    (COORDINATOR | {'process': -1}, 'process -1; to fix it: set all three'),
+    (COORDINATOR | {'processes': 0}, 'processes 0, process 0; to fix it: set all three'),
+    (COORDINATOR | {'process': 2}, '--process from 0 to 1; found 2; to fix it: number from 0'),
     (COORDINATOR | {'mode': 'off'}, '--distributed=auto with --coordinator; found off'),
-    ({'start_timeout': 0}, '--start_timeout of at least 1 second; found 0'),
+    ({'start_timeout': 0}, '--start_timeout of at least 1 second; found 0; to fix it: set it'),
     ({'peer_timeout': -1}, '--peer_timeout of at least 1 second; found -1'),
   ],
 )
@@ -100,7 +100,7 @@ def test_flags_that_do_not_go_together(launch, message):
   'address', ['host', 'host:', ':', ':1234', '1234', 'host:0', 'host:65536', 'host:-1', 'host:²']
 )
 def test_an_address_without_host_or_port(address):
-  with pytest.raises(UserError, match='HOST:PORT with a port from 1 to 65535; found .*correct it'):
+  with pytest.raises(UserError, match='from 1 to 65535; found .* set it to the address'):
     Launch(**COORDINATOR | {'coordinator': address}).check()
 
 
@@ -150,13 +150,13 @@ OMPI = {'OMPI_MCA_orte_hnp_uri': '4096.0;tcp://10.0.0.1:2', 'OMPI_COMM_WORLD_RAN
 WHAT_JAX_SEES = """
 import sys, types
 import jax
-from jax._src import distributed, xla_bridge
-from csba_jax.runtime import distributed as processes
-distributed._jax.get_distributed_runtime_client = lambda *args, **kwargs: types.SimpleNamespace(
+from jax._src import distributed as jax_distributed, xla_bridge
+from csba_jax.runtime import distributed
+jax_distributed._jax.get_distributed_runtime_client = lambda *args, **kwargs: types.SimpleNamespace(
   connect=lambda: None, shutdown=lambda: None
 )
-processes._watch_the_others = lambda: None
-processes.start(processes.Launch(), print)
+distributed._watch_the_others = lambda: None
+distributed.start(distributed.Launch(), print)
 print(xla_bridge.CUDA_VISIBLE_DEVICES.value)
 """
 
@@ -204,15 +204,15 @@ def test_the_address_that_a_launcher_gave_is_named():
   own |= {'SLURM_STEP_NODELIST': 'localhost', 'JAX_COORDINATOR_PORT': str(free_port())}
   program = (
     'import os, jax\n'
-    'from csba_jax.runtime import distributed as processes\n'
+    'from csba_jax.runtime import distributed\n'
     'give_up = lambda error: print(error, flush=True) or os._exit(1)\n'
-    'processes.start(processes.Launch(start_timeout=2), give_up)\n'
+    'distributed.start(distributed.Launch(start_timeout=2), give_up)\n'
   )
   found = subprocess.run(
     [sys.executable, '-c', program], env=os.environ | own, capture_output=True, text=True
   )
   address = f'localhost:{own["JAX_COORDINATOR_PORT"]}'
-  assert f'all processes that meet at {address} within 2 seconds' in found.stdout
+  assert f'all processes connected to {address} within 2 seconds' in found.stdout
 
 
 def test_a_single_process_meets_nobody(monkeypatch):
@@ -231,7 +231,7 @@ def fail(error):
 
 
 def test_an_error_of_one_is_an_error_of_all(monkeypatch):
-  """As each of two processes sees it; what they say to each other is made up."""
+  """In the view of each of two processes; their messages are made up."""
   said = []
 
   def gather(text):
@@ -245,7 +245,7 @@ def test_an_error_of_one_is_an_error_of_all(monkeypatch):
   with pytest.raises(AgreedError, match='expected a; found b; to fix it: c'):
     distributed.together(lambda: fail(UserError('a', 'b', 'c')))
   assert said == ['', 'expected a; found b; to fix it: c']
-  with pytest.raises(AgreedError, match='expected a'):  # the others have left: nobody to talk to
+  with pytest.raises(AgreedError, match='expected a'):  # the others have ended: nothing is sent
     distributed.together(lambda: fail(AgreedError('a', 'b', 'c')))
   assert len(said) == 2
 
@@ -254,8 +254,8 @@ def test_configs_that_disagree_end_all_with_the_field(driver, tmp_path):
   workdir = tmp_path / 'run'
   children = driver.start_all(workdir, own={1: ['--config.train.momentum=0.5']})
   for line in lines_of(children):
-    assert 'the same config in all processes; found in process 1 other than in process 0' in line
-    assert 'train.momentum: 0.9 there, 0.5 here' in line
+    assert 'the same config in all processes; found ' in line
+    assert 'train.momentum: 0.9 in process 0, 0.5 in process 1' in line
   assert not workdir.exists()
 
 
@@ -275,7 +275,7 @@ def test_one_that_waits_for_the_others_in_vain(driver, tmp_path, role):
   began = time.monotonic()
   [line] = lines_of([driver.start(tmp_path / 'run', *options)])
   assert 5 < time.monotonic() - began < 40  # Python and JAX start first
-  assert f'2 processes that meet at {address} within 5 seconds; found not all of them' in line
+  assert f'2 processes connected to {address} within 5 seconds; found not all of them' in line
   assert not (tmp_path / 'run').exists()
 
 
@@ -285,13 +285,13 @@ def test_a_port_that_something_else_has(driver, tmp_path):
     options = [f'--coordinator=127.0.0.1:{port}', '--processes=2', '--start_timeout=5']
     children = [driver.start(tmp_path / 'run', *options, f'--process={i}') for i in range(2)]
     first, second = lines_of(children)
-  assert f'a port that process 0 can listen to; found {port}: Address already in use' in first
-  assert f'2 processes that meet at 127.0.0.1:{port} within 5 seconds' in second
+  assert f'a port on which process 0 can listen; found {port}: Address already in use' in first
+  assert f'2 processes connected to 127.0.0.1:{port} within 5 seconds' in second
   assert not (tmp_path / 'run').exists()
 
 
 def start_each(driver, workdirs, *arguments, **of_each):
-  """One run of as many processes as workdirs; `of_each` {argument of driver.start: values}."""
+  """Starts one run, a process for each workdir; `of_each` {argument of driver.start: values}."""
   address = f'127.0.0.1:{free_port()}'
   options = [*arguments, f'--coordinator={address}', f'--processes={len(workdirs)}']
   options += ['--config.parallel.devices=0']
@@ -334,7 +334,7 @@ def photos_in(folder, seed=0):
 
 
 def start_with_photos(driver, tmp_path):
-  """Two processes, each with the photos in the folder of its number."""
+  """Starts two processes, each with the photos in the folder of its index."""
   options = ['source="image_folder"', 'dir="photos"', 'image_size=8', 'num_classes=3', 'channels=3']
   return start_each(
     driver,
@@ -348,7 +348,7 @@ def start_with_photos(driver, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ('change', 'words'),
-  [('names', 'names and labels: .*pixels: .*splits: '), ('pixels', '0: pixels: ')],
+  [('names', 'found names and labels: .*pixels: .*splits: '), ('pixels', 'found pixels: ')],
 )
 def test_data_that_is_not_the_same_in_all_processes(driver, tmp_path, change, words):
   for i in range(2):
@@ -356,7 +356,8 @@ def test_data_that_is_not_the_same_in_all_processes(driver, tmp_path, change, wo
   if change == 'names':
     (tmp_path / '1/photos/a/7.png').unlink()
   for line in lines_of(start_with_photos(driver, tmp_path)):
-    assert 'the same data in all processes; found in process 1 other than in process 0: ' in line
+    assert 'expected the same data in all processes; ' in line
+    assert ' in process 1' in line
     assert re.search(words, line)
     assert 'give every host the same files' in line
   assert not (tmp_path / 'run/config.json').exists()
@@ -371,7 +372,7 @@ def test_data_that_one_process_alone_has(driver, tmp_path, having):
   lines = lines_of(start_with_photos(driver, tmp_path))
   assert 'photos' in lines[1 - having]
   assert 'found process' not in lines[1 - having]
-  assert f'all processes ready; found process {1 - having}: expected ' in lines[having]
+  assert f'no error in any process; found process {1 - having}: expected ' in lines[having]
   assert 'photos' in lines[having]
   assert not (tmp_path / 'run/config.json').exists()  # the folder is still free
 
@@ -404,13 +405,13 @@ def test_sigterm_while_several_load_leaves_before_the_first_step(driver, tmp_pat
   [(0, 'after-step:15'), (1, 'after-step:15'), (1, 'before-evaluation:1'), (0, 'before-save:2')],
 )
 def test_an_error_of_one_on_the_way_ends_all_with_its_line(driver, tmp_path, failing, place):
-  """Not as a lost process, after which launchers start all again."""
+  """It does not count as a lost process, after which launchers restart all of them."""
   own = {failing: [f'--end={place}', '--signal=none']}
   lines = lines_of(driver.start_all(tmp_path, f'--peer_timeout={PEER_TIMEOUT}', own=own))
   own_line = 'expected a disk; found none; to fix it: buy one'
   assert lines[failing] == f'driver.py: {own_line}'
   assert lines[1 - failing] == (
-    f'driver.py: expected all processes ready; found process {failing}: {own_line};'
+    f'driver.py: expected no error in any process; found process {failing}: {own_line};'
     ' to fix it: correct it there'
   )
 
@@ -423,7 +424,7 @@ def test_an_error_that_all_have_ends_each_with_its_own(driver, tmp_path):
 
 
 def wait_until_lost(child, seconds=150):
-  """Returns once a child has died or was stopped; it stays to be waited for."""
+  """Waits until a child has died or was stopped, without reaping it."""
   deadline = time.monotonic() + seconds
   how = os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT
   while os.waitid(os.P_PID, child.pid, how) is None:
@@ -431,7 +432,7 @@ def wait_until_lost(child, seconds=150):
     time.sleep(0.02)
 
 
-# What the process that is left says: heartbeats know the task, a collective that broke does not.
+# What the other process says: heartbeats name the lost task, a broken collective does not.
 BROKEN = r'|another process of the run is lost'
 SAID = {
   0: r'CoordinationService/\w+|coordination service' + BROKEN,
@@ -441,7 +442,7 @@ SAID = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ('lost', 'name', 'snapshot'),
+  ('lost', 'name', 'place'),
   [
     (0, 'KILL', 'after-step:15'),
     (1, 'KILL', 'after-step:15'),
@@ -452,14 +453,14 @@ SAID = {
     (1, 'STOP', 'before-evaluation:1'),
   ],
 )
-def test_the_others_end_when_one_is_lost(driver, tmp_path, lost, name, snapshot):
-  end = [f'--end={snapshot}', f'--signal={name}']
+def test_the_others_end_when_one_is_lost(driver, tmp_path, lost, name, place):
+  end = [f'--end={place}', f'--signal={name}']
   children = driver.start_all(tmp_path, f'--peer_timeout={PEER_TIMEOUT}', own={lost: end})
   try:
     wait_until_lost(children[lost])
     began = time.monotonic()
     [(code, err)] = ends([children[1 - lost]], BOUND)
-    print(f'{lost} {name} {snapshot}: ended after {time.monotonic() - began:.1f} s')
+    print(f'{lost} {name} {place}: ended after {time.monotonic() - began:.1f} s')
     assert code == -signal.SIGABRT, err
     assert re.search(SAID[lost], err), err
     if name == 'STOP':  # it comes back: the other is gone
@@ -506,18 +507,18 @@ def test_a_bit_that_flipped_in_a_checkpoint_of_two(driver, finished, tmp_path):
   assert f'checkpoint {newest} is damaged, going back to the one before' in first
   assert largest.name in first
   assert f'going on from the checkpoint at step {before}' in first
-  assert 'damaged' not in second  # the first process speaks for the run
+  assert 'damaged' not in second  # process 0 prints the messages of the run
   assert driver.records_of(workdir)[1:] == driver.records_of(finished)[1:]
 
 
 BINARIES = [
-  ('evaluate', '--split=val', "--split: 'test' there, 'val' here"),
+  ('evaluate', '--split=val', "--split: 'test' in process 0, 'val' in process 1"),
   ('diagnose', '--images=9', ''),
 ]
 
 
 def start_binary(driver, name, workdir, *arguments, own=(), program=None):
-  """csba-NAME, or a program, on two processes."""
+  """Starts csba-NAME, or a program, on two processes."""
   address = f'127.0.0.1:{free_port()}'
   return [
     driver.start(
@@ -539,7 +540,7 @@ def start_binary(driver, name, workdir, *arguments, own=(), program=None):
 def test_flags_that_disagree_end_all_with_the_flag(driver, tmp_path, name, flag, words):
   for code, err in ends(start_binary(driver, name, tmp_path, own={1: [flag]})):
     assert code == 1, err
-    assert 'the same flags in all processes; found in process 1 other than in process 0: ' in err
+    assert 'expected the same flags in all processes; found ' in err
     assert words in err
     assert 'Traceback' not in err
 
@@ -550,11 +551,11 @@ sys.path.insert(0, {tests!r})
 import driver  # knows the net
 from csba_jax.bin import evaluate as binary
 from csba_jax.measure import evaluate
-from csba_jax.runtime import distributed as processes
+from csba_jax.runtime import distributed
 step, calls = evaluate.eval_step, []
 def slow_step(*args, **kwargs):
   calls.append(1)
-  if processes.count() == 1 or (processes.index(), len(calls)) == (1, 3):
+  if distributed.count() == 1 or (distributed.index(), len(calls)) == (1, 3):
     os.kill(os.getpid(), {number})
   time.sleep(0.2)
   return step(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""What JAX is told before it starts."""
+"""The settings that JAX reads when it starts."""
 
 import os
 import types
@@ -14,7 +14,7 @@ from csba_jax.study import runner
 
 @pytest.fixture(autouse=True)
 def settings(monkeypatch):
-  """The settings of this process are put back."""
+  """Restores the settings of this process."""
   monkeypatch.setenv('XLA_FLAGS', os.environ.get('XLA_FLAGS', ''))
   monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
   before = jax.config.jax_compilation_cache_dir
@@ -62,7 +62,7 @@ def test_a_cache_that_the_user_named_stays(monkeypatch, tmp_path):
   ],
 )
 def test_a_gpu_that_was_not_told_is_no_silent_no(monkeypatch, flags, enough):
-  """Whoever calls the library, such as a notebook, is told."""
+  """A caller of the library, such as a notebook, gets the error."""
   monkeypatch.setenv('XLA_FLAGS', flags)
   gpu = types.SimpleNamespace(platform='gpu', process_index=0, id=0, slice_index=0)
   config = config_lib.default()

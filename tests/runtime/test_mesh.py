@@ -1,4 +1,4 @@
-"""One run on one device, on eight, and on two processes of four: the same batches, losses, ends."""
+"""A run on one device, on eight, and on two processes of four: same batches, losses, results."""
 
 import json
 import types
@@ -13,9 +13,10 @@ from csba_jax.data import pipeline, sampling
 from csba_jax.errors import UserError
 from csba_jax.measure import evaluate
 from csba_jax.run import state as state_lib
+from csba_jax.run.net import Metadata, Net
 from csba_jax.runtime import sharding
 from csba_jax.runtime.sharding import Layout
-from csba_jax.training.loop import Job
+from csba_jax.training.job import Job
 from csba_jax.training.step import compiled_steps
 
 DEVICES = 8  # conftest.py
@@ -31,7 +32,7 @@ FLOAT32 = ('--config.train.epochs=2',)
 
 
 def run_at(driver, place, workdir, *arguments, expected=0):
-  """Standard errors of the processes of a run, which all end with the expected code."""
+  """Standard error of each process of a run; all must exit with the expected code."""
   known = PLACES[place]
   every_step = ('--config.train.log_every=1', *known.get('arguments', ()), *arguments)
   if 'processes' in known:
@@ -98,7 +99,7 @@ def test_a_signal_to_one_process_stops_both_at_one_step(driver, tmp_path):
 
 @pytest.mark.slow
 def test_metrics_of_a_checkpoint_are_the_same_everywhere(driver, tmp_path):
-  """csba-evaluate of one net: with one device, with eight, with two processes of four."""
+  """csba-evaluate of one net, on one device, on eight, and on two processes of four."""
   net = ('--config.model.width=0.05', '--config.train.epochs=1')
   config = '--config=configs/digits_lt.py'
   program = ('-m', 'csba_jax.bin.train', config, *net, '--workdir')
@@ -165,7 +166,8 @@ def test_evaluation_is_the_same_on_every_mesh(driver, data):
     assert layout.devices == devices
     tx = begun(driver, data, parallel__devices=1)[0].program.tx
     state = layout.place_state(state_lib.create(model, tx, (8, 8, 1), 0))
-    found.append(evaluate.evaluate(model, state, data.test, 32, np.zeros(10, np.float32)))
+    net = Net.of(model, state, Metadata.of(data))
+    found.append(evaluate.evaluate(net, data.test, 32))
   for other in found[1:]:
     np.testing.assert_array_equal(other.counts, found[0].counts)
     np.testing.assert_allclose(other.loss, found[0].loss, rtol=1e-5)
@@ -205,7 +207,7 @@ def test_computations_follow_their_data():
 @pytest.mark.parametrize(
   ('fields', 'expected'),
   [
-    ({'devices': 9}, 'parallel.devices of at most 8, what there are; found 9'),
+    ({'devices': 9}, 'parallel.devices of at most 8, the number of devices; found 9'),
     ({'devices': 6, 'fsdp': 4}, 'parallel.fsdp that divides the 6 devices; found 4'),
     ({'devices': 5}, 'train.batch_size that 5 devices divide; found 128; .*batch_size=125'),
   ],
@@ -221,13 +223,13 @@ def test_meshes_that_cannot_be(fields, expected):
 
 
 class Device(types.SimpleNamespace):
-  """What a mesh looks at of a device; as hashable as one."""
+  """The attributes of a device that a mesh reads; hashable as a device is."""
 
   __hash__ = object.__hash__
 
 
 def fake_gpus(nodes=2, each=8, own_process=False):
-  """GPUs as JAX numbers them: a node is a slice; processes dealt out to the nodes in turn."""
+  """GPUs as JAX numbers them: a node is a slice; processes are numbered across the nodes."""
   return [
     Device(
       platform='gpu',
@@ -242,7 +244,7 @@ def fake_gpus(nodes=2, each=8, own_process=False):
 
 
 def fake_tpus(x, y, slices=1, kind='TPU v6 lite'):
-  """Chips of slices of a two-dimensional torus, four to a host."""
+  """Chips of slices of a two-dimensional torus, four on each host."""
   return [
     Device(
       platform='tpu',
@@ -288,7 +290,7 @@ def test_a_copy_over_whole_nodes(monkeypatch):
 @pytest.mark.parametrize('fsdp', [1, 2, 4, 8, 16])
 @pytest.mark.parametrize('kind', ['TPU v6 lite', 'TPU v5 lite', 'TPU v4'])
 def test_chips_of_a_slice(monkeypatch, kind, fsdp):
-  """Neighbours in the torus, whatever the split; whole axes of it where they will do."""
+  """Neighbours in the torus, for any split; whole axes of it where they fit."""
   found = mesh_of(monkeypatch, fake_tpus(4, 4, kind=kind), fsdp=fsdp)
   assert found.shape == (16 // fsdp, fsdp)
   for row in found:
@@ -328,14 +330,14 @@ def test_copies_that_would_lie_across(monkeypatch, devices, fsdp, expected):
 
 def test_fake_devices_are_for_the_dry_run_alone(driver, data):
   config = config_of(driver, parallel__fake_devices=256)
-  expected = 'parallel.fake_devices with --dry_run alone; found 256 in a run; to fix it: add --dry'
+  expected = 'parallel.fake_devices only with --dry_run; found 256 in a run; to fix it: add --dry'
   with pytest.raises(UserError, match=expected):
     Job.of(config, data)
 
 
 @pytest.mark.slow
 def test_a_stop_in_the_middle_of_an_evaluation_is_gone_on_with(driver, tmp_path):
-  """SIGTERM as validation begins: saved at that step without it, which comes first afterwards."""
+  """SIGTERM at the start of a validation: the step is saved, and the next start validates first."""
   end = ('--end=before-evaluation:2', '--signal=TERM')
   code, _, err = driver.finish(driver.start(tmp_path / 'run', *end))
   assert code == 75, err

@@ -1,4 +1,4 @@
-"""The bar on a terminal and its plain lines elsewhere, with a clock that the test owns."""
+"""The bar on a terminal and its plain lines elsewhere, with a clock that the test sets."""
 
 import io
 
@@ -9,7 +9,7 @@ from csba_jax.runtime.progress import TrainingBar
 
 
 class Clock:
-  """Time stands still until the test moves it."""
+  """A clock that the test sets."""
 
   def __init__(self):
     self.now = 100.0

@@ -1,4 +1,4 @@
-"""A request to stop, from the signal to the loop that answers it."""
+"""A request to stop, from the signal to the loop that obeys it."""
 
 import os
 import signal
@@ -37,13 +37,13 @@ def test_a_patient_request_takes_a_second_signal():
 
 
 def program_that(does, **kwargs):
-  """A process of a binary, with a line on standard output before what it does."""
+  """Starts a process of a binary, which prints a line and then runs `does`."""
   code = (
     'import os, signal, time\n'
-    'from csba_jax.runtime import distributed as processes, signals\n'
-    'from csba_jax.bin import _main as run\n'
+    'from csba_jax.runtime import distributed, signals\n'
+    'from csba_jax.bin import _main\n'
     f'def main():\n  print("ready", flush=True)\n{does}\n'
-    'run.run(main)\n'
+    '_main.run(main)\n'
   )
   child = subprocess.Popen(
     [sys.executable, '-c', code],
@@ -58,7 +58,7 @@ def program_that(does, **kwargs):
 
 @pytest.mark.parametrize(('name', 'code'), [('SIGTERM', 75), ('SIGINT', 130)])
 def test_before_there_is_anything_to_save_a_signal_leaves_with_its_code(name, code):
-  """While a binary starts, and after its result is written: started again it goes on."""
+  """While a binary starts, and after its result is written."""
   child = program_that(f'  os.kill(os.getpid(), signal.{name})\n  time.sleep(60)')
   out, err = child.communicate(timeout=120)
   assert (child.returncode, out, err) == (code, '', '')
@@ -74,11 +74,11 @@ def left_after(child, number):
 
 @pytest.mark.slow
 def test_sigterm_is_answered_while_processes_wait_for_each_other():
-  """In a call of C++ that lets no handler of Python run."""
+  """In a call of C++ that runs no Python handlers."""
   with socket.create_server(('127.0.0.1', 0)) as server:
     address = f'127.0.0.1:{server.getsockname()[1]}'  # that never answers
-    launch = f'processes.Launch(coordinator={address!r}, processes=2, process=1)'
-    child = program_that(f'  import jax\n  processes.start({launch}, print)')
+    launch = f'distributed.Launch(coordinator={address!r}, processes=2, process=1)'
+    child = program_that(f'  import jax\n  distributed.start({launch}, print)')
     time.sleep(6)  # jax is imported, and it waits
     code, err, seconds = left_after(child, signal.SIGTERM)
   assert (code, err) == (75, '')
@@ -112,7 +112,7 @@ def test_a_request_may_be_entered_twice():
 
 
 def test_ctrl_c_in_one_of_several_processes_is_its_code_in_all(monkeypatch):
-  """As each of two processes sees it; what they say to each other is made up."""
+  """In the view of each of two processes; their messages are made up."""
   said, told = [], []
   monkeypatch.setattr(distributed, 'count', lambda: 2)
   monkeypatch.setattr(distributed, 'gather', lambda text: said.append(text) or [text, ''])

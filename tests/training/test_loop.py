@@ -22,10 +22,12 @@ from csba_jax.methods import losses, metrics, optimizers
 from csba_jax.models import registry
 from csba_jax.run import state as state_lib
 from csba_jax.run.checkpoint import Checkpoints
+from csba_jax.run.net import Metadata, Net, Preprocessing
 from csba_jax.run.schedule import Plan
 from csba_jax.runtime import backend, sharding
 from csba_jax.runtime.signals import StopRequest
 from csba_jax.training import loop
+from csba_jax.training.step import make_step
 
 
 @pytest.fixture(scope='session')
@@ -148,11 +150,12 @@ def test_evaluation_counts_every_example_once(driver):
   state = state_lib.create(model, tx, (8, 8, 1), 0)
   expected = np.zeros((10, 10), int)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
-  logits = model.apply(variables, augment.scale(jnp.asarray(data.test.images)))
+  logits = model.apply(variables, Preprocessing()(jnp.asarray(data.test.images)))
   for label, predicted in zip(data.test.labels, np.argmax(logits, -1), strict=True):
     expected[label, predicted] += 1
+  net = Net.of(model, state, Metadata.of(data))
   for batch_size in (32, 100, 539, 1000):
-    sums = evaluate.evaluate(model, state, data.test, batch_size, np.zeros(10))
+    sums = evaluate.evaluate(net, data.test, batch_size)
     np.testing.assert_array_equal(sums.counts, expected)
 
 
@@ -178,7 +181,7 @@ def static_step(driver):
   model = registry.build(config.model, 10, (8, 8, 1))
   tx, _ = optimizers.build(config, 36)
   layout = sharding.layout(config)
-  step_fn = loop.make_step(config, model, tx, np.arange(10, 0, -1), 36, layout)
+  step_fn = make_step(config, model, tx, np.arange(10, 0, -1), 36, layout)
   return model, tx, step_fn, layout
 
 
@@ -215,12 +218,12 @@ def test_one_step_is_the_gradient_of_the_mean_loss(driver):
   new, metrics = jax.jit(step_fn)(state, batch, jax.random.key(5))
 
   key = jax.random.fold_in(jax.random.key(5), 0)
-  images = augment.scale(augment.random_crop(jax.random.split(key)[0], batch['image'], 1))
+  images = Preprocessing()(augment.random_crop(jax.random.split(key)[0], batch['image'], 1))
 
   def mean_loss(params):
     variables = {'params': params, 'batch_stats': state.batch_stats}
     logits, _ = model.apply(variables, images, train=True, mutable=['batch_stats'])
-    return losses.cross_entropy(logits, batch['label'], class_counts=None).sum() / 40
+    return losses.cross_entropy(logits, batch['label']).sum() / 40
 
   loss, grads = jax.jit(jax.value_and_grad(mean_loss))(state.params)
   np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-6)
@@ -446,7 +449,7 @@ def test_a_lost_best_checkpoint_does_not_stop_the_run(driver, tmp_path, monkeypa
       if path.is_file():
         truncate(path)
 
-  monkeypatch.setattr(loop.metrics, 'macro_f1_at', lambda *_: next(scores))
+  monkeypatch.setattr(metrics, 'macro_f1_at', lambda *_: next(scores))
   monkeypatch.setattr(loop.Records, 'wait', lose_the_best)
   result = run_here(driver, tmp_path / 'run')
   assert 'the best checkpoint is lost, testing the last step' in capsys.readouterr().err
@@ -458,7 +461,7 @@ def test_the_best_checkpoint_stays_the_best_where_a_run_goes_on_from_it(
   driver, tmp_path, monkeypatch
 ):
   scores = iter([0.9, 0.1, 0.1])
-  monkeypatch.setattr(loop.metrics, 'macro_f1_at', lambda *_: next(scores))
+  monkeypatch.setattr(metrics, 'macro_f1_at', lambda *_: next(scores))
   with StopRequest() as stop, monkeypatch.context() as patch:
     save = loop.Records.save
 

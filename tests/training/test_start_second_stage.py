@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from csba_jax.errors import UserError
+from csba_jax.measure.evaluate import evaluate
 from csba_jax.methods import metrics
 from csba_jax.run import restore
 from csba_jax.runtime.signals import StopRequest
 from csba_jax.training import loop, start_second_stage
+from csba_jax.training.job import Job
 
 
 def run_here(driver, workdir, **overrides):
@@ -60,8 +62,8 @@ def flat(params):
 
 @pytest.mark.parametrize('method', STAGES)
 def test_the_features_stay_and_the_classifier_moves(first, second, method):
-  before = restore.take_up(str(first), 'best').state
-  after = restore.take_up(str(second[method]), 'latest').state
+  before = restore.load_state(str(first), 'best')
+  after = restore.load_state(str(second[method]), 'latest')
   old, new = flat(before.params), flat(after.params)
   moved = {name for name in old if not np.array_equal(old[name], new[name])}
   assert moved == ({'head/kernel', 'head/bias'} if method != 'lws' else set())
@@ -79,7 +81,7 @@ def test_a_second_stage_leaves_a_workdir_like_any_other(first, second, method):
   assert about['method'] == method
   assert about['source'] == str(first)
   assert about['source_step'] == json.loads((first / 'result.json').read_text())['checkpoint_step']
-  again = loop.evaluate(*evaluable(workdir))
+  again = evaluate(*evaluable(workdir))
   summary = metrics.summarise(again, np.asarray(result['class_counts']))
   assert summary['macro_f1'] == result['macro_f1']
   if method != 'tau_norm':
@@ -88,17 +90,17 @@ def test_a_second_stage_leaves_a_workdir_like_any_other(first, second, method):
 
 
 def evaluable(workdir):
-  run = restore.take_up(str(workdir), 'best')
-  return run.model, run.state, run.data.test, 100, np.zeros(10, np.float32)
+  run = restore.load_run(str(workdir), 'best')
+  return run.net, run.data.test, 100
 
 
 def test_crt_begins_with_a_new_classifier_and_label_aware_with_the_old(driver, first):
-  source = flat(restore.take_up(str(first), 'best').state.params)
+  source = flat(restore.load_state(str(first), 'best').params)
 
   def begin(method):
     fields = {'stage__method': method, 'stage__source': str(first), **STAGES[method]}
     config = driver.tiny_config(**fields)
-    job = loop.Job.of(config, restore.take_up(str(first)).data)
+    job = Job.of(config, restore.load_run(str(first)).data)
     return flat(job.begin()[0].params)
 
   new, old = begin('crt'), begin('label_aware')
@@ -125,11 +127,11 @@ def test_tau_normalised_rows_have_the_length_to_the_power_1_minus_tau(tau):
 
 def test_tau_is_the_best_on_the_validation_part(first, second):
   tau = json.loads((second['tau_norm'] / 'result.json').read_text())['stage']['tau']
-  run = restore.take_up(str(first), 'best')
+  run = restore.load_run(str(first), 'best')
   scores = {}
   for candidate in [round(0.1 * i, 1) for i in range(21)]:
-    state = run.state.replace(params=start_second_stage.tau_normalised(run.state.params, candidate))
-    sums = loop.evaluate(run.model, state, run.data.val, 100, np.zeros(10, np.float32))
+    net = run.net.replace(params=start_second_stage.tau_normalised(run.net.params, candidate))
+    sums = evaluate(net, run.data.val, 100)
     scores[candidate] = metrics.summarise(sums, run.data.class_counts)['balanced_accuracy']
   assert scores[tau] == max(scores.values())
   assert tau == min(t for t, score in scores.items() if score == max(scores.values()))
@@ -138,8 +140,8 @@ def test_tau_is_the_best_on_the_validation_part(first, second):
 def test_a_tau_that_is_given_is_taken(driver, first, tmp_path):
   stage = {'stage__method': 'tau_norm', 'stage__source': str(first), 'stage__tau': 0.5}
   run_here(driver, tmp_path / 'half', **stage)
-  found = restore.take_up(str(tmp_path / 'half'), 'latest').state.params
-  source = restore.take_up(str(first), 'best').state.params
+  found = restore.load_state(str(tmp_path / 'half'), 'latest').params
+  source = restore.load_state(str(first), 'best').params
   expected = start_second_stage.tau_normalised(source, 0.5)
   jax.tree.map(np.testing.assert_array_equal, found, expected)
 
@@ -160,7 +162,7 @@ def test_a_stage_that_was_stopped_ends_like_one_that_was_not(driver, first, seco
   assert loop.train_and_evaluate(config, str(tmp_path / 'crt'), stop) is None
   run_here(driver, tmp_path / 'crt', train__epochs=2, **fields)
   ours, theirs = (
-    restore.take_up(str(path), 'latest').state for path in (tmp_path / 'crt', second['crt'])
+    restore.load_state(str(path), 'latest') for path in (tmp_path / 'crt', second['crt'])
   )
   assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), ours, theirs))
 
@@ -201,24 +203,24 @@ def test_the_factors_of_a_scaled_first_stage_are_not_lost(driver, second, method
   fields = {'stage__method': method, 'stage__source': str(source), **STAGES[method]}
   if method == 'tau_norm':
     fields['stage__tau'] = 0.0
-  run = restore.take_up(str(source), 'best')
-  job = loop.Job.of(driver.tiny_config(**fields), run.data)
+  run = restore.load_run(str(source), 'best')
+  job = Job.of(driver.tiny_config(**fields), run.data)
   images = run.data.test.images / np.float32(127.5) - 1
-  old = np.asarray(run.model.apply(run.state.variables(), images))
+  old = np.asarray(run.net.model.apply(run.net.variables, images))
   state, _ = job.begin()
   new = np.asarray(job.program.model.apply(state.variables(), images))
   if method == 'tau_norm':  # which leaves out the bias
-    head = run.state.params['head']
+    head = run.net.params['head']
     old = old - np.asarray(head['bias'] * head['scale'])
   np.testing.assert_allclose(new, old, rtol=1e-4, atol=1e-5)
 
 
 def test_averages_of_the_first_stage_are_what_the_second_builds_on(driver, tmp_path):
   run_here(driver, tmp_path / 'first', train__ema_decay=0.9, train__epochs=1)
-  source = restore.take_up(str(tmp_path / 'first'), 'best').state
+  source = restore.load_state(str(tmp_path / 'first'), 'best')
   stage = {'stage__method': 'crt', 'stage__source': str(tmp_path / 'first')}
   config = driver.tiny_config(train__ema_decay=0.9, **stage)
-  job = loop.Job.of(config, restore.take_up(str(tmp_path / 'first')).data)
+  job = Job.of(config, restore.load_run(str(tmp_path / 'first')).data)
   state, _ = job.begin()
   kernel = source.averages['params']['hidden']['kernel']
   np.testing.assert_array_equal(state.params['hidden']['kernel'], kernel)
@@ -252,15 +254,15 @@ def test_a_first_stage_that_is_not_finished(driver, first, tmp_path):
   stage = {'stage__method': 'crt', 'stage__source': str(source)}
   with pytest.raises(UserError, match=r'a finished run .*no result\.json'):
     run_here(driver, tmp_path / 'run', **stage)
-  last = restore.take_up(str(first), 'latest').state.step
+  last = restore.load_state(str(first), 'latest').step
   config = driver.tiny_config(stage__checkpoint=str(int(last)), **stage)
-  _, about = loop.Job.of(config, restore.take_up(str(first)).data).begin()
+  _, about = Job.of(config, restore.load_run(str(first)).data).begin()
   assert about['stage']['source_step'] == int(last)
 
 
 def test_a_second_stage_was_never_untrained(second):
   with pytest.raises(UserError, match='a first stage for --checkpoint=init; found a second stage'):
-    restore.take_up(str(second['crt']), 'init')
+    restore.load_run(str(second['crt']), 'init')
 
 
 def test_a_first_stage_that_is_not_there(driver, first, tmp_path):

@@ -10,6 +10,7 @@ from csba_jax.analysis import wording
 from csba_jax.analysis.findings import Findings
 from csba_jax.analysis.stats import Estimate
 from csba_jax.analysis.types import BranchSimilarity, Comparison, Link, Matrix, MeanFlow, Score
+from csba_jax.gradients.plots import color_limit
 from csba_jax.report.study import svg
 
 MEASURES = ('head_tail_conflict', 'minority_interference', 'mean_cosine')
@@ -118,7 +119,7 @@ def matrices(findings: Findings, before: Matrix | None, after: Matrix | None) ->
   cell = (before or after).cell
   by_size, labels = np.ix_(*[order(findings, cell)] * 2), class_labels(findings, cell)
   given = [(wording.clean(m.variant), m.cosine[by_size]) for m in (before, after) if m is not None]
-  limit = scale([values for _, values in given])
+  limit = color_limit([values for _, values in given])
   drawn = [
     svg.heat_map(values, labels, title=name, limit=limit, named=i == 0)
     for i, (name, values) in enumerate(given)
@@ -126,7 +127,8 @@ def matrices(findings: Findings, before: Matrix | None, after: Matrix | None) ->
   if before is not None and after is not None:
     change = given[1][1] - given[0][1]
     title = f'{given[1][0]} − {given[0][0]}'
-    drawn.append(svg.heat_map(change, labels, title=title, limit=scale([change]), named=False))
+    limit = color_limit([change])
+    drawn.append(svg.heat_map(change, labels, title=title, limit=limit, named=False))
   return drawn
 
 
@@ -271,13 +273,6 @@ def row_normalised(confusion: np.ndarray) -> np.ndarray:
   confusion = np.asarray(confusion, np.float64)
   total = confusion.sum(1, keepdims=True)
   return np.divide(confusion, total, out=np.full_like(confusion, np.nan), where=total > 0)
-
-
-def scale(given: Sequence[np.ndarray]) -> float:
-  """End of the scale of colours: the largest entry off the diagonal, at least 0.05."""
-  off = [abs(m[~np.eye(len(m), dtype=bool)]) for m in given]
-  finite = [x for values in off for x in values if math.isfinite(x)]
-  return max(0.05, float(max(finite, default=1.0)))
 
 
 def triple(estimate: Estimate) -> tuple[float, float, float]:

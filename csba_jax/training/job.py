@@ -1,0 +1,111 @@
+"""What is fixed about a run before its first step: data, plan, compiled program, devices, keys."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import ml_collections
+import numpy as np
+import optax
+from jax import Array
+
+from csba_jax.data import mixing, pipeline, sampling
+from csba_jax.measure import diagnose
+from csba_jax.methods import losses, optimizers, second_stages
+from csba_jax.models import registry
+from csba_jax.run import state as state_lib
+from csba_jax.run.net import Metadata, Net
+from csba_jax.run.schedule import Plan, training_stream
+from csba_jax.run.state import TrainState
+from csba_jax.runtime import sharding
+from csba_jax.training import start_second_stage
+from csba_jax.training.step import StepFn, make_step
+
+# sections and fields of a config on which no compiled step depends
+_NOT_COMPILED = ('seed', 'data', 'diagnostics', 'parallel')
+
+
+class Program(NamedTuple):
+  """What is compiled for a run, and for all runs that differ from it in seeds and images only."""
+
+  model: nn.Module
+  tx: optax.GradientTransformation
+  schedule: optax.Schedule  # learning rate by step
+  step_fn: StepFn
+
+
+# cached, because jit compiles anew for a function that is not the same object
+@functools.lru_cache(maxsize=4)
+def _program(
+  config: ml_collections.FrozenConfigDict,
+  image_shape: tuple[int, int, int],
+  class_counts: tuple[int, ...],
+  total_steps: int,
+  layout: sharding.Layout,
+) -> Program:
+  model = registry.build(config.model, len(class_counts), image_shape)
+  tx, schedule = optimizers.build(config, total_steps)
+  step_fn = make_step(config, model, tx, np.array(class_counts), total_steps, layout)
+  return Program(model, tx, schedule, step_fn)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+  """Everything about a run that is fixed before its first step."""
+
+  config: ml_collections.ConfigDict
+  data: pipeline.Data
+  plan: Plan
+  program: Program
+  layout: sharding.Layout
+  key: Array  # decides everything random on the devices
+  streams: Mapping[str, sampling.Stream]  # give the positions that `train_steps` reads
+
+  @classmethod
+  def of(cls, config: ml_collections.ConfigDict, data: pipeline.Data) -> 'Job':
+    """The run that a config describes on its data; UserError where it cannot be run."""
+    second_stages.check_source(config.stage)
+    plan = Plan.of(config, len(data.train))
+    layout = sharding.layout(config)
+    decisive = {name: config[name] for name in config if name not in _NOT_COMPILED}
+    program = _program(
+      ml_collections.FrozenConfigDict(decisive),
+      data.image_shape,
+      losses.counts_that_matter(config, data.class_counts),
+      plan.total,
+      layout,
+    )
+    diagnose.check_room(Net.of_shapes(program.model, Metadata.of(data)), config, layout.devices)
+    own = training_stream(config, data.train.labels)
+    partner = mixing.partners(config.mixing, own)
+    streams = {'own': own} | ({'partner': partner} if partner else {})
+    key = layout.place(jax.random.key(config.seed))
+    return cls(config, data, plan, program, layout, key, streams)
+
+  @property
+  def batch_size(self) -> int:
+    """Images of a step."""
+    return self.config.train.batch_size
+
+  def net(self, state: TrainState) -> Net:
+    """The net of a state, as it is evaluated."""
+    metadata, tau = Metadata.of(self.data), self.config.loss.post_hoc_tau
+    return Net.of(self.program.model, state, metadata, tau)
+
+  def begin(self, resumes: bool = False) -> tuple[TrainState, dict[str, Any]]:
+    """The state before the first step, and what result.json says about its origin.
+
+    A run that `resumes` takes only shapes from this state, so it does not need its first stage.
+    """
+    config = self.config
+    averages = config.train.ema_decay > 0
+    model, tx, *_ = self.program
+    state = state_lib.create(model, tx, self.data.image_shape, config.seed, averages)
+    state = self.layout.place_state(state)
+    if config.stage.method == 'none' or resumes:
+      return state, {}
+    state, about = start_second_stage.start(model, state, config, self.data)
+    return self.layout.place_state(state), {'stage': about}

@@ -1,0 +1,96 @@
+"""Runs of several seeds in one table: means, spread, and what does not go together."""
+
+import json
+
+import numpy as np
+import pytest
+
+from csba_jax import config as config_lib
+from csba_jax.errors import UserError
+from csba_jax.report.terminal import by_net
+
+
+def result(macro_f1, f1=(0.5, None), counts=(50, 5), splits='a'):
+  return {
+    'accuracy': 0.75,
+    'macro_f1': macro_f1,
+    'balanced_accuracy': 0.625,
+    'per_class': {'f1': list(f1), 'support': [10, 4]},
+    'class_names': ['cat', 'ox'],
+    'class_counts': list(counts),
+    'confusion_matrix': [[8, 2], [1, 3]],
+    'splits_sha256': splits,
+    'source_sha256': 's',
+  }
+
+
+@pytest.fixture
+def runs(tmp_path):
+  """make(name, seed, attention, result) -> the workdir of a finished run."""
+
+  def make(name, seed, attention, found):
+    config = config_lib.default()
+    config.seed = config.data.seed = seed
+    config.model.attention = attention
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / 'config.json').write_text(json.dumps({'config': config.to_dict()}))
+    found = found | {'expected_calibration_error': 0.1, 'group_accuracy': {}}
+    (folder / 'result.json').write_text(json.dumps(found))
+    return str(folder)
+
+  return make
+
+
+def test_a_column_for_each_net_with_its_mean_and_spread(runs):
+  none = [(0.5, 0.25), (0.7, 0.75), (0.9, 0.5)]
+  csba = [0.6, 0.6, 0.9]
+  paths = [runs(f'none-s{s}', s, 'none', result(*none[s][:1], f1=none[s])) for s in range(3)]
+  paths += [runs(f'csba-s{s}', s, 'csba', result(csba[s])) for s in (2, 0, 1)]  # in any order
+  lines = by_net.of_workdirs(paths).splitlines()
+  assert lines[0].split() == ['F1', 'of', 'class', 'training', 'images', 'none', 'csba']
+  mean, spread = np.mean([0.5, 0.7, 0.9]), np.std([0.5, 0.7, 0.9], ddof=1)
+  assert lines[1].split() == [
+    'cat',
+    '50',
+    f'{mean:.3f}',
+    '±',
+    f'{spread:.3f}',
+    *['0.500', '±', '0.000'],
+  ]
+  assert lines[2].split() == ['ox', '5', *['0.500', '±', '0.250'], '-']
+  assert lines[4].split() == [
+    'macro-F1',
+    f'{mean:.3f}',
+    '±',
+    f'{spread:.3f}',
+    *['0.700', '±', '0.173'],
+  ]
+  assert 'Mean ± standard deviation over 3 seeds.' in lines
+  assert any(line.startswith('csba - none, mean of 3 seeds: macro-F1 +0.000') for line in lines)
+
+
+def test_class_sizes_that_differ_between_seeds(runs):
+  paths = [runs(f'n{s}', s, 'none', result(0.5, counts=(50 + s, 5))) for s in range(2)]
+  assert by_net.of_workdirs(paths).splitlines()[1].split()[:2] == ['cat', '50-51']
+
+
+def test_one_seed_a_net_is_a_column_for_each_run(runs):
+  paths = [runs('a', 0, 'none', result(0.5)), runs('b', 0, 'csba', result(0.25))]
+  lines = by_net.of_workdirs(paths).splitlines()
+  assert lines[0].split()[-2:] == ['a', 'b']
+  assert lines[4].split() == ['macro-F1', '0.500', '0.250']
+
+
+def test_what_does_not_go_together(runs):
+  none = [runs(f'none-s{s}', s, 'none', result(0.5)) for s in range(2)]
+  with pytest.raises(UserError, match=r'^expected every run once; found .*none-s0 and .*none-s0; '):
+    by_net.of_workdirs([*none, none[0]])
+  csba = [runs('csba-s0', 0, 'csba', result(0.5))]
+  with pytest.raises(
+    UserError, match=r'the same seeds for every net; found 2 of .*, 1 of .*csba-s0'
+  ):
+    by_net.of_workdirs([*none, *csba])
+  csba.append(runs('csba-s1', 1, 'csba', result(0.5, splits='b')))
+  with pytest.raises(UserError, match='runs of one seed on the same splits; found different ones'):
+    by_net.of_workdirs([*none, *csba])
