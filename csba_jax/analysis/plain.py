@@ -20,7 +20,7 @@ class Statement:
   study: Study
   says: Mapping[str, str]  # by verdict
   title: str  # of the numbers, such as 'difference of macro-F1'
-  # of a comparison or a link; None for what is not shown; of several of one condition the lowest is
+  # of a Comparison or a Link, None for what is not shown; of several of one condition the lowest is
   number: Callable[[Any], float | None]
 
   def of(
