@@ -24,7 +24,7 @@ from csba_jax.training import loop
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
-from csba_jax import grid
+from csba_jax.study import grid
 
 
 def get_config():
