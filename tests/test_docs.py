@@ -169,7 +169,8 @@ def test_flags_fields_and_recipes_of_all_commands_exist(flags_of):
         name, _, value = flag.partition('=')
         name = name.lstrip('-')
         if name == 'config' and not value.isupper():
-          wrong += [f'{block}: {value}'] * (not (ROOT / value).is_file())
+          file = ROOT / value if value.endswith('.py') else ROOT / f'configs/{value}.py'
+          wrong += [f'{block}: {value}'] * (not file.is_file())
         elif name.startswith('config.'):
           known = name.removeprefix('config.') in fields[binary]
           wrong += [f'{block}: {name}'] * (not known)
