@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 import os
+import time
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = ' '.join(
@@ -20,6 +21,13 @@ import pytest
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+def pytest_runtest_setup(item):
+  """A slow test does not begin after the time in $CSBA_TEST_DEADLINE, seconds since the epoch."""
+  deadline = float(os.environ.get('CSBA_TEST_DEADLINE') or 'inf')
+  if item.get_closest_marker('slow') and time.time() > deadline:
+    pytest.skip('no time left for slow tests: run them with make test-slow')
 
 
 @pytest.fixture(scope='session')

@@ -172,7 +172,7 @@ def start_all(workdir, *arguments, processes=2, devices=4, own=(), **kwargs):
 
 def finish(process):
   """(exit code, standard output, standard error) of a child."""
-  out, err = process.communicate(timeout=240)
+  out, err = process.communicate(timeout=600)
   return process.returncode, out, err
 
 

@@ -24,7 +24,7 @@ def call(binary, *arguments, cwd=ROOT, **environment):
     env=os.environ | plain | environment,
     capture_output=True,
     text=True,
-    timeout=240,
+    timeout=600,
     check=False,
   )
   return process.returncode, process.stdout, process.stderr
@@ -48,12 +48,18 @@ BAD_TRAINING = {
   'unknown field': ([DIGITS, '--config.train.epocs=3'], 'Did you mean "epochs"'),
   'wrong type': ([DIGITS, '--config.train.epochs=ten'], "'ten'"),
   'imbalance below 1': ([DIGITS, '--config.data.imbalance_factor=0.01'], '1 / 0.01 = 100'),
-  'empty class': ([DIGITS, '--config.data.imbalance_factor=900'], 'to fix it: set imbalance_factor to 125 or less'),
+  'empty class': (
+    [DIGITS, '--config.data.imbalance_factor=900'],
+    'to fix it: set imbalance_factor to 125 or less',
+  ),
   'large batch': ([DIGITS, '--config.train.batch_size=5000'], 'a batch larger than the data'),
   'unknown model': ([DIGITS, '--config.model.name=vgg'], "found 'vgg'"),
   'unknown attention': ([DIGITS, '--config.model.attention=se2'], 'csba_class'),
   'unknown loss': ([DIGITS, '--config.loss.name=hinge'], 'balanced_softmax'),
-  'csba without branches': ([DIGITS, '--config.model.name=resnet32'], 'since csba needs branches, or set --config.model.attention=none'),
+  'csba without branches': (
+    [DIGITS, '--config.model.name=resnet32'],
+    'since csba needs branches, or set --config.model.attention=none',
+  ),
   'deferred past the end': (
     [DIGITS, '--config.loss.weights_start=160'],
     '0 <= share of the run < 1',

@@ -57,7 +57,7 @@ def execute(tmp_path_factory):
 
   def run(notebook, folder):
     client = nbclient.NotebookClient(
-      notebook, timeout=280, kernel_name='python3', resources={'metadata': {'path': str(folder)}}
+      notebook, timeout=800, kernel_name='python3', resources={'metadata': {'path': str(folder)}}
     )
     client.execute(env=environment)
     return notebook

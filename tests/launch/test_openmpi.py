@@ -52,7 +52,7 @@ def train(prefix, workdir, devices):
     start_new_session=True,
   )
   try:
-    out, err = child.communicate(timeout=280)
+    out, err = child.communicate(timeout=800)
   finally:
     if child.poll() is None:
       os.killpg(child.pid, signal.SIGKILL)

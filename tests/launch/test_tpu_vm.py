@@ -128,7 +128,7 @@ class Cloud:
   def run(self, *arguments, **options):
     """(exit code, standard output, standard error)."""
     process = self.start(*arguments, **options)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
   def calls(self):
@@ -323,7 +323,7 @@ def test_a_signal_saves_the_run_and_deletes_the_vm(cloud, number):
     assert time.monotonic() < end
     time.sleep(0.05)
   process.send_signal(number)
-  _, err = process.communicate(timeout=60)
+  _, err = process.communicate(timeout=300)
   assert process.returncode == 128 + number
   assert 'stopping: the run saves its state' in err
   assert (cloud.stub / 'stopped').exists()

@@ -340,7 +340,7 @@ def test_the_binary_prints_and_writes(workdir, tmp_path):
   shutil.copytree(workdir, tmp_path / 'run')
   arguments = ['--images=8', '--folds=2', '--checkpoint=init', '--layers=stage3|head']
   process = start(f'--workdir={tmp_path}/run', *arguments)
-  out, err = process.communicate(timeout=240)
+  out, err = process.communicate(timeout=600)
   assert process.returncode == 0, err
   written = [line.removeprefix('written: ') for line in out.splitlines() if 'written: ' in line]
   stem = 'step000000_train_stage3-head'
@@ -365,7 +365,7 @@ def test_ctrl_c_leaves_whole_files_only(workdir, tmp_path):
   while 'MiB at a time' not in process.stderr.readline():  # from here on it works on images
     assert process.poll() is None
   process.send_signal(signal.SIGINT)
-  out, err = process.communicate(timeout=120)
+  out, err = process.communicate(timeout=600)
   assert process.returncode == 130, err
   assert err.splitlines()[-1] == 'stopped: nothing was written'
   assert not out
@@ -387,7 +387,7 @@ def test_ctrl_c_leaves_whole_files_only(workdir, tmp_path):
 )
 def test_bad_input_ends_in_one_line(workdir, arguments, expected):
   process = start(*(argument.format(run=workdir) for argument in arguments))
-  out, err = process.communicate(timeout=120)
+  out, err = process.communicate(timeout=600)
   assert process.returncode == 1, err
   assert 'Traceback' not in err
   assert expected in err.splitlines()[-1]

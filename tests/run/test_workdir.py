@@ -91,7 +91,9 @@ def test_a_file_system_without_locks_is_said_to_be_one(tmp_path, monkeypatch, ca
     folder.begin()
   said = capsys.readouterr().err
   assert said.count('\n') == 1
-  assert f'{tmp_path} is on a file system without locks ({os.strerror(number)}): make sure that' in said
+  assert (
+    f'{tmp_path} is on a file system without locks ({os.strerror(number)}): make sure that' in said
+  )
   assert (tmp_path / 'config.json').exists()
 
 

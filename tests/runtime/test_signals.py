@@ -60,7 +60,7 @@ def program_that(does, **kwargs):
 def test_before_there_is_anything_to_save_a_signal_leaves_with_its_code(name, code):
   """While a binary starts, and after its result is written."""
   child = program_that(f'  os.kill(os.getpid(), signal.{name})\n  time.sleep(60)')
-  out, err = child.communicate(timeout=120)
+  out, err = child.communicate(timeout=600)
   assert (child.returncode, out, err) == (code, '', '')
 
 
@@ -68,7 +68,7 @@ def left_after(child, number):
   """(exit code, standard error, seconds from the signal to the end)."""
   began = time.monotonic()
   child.send_signal(number)
-  _, err = child.communicate(timeout=120)
+  _, err = child.communicate(timeout=600)
   return child.returncode, err, time.monotonic() - began
 
 
@@ -97,7 +97,7 @@ def test_a_request_takes_sigterm_over_and_gives_it_back():
   )
   time.sleep(0.5)
   child.send_signal(signal.SIGTERM)
-  out, err = child.communicate(timeout=60)
+  out, err = child.communicate(timeout=300)
   assert (child.returncode, out, err) == (75, 'saved\n', '')
 
 

@@ -136,7 +136,7 @@ def binary(folder, *arguments):
 
 def finish(process):
   """(exit code, standard output, standard error) of a child."""
-  out, err = process.communicate(timeout=240)
+  out, err = process.communicate(timeout=600)
   return process.returncode, out, err
 
 
