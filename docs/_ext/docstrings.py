@@ -87,10 +87,13 @@ def field_comments(cls: type) -> dict[str, str]:
   """{field: comment behind it} of a class with annotated fields, such as a dataclass."""
   try:
     source = textwrap.dedent(inspect.getsource(cls))
-  except (OSError, TypeError):
+    (definition,) = ast.parse(source).body
+  except (OSError, TypeError, SyntaxError, ValueError):
+    return {}
+  if not isinstance(definition, ast.ClassDef):  # of a class that other code makes
     return {}
   lines, found = source.splitlines(), {}
-  for node in ast.parse(source).body[0].body:
+  for node in definition.body:
     if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
       rest = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()
       if rest.strip().startswith('#'):
