@@ -74,7 +74,7 @@ BAD_TRAINING = {
     [DIGITS, '--config.stage.method=crt', '--config.stage.source=/nix'],
     'no config.json',
   ),
-  'manifest of digits': ([DIGITS, '--config.data.manifest=m.csv'], 'image_folder only'),
+  'manifest of digits': ([DIGITS, '--config.data.manifest=m.csv'], 'only with data.source=image_folder'),
   'size not as declared': ([DIGITS, '--config.data.image_size=16'], 'data.image_size=8'),
   'no photos named': ([FOLDER], 'set --config.data.dir'),
   'folder not there': ([FOLDER, '--config.data.dir=/nix'], '/nix'),
@@ -106,7 +106,7 @@ ELSEWHERE = (
 def test_bad_input_ends_in_one_line(tmp_path, case):
   arguments, expected = BAD_TRAINING[case]
   if case == 'config not Python':
-    (tmp_path / 'broken.py').write_text('this is not Python')
+    (tmp_path / 'broken.py').write_text('this is no Python')
     arguments = [f'--config={tmp_path}/broken.py']
   workdir = [] if case == 'no workdir' else [f'--workdir={tmp_path / "run"}']
   code, out, err = call('train', *arguments, *workdir, CSBA_IMAGE_FOLDER='')
