@@ -258,7 +258,7 @@ def test_run_again_it_goes_on_from_what_is_there(ran, execute):
     ),
     pytest.param(
       {'DATA': 'birds'},
-      r"expected a recipe of .*; found 'birds'; to fix it: .*",
+      r"expected the name of a recipe .*; found 'birds'; to fix it: .*",
       marks=pytest.mark.slow,
     ),
     pytest.param(
