@@ -74,7 +74,10 @@ BAD_TRAINING = {
     [DIGITS, '--config.stage.method=crt', '--config.stage.source=/nix'],
     'no config.json',
   ),
-  'manifest of digits': ([DIGITS, '--config.data.manifest=m.csv'], 'only with data.source=image_folder'),
+  'manifest of digits': (
+    [DIGITS, '--config.data.manifest=m.csv'],
+    'only with data.source=image_folder',
+  ),
   'size not as declared': ([DIGITS, '--config.data.image_size=16'], 'data.image_size=8'),
   'no photos named': ([FOLDER], 'set --config.data.dir'),
   'folder not there': ([FOLDER, '--config.data.dir=/nix'], '/nix'),
