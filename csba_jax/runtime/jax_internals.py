@@ -45,7 +45,7 @@ def has_grouped_convolutions(fun: Callable[..., PyTree], *args: PyTree) -> bool:
       eqn.params['feature_group_count'] * eqn.params['batch_group_count'] > 1
       for eqn in _convolutions(closed.jaxpr)
     )
-  except Exception as error:
+  except Exception as error:  # nobody knows what an unknown form raises
     _say(f'a program cannot be read ({_text(error)})', 'its classes are unrolled')
     return True
 
@@ -125,7 +125,7 @@ def _with_programs(eqn: core.JaxprEqn, convolve: Convolve) -> core.JaxprEqn:
     return eqn
   try:
     return eqn.replace(params={k: _replaced(v, convolve) for k, v in eqn.params.items()})
-  except Exception as error:
+  except Exception as error:  # as above
     _say(
       f'the programs inside {eqn.primitive} cannot be replaced ({_text(error)})',
       'their convolutions stay as they are',
