@@ -57,6 +57,6 @@ def too_few_seeds(tests: int, seeds: int) -> str:
     return ''
   needed = 1 + math.floor(math.log2(tests / SIGNIFICANCE)) + 1
   return (
-    f'no comparison of the family can be supported: with so few seeds and {tests} tests '
-    f"Holm's adjusted p is at least {min(smallest, 1):.3f}; {needed} seeds would do"
+    f'{seeds} seed{"s" * (seeds != 1)} cannot support any comparison: the smallest p of {tests} '
+    f'test{"s" * (tests != 1)} is {min(smallest, 1):.3f} after Holm; use {needed} seeds'
   )

@@ -238,10 +238,10 @@ def test_too_few_seeds_for_the_family_are_noted(tmp_path, full):
   found = analysed(tmp_path, *simulated.make(seeds=5, variants=('none', 'none_wide', 'csba')))
   assert claim(found, 'improves').verdict == UNDECIDED
   assert (
-    "no comparison of the family can be supported: with so few seeds and 2 tests Holm's adjusted p "
-    'is at least 0.125; 7 seeds would do'
+    '5 seeds cannot support any comparison: the smallest p of 2 tests is 0.125 after Holm; '
+    'use 7 seeds'
   ) in found.notes
-  assert not any('can be supported' in note for note in full.notes)
+  assert not any('cannot support' in note for note in full.notes)
   # the promise: 2 tests of 7 seeds, and not of 6
   assert 2 * 2.0**-6 < 0.05 < 2 * 2.0**-5
 

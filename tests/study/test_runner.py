@@ -343,8 +343,8 @@ def test_dry_run_says_that_the_seeds_are_too_few(tmp_path):
   )
   assert code == 0, err
   assert out.splitlines()[-1] == (
-    "no comparison of the family can be supported: with so few seeds and 2 tests Holm's adjusted p "
-    'is at least 1.000; 7 seeds would do'
+    '2 seeds cannot support any comparison: the smallest p of 2 tests is 1.000 after Holm; '
+    'use 7 seeds'
   )
 
 
@@ -793,11 +793,11 @@ def test_seeds_that_are_too_few_to_support_anything(
   in_process(monkeypatch)
   start(small(**fields), tmp_path / 'few')
   assert (
-    f'no comparison of the family can be supported: with so few seeds and {tests} tests '
-    f"Holm's adjusted p is at least {smallest}; {needed} seeds would do"
+    f'cannot support any comparison: the smallest p of {tests} '
+    f'test{"s" * (tests > 1)} is {smallest} after Holm; use {needed} seeds'
   ) in capsys.readouterr().err
   start(small(**fields | {'seeds': needed}), tmp_path / 'enough')
-  assert 'supported' not in capsys.readouterr().err
+  assert 'cannot support' not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -811,7 +811,7 @@ def test_seeds_that_are_too_few_to_support_anything(
 def test_where_few_seeds_are_no_matter(tmp_path, monkeypatch, capsys, fields):
   in_process(monkeypatch)
   start(small(**fields), tmp_path)
-  assert 'supported' not in capsys.readouterr().err
+  assert 'cannot support' not in capsys.readouterr().err
 
 
 def test_rates_at_an_end_of_their_grid_are_said_and_kept(tmp_path, monkeypatch, capsys):
