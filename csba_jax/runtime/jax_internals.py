@@ -73,15 +73,6 @@ def with_convolutions(fun: Callable[..., PyTree], convolve: Convolve) -> Callabl
   return replaced
 
 
-def convolutions(fun: Callable[..., PyTree], *args: PyTree) -> list[dict[str, Any]]:
-  """Parameters of all convolutions of `fun`, in program order, inside loops and calls too.
-
-  A key 'operands' is added: shapes and dtypes of the operands.
-  """
-  found = _convolutions(jax.make_jaxpr(fun)(*args).jaxpr)
-  return [eqn.params | {'operands': [v.aval for v in eqn.invars]} for eqn in found]
-
-
 def _convolutions(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
   for eqn in jaxpr.eqns:
     if eqn.primitive is lax.conv_general_dilated_p:

@@ -85,7 +85,6 @@ def test_convolutions_are_replaced_wherever_they_stand(name):
   found = jax.jit(jax_internals.with_convolutions(fun, tripled))(X)
   expected = np.asarray(fun(X)) * 3**times
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * abs(expected).max())
-  assert len(jax_internals.convolutions(fun, X)) >= 1
 
 
 def test_gradients_of_a_scan_are_replaced_too():
