@@ -116,7 +116,9 @@ def _gradient(losses_fn):
   def chosen(params, batch, weight):
     return jnp.where(weight, losses_fn(params, batch), 0).sum()
 
-  return jax.jit(jax.value_and_grad(chosen))
+  # JAX 0.11 on CPU otherwise adds up a product of bfloat16 in bfloat16: 5 % off over 768 terms
+  options = {'xla_cpu_experimental_ynn_fusion_type': ''} if jax.default_backend() == 'cpu' else None
+  return jax.jit(jax.value_and_grad(chosen), compiler_options=options)
 
 
 def loop(losses_fn, params, batch):
