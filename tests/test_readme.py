@@ -94,7 +94,7 @@ def test_the_commands(tmp_path):
     done = call(line, tmp_path)
     assert done.returncode == 0, f'{line}\n{done.stderr}'
     assert done.stdout.strip(), line
-  assert list((tmp_path / 'runs/photos/conflict').glob('*.png'))
+  assert list((tmp_path / 'runs/none/conflict').glob('*.png'))
 
 
 DEMO = (ROOT / 'launch/demo.sh').read_text()

@@ -4,6 +4,7 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from absl import flags
 
@@ -11,8 +12,15 @@ ASKS = {'--help', '-help', '-h', '--helpshort', '-helpshort', '-?'}
 WIDTH, COLUMN = 100, 34  # characters of a line, and before a flag's description
 # Groups by the module that defines their flags. A binary's own module has the first group.
 GROUPS = {'csba_jax.bin._distributed': 'Several processes (docs/launching.md)'}
-CONFIG = 'Any field of csba_jax/config.py, such as --config.train.epochs=20.'
-UNSET = -1  # a default that says that the flag was not given
+# What --config.FIELD is, by binary.
+CONFIG = {
+  'train': 'Any field of csba_jax/config.py, such as --config.train.epochs=20.',
+  'study': (
+    'A field of the study, such as --config.seeds=5, or of all its runs, such as '
+    '--config.base.train.epochs=20.'
+  ),
+}
+UNSET = {'process': -1, 'processes': 0}  # defaults that say that the flag was not given
 # What the value of a flag is; of the others it is a number.
 VALUES = {
   'workdir': 'DIR',
@@ -44,7 +52,9 @@ def text(main: Callable[[], int | None], values: flags.FlagValues) -> str:
     raise TypeError(f'{main} is defined in no module')
   parts = [(module.__doc__ or '').strip()]
   own = [sys.argv[0], module.__name__]  # absl names the main module by its file
-  parts.append(_group('Flags', _flags_of(own, values), 'config' in values))
+  parts.append(
+    _group('Flags', _flags_of(own, values), CONFIG.get(Path(inspect.getfile(main)).stem))
+  )
   for name, title in GROUPS.items():
     if found := _flags_of([name], values):
       parts.append(_group(title, found))
@@ -58,11 +68,11 @@ def _flags_of(modules: Iterable[str], values: flags.FlagValues) -> list[flags.Fl
   return [flag for flag in found if flag.name != 'config']
 
 
-def _group(title: str, found: Iterable[flags.Flag], with_config: bool = False) -> str:
+def _group(title: str, found: Iterable[flags.Flag], fields: str | None = None) -> str:
   lines = [f'{title}:']
-  if with_config:
-    lines += _lines('--config=RECIPE', flags.FLAGS['config'].help)
-    lines += _lines('--config.FIELD=VALUE', CONFIG)
+  if fields is not None:
+    lines += _lines('--config=NAME', flags.FLAGS['config'].help)
+    lines += _lines('--config.FIELD=VALUE', fields)
   for flag in found:
     lines += _lines(_usage(flag), _description(flag))
   return '\n'.join(lines)
@@ -78,7 +88,7 @@ def _usage(flag: flags.Flag) -> str:
 
 def _description(flag: flags.Flag) -> str:
   words = flag.help.rpartition('>: ')[2]  # absl puts the values of an enum before the text
-  if flag.boolean or flag.default in (None, '', UNSET):
+  if flag.boolean or flag.default in (None, '', UNSET.get(flag.name)):
     return words
   return f'{words} Default: {flag.default}.'
 

@@ -59,10 +59,12 @@ def _with_recipe_files(argv: list[str]) -> list[str]:
   return found
 
 
-def define_config() -> flags.FlagHolder:
-  """--config=NAME, and --config.FIELD=VALUE for each field of the recipe."""
+def define_config(kind: str, example: str) -> flags.FlagHolder:
+  """--config=NAME, and --config.FIELD=VALUE for each field of the recipe or study."""
   return config_flags.DEFINE_config_file(
-    'config', None, 'Recipe: a name such as digits_lt, or the path of a .py file.'
+    'config',
+    None,
+    f'{kind}: a file of configs/ without .py, such as {example}, or the path of one.',
   )
 
 

@@ -1,7 +1,8 @@
 """csba-diagnose --workdir=DIR [--checkpoint=best|latest|init|STEP] [--exact] [--layers=REGEX]
 
 Measures which classes are in conflict, prints the matrix and writes it and its pictures to
-DIR/conflict. Without --exact it takes a sample of the images and gives 95 % intervals.
+DIR/conflict. Without --exact it takes a sample of the training images, and marks with * what
+differs from 0 with 95 % confidence.
 Example: csba-diagnose --workdir=runs/digits --exact
 """
 
@@ -10,10 +11,15 @@ from absl import flags
 from csba_jax.bin import _distributed, _main
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run that csba-train made.')
-_CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'Which checkpoint of the run.')
+_CHECKPOINT = flags.DEFINE_string(
+  'checkpoint', 'best', 'Which checkpoint. best: by the score on the validation part.'
+)
 _EXACT = flags.DEFINE_bool('exact', False, 'Use every training image: no sampling error.')
 _TARGET = flags.DEFINE_enum(
-  'target', 'train', ['train', 'population'], 'Intervals for the training set, or new images.'
+  'target',
+  'train',
+  ['train', 'population'],
+  'What the intervals are about: the training set itself, or what it is a sample of.',
 )
 _IMAGES = flags.DEFINE_integer('images', 64, 'Images of each class in the sample.')
 _FOLDS = flags.DEFINE_integer('folds', 8, 'Parts of the sample, for the intervals.')

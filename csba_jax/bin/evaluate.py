@@ -9,12 +9,18 @@ from absl import flags
 from csba_jax.bin import _distributed, _main
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run that csba-train made.')
-_CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'Which checkpoint of the run.')
+_CHECKPOINT = flags.DEFINE_string(
+  'checkpoint', 'best', 'Which checkpoint. best: by the score on the validation part.'
+)
 _SPLIT = flags.DEFINE_enum('split', 'test', ['test', 'val'], 'Which part of the data.')
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Folder of the data, if it has moved.')
 
 _LAUNCH = _distributed.define()
-_TAU = flags.DEFINE_float('post_hoc_tau', None, 'Logit adjustment; by default as in the run.')
+_TAU = flags.DEFINE_float(
+  'post_hoc_tau',
+  None,
+  'Strength of the logit adjustment of the predictions. Default: that of the run.',
+)
 
 
 def main() -> int:

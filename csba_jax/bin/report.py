@@ -1,4 +1,4 @@
-"""csba-report --workdirs=RUN,RUN,... | --workdir=STUDY | --readme=results/README.md
+"""csba-report --workdirs=RUN,RUN,... | --workdir=STUDY [--pool] | --readme=PAGE [--pool]
 
 Compares finished runs in one table, or writes the report of a study.
 Example: csba-report --workdirs=runs/none,runs/csba
@@ -16,9 +16,13 @@ _POOL = flags.DEFINE_bool(
   'pool', False, 'Pool runs of different versions or machines. The report says so.'
 )
 _WORKDIRS = flags.DEFINE_list(
-  'workdirs', None, 'Folders of finished runs, with commas between them.'
+  'workdirs',
+  None,
+  'Folders of finished runs, with commas between them. The first is the reference.',
 )
-_README = flags.DEFINE_string('readme', None, 'File whose section of results is written again.')
+_README = flags.DEFINE_string(
+  'readme', None, 'A page, such as results/README.md. Replaces its section of results.'
+)
 _RESULTS = flags.DEFINE_string('results', 'results', 'With --readme: folder of the studies.')
 
 

@@ -1,7 +1,7 @@
 """csba-study --config=STUDY --workdir=DIR [--jobs=2] [--shard=i/n] [--config.FIELD=VALUE ...]
 
 Trains every run of a study that is missing: variants x methods x seeds. csba-report reads DIR.
-Example: csba-study --config=study_digits --workdir=results/digits --jobs=2
+Example: csba-study --config=study_digits --workdir=runs/my_study --jobs=2
 """
 
 import shlex
@@ -11,7 +11,7 @@ from absl import flags
 
 from csba_jax.bin import _main
 
-_CONFIG = _main.define_config()
+_CONFIG = _main.define_config('Study', 'study_digits')
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the study. Give the same command again to continue a study.'
 )

@@ -9,7 +9,7 @@ from absl import flags
 from csba_jax import config as config_lib
 from csba_jax.bin import _distributed, _main
 
-_CONFIG = _main.define_config()
+_CONFIG = _main.define_config('Recipe', 'digits_lt')
 _LAUNCH = _distributed.define()
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run. Give the same command again to continue a run.'

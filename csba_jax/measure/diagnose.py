@@ -54,7 +54,7 @@ def diagnose_run(
   layers: str | None = None,
   tick: estimate.Tick = estimate.no_tick,
 ) -> Conflict:
-  """The conflict of a run's net over its training part, under the run's own loss.
+  """The conflict of a run's net over its training part, under the run's loss.
 
   The net is the one that is evaluated: moving averages where the run keeps them. Class gradients
   are of the loss without class weights; sampler and class weights enter through the prior, see
@@ -233,8 +233,8 @@ class Probe:
 
   It measures the parameters that the optimiser moves, also where moving averages are kept.
 
-  The sample is class-stacked by (class, fold) and drawn with replacement, for an unbiased estimate;
-  the whole measurement is one compiled step.
+  The sample is an array with one row of images for each pair (class, fold). It is drawn with
+  replacement, for an unbiased estimate. The whole measurement is one compiled step.
 
   Args:
     net: of the run; its variables may be shapes.

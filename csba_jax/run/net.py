@@ -1,4 +1,6 @@
-"""A net that needs no data: model, variables, preprocessing, class names and class counts.
+"""A classifier that can be used without its training data.
+
+It holds the model, variables, preprocessing, class names and class counts.
 
 What a folder of images would tell about a net is kept in the run's net.json, so that the net can be
 used where its training data is not.
@@ -32,7 +34,8 @@ FILE = 'net.json'
 class Preprocessing:
   """From uint8 images to the input of a model:  x / divisor - offset, float32.
 
-  By default 0..255 becomes -1..1. No statistics of the data: the first norm of a net learns them.
+  By default 0..255 becomes -1..1. It uses no statistics of the data: the first
+  normalisation layer of a net learns them.
   """
 
   divisor: float = 127.5
@@ -120,7 +123,7 @@ class Net:
 
   @property
   def num_classes(self) -> int:
-    """C."""
+    """Number of classes, C."""
     return len(self.metadata.class_names)
 
   @property
@@ -169,10 +172,10 @@ def _logits(
 
 
 def keep(folder: Workdir, metadata: Metadata) -> None:
-  """Writes net.json of a run that begins; a run that goes on must have the metadata it had.
+  """Writes net.json when a run starts, and compares it when a run goes on.
 
   Raises:
-    UserError: the file cannot be written, or says something else.
+    UserError: the file cannot be written, or the metadata of the run has changed.
   """
   if not distributed.is_first():
     return  # all processes have the same data

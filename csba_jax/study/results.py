@@ -1,9 +1,10 @@
-"""results.jsonl, the record of a study: a line a run, appended whole, merged, never mixed silently.
+"""results.jsonl, the record of a study: one line for each run.
 
-A line is a JSON object: schema, study, run, status, axes, config_sha256, versions, commit, device,
-seconds, and of a finished run result, conflict and branches; null stands for NaN. A unit is what
-variants are paired by: (split, repeat, fold, seed). A cell is all else but the variant: (axis,
-value), ....
+Lines are written completely or not at all, and runs of different origin are refused unless they are
+pooled on purpose. A line is a JSON object: schema, study, run, status, axes, config_sha256,
+versions, commit, device, seconds, and of a finished run result, conflict and branches; null stands
+for NaN. A unit is what variants are paired by: (split, repeat, fold, seed). A cell is the value of
+every other axis but the variant: (axis, value), ....
 """
 
 import dataclasses
@@ -253,7 +254,7 @@ def _check_unique(done: Sequence[Record]) -> None:
 
 
 def _provenance(found: Results, folder: Path, pool: bool) -> list[str]:
-  """Notes on runs that differ in origin; UserError where the numbers may differ for it."""
+  """Notes on runs that differ in origin. UserError: their numbers may differ because of it."""
   done = found.done
   strict = [_mixed('study', (r['study'] for r in done))]
   without = [r for r in done if not r.get('config')]  # of others the configs are compared

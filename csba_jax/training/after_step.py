@@ -71,7 +71,7 @@ class Context:
 
   @classmethod
   def of(cls, job: Job, records: Records, stop: StopRequest, bar: TrainingBar) -> 'Context':
-    """At the step where the records are."""
+    """The context for the step that the records have reached."""
     probe = None
     if job.plan.diagnose_every:
       net = Net.of_shapes(job.program.model, Metadata.of(job.data))
@@ -110,7 +110,7 @@ def _measure_probe(context: Context, state: TrainState) -> None:
 
 
 def _measure_snapshots(context: Context, state: TrainState) -> None:
-  """Snapshots at shares of the run."""
+  """Snapshots at fixed fractions of the run."""
   names = context.job.plan.snapshots_at(context.step)
   record_snapshots(context.job, context.records, context.stop, _settled(context, state), names)
 

@@ -59,7 +59,7 @@ def _several(differences: np.ndarray, names: tuple[str, str]) -> list[str]:
     f'{mean}, 95 % interval {found.low:+.3f} to {found.high:+.3f}.',
     f'The interval leaves out 0: {better} does better with this recipe on this data.'
     if found.excludes(0)
-    else 'The interval holds 0: these seeds do not tell which does better.',
+    else 'The interval contains 0, so these seeds do not show which is better.',
     f'With {seeds} seeds a sign-flip test gives p = {2 ** (1 - seeds):.2g} at best; here '
     f'p = {found.p:.2g}.',
   ]

@@ -63,7 +63,7 @@ def test_one_seed_with_a_small_difference():
 def test_several_seeds():
   undecided = seeds.describe([SAME, POOR, GOOD], [GOOD, SAME, POOR], NAMES)
   assert 'csba - none, mean of 3 seeds: macro-F1' in undecided
-  assert 'holds 0: these seeds do not tell which does better.' in undecided
+  assert 'contains 0, so these seeds do not show which is better.' in undecided
   assert 'p = 0.25 at best' in undecided
   clear = seeds.describe([POOR, POOR, SAME, POOR], [GOOD, SAME, GOOD, GOOD], NAMES)
   shifted = [r | {'macro_f1': r['macro_f1'] - 0.3} for r in (GOOD, SAME, GOOD, SAME)]
