@@ -11,9 +11,7 @@ from absl import flags
 from csba_jax.bin import _distributed, _main
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run that csba-train made.')
-_CHECKPOINT = flags.DEFINE_string(
-  'checkpoint', 'best', 'Which checkpoint. best: by the score on the validation part.'
-)
+_CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'Which one. best: on validation images.')
 _EXACT = flags.DEFINE_bool('exact', False, 'Use every training image: no sampling error.')
 _TARGET = flags.DEFINE_enum(
   'target',

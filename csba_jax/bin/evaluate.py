@@ -9,9 +9,7 @@ from absl import flags
 from csba_jax.bin import _distributed, _main
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run that csba-train made.')
-_CHECKPOINT = flags.DEFINE_string(
-  'checkpoint', 'best', 'Which checkpoint. best: by the score on the validation part.'
-)
+_CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'Which one. best: on validation images.')
 _SPLIT = flags.DEFINE_enum('split', 'test', ['test', 'val'], 'Which part of the data.')
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Folder of the data, if it has moved.')
 
