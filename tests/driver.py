@@ -113,8 +113,11 @@ STEPS = (loop, 'compiled_steps', 'before-step', 'after-step')  # it returns the 
 PLACES = tuple(place for row in (*WRAPPED, STEPS) for place in row[2:])
 
 
-def places(arrive):
-  """Calls `arrive(place)` at each of PLACES from now on; AttributeError where a name is gone."""
+def places(arrive, put=setattr):
+  """Calls `arrive(place)` at each of PLACES from now on; AttributeError where a name is gone.
+
+  put: monkeypatch.setattr in a process that goes on with other tests.
+  """
 
   def wrap(function, before, after):
     def wrapped(*args, **kwargs):
@@ -126,10 +129,10 @@ def places(arrive):
     return wrapped
 
   for owner, name, before, after in WRAPPED:
-    setattr(owner, name, wrap(getattr(owner, name), before, after))
+    put(owner, name, wrap(getattr(owner, name), before, after))
   owner, name, before, after = STEPS
   steps = getattr(owner, name)()
-  setattr(owner, name, lambda: wrap(steps, before, after))
+  put(owner, name, lambda: wrap(steps, before, after))
 
 
 def start(workdir, *arguments, devices=1, program=(__file__,), **kwargs):

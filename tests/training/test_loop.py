@@ -1,5 +1,6 @@
 """The training loop: what it writes, and that no way of ending it early changes the end."""
 
+import collections
 import contextlib
 import json
 import os
@@ -278,8 +279,8 @@ def test_a_dispatch_ends_at_each_step_that_is_diagnosed(every):
     assert {step for step in range(7, 19) if plan.diagnoses_at(step)} <= ends
 
 
-KILLS_QUICK = ['after-step:17']
-KILLS_SLOW = [
+KILLS = [
+  'after-step:17',
   'saving:2',
   'before-config:1',
   'after-config:1',
@@ -299,8 +300,53 @@ KILLS_SLOW = [
 ]
 
 
+def copied(workdir, copy):
+  """Copies a workdir as it is at one moment, although a thread may be saving to it."""
+  while workdir.exists():
+    before = sorted(workdir.rglob('*'))
+    with contextlib.suppress(OSError, shutil.Error):  # a file was renamed meanwhile
+      shutil.copytree(workdir, copy)
+    if (
+      sorted(workdir.rglob('*'))
+      == before
+      == sorted(workdir / p.relative_to(copy) for p in copy.rglob('*'))
+    ):
+      return
+    shutil.rmtree(copy, ignore_errors=True)
+
+
+@pytest.fixture(scope='session')
+def left_by_kills(driver, tmp_path_factory):
+  """(an undisturbed run, a folder with its workdir as it was at each of KILLS).
+
+  A process that is killed there leaves just that: nothing of its memory comes to the disk.
+  """
+  folder, counts = tmp_path_factory.mktemp('kills'), collections.Counter()
+
+  def arrive(place):
+    counts[place] += 1
+    if (end := f'{place}:{counts[place]}') in KILLS:
+      copied(folder / 'undisturbed', folder / end)
+
+  with pytest.MonkeyPatch.context() as patch:
+    driver.places(arrive, patch.setattr)
+    run_here(driver, folder / 'undisturbed')
+  return folder / 'undisturbed', folder
+
+
+@pytest.mark.parametrize('end', KILLS)
+def test_what_a_kill_leaves_ends_as_if_undisturbed(driver, left_by_kills, tmp_path, end):
+  undisturbed, folder = left_by_kills
+  if (folder / end).exists():  # not before the folder is claimed
+    shutil.copytree(folder / end, tmp_path / 'run')
+  else:
+    assert end == 'before-config:1'
+  run_here(driver, tmp_path / 'run')
+  assert_same_end(driver, tmp_path / 'run', undisturbed)
+
+
 @pytest.mark.parametrize(
-  'end', KILLS_QUICK + [pytest.param(end, marks=pytest.mark.slow) for end in KILLS_SLOW]
+  'end', KILLS[:1] + [pytest.param(end, marks=pytest.mark.slow) for end in KILLS[1:]]
 )
 def test_a_killed_run_ends_as_if_undisturbed(driver, finished, tmp_path, end):
   workdir = tmp_path / 'run'
