@@ -79,4 +79,4 @@ $(VENV)/installed-bench: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs/demo build docs/_build docs/gallery *.egg-info
+	rm -rf $(VENV) .pytest_cache runs/demo build docs/_build docs/gallery *.egg-info

@@ -265,34 +265,34 @@ def test_dry_run_of_a_folder_wants_the_number_of_classes():
 
 @pytest.fixture(scope='module')
 def digits_runs(tmp_path_factory):
-  """Workdirs of `none` and `csba` on digits, two epochs of a very narrow net."""
+  """Workdirs of a very narrow net on digits, two epochs with each of two losses."""
   folder = tmp_path_factory.mktemp('runs')
-  for attention in ('none', 'csba'):
+  for loss in ('cross_entropy', 'focal'):
     code, out, err = call(
       'train',
       DIGITS,
-      f'--workdir={folder / attention}',
-      f'--config.model.attention={attention}',
+      f'--workdir={folder / loss}',
+      f'--config.loss.name={loss}',
+      '--config.model.attention=none',
       '--config.model.width=0.05',
       '--config.train.epochs=2',
       '--config.train.eval_every=1',
     )
     assert code == 0, err
-    assert f'workdir: {folder / attention}' in out
+    assert f'workdir: {folder / loss}' in out
     assert 'macro-F1' in out
   return folder
 
 
 def test_train_evaluate_report(digits_runs):
-  for attention in ('none', 'csba'):
-    code, out, err = call('evaluate', f'--workdir={digits_runs / attention}')
-    assert code == 0, err
-    macro_f1 = json.loads((digits_runs / attention / 'result.json').read_text())['macro_f1']
-    assert ['macro-F1', f'{macro_f1:.3f}'] in [line.split() for line in out.splitlines()]
-  code, out, err = call('report', f'--workdirs={digits_runs}/none,{digits_runs}/csba/')
+  code, out, err = call('evaluate', f'--workdir={digits_runs / "focal"}')
+  assert code == 0, err
+  macro_f1 = json.loads((digits_runs / 'focal/result.json').read_text())['macro_f1']
+  assert ['macro-F1', f'{macro_f1:.3f}'] in [line.split() for line in out.splitlines()]
+  code, out, err = call('report', f'--workdirs={digits_runs}/cross_entropy,{digits_runs}/focal/')
   assert code == 0, err
   lines = out.splitlines()
-  assert lines[0].split() == ['F1', 'of', 'class', 'training', 'images', 'none', 'csba']
+  assert lines[0].split() == ['F1', 'of', 'class', 'training', 'images', 'cross_entropy', 'focal']
   assert len([line for line in lines if line[:1].isdigit()]) == 10
   assert lines[-1].startswith('workdirs: ')
 
@@ -316,17 +316,18 @@ def test_report_of_a_study_and_in_a_readme(tmp_path):
 
 
 def test_report_refuses_runs_on_other_splits(digits_runs, tmp_path):
-  result = json.loads((digits_runs / 'none/result.json').read_text())
-  shutil.copytree(digits_runs / 'none', tmp_path / 'other')
+  result = json.loads((digits_runs / 'focal/result.json').read_text())
+  shutil.copytree(digits_runs / 'focal', tmp_path / 'other')
   (tmp_path / 'other/result.json').write_text(json.dumps(result | {'splits_sha256': 'x'}))
-  code, _, err = call('report', f'--workdirs={digits_runs}/none,{tmp_path}/other')
+  code, _, err = call('report', f'--workdirs={digits_runs}/focal,{tmp_path}/other')
   assert code == 1
   assert 'runs on the same splits' in err
 
 
 def test_the_same_command_again_and_another_config(digits_runs):
-  arguments = [DIGITS, f'--workdir={digits_runs / "csba"}', '--config.model.width=0.05']
+  arguments = [DIGITS, f'--workdir={digits_runs / "focal"}', '--config.model.width=0.05']
   arguments += ['--config.train.epochs=2', '--config.train.eval_every=1']
+  arguments += ['--config.loss.name=focal', '--config.model.attention=none']
   code, out, err = call('train', *arguments)
   assert code == 0
   assert 'is finished' in err

@@ -217,6 +217,7 @@ def test_links_lead_from_where_the_readme_is(tmp_path):
     assert f'![forest plot]({link}/forest.svg)' in text
 
 
+@pytest.mark.slow
 def test_the_page_of_results_is_that_of_the_results(monkeypatch):
   text = (ROOT / 'results/README.md').read_text(encoding='utf-8')
   monkeypatch.chdir(ROOT)
