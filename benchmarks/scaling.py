@@ -222,7 +222,7 @@ def _errors(lines: list[dict]) -> str:
   errors = dict.fromkeys(line['probe']['error'] for line in lines if 'error' in line['probe'])
   if not errors:
     return ''
-  return 'It fits none of these:\n\n' + '\n'.join(f'- {error}' for error in errors)
+  return 'It fits none of these:\n\n' + '\n'.join(f'- `{error}`' for error in errors)
 
 
 def _probe(lines: list[dict], name: str) -> str:

@@ -97,13 +97,33 @@ def read_signature(app, what, name, obj, options, signature, annotation):
   """Signatures of Flax modules without what Flax adds to them."""
   if signature:
     signature = re.sub(r', parent=<[^>]*>, name=None', '', signature)
+    signature = re.sub(r'<function (\w+)>', r'\1', signature)
+    signature = signature.replace('lambda : ...', 'lambda: None')
     signature = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r'\1', signature)
   return signature, annotation
 
 
 def skip_member(app, what, name, obj, skip, options):
-  """A default that is a type, such as dtype = float32, is no member of its own."""
-  return True if what == 'class' and name == 'dtype' else None
+  """A default that is a type or a function is no member of its own, nor is a field of a tuple."""
+  default = what == 'class' and name in ('dtype', 'gradient_fn')
+  return True if default or type(obj).__name__ == '_tuplegetter' else None
+
+
+def repair_links(app, pagename, templatename, context, doctree):
+  """The links [docs] of source pages, to what is documented under the name of its package.
+
+  sphinx.ext.viewcode keeps one name for each module, and csba_jax.gradients has the names of its.
+  """
+  if not pagename.startswith('_modules/csba_jax/gradients/'):
+    return
+  module = pagename.removeprefix('_modules/').replace('/', '.')
+  known = app.env.domaindata['py']['objects']
+
+  def repaired(found):
+    name = f'{module}.{found[1]}'
+    return f'#{name}"' if name in known and not known[name].aliased else found[0]
+
+  context['body'] = re.sub(r'#csba_jax\.gradients\.([\w.]+)"', repaired, context['body'])
 
 
 def setup(app):
@@ -111,4 +131,5 @@ def setup(app):
   app.connect('source-read', insert_modules)
   app.connect('autodoc-process-signature', read_signature)
   app.connect('autodoc-skip-member', skip_member)
+  app.connect('html-page-context', repair_links)
   app.connect('autodoc-process-docstring', read_docstring, priority=1)

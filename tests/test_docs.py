@@ -446,7 +446,7 @@ def test_docstrings_become_restructured_text(docstrings):
       Rounded.
 
     Raises:
-      UserError: \*never\*.
+      UserError: *never*.
 
     Example:
       >>> 2 * 3 | 4

@@ -12,8 +12,8 @@ def profile_counts(
 ) -> np.ndarray:
   """Images of each class in a long-tailed set, largest class first.
 
-  'exp' (Cao et al. 2019):  n_c = int(n_max * imbalance_factor ** (-c / (C - 1)))
-  'step' (Buda et al. 2018):  n_c = n_max for c < C // 2, else int(n_max / imbalance_factor)
+  - 'exp' (Cao et al. 2019):  n_c = int(n_max * imbalance_factor ** (-c / (C - 1)))
+  - 'step' (Buda et al. 2018):  n_c = n_max for c < C // 2, else int(n_max / imbalance_factor)
 
   With an odd C, 'step' gives the middle class the small count (Cao et al.'s code drops the class).
 

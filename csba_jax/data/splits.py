@@ -39,7 +39,7 @@ class Splits:
 
   @property
   def sha256(self) -> str:
-    """Hex SHA-256 over train, val, test: for each its length and its indices, as '<i8' bytes."""
+    """Hex SHA-256 over train, val and test, of each its length and indices as '<i8' bytes."""
     digest = hashlib.sha256()
     for part in (self.train, self.val, self.test):
       digest.update(np.asarray([len(part)], '<i8').tobytes())

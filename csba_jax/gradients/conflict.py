@@ -283,7 +283,10 @@ class Conflict:
     return self.resolvable(scope) & ((self.low[at] > 0) | (self.high[at] < 0))
 
   def summary(self, scope: str = 'shared') -> dict[str, float]:
-    """The numbers of `summary`, and counts of pairs in conflict, in agreement and unresolvable."""
+    """The measures of the function `summary` in this module, and counts of pairs.
+
+    The pairs counted are those in conflict, those in agreement, and those not resolvable.
+    """
     cosines, upper = self.cosine(scope), np.triu(np.ones_like(self.gram(scope), bool), 1)
     known = self.distinguishable(scope) & upper
     return summary(self.gram(scope), self.class_counts, self.prior) | {

@@ -30,13 +30,14 @@ LINEAR = Classifier()
 class ClassifierLayer(nn.Module):
   """Logits of the kind that `like` names.   [N, B, D] -> [N, num_classes], at least float32
 
-  linear: logit_k = bias_k + sum_b <w_kb, z_b>.
-  cosine: logit_k = scale <w_k, z> / (|w_k| |z|) over all B * D numbers, without bias (NormedLinear
-    of Cao et al. 2019). Where a vector is shorter than SHORTEST, the logit and its gradient are 0;
-    the official code divides by that length instead. The official code has the scale, 30, in the
-    loss; here it is part of the logits, so that they are log-odds wherever they are used.
-  scaled: scale_k times the logit of `linear`, with its bias, as in the official code; scale starts
-    at 1 (learnable weight scaling, Kang et al. 2020, who train it alone in a second stage).
+  - linear: logit_k = bias_k + sum_b <w_kb, z_b>.
+  - cosine: logit_k = scale <w_k, z> / (|w_k| |z|) over all B * D numbers, without bias
+    (NormedLinear of Cao et al. 2019). Where a vector is shorter than SHORTEST, the logit and its
+    gradient are 0; the official code divides by that length instead. The official code has the
+    scale, 30, in the loss; here it is part of the logits, so that they are log-odds wherever they
+    are used.
+  - scaled: scale_k times the logit of `linear`, with its bias, as in the official code; scale
+    starts at 1 (learnable weight scaling, Kang et al. 2020, who train it alone in a second stage).
   """
 
   num_classes: int

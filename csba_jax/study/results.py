@@ -76,7 +76,7 @@ def read(folder: str | os.PathLike, pool: bool = False) -> Results:
   latest counts (files in the order of their names), but a finished one before a failed one.
 
   Args:
-    folder: the study's --workdir.
+    folder: the `--workdir` of the study.
     pool: take runs of different provenance together, with a note for each difference.
 
   Raises:

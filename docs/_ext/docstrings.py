@@ -12,8 +12,12 @@ from collections.abc import Iterator
 
 _SECTION = re.compile(r'(Args|Attributes|Examples?|Raises|Returns|Yields|Notes?):')
 _ITEM = re.compile(r"(- |\d+\. |(?='\w+': ))")
-# a name in backticks, which stays, or a sign that is markup elsewhere: *, |, \, x_ and a lone C.
-_CODE_OR_SIGN = re.compile(r'``.*?``|`[^`\n]+`|[|*\\]|(?<=\w)_(?!\w)|(?<=\b[A-Za-z])\.(?=\s|$)')
+# A name in backticks or an *emphasised* word, which stay; or a sign that is markup elsewhere: *, |,
+# \, x_ and a lone C.
+_CODE_OR_SIGN = re.compile(
+  r'``.*?``|`[^`\n]+`|(?<![\w*])\*\w+\*(?![\w*])'
+  r'|[|*\\]|(?<=\w)_(?!\w)|(?<=\b[A-Za-z])\.(?=\s|$)'
+)
 
 
 def readable(lines: list[str]) -> list[str]:
@@ -34,9 +38,7 @@ def readable(lines: list[str]) -> list[str]:
 
 def escaped(line: str) -> str:
   """The line with a backslash before each sign of markup outside of backticks."""
-  return _CODE_OR_SIGN.sub(
-    lambda found: found[0] if found[0].startswith('`') else f'\\{found[0]}', line
-  )
+  return _CODE_OR_SIGN.sub(lambda found: found[0] if len(found[0]) > 1 else f'\\{found[0]}', line)
 
 
 def _sections(lines: list[str]) -> Iterator[tuple[str, list[str]]]:
