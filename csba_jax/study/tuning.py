@@ -87,10 +87,19 @@ def chosen_rates(study: ml_collections.ConfigDict) -> dict[str, float] | None:
 
 
 def at_ends(study: ml_collections.ConfigDict) -> list[str]:
-  """In words, which rates of `chosen_rates` are the smallest or the largest that was tried."""
+  """In words, which rates of the study's nets are the smallest or the largest that was tried."""
   if not study.tuned_by:
     return []
-  found = scores(results.read(study.tuned_by))
+  nets = [
+    {f'variant={variant}', f'method={method}'}
+    for variant in study.variants
+    for method in study.methods
+  ]
+  found = {
+    key: by_rate
+    for key, by_rate in scores(results.read(study.tuned_by)).items()
+    if any(net <= set(key.split()) for net in nets)
+  }
   words = varying(list(found))
   named: dict[tuple, list[str]] = {}
   for key, by_rate in found.items():

@@ -69,13 +69,19 @@ ENDS = {
 
 def test_rates_at_an_end_of_the_grid_are_named(tmp_path):
   write(tmp_path, *simulated.tuning(ENDS))
-  assert tuning.at_ends(asked(tmp_path)) == [
+  study = asked(tmp_path)
+  study.variants = tuple(ENDS)
+  assert tuning.at_ends(study) == [
     f'learning rates of {tmp_path}: the smallest of 0.02, 0.1, 0.5 was the best for variant=se; a '
     'smaller one was not tried',
     f'learning rates of {tmp_path}: the largest of 0.02, 0.1, 0.5 was the best for variant=cbam '
     'and variant=csba; a larger one was not tried',
   ]
   assert tuning.at_ends(asked('')) == []
+  (note,) = tuning.at_ends(asked(tmp_path))  # of none and csba alone
+  assert note.endswith('was the best for variant=csba; a larger one was not tried')
+  study.methods = ('balanced_softmax',)  # the tuning has cross_entropy
+  assert tuning.at_ends(study) == []
 
 
 @pytest.mark.parametrize(
