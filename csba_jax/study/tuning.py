@@ -118,7 +118,7 @@ def at_ends(study: ml_collections.ConfigDict) -> list[str]:
 def varying(keys: Sequence[str]) -> set[str]:
   """The words of keys ('axis=value ...') that not all of them have."""
   sets = [set(key.split()) for key in keys]
-  return set().union(*sets) - set.intersection(*sets)
+  return set().union(*sets) - set.intersection(*sets) if sets else set()
 
 
 def _enumerated(names: Sequence[str]) -> str:
