@@ -2,7 +2,7 @@ r"""Digits-LT: 1,797 handwritten 8x8 digits, long-tailed at imbalance factor 20,
 
   csba-train --config=configs/digits_lt.py --workdir=runs/digits_csba
 
-The control is --config.model.attention=none. README shows its result.
+The control is --config.model.attention=none. Results: README.
 """
 
 from csba_jax import config
