@@ -70,6 +70,9 @@ def default() -> ml_collections.ConfigDict:
   config.model.scale = 30.0  # of the cosines of a cosine classifier
   config.model.width = 1.0  # multiplies every number of channels
   config.model.depth = 1  # multiplies the number of blocks
+  config.model.norm = (
+    'batch'  # batch (BatchNorm) | group (GroupNorm): images do not depend on others
+  )
   config.model.dtype = 'float32'  # of the computation: float32 | bfloat16; parameters: float32
 
   _add_methods(config)
@@ -244,6 +247,7 @@ _RANGES = {
   'model.scale': ('a finite number > 0', lambda v: 0 < v < math.inf),
   'model.width': ('0 < width <= 64', lambda v: 0 < v <= 64),
   'model.depth': ('1 to 16', lambda v: 1 <= v <= 16),
+  'model.norm': ('batch or group', ('batch', 'group').__contains__),
   'model.dtype': ('float32 or bfloat16', ('float32', 'bfloat16').__contains__),
   'loss.tau': ('a finite number >= 0', lambda v: 0 <= v < math.inf),
   'loss.smoothing': ('0 <= smoothing < 1', lambda v: 0 <= v < 1),

@@ -77,6 +77,7 @@ class CBAM(nn.Module):
 
   reduction: int = 16
   dtype: Any = jnp.float32
+  norm: str = 'batch'
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
@@ -88,7 +89,7 @@ class CBAM(nn.Module):
     x = x * gate[:, None, None, :]
     maps = jnp.stack([x.mean(-1), x.max(-1)], axis=-1)
     maps = layers.Conv(1, (7, 7), dtype=self.dtype, name='spatial')(maps)
-    norm = layers.BatchNorm(use_running_average=not train, dtype=self.dtype, name='spatial_norm')
+    norm = layers.make_norm(self.norm, train, self.dtype, 'spatial_norm')
     return x * nn.sigmoid(norm(maps))
 
 
@@ -122,7 +123,7 @@ class Attention(NamedTuple):
   needs: tuple[str, ...] = ()  # BRANCHES that meet in `aggregate`; MAPS, axes of height and width
   # (names of branches, dtype, name) -> module: [u_b] -> [u_b], before the aggregation
   before: Callable[..., nn.Module] | None = None
-  # (dtype, name) -> module: (x, train) -> x, after the aggregation; a row has one of the two
+  # (dtype, norm, name) -> module: (x, train) -> x, after the aggregation; a row has one of the two
   after: Callable[..., nn.Module] | None = None
   # (dtype, name) -> module: z [N, B, D] -> the image's share of gates that the classifier applies
   # for every class
@@ -134,7 +135,7 @@ class Attention(NamedTuple):
 ATTENTIONS: Mapping[str, Attention] = {
   'none': Attention(),
   'none_wide': Attention((BRANCHES,), parameters_of='csba'),
-  'se': Attention((BRANCHES,), after=SqueezeExcite),
+  'se': Attention((BRANCHES,), after=lambda norm, **fields: SqueezeExcite(**fields)),
   'cbam': Attention((BRANCHES, MAPS), after=CBAM),
   'csba': Attention((BRANCHES,), before=BranchAttention),
   'csba_class': Attention((BRANCHES,), before=BranchAttention, at_classifier=ClassGate),
@@ -149,6 +150,7 @@ def aggregate(
   train: bool,
   dtype: Any,
   project: Callable[[Array], Array] | None = None,
+  norm: str = 'batch',
 ) -> Array:
   """after(project(concat_b before(u_b))), with `before` and `after` of the attention's row.
 
@@ -165,6 +167,7 @@ def aggregate(
     train: as of the module.
     dtype: type of the computation.
     project: [N, H, W, B * D] -> [N, H, W, features]; without it branches are concatenated only.
+    norm: a row of layers.NORMS, for an attention that normalises.
   """
   row = ATTENTIONS[attention]
   if row.before is not None:
@@ -174,5 +177,5 @@ def aggregate(
   if project is not None:
     x = project(x)
   if row.after is not None:
-    x = row.after(dtype=dtype, name='attention')(x, train)
+    x = row.after(dtype=dtype, norm=norm, name='attention')(x, train)
   return x

@@ -6,10 +6,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 kernel_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'truncated_normal')
 SMALL = 32  # pixels a side: the nets are made for this size, and larger images are halved first
+NORMS = ('batch', 'group')  # values of config.model.norm
 
 
 class BatchNorm(nn.Module):
@@ -47,6 +49,51 @@ class BatchNorm(nn.Module):
     shift = bias - mean * factor
     broadcast = (1,) * (x.ndim - 1) + shape
     return (x * factor.reshape(broadcast) + shift.reshape(broadcast)).astype(self.dtype)
+
+
+class GroupNorm(nn.Module):
+  """(x - mean) / sqrt(var + eps) * scale + bias by image and group of channels.   [N, ..., C]
+
+  mean and var are those of one image, over all its pixels and the channels of a group (Wu & He
+  2018). So no image depends on another, and training and evaluation are the same function. Of C
+  channels, c is in group floor(c G / C), with G = max(1, round(C / 8)) and at most 32: groups of
+  about eight channels, of unequal sizes where G does not divide C. Wu & He have G = 32, or 16
+  channels each.
+  mean and var are float32 whatever the type of the computation.
+  """
+
+  dtype: Any = jnp.float32
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    channels = x.shape[-1]
+    scale = self.param('scale', nn.initializers.ones, (channels,))
+    bias = self.param('bias', nn.initializers.zeros, (channels,))
+    member = group_members(channels)
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    axes = tuple(range(1, x.ndim - 1))
+    share = (member / member.sum(0)).astype(wide.dtype)  # [C, G]: each group's sums to 1
+    mean = wide.mean(axes) @ share  # [N, G]
+    var = jnp.maximum((wide * wide).mean(axes) @ share - mean * mean, 0)
+    back = member.T.astype(wide.dtype)
+    factor = scale[None] * (jax.lax.rsqrt(var + self.epsilon) @ back)  # [N, C]
+    shift = bias[None] - (mean @ back) * factor
+    each = (len(x), *(1,) * len(axes), channels)
+    return (x * factor.reshape(each) + shift.reshape(each)).astype(self.dtype)
+
+
+def group_members(channels: int) -> np.ndarray:
+  """Which channel is in which group of `GroupNorm`, 0 or 1.   [C, G] float64"""
+  groups = min(32, max(1, round(channels / 8)))
+  return np.eye(groups)[np.arange(channels) * groups // channels]
+
+
+def make_norm(kind: str, train: bool, dtype: Any, name: str) -> nn.Module:
+  """The normalisation of a kind of NORMS, for a compact method; parameters `scale` and `bias`."""
+  if kind == 'group':
+    return GroupNorm(dtype, name=name)
+  return BatchNorm(use_running_average=not train, dtype=dtype, name=name)
 
 
 def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
@@ -90,11 +137,12 @@ class ConvNormRelu(nn.Module):
   kernel_size: tuple[int, int]
   stride: int = 1
   dtype: Any = jnp.float32
+  norm: str = 'batch'
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
     x = Conv(self.features, self.kernel_size, self.stride, self.dtype, name='conv')(x)
-    return nn.relu(BatchNorm(use_running_average=not train, dtype=self.dtype, name='norm')(x))
+    return nn.relu(make_norm(self.norm, train, self.dtype, 'norm')(x))
 
 
 class Stem(nn.Module):
@@ -108,10 +156,11 @@ class Stem(nn.Module):
   features: int
   largest: int
   dtype: Any = jnp.float32
+  norm: str = 'batch'
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
-    conv = functools.partial(ConvNormRelu, self.features, (3, 3), dtype=self.dtype)
+    conv = functools.partial(ConvNormRelu, self.features, (3, 3), dtype=self.dtype, norm=self.norm)
     halvings = 0
     while min(x.shape[1:3]) > SMALL:
       halvings += 1

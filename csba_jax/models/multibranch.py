@@ -26,11 +26,12 @@ class FactorisedConv(nn.Module):
 
   features: int
   dtype: Any = jnp.float32
+  norm: str = 'batch'
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
-    x = layers.ConvNormRelu(self.features, (1, 5), dtype=self.dtype, name='row')(x, train)
-    return layers.ConvNormRelu(self.features, (5, 1), dtype=self.dtype, name='column')(x, train)
+    conv = functools.partial(layers.ConvNormRelu, self.features, dtype=self.dtype, norm=self.norm)
+    return conv((5, 1), name='column')(conv((1, 5), name='row')(x, train), train)
 
 
 class Block(nn.Module):
@@ -45,19 +46,22 @@ class Block(nn.Module):
   attention: str
   project: bool = True
   dtype: Any = jnp.float32
+  norm: str = 'batch'
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
-    conv = functools.partial(layers.ConvNormRelu, self.features, dtype=self.dtype)
+    conv = functools.partial(layers.ConvNormRelu, self.features, dtype=self.dtype, norm=self.norm)
     branches = [
       conv((1, 1), name='branch1x1')(x, train),
       conv((3, 3), name='branch3x3')(x, train),
-      FactorisedConv(self.features, self.dtype, name='branch5x5')(x, train),
+      FactorisedConv(self.features, self.dtype, self.norm, name='branch5x5')(x, train),
     ]
     project = None
     if self.project:
       project = functools.partial(conv((1, 1), name='project'), train=train)
-    return attn.aggregate(self, branches, BRANCHES, self.attention, train, self.dtype, project)
+    return attn.aggregate(
+      self, branches, BRANCHES, self.attention, train, self.dtype, project, self.norm
+    )
 
 
 class Stage(nn.Module):
@@ -68,12 +72,14 @@ class Stage(nn.Module):
   attention: str
   last: bool
   dtype: Any = jnp.float32
+  norm: str = 'batch'
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
+    block = functools.partial(Block, self.features, self.attention, dtype=self.dtype)
     for i in range(1, self.blocks + 1):
       project = not (self.last and i == self.blocks)
-      x = Block(self.features, self.attention, project, self.dtype, name=f'block{i}')(x, train)
+      x = block(project=project, norm=self.norm, name=f'block{i}')(x, train)
     return x
 
 
@@ -93,17 +99,20 @@ class MultiBranch(nn.Module):
   dtype: Any = jnp.float32
   classifier: classifiers.Classifier = classifiers.LINEAR
   blocks: tuple[int, ...] = BLOCKS  # of each stage
+  norm: str = 'batch'  # a row of layers.NORMS
 
   head = classifiers.HEAD  # names of the parameters of the classifier
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
-    x = layers.Stem(self.stem, LARGEST_MAP, self.dtype, name='stem')(x.astype(self.dtype), train)
+    stem = layers.Stem(self.stem, LARGEST_MAP, self.dtype, self.norm, name='stem')
+    x = stem(x.astype(self.dtype), train)
+    stage = functools.partial(Stage, attention=self.attention, dtype=self.dtype, norm=self.norm)
     for i, (features, blocks) in enumerate(zip(self.stages, self.blocks, strict=True), 1):
       if i > 1:
         x = layers.max_pool2(x)
       last = i == len(self.stages)
-      x = Stage(features, blocks, self.attention, last, self.dtype, name=f'stage{i}')(x, train)
+      x = stage(features, blocks, last=last, name=f'stage{i}')(x, train)
     z = x.mean((1, 2)).reshape(x.shape[0], len(BRANCHES), self.stages[-1])
     return classifiers.classify(z, self.num_classes, self.classifier, self.attention, self.dtype)
 
@@ -117,6 +126,7 @@ def build(
   dtype: Any,
   classifier: classifiers.Classifier = classifiers.LINEAR,
   depth: int = 1,
+  norm: str = 'batch',
 ) -> MultiBranch:
   """The net at a width; for `none_wide`, widened until it has as many parameters as `csba`.
 
@@ -128,12 +138,14 @@ def build(
     dtype: type of the computation.
     classifier: settings of the classifier.
     depth: multiplies the number of blocks of every stage.
+    norm: a row of layers.NORMS.
   """
 
   def make_model(channels, attention):
     stem, *stages = channels
     blocks = tuple(depth * number for number in BLOCKS)
-    return MultiBranch(num_classes, attention, stem, tuple(stages), dtype, classifier, blocks)
+    widths = stem, tuple(stages)
+    return MultiBranch(num_classes, attention, *widths, dtype, classifier, blocks, norm)
 
   # channels of the first stage add fewer parameters than those of the others, and the stem's fewest
   channels = (STEM, *STAGES)

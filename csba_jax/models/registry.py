@@ -10,21 +10,24 @@ import ml_collections
 from csba_jax.errors import UserError
 from csba_jax.models import classifiers, multibranch, resnet, vit
 from csba_jax.models.attention import ATTENTIONS, BRANCHES, MAPS
+from csba_jax.models.layers import NORMS
 
 
 class Model(NamedTuple):
   """A row of MODELS. A model declares `head`, the pattern of its classifier's parameter names."""
 
-  # (num_classes, image_shape, attention, width, dtype, classifier=, depth=) -> module
+  # (num_classes, image_shape, attention, width, dtype, classifier=, depth=, norm=) -> module; the
+  # last one only for a model with `norms`
   build: Callable[..., nn.Module]
   has: tuple[str, ...] = ()  # what an attention may need of it
+  norms: tuple[str, ...] = ()  # values of model.norm; none for a model that has a norm of its own
 
 
 MODELS = {
-  'multibranch': Model(multibranch.build, (BRANCHES, MAPS)),
-  'resnet32': Model(resnet.build),
-  'resnet32_branches': Model(resnet.build_branches, (BRANCHES, MAPS)),
-  'vit': Model(vit.build, (BRANCHES,)),  # tokens have one axis of space
+  'multibranch': Model(multibranch.build, (BRANCHES, MAPS), NORMS),
+  'resnet32': Model(resnet.build, (), NORMS),
+  'resnet32_branches': Model(resnet.build_branches, (BRANCHES, MAPS), NORMS),
+  'vit': Model(vit.build, (BRANCHES,)),  # tokens have one axis of space; it has LayerNorm
 }
 
 
@@ -40,7 +43,7 @@ def build(
   """The model of config.model: apply(variables, images [N, *image_shape], train) -> logits [N, C].
 
   Raises:
-    UserError: an unknown name or classifier, or an attention that this model cannot have.
+    UserError: an unknown name or classifier, or an attention or a norm that this model cannot have.
   """
   if model.name not in MODELS:
     raise UserError(
@@ -59,9 +62,18 @@ def build(
       repr(model.head),
       'set --config.model.head',
     )
+  row = MODELS[model.name]
+  if model.norm not in (row.norms or ('batch',)):
+    raise UserError(
+      f'model.norm of {model.name} among {", ".join(row.norms)}'
+      if row.norms
+      else f'model.norm at its default, since {model.name} has LayerNorm',
+      repr(model.norm),
+      'set --config.model.norm' if row.norms else 'remove --config.model.norm',
+    )
   dtype = jnp.dtype(model.dtype)
   classifier = classifiers.Classifier(model.head, model.scale)
-  return MODELS[model.name].build(
+  return row.build(
     num_classes,
     image_shape,
     model.attention,
@@ -69,6 +81,7 @@ def build(
     dtype,
     classifier=classifier,
     depth=model.depth,
+    **({'norm': model.norm} if row.norms else {}),
   )
 
 

@@ -38,10 +38,11 @@ class Block(nn.Module):
   features: int
   stride: int = 1
   dtype: Any = jnp.float32
+  norm: str = 'batch'
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
-    norm = functools.partial(layers.BatchNorm, use_running_average=not train, dtype=self.dtype)
+    norm = functools.partial(layers.make_norm, self.norm, train, self.dtype)
     u = layers.Conv(self.features, (3, 3), self.stride, self.dtype, name='conv1')(x)
     u = nn.relu(norm(name='norm1')(u))
     u = layers.Conv(self.features, (3, 3), dtype=self.dtype, name='conv2')(u)
@@ -55,12 +56,13 @@ class Stage(nn.Module):
   blocks: int
   stride: int
   dtype: Any = jnp.float32
+  norm: str = 'batch'
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
     for j in range(1, self.blocks + 1):
       stride = self.stride if j == 1 else 1
-      x = Block(self.features, stride, self.dtype, name=f'block{j}')(x, train)
+      x = Block(self.features, stride, self.dtype, self.norm, name=f'block{j}')(x, train)
     return x
 
 
@@ -71,12 +73,15 @@ class BranchStage(nn.Module):
   blocks: int
   attention: str
   dtype: Any = jnp.float32
+  norm: str = 'batch'
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
-    stage = functools.partial(Stage, self.features, self.blocks, 2, self.dtype)
+    stage = functools.partial(Stage, self.features, self.blocks, 2, self.dtype, self.norm)
     branches = [stage(name=name)(x, train) for name in BRANCHES]
-    return attn.aggregate(self, branches, BRANCHES, self.attention, train, self.dtype)
+    return attn.aggregate(
+      self, branches, BRANCHES, self.attention, train, self.dtype, norm=self.norm
+    )
 
 
 class ResNet(nn.Module):
@@ -92,12 +97,13 @@ class ResNet(nn.Module):
   blocks: int = BLOCKS
   dtype: Any = jnp.float32
   classifier: classifiers.Classifier = classifiers.LINEAR
+  norm: str = 'batch'  # a row of layers.NORMS
 
   head = classifiers.HEAD  # names of the parameters of the classifier
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
-    x = _shared_stages(x, self.stages, self.blocks, self.dtype, train)
+    x = _shared_stages(x, self.stages, self.blocks, self.dtype, self.norm, train)
     z = x.mean((1, 2))[:, None]
     return classifiers.classify(z, self.num_classes, self.classifier, 'none', self.dtype)
 
@@ -118,15 +124,17 @@ class BranchedResNet(nn.Module):
   blocks: int = BLOCKS
   dtype: Any = jnp.float32
   classifier: classifiers.Classifier = classifiers.LINEAR
+  norm: str = 'batch'  # a row of layers.NORMS
 
   head = classifiers.HEAD  # names of the parameters of the classifier
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
     *shared, features = self.stages
-    x = _shared_stages(x, shared, self.blocks, self.dtype, train)
+    x = _shared_stages(x, shared, self.blocks, self.dtype, self.norm, train)
     name = f'stage{len(self.stages)}'
-    x = BranchStage(features, self.blocks, self.attention, self.dtype, name=name)(x, train)
+    stage = BranchStage(features, self.blocks, self.attention, self.dtype, self.norm, name=name)
+    x = stage(x, train)
     z = x.mean((1, 2)).reshape(x.shape[0], len(BRANCHES), features)
     return classifiers.classify(z, self.num_classes, self.classifier, self.attention, self.dtype)
 
@@ -139,6 +147,7 @@ def build(
   dtype: Any,
   classifier: classifiers.Classifier = classifiers.LINEAR,
   depth: int = 1,
+  norm: str = 'batch',
 ) -> ResNet:
   """ResNet of 30 depth + 2 layers at a width; ResNet-32 has 464,154 parameters for 10 classes.
 
@@ -150,10 +159,11 @@ def build(
     dtype: type of the computation.
     classifier: settings of the classifier.
     depth: multiplies the number of blocks of every stage.
+    norm: a row of layers.NORMS.
   """
 
   def make_model(stages, _):
-    return ResNet(num_classes, tuple(stages), depth * BLOCKS, dtype, classifier)
+    return ResNet(num_classes, tuple(stages), depth * BLOCKS, dtype, classifier, norm)
 
   return capacity.at_width(make_model, STAGES, attention, width, image_shape, tuned=())
 
@@ -167,6 +177,7 @@ def build_branches(
   dtype: Any,
   classifier: classifiers.Classifier = classifiers.LINEAR,
   depth: int = 1,
+  norm: str = 'batch',
 ) -> BranchedResNet:
   """ResNet-32 with branches in the last stage, at a width; arguments as in `build`.
 
@@ -176,14 +187,14 @@ def build_branches(
 
   def make_model(stages, attention):
     blocks = depth * BLOCKS
-    return BranchedResNet(num_classes, attention, tuple(stages), blocks, dtype, classifier)
+    return BranchedResNet(num_classes, attention, tuple(stages), blocks, dtype, classifier, norm)
 
   return capacity.at_width(make_model, STAGES, attention, width, image_shape, tuned=(1, 0))
 
 
-def _shared_stages(x: Array, stages: Any, blocks: int, dtype: Any, train: bool) -> Array:
+def _shared_stages(x: Array, stages: Any, blocks: int, dtype: Any, norm: str, train: bool) -> Array:
   """Stem and stages of a net; its `@nn.compact` method calls this and gets the submodules."""
-  x = layers.Stem(stages[0], layers.SMALL, dtype, name='stem')(x.astype(dtype), train)
+  x = layers.Stem(stages[0], layers.SMALL, dtype, norm, name='stem')(x.astype(dtype), train)
   for i, features in enumerate(stages, 1):
-    x = Stage(features, blocks, 1 if i == 1 else 2, dtype, name=f'stage{i}')(x, train)
+    x = Stage(features, blocks, 1 if i == 1 else 2, dtype, norm, name=f'stage{i}')(x, train)
   return x

@@ -124,6 +124,54 @@ def test_no_image_depends_on_the_others(kernel_size):
   close(layers.convolve(x[:1], kernel), whole[:1], 1e-6)
 
 
+def by_groups(x, scale, bias):
+  """GroupNorm in float64, image by image and group by group."""
+  x, y = np.asarray(x, np.float64), np.zeros(x.shape)
+  channels = x.shape[-1]
+  groups = min(32, max(1, round(channels / 8)))
+  of = [c * groups // channels for c in range(channels)]
+  for i, g in np.ndindex(len(x), groups):
+    mine = [c for c in range(channels) if of[c] == g]
+    part = x[i][..., mine]
+    y[i][..., mine] = (part - part.mean()) / np.sqrt(part.var() + 1e-5) * scale[mine] + bias[mine]
+  return y
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float64', 'bfloat16'])
+@pytest.mark.parametrize('shape', [(3, 4, 5, 3), (2, 1, 1, 20), (2, 3, 3, 37), (2, 2, 2, 300)])
+def test_group_norm(shape, dtype):
+  tolerance = {'float32': 1e-5, 'float64': 1e-12, 'bfloat16': 2e-2}[dtype]
+  scale, bias = draw(shape[-1], seed=2), draw(shape[-1], seed=3)
+  with jax.enable_x64(dtype == 'float64'):
+    x = jnp.asarray(3 + 2 * draw(*shape), dtype)
+    params = {'scale': jnp.asarray(scale), 'bias': jnp.asarray(bias)}
+    y = layers.GroupNorm(jnp.dtype(dtype)).apply({'params': params}, x)
+  assert y.dtype == dtype
+  close(y, by_groups(x, scale, bias), tolerance)
+
+
+def test_group_norm_against_pytorch():
+  torch = pytest.importorskip('torch')
+  x = np.float32(draw(4, 5, 6, 32))
+  scale, bias = np.float32(draw(32, seed=2)), np.float32(draw(32, seed=3))
+  expected = torch.nn.functional.group_norm(
+    torch.tensor(x.transpose(0, 3, 1, 2)), 4, torch.tensor(scale), torch.tensor(bias)
+  )
+  y = layers.GroupNorm().apply({'params': {'scale': scale, 'bias': bias}}, x)
+  close(y, expected.numpy().transpose(0, 2, 3, 1), 1e-5)
+
+
+@pytest.mark.parametrize('channels', [1, 3, 8, 12, 73, 160, 1000])
+def test_groups_have_about_eight_channels(channels):
+  member = layers.group_members(channels)
+  assert (member.sum(1) == 1).all()
+  sizes = member.sum(0)
+  assert sizes.max() - sizes.min() <= 1
+  if 6 <= channels <= 256:
+    assert 5 <= sizes.min() <= sizes.max() <= 12
+  assert len(sizes) <= 32
+
+
 def test_conv_norm_relu_is_made_of_its_parts():
   module = layers.ConvNormRelu(4, (3, 3), stride=2)
   x = jnp.asarray(draw(3, 5, 5, 2), jnp.float32)

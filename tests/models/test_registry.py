@@ -4,11 +4,12 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from csba_jax import config as config_lib
 from csba_jax.errors import UserError
-from csba_jax.models import classifiers, multibranch, registry
+from csba_jax.models import classifiers, layers, multibranch, registry
 
 NAMES = list(registry.MODELS)
 EVERY = [(name, a) for name in NAMES for a in registry.attentions_of(name)]
@@ -69,6 +70,53 @@ def test_attention_of_another_model_names_the_models_that_have_it(name, attentio
   with pytest.raises(UserError) as error:
     registry.build(model_config(name=name, attention=attention), 10, (32, 32, 3))
   assert str(error.value) == said
+
+
+@pytest.mark.parametrize(
+  ('name', 'norm', 'said'),
+  [
+    (
+      'resnet32',
+      'layer',
+      "expected model.norm of resnet32 among batch, group; found 'layer'; to fix it: set "
+      '--config.model.norm',
+    ),
+    (
+      'vit',
+      'group',
+      "expected model.norm at its default, since vit has LayerNorm; found 'group'; to fix it: "
+      'remove --config.model.norm',
+    ),
+  ],
+)
+def test_norm_that_a_model_cannot_have(name, norm, said):
+  with pytest.raises(UserError) as error:
+    registry.build(model_config(name=name, attention='none', norm=norm), 10, (32, 32, 3))
+  assert str(error.value) == said
+
+
+@pytest.mark.parametrize(('name', 'attention'), [e for e in EVERY if registry.MODELS[e[0]].norms])
+def test_a_net_with_group_norm_has_the_same_parameters_and_no_statistics(name, attention):
+  found = {}
+  for norm in layers.NORMS:
+    model = registry.build(model_config(name=name, attention=attention, norm=norm), 4, (8, 8, 3))
+    found[norm] = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+  assert found['group']['params'] == found['batch']['params']
+  assert set(found['group']) == {'params'}
+  assert set(found['batch']) == {'params', 'batch_stats'}
+
+
+@pytest.mark.parametrize('attention', ['none', pytest.param('cbam', marks=pytest.mark.slow)])
+def test_with_group_norm_images_do_not_see_each_other_in_training(attention):
+  model = registry.build(model_config(attention=attention, norm='group'), 4, (8, 8, 3))
+  images = jax.random.normal(jax.random.key(1), (3, 8, 8, 3))
+  variables = model.init(jax.random.key(0), images)
+  logits = jax.jit(lambda images: model.apply(variables, images, train=True))
+  changed = logits(images.at[1:].set(0.5))
+  np.testing.assert_allclose(changed[0], logits(images)[0], rtol=1e-5, atol=1e-6)
+  assert not np.allclose(changed[1], logits(images)[1])
+  evaluated = model.apply(variables, images, train=False)
+  np.testing.assert_allclose(logits(images), evaluated, rtol=1e-4, atol=1e-5)
 
 
 def test_unknown_head_lists_the_known_ones():
