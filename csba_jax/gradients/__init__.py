@@ -3,6 +3,7 @@
 It is a library of its own. It does not know configs, runs or the models of this project.
 """
 
+from csba_jax.gradients.batch_estimate import batch_conflict as batch_conflict
 from csba_jax.gradients.conflict import Conflict as Conflict
 from csba_jax.gradients.conflict import conflict_matrix as conflict_matrix
 from csba_jax.gradients.estimate import estimated_conflict as estimated_conflict

@@ -85,11 +85,13 @@ def exact_conflict(
   layers = Layers.of(params, layer_fn, head)
   sums, loss_sums = group_grams_of(losses_fn, params, data, of_class, layers, max_bytes, tick, mesh)
   sizes = np.array([[len(images)] for images in of_class])
-  grams = _by_scope(layers, sums) / _outer(sizes)
+  grams = add_scopes(layers, sums) / _outer(sizes)
   cosines = conflict_matrix(grams)
   known = np.zeros_like(grams), cosines, cosines
-  names = _names(class_names, class_counts, prior, sizes.sum(1), {'target': 'train, exact'}, about)
-  return _conflict(layers, grams, known, loss_sums, sizes, names)
+  names = describe_result(
+    class_names, class_counts, prior, sizes.sum(1), {'target': 'train, exact'}, about
+  )
+  return make_conflict(layers, grams, known, loss_sums, sizes, names)
 
 
 def estimated_conflict(
@@ -151,7 +153,7 @@ def estimated_conflict(
   sums, loss_sums = group_grams_of(losses_fn, params, data, groups, layers, max_bytes, tick, mesh)
   counts = np.bincount(data['label'], minlength=num_classes)
   drawn = {'target': target, 'folds': folds, 'images': images, 'seed': seed}
-  names = _names(class_names, class_counts, prior, counts, drawn, about)
+  names = describe_result(class_names, class_counts, prior, counts, drawn, about)
   return from_folds(layers, sums, loss_sums, sizes, counts, names)
 
 
@@ -206,8 +208,8 @@ def from_folds(
     counts: [C] images of each class in the data.
     names: class_names, class_counts, prior and about of the result.
   """
-  grams, *known = unbiased(_by_scope(layers, sums), sizes, counts)
-  return _conflict(layers, grams, known, loss_sums, sizes, names)
+  grams, *known = unbiased(add_scopes(layers, sums), sizes, counts)
+  return make_conflict(layers, grams, known, loss_sums, sizes, names)
 
 
 def unbiased(
@@ -281,14 +283,14 @@ def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   return np.where(b > 0, a / np.maximum(b, 1), 0)
 
 
-def _by_scope(layers: Layers, sums: Sequence[np.ndarray]) -> np.ndarray:
+def add_scopes(layers: Layers, sums: Sequence[np.ndarray]) -> np.ndarray:
   """Grams of sums of shared, total and every layer, [L + 2, R, R] float64."""
   of_layer = np.stack(sums).astype(np.float64)
   body = ~np.array(layers.in_head)
   return np.concatenate([of_layer[body].sum(0)[None], of_layer.sum(0)[None], of_layer])
 
 
-def _conflict(
+def make_conflict(
   layers: Layers,
   grams: np.ndarray,
   known: Sequence[np.ndarray],
@@ -296,6 +298,7 @@ def _conflict(
   sizes: np.ndarray,
   names: Mapping[str, Any],
 ) -> Conflict:
+  """The result of an estimate: Grams, (errors, low, high), loss sums and sizes by (class, fold)."""
   counts = sizes.sum(1)
   errors, low, high = known
   return Conflict(
@@ -310,7 +313,7 @@ def _conflict(
   )
 
 
-def _names(
+def describe_result(
   class_names: Sequence[str] | None,
   class_counts: np.ndarray | None,
   prior: np.ndarray | None,

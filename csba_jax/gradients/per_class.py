@@ -306,6 +306,17 @@ _compiled_grams = backend.jit(
 )
 
 
+def _masked_sums(
+  losses_fn: Partial, params: PyTree, batch: Batch, num_classes: int, wanted: tuple[int, ...]
+) -> tuple[list[Array], Array]:
+  return _class_sums(losses_fn, params, batch, num_classes, False, wanted)
+
+
+# (losses_fn, params, batch with 'mask', num_classes, wanted) -> sums over the images of each class,
+# of the gradients of the wanted leaves [C, ...], and of the losses [C]; losses may be coupled.
+masked_sums = backend.jit(_masked_sums, static_argnames=('num_classes', 'wanted'))
+
+
 def _layer_grams(
   losses_fn: LossesFn,
   params: PyTree,
