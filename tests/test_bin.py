@@ -166,6 +166,16 @@ def test_absent_tfds_set_names_folder_and_command(tmp_path):
     ('report', ['--workdir=tests'], 'the folder of a study (csba-study) at tests; found no study'),
     ('report', ['--readme=nix.md'], 'a README in UTF-8 at nix.md; found No such file'),
     ('evaluate', ['--workdir='], 'expected --workdir'),
+    (
+      'diagnose',
+      ['--workdir=nix', '--statistics=batch', '--exact', '--folds=4'],
+      'expected no --exact, --folds with --statistics=batch; found it; to fix it: remove it',
+    ),
+    (
+      'diagnose',
+      ['--workdir=nix', '--batches=4'],
+      'expected no --batches with --statistics=frozen; found it; to fix it: remove it',
+    ),
     ('report', ['--workdirs=nix'], 'no result.json there'),
     ('report', ['--workdirs=a', '--pool'], 'expected --pool with --workdir or --readme alone; '),
     ('report', ['--workdir=a', '--results=b'], 'expected --results with --readme alone; found it'),
@@ -181,7 +191,10 @@ def test_bad_input_of_the_others(binary, arguments, expected):
 BINARIES = {
   'train': ('workdir', 'dry_run'),
   'evaluate': ('workdir', 'checkpoint', 'split', 'data_dir', 'post_hoc_tau'),
-  'diagnose': ('workdir', 'checkpoint', 'exact', 'target', 'images', 'folds', 'seed', 'layers'),
+  'diagnose': (
+    *('workdir', 'checkpoint', 'exact', 'target', 'images', 'folds', 'seed', 'layers'),
+    *('statistics', 'batches'),
+  ),
   'study': ('workdir', 'jobs', 'shard', 'keep_runs', 'dry_run'),
   'report': ('workdir', 'pool', 'workdirs', 'readme', 'results'),
 }

@@ -1,7 +1,7 @@
 """What every binary does: print its help, parse flags, call main, report an error in one line."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from absl import app, flags, logging
@@ -66,6 +66,32 @@ def define_config(kind: str, example: str) -> flags.FlagHolder:
     None,
     f'{kind}: a file of configs/ without .py, such as {example}, or the path of one.',
   )
+
+
+def without(holders: Iterable[flags.FlagHolder], beside: str) -> None:
+  """Raises UserError if one of these flags was given, since `beside` leaves it unread."""
+  given = [f'--{holder.name}' for holder in holders if holder.present]
+  if given:
+    raise UserError(f'no {", ".join(given)} with {beside}', 'it', 'remove it')
+
+
+def unless_stopped(work: Callable[[Callable[[int, int], None]], Any], stopped: str) -> Any:
+  """work(tick) beside a progress bar; leaves with the exit code of a signal that comes.
+
+  Args:
+    work: calls tick(done, total) now and then, which raises once a signal has come.
+    stopped: is said when a signal ends the work.
+  """
+  from csba_jax.runtime.progress import WorkBar, say
+
+  with signals.StopRequest() as stop:
+    try:
+      stop.check()  # a signal to one of several processes has waited for this
+      with WorkBar(stop.check) as bar:
+        return work(bar.update)
+    except signals.Stopped:
+      say(stopped)
+      sys.exit(stop.exit_code)
 
 
 def required(holder: flags.FlagHolder, example: str) -> Any:

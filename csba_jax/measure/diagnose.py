@@ -69,7 +69,7 @@ def diagnose_run(
   Raises:
     UserError: `layers` finds nothing or is not a regular expression; and what `estimate` raises.
   """
-  layer_fn = None if layers is None else _choose(layers, run.net.params)
+  layer_fn = None if layers is None else choose_layers(layers, run.net.params)
   say(_describe_work(run.net, sample, layer_fn))
   found = _measure(
     run.net,
@@ -81,7 +81,7 @@ def diagnose_run(
     tick=tick,
     about={'layers': layers or ''},
   )
-  order = _from_input_to_output(run.net.model, run.net.metadata.image_shape)
+  order = from_input_to_output(run.net.model, run.net.metadata.image_shape)
   return found.take([layer for layer in order if layer in found.layers])
 
 
@@ -169,7 +169,7 @@ def _measure(
   """The conflict of a net over a part of its run's data."""
   losses_fn = Partial(_losses_of(net, config), net.batch_stats)
   images = {'image': part.images, 'label': part.labels}
-  common = _names(net, config, data, about) | {
+  common = describe_net(net, config, data, about) | {
     'num_classes': net.num_classes,
     'layer_fn': layer_fn,
     'head': net.model.head,
@@ -183,7 +183,7 @@ def _measure(
   return estimate.estimated_conflict(losses_fn, net.params, images, **common, **chosen)
 
 
-def _names(
+def describe_net(
   net: Net, config: ml_collections.ConfigDict, data: pipeline.Data, about: Mapping[str, Any]
 ) -> dict[str, Any]:
   """What a result says about the net that it belongs to."""
@@ -209,7 +209,7 @@ def common_layers(
   plain = config.model.copy_and_resolve_references()
   plain.attention = 'none'
   model = registry.build(plain, num_classes, image_shape)
-  names = _from_input_to_output(model, image_shape)
+  names = from_input_to_output(model, image_shape)
   return [name for name in names if not re.search(model.head, f'{name}/')]
 
 
@@ -255,7 +255,7 @@ class Probe:
   ):
     self._net, self._config, self._data, self._layout = net, config, data, layout
     self._losses = _losses_of(net, config)
-    self._order = _from_input_to_output(net.model, net.metadata.image_shape)
+    self._order = from_input_to_output(net.model, net.metadata.image_shape)
     images, classes = config.diagnostics.images, net.num_classes
     available = backend.device_bytes()
     rows, depth = memory.check_probe(net, images, FOLDS, layout.devices, available)
@@ -279,7 +279,7 @@ class Probe:
       )
     )
     about = {'target': 'train', 'folds': FOLDS, 'images': self._config.diagnostics.images}
-    names = _names(net, self._config, self._data, about)
+    names = describe_net(net, self._config, self._data, about)
     counts = net.metadata.class_counts
     found = estimate.from_folds(layers, sums, loss_sums, self._sizes, counts, names)
     return found.take(self._order)
@@ -350,7 +350,7 @@ def save(conflict: Conflict, workdir: Path) -> list[Path]:
   """Writes a diagnosis to workdir/conflict: an npz, and PNGs of it and of the run's probes."""
   folder = workdir / 'conflict'
   about = conflict.about
-  marks = [f'step{about["step"]:06d}', about['target'].replace(', ', '_')]
+  marks = [f'step{about["step"]:06d}', re.sub(r'\W+', '_', about['target'])]
   if about['layers']:
     marks.append(re.sub(r'\W+', '-', about['layers']).strip('-'))
   stem = '_'.join(marks)
@@ -405,7 +405,7 @@ def _cached_losses(
   return functools.partial(_model_losses, model=model, preprocessing=preprocessing, loss_fn=loss_fn)
 
 
-def _from_input_to_output(model: nn.Module, image_shape: tuple[int, int, int]) -> list[str]:
+def from_input_to_output(model: nn.Module, image_shape: tuple[int, int, int]) -> list[str]:
   """Names of layers in the order in which the model makes them; a tree sorts them by name."""
   made: list[str] = []
 
@@ -431,7 +431,7 @@ def _describe_work(net: Net, sample: Sampling, layer_fn: Callable[[str], str | N
   )
 
 
-def _choose(layers: str, params: Any) -> Callable[[str], str | None]:
+def choose_layers(layers: str, params: Any) -> Callable[[str], str | None]:
   """A layer_fn for the parameters that a regular expression finds."""
   try:
     pattern = re.compile(layers)

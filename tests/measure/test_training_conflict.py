@@ -1,0 +1,176 @@
+"""The conflict of training batches: against a loop over batches, and what a step really does."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from csba_jax.errors import UserError
+from csba_jax.gradients import class_grams
+from csba_jax.gradients.conflict import Conflict
+from csba_jax.measure import diagnose, training_conflict
+from csba_jax.measure.training_conflict import Batches
+from csba_jax.run import restore
+from csba_jax.run.schedule import training_stream
+from csba_jax.runtime.signals import StopRequest
+from csba_jax.training import loop
+
+CLASSES = 10
+
+
+@pytest.fixture(scope='session')
+def run(driver, tmp_path_factory):
+  """A perceptron with BatchNorm, trained on the digits of a long tail, without augmentation."""
+  workdir = tmp_path_factory.mktemp('training') / 'run'
+  with StopRequest() as stop:
+    loop.train_and_evaluate(driver.tiny_config(augment__crop_padding=0), str(workdir), stop)
+  return restore.load_run(str(workdir), 'latest')
+
+
+@pytest.fixture(scope='session')
+def measured(run):
+  return training_conflict.of_run(run, 'latest', Batches(4, seed=3))
+
+
+def losses_in_training(run, params, batch):
+  """Cross-entropy [N] with the statistics of the batch, written anew."""
+  variables = {'params': params, 'batch_stats': run.net.batch_stats}
+  images = jnp.asarray(batch['image'], jnp.float32) / 127.5 - 1
+  logits, _ = run.net.model.apply(variables, images, train=True, mutable=['batch_stats'])
+  return -jnp.take_along_axis(jax.nn.log_softmax(logits), batch['label'][:, None], 1)[:, 0]
+
+
+def batches_of(run, number, seed):
+  """The batches as they are drawn: one stream for each, at the step of the net."""
+  stream, part = training_stream(run.config, run.data.train.labels), run.data.train
+  found = []
+  for k in range(number):
+    own = type(stream)(**{**vars_of(stream), 'purpose': f'conflict {seed} {k}'})
+    index = own.positions(run.net.step)
+    found.append({'image': part.images[index], 'label': part.labels[index]})
+  return found
+
+
+def vars_of(stream):
+  return {name: getattr(stream, name) for name in stream.__dataclass_fields__}
+
+
+def test_it_is_the_gram_of_the_runs_own_batches_in_training(run, measured):
+  batches = batches_of(run, 4, 3)
+
+  @jax.jit
+  def sum_gradient(params, batch, member):
+    chosen = lambda p: jnp.where(member, losses_in_training(run, p, batch), 0).sum()  # noqa: E731
+    return jax.grad(chosen)(params)
+
+  rows, sizes = {}, np.stack([np.bincount(b['label'], minlength=CLASSES) for b in batches])
+  for b, c in np.ndindex(4, CLASSES):
+    grads = sum_gradient(run.net.params, batches[b], jnp.asarray(batches[b]['label'] == c))
+    flat = [np.ravel(x) for x in jax.tree.leaves({k: v for k, v in grads.items() if k != 'head'})]
+    rows[b, c] = np.concatenate(flat).astype(np.float64)
+  expected = np.zeros((CLASSES, CLASSES))
+  for c, d in np.ndindex(CLASSES, CLASSES):
+    pairs = list(itertools.permutations(range(4), 2))
+    number = sum(sizes[a, c] * sizes[b, d] for a, b in pairs)
+    total = sum(rows[a, c] @ rows[b, d] for a, b in pairs)
+    expected[c, d] = total / number if number else 0
+  found = measured.gram()
+  assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+  assert measured.counts.tolist() == sizes.sum(0).tolist()
+  assert measured.class_counts.tolist() == run.data.class_counts.tolist()
+  wanted = {'target': 'training batches', 'batches': 4, 'batch_size': 32, 'seed': 3, 'step': 36}
+  assert wanted.items() <= measured.about.items()
+  assert measured.layers == ('hidden', 'norm', 'head')
+
+
+def test_another_seed_takes_other_batches_and_the_same_seed_the_same(run, measured):
+  again = training_conflict.of_run(run, 'latest', Batches(4, seed=3))
+  np.testing.assert_array_equal(again.grams, measured.grams)
+  other = training_conflict.of_run(run, 'latest', Batches(4, seed=4))
+  assert (other.gram() != measured.gram()).any()
+
+
+def test_what_is_measured_is_not_what_frozen_statistics_give(run, measured):
+  frozen = diagnose.diagnose_run(run, diagnose.Sampling(exact=True))
+  assert np.abs(frozen.gram('norm') - measured.gram('norm')).max() > 0.1 * frozen.gram('norm').max()
+
+
+@pytest.mark.parametrize('rate', [1e-4, 1e-3, 1e-2])
+def test_a_step_on_a_batch_changes_the_training_losses_by_minus_rate_times_gram(run, rate):
+  """L_c(p - rate g_d) - L_c(p) = -rate G[c, d], both with the statistics of the batch.
+
+  The second order grows with the rate: it is within 0.5 %, 5 % and 50 % of the largest change.
+  """
+  (batch,) = batches_of(run, 1, 0)
+  params = run.net.params
+
+  def class_losses(params):
+    found = losses_in_training(run, params, batch)
+    member = batch['label'][None] == np.arange(CLASSES)[:, None]
+    return jnp.where(member, found[None], 0).sum(1) / np.maximum(member.sum(1), 1)
+
+  with jax.enable_x64(True):
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
+    grads = jax.jit(jax.jacrev(class_losses))(params)
+    gram = class_grams(
+      lambda p, b: losses_in_training(run, p, b), params, batch, num_classes=CLASSES,
+      strategy='masked',
+    ).total  # fmt: skip
+    before = class_losses(params)
+    happened = []
+    for d in range(CLASSES):
+      moved = jax.tree.map(lambda p, g, d=d: p - rate * g[d], params, grads)
+      happened.append(np.asarray(class_losses(moved) - before))
+  happened, predicted = np.stack(happened, 1), -rate * np.asarray(gram)
+  error = np.abs(happened - predicted).max() / np.abs(predicted).max()
+  assert error < 50 * rate
+
+
+def test_with_augmentation_the_batches_are_augmented(driver, run, measured):
+  config = run.config.copy_and_resolve_references()
+  config.augment.crop_padding = 1
+  found = training_conflict.measure(run.net, config, run.data, Batches(4, seed=3))
+  assert (found.counts == measured.counts).all()
+  assert (found.gram() != measured.gram()).any()
+
+
+def test_chosen_layers_and_progress(run, measured):
+  ticks = []
+  found = training_conflict.of_run(
+    run, 'latest', Batches(2), 'hidden', lambda *done: ticks.append(done)
+  )
+  assert found.layers == ('hidden',)
+  assert ticks == [(32, 64), (64, 64)]
+
+
+def test_moving_averages_are_not_what_training_moves(driver, run, tmp_path):
+  with StopRequest() as stop:
+    config = driver.tiny_config(augment__crop_padding=0, train__ema_decay=0.9)
+    loop.train_and_evaluate(config, str(tmp_path / 'run'), stop)
+  averaged = restore.load_run(str(tmp_path / 'run'), 'latest')
+  assert (averaged.net.params['hidden']['kernel'] != run.net.params['hidden']['kernel']).any()
+  found = training_conflict.of_run(averaged, 'latest', Batches(2))
+  expected = training_conflict.of_run(run, 'latest', Batches(2))
+  np.testing.assert_allclose(found.gram(), expected.gram(), rtol=1e-4, atol=1e-7)
+
+
+def test_it_is_saved_under_its_name(run, measured, tmp_path):
+  first, *_ = diagnose.save(measured, tmp_path)
+  assert first.name == 'step000036_training_batches.npz'
+  np.testing.assert_array_equal(Conflict.load(first).grams, measured.grams)
+
+
+def test_bad_input_ends_in_one_line(run, monkeypatch):
+  with pytest.raises(UserError, match='expected at least 2 batches; found 1; to fix it: draw more'):
+    training_conflict.of_run(run, 'latest', Batches(1))
+  with pytest.raises(UserError, match='expected --layers that finds parameters'):
+    training_conflict.of_run(run, 'latest', Batches(2), 'nothing')
+  config = run.config.copy_and_resolve_references()
+  config.stage.method = 'tau_norm'
+  with pytest.raises(UserError, match='stage.method=tau_norm; to fix it: use --statistics=frozen'):
+    training_conflict.measure(run.net, config, run.data, Batches(2))
+  monkeypatch.setattr(training_conflict.distributed, 'count', lambda: 2)
+  with pytest.raises(UserError, match='expected one process .* found 2; to fix it: start csba-dia'):
+    training_conflict.of_run(run, 'latest', Batches(2))
