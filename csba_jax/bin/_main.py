@@ -12,6 +12,8 @@ from csba_jax.bin import _help
 from csba_jax.errors import UserError
 from csba_jax.runtime import distributed, signals
 
+Tick = Callable[[int, int], None]  # (done, total) of some work
+
 
 def run(main: Callable[[], int | None]) -> None:
   """Runs main() under absl flags and exits with its code; 1 and one line for a UserError."""
@@ -75,7 +77,7 @@ def without(holders: Iterable[flags.FlagHolder], beside: str) -> None:
     raise UserError(f'no {", ".join(given)} with {beside}', 'it', 'remove it')
 
 
-def unless_stopped(work: Callable[[Callable[[int, int], None]], Any], stopped: str) -> Any:
+def unless_stopped(work: Callable[[Tick], Any], stopped: str) -> Any:
   """work(tick) beside a progress bar; leaves with the exit code of a signal that comes.
 
   Args:

@@ -42,12 +42,12 @@ def main() -> int:
 
   run = restore.load_run(workdir, _CHECKPOINT.value, _DATA_DIR.value)
 
-  def measured(tick):
+  def measured(tick: _main.Tick) -> tuple:
     if trains:
       batches = training_conflict.Batches(_BATCHES.value, _SEED.value)
       found = training_conflict.of_run(run, _CHECKPOINT.value, batches, _LAYERS.value, tick)
     else:
-      sample = diagnose.Sampling(*(flag.value for flag in of_images), _SEED.value)
+      sample = diagnose.Sampling(*(flag.value for flag in of_images), seed=_SEED.value)
       found = diagnose.diagnose_run(run, sample, _LAYERS.value, tick)
     return found, diagnose.save(found, run.workdir)
 

@@ -35,7 +35,7 @@ from csba_jax.gradients.estimate import (
   no_tick,
 )
 from csba_jax.gradients.gram import LayerFn, Layers, gram
-from csba_jax.gradients.per_class import LossesFn, check_finite, masked_sums
+from csba_jax.gradients.per_class import LossesFn, check_finite, class_sums
 from csba_jax.runtime import backend
 
 PyTree = Any
@@ -99,7 +99,7 @@ def batch_conflict(
     wanted = tuple(i for layer in group for i in layers.members[layer])
     found = []
     for b, batch in enumerate(batches):
-      sums, of_losses = masked_sums()(
+      sums, of_losses = _masked_sums()(
         losses_fn, params, batch, num_classes=num_classes, wanted=wanted
       )
       check_finite(of_losses, sums)
@@ -152,6 +152,16 @@ def unbiased_over_batches(sums: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarr
   width = np.where(np.eye(classes, dtype=bool) & ~np.isnan(width), 0, width)
   cosine = conflict_matrix(gram)
   return gram, errors, np.clip(cosine - width, -1, 1), np.clip(cosine + width, -1, 1)
+
+
+def _of_classes(
+  losses_fn: Partial, params: PyTree, batch: Batch, num_classes: int, wanted: tuple[int, ...]
+) -> tuple[list[Array], Array]:
+  """Sums over the images of each class, of gradients [C, ...] and losses [C]."""
+  return class_sums(losses_fn, params, batch, num_classes, False, wanted)
+
+
+_masked_sums = backend.jit(_of_classes, static_argnames=('num_classes', 'wanted'))
 
 
 def _checked(batches: Sequence[Batch], num_classes: int) -> list[Batch]:

@@ -266,7 +266,7 @@ def _class_gradients(
 ) -> tuple[PyTree, Array]:
   leaves, tree = jax.tree.flatten(params)
   everything = range(len(leaves))
-  sums, loss_sums = _class_sums(losses_fn, params, batch, num_classes, stacked, everything)
+  sums, loss_sums = class_sums(losses_fn, params, batch, num_classes, stacked, everything)
   counts = _counts(batch, num_classes)
   means = [
     x.astype(accumulator(x.dtype)) / jnp.maximum(counts, 1).reshape(-1, *(1,) * (x.ndim - 1))
@@ -306,17 +306,6 @@ _compiled_grams = backend.jit(
 )
 
 
-def _masked_sums(
-  losses_fn: Partial, params: PyTree, batch: Batch, num_classes: int, wanted: tuple[int, ...]
-) -> tuple[list[Array], Array]:
-  return _class_sums(losses_fn, params, batch, num_classes, False, wanted)
-
-
-# (losses_fn, params, batch with 'mask', num_classes, wanted) -> sums over the images of each class,
-# of the gradients of the wanted leaves [C, ...], and of the losses [C]; losses may be coupled.
-masked_sums = backend.jit(_masked_sums, static_argnames=('num_classes', 'wanted'))
-
-
 def _layer_grams(
   losses_fn: LossesFn,
   params: PyTree,
@@ -334,7 +323,7 @@ def _layer_grams(
   for group in layers.passes(leaves, rows, max_bytes):
     wanted = [i for layer in group for i in layers.members[layer]]
     zero = _zero_once_known(grams[-1]) if grams else 0
-    sums, found = _class_sums(losses_fn, params, batch, rows, stacked, wanted, zero)
+    sums, found = class_sums(losses_fn, params, batch, rows, stacked, wanted, zero)
     loss_sums = found if loss_sums is None else loss_sums
     of_leaf = dict(zip(wanted, sums, strict=True))
     for layer in group:
@@ -364,7 +353,7 @@ def gram_across(mesh: Mesh | None, rows: Sequence[Array]) -> Array:
   return lax.psum(gram([share]), mesh.axis_names)
 
 
-def _class_sums(
+def class_sums(
   losses_fn: LossesFn,
   params: PyTree,
   batch: Batch,
