@@ -47,7 +47,7 @@ def main() -> int:
       batches = training_conflict.Batches(_BATCHES.value, _SEED.value)
       found = training_conflict.of_run(run, _CHECKPOINT.value, batches, _LAYERS.value, tick)
     else:
-      sample = diagnose.Sampling(*(flag.value for flag in of_images), seed=_SEED.value)
+      sample = diagnose.Sampling(**{flag.name: flag.value for flag in (*of_images, _SEED)})
       found = diagnose.diagnose_run(run, sample, _LAYERS.value, tick)
     return found, diagnose.save(found, run.workdir)
 
