@@ -5,6 +5,7 @@ in their branches; they differ only in the attention where branches are aggregat
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -56,7 +57,8 @@ class Block(nn.Module):
     ]
     project = None
     if self.project:
-      project = functools.partial(conv((1, 1), name='project'), train=train)
+      projection: nn.Module = conv((1, 1), name='project')
+      project = functools.partial(projection, train=train)
     return attn.aggregate(self, branches, BRANCHES, self.attention, train, self.dtype, project)
 
 
@@ -130,7 +132,7 @@ def build(
     depth: multiplies the number of blocks of every stage.
   """
 
-  def make_model(channels, attention):
+  def make_model(channels: Sequence[int], attention: str) -> MultiBranch:
     stem, *stages = channels
     blocks = tuple(depth * number for number in BLOCKS)
     return MultiBranch(num_classes, attention, stem, tuple(stages), dtype, classifier, blocks)

@@ -4,6 +4,7 @@ Names of layers look like `stage2/block1/conv1/kernel`, `stage3/branch1/block1/c
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -152,7 +153,7 @@ def build(
     depth: multiplies the number of blocks of every stage.
   """
 
-  def make_model(stages, _):
+  def make_model(stages: Sequence[int], _: str) -> ResNet:
     return ResNet(num_classes, tuple(stages), depth * BLOCKS, dtype, classifier)
 
   return capacity.at_width(make_model, STAGES, attention, width, image_shape, tuned=())
@@ -174,7 +175,7 @@ def build_branches(
   `csba`.
   """
 
-  def make_model(stages, attention):
+  def make_model(stages: Sequence[int], attention: str) -> BranchedResNet:
     blocks = depth * BLOCKS
     return BranchedResNet(num_classes, attention, tuple(stages), blocks, dtype, classifier)
 
