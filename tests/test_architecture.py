@@ -141,7 +141,7 @@ def test_everything_public_has_a_docstring(name):
 
 @pytest.mark.parametrize('name', MODULES)
 def test_public_functions_are_typed(name):
-  """Arguments and return. mypy checks what is inside, but for the modules in pyproject's list."""
+  """Arguments and return; mypy checks what is inside."""
   untyped = []
   for node in TREES[name].body:
     members = node.body if isinstance(node, ast.ClassDef) else [node]

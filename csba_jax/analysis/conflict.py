@@ -6,7 +6,7 @@ variants. NaN is undefined, and left out of every mean.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -135,14 +135,14 @@ def compare_conflict(
 
 def _losses(sides: Sequence[Sequence[Record]], at: str) -> tuple[float, float]:
   """Training losses of both sides at a snapshot: geometric means over units that both reached."""
-  pairs = [
-    [results_lib.conflict_entry(r, at, 'train') for r in pair] for pair in zip(*sides, strict=True)
-  ]
-  found = [[entry['loss'] for entry in pair] for pair in pairs if None not in pair]
+  entries = [[results_lib.conflict_entry(r, at, 'train') for r in side] for side in sides]
+  pairs = zip(*entries, strict=True)
+  found = [(a['loss'], b['loss']) for a, b in pairs if a is not None and b is not None]
   known = np.array([pair for pair in found if None not in pair], np.float64).reshape(-1, 2)
   if not len(known):
     return NAN, NAN
-  return tuple(float(x) for x in np.exp(np.log(known).mean(0)))
+  treated, control = np.exp(np.log(known).mean(0))
+  return float(treated), float(control)
 
 
 def are_matched(losses: tuple[float, float]) -> bool:
@@ -287,8 +287,8 @@ def flows(study: Study) -> tuple[MeanFlow, ...]:
   for cell, variant, runs in _by_variant(study):
     for at in snapshots(runs):
       for part in PARTS:
-        entries = [results_lib.conflict_entry(run, at, part) for run in runs]
-        entries = [entry for entry in entries if entry is not None]
+        measured = (results_lib.conflict_entry(run, at, part) for run in runs)
+        entries = [entry for entry in measured if entry is not None]
         both = [_norms_and_shares(e) for e in entries if 'shared' in (e.get('grams') or {})]
         if both:
           norms, shares = mean_over(np.array(both), 0)
@@ -317,8 +317,10 @@ def branch_similarity(study: Study) -> tuple[BranchSimilarity, ...]:
         for block, rows in (entry.get('gates') or {}).items():
           gates.setdefault(block, []).append(np.array(rows, np.float64))
       by_class = {block: mean_over(np.stack(values), 0) for block, values in gates.items()}
-      means = [{block: _mean(np.array(v)) for block, v in d.items()} for d in (alike, spread)]
-      found.append(BranchSimilarity(dict(cell), variant, at, part, *means, by_class))
+      cka, spreads = (
+        {block: _mean(np.array(v)) for block, v in d.items()} for d in (alike, spread)
+      )
+      found.append(BranchSimilarity(dict(cell), variant, at, part, cka, spreads, by_class))
   return tuple(found)
 
 
@@ -363,7 +365,7 @@ def _mean(values: np.ndarray) -> float:
   return float(mean_over(values.ravel()))
 
 
-def _by_variant(study: Study):
+def _by_variant(study: Study) -> Iterator[tuple[Cell, str, list[Record]]]:
   """(cell, variant, runs) of what there is, in order."""
   for cell in study.main_cells:
     for variant in study.variants:
@@ -377,7 +379,7 @@ def _grams(runs: Sequence[Record], at: str, part: str, scope: str) -> list[np.nd
   return [
     results_lib.gram(entry, scope)
     for entry in entries
-    if scope in ((entry or {}).get('grams') or {})
+    if entry is not None and scope in (entry.get('grams') or {})
   ]
 
 

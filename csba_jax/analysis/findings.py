@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -167,7 +167,7 @@ def _about(results: Results) -> dict[str, Any]:
   """Where the numbers come from."""
   done, study = results.done, results.study
 
-  def several(values):
+  def several(values: Iterable[object]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(value) for value in values if value is not None))
 
   packages = sorted({name for record in done for name in record['versions']})

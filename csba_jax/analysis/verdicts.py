@@ -58,41 +58,41 @@ def claims(
   name = {'csba': 'CSBA'}.get(pairs[0][0], pairs[0][0])
   outcome = wording.metric(study.outcome)
   control = 'the same net without attention' if pairs[0][1] == 'none' else pairs[0][1]
-  parts = (  # title, pairs, (study, findings, pair) -> Judged, findings, statement in plain words
+  parts = (  # title, what speaks for it by pair, findings, statement in plain words
     (
       f'{name} improves {outcome} over {control}',
-      pairs,
-      _gains,
+      {pair: _gains(study, comparisons, pair) for pair in pairs},
       comparisons,
       plain.gain(study, name, control),
     ),
     (
       f'The gain in {outcome} is not by capacity alone',
-      wide,
-      _gains,
+      {pair: _gains(study, comparisons, pair) for pair in wide},
       comparisons,
       plain.gain(study, name, 'a net without attention that has as many parameters'),
     ),
     (
       f'{name} reduces gradient conflict',
-      pairs,
-      _reductions,
+      {pair: _reductions(study, conflict, pair) for pair in pairs},
       conflict,
       plain.reduction(study, name, control),
     ),
-    ('Less conflict goes with more F1', pairs, _links, links, plain.association(study, name)),
+    (
+      'Less conflict goes with more F1',
+      {pair: _links(study, links, pair) for pair in pairs},
+      links,
+      plain.association(study, name),
+    ),
     (
       'Without offsetting problems',
-      pairs,
-      _offsets,
+      {pair: _offsets(study, offsets, pair) for pair in pairs},
       offsets,
       plain.offset(study, name, control),
     ),
   )
   found = []
-  for title, of_link, judge, numbers, statement in parts:
-    if of_link:
-      judged = {pair: judge(study, numbers, pair) for pair in of_link}
+  for title, judged, numbers, statement in parts:
+    if judged:
       found.append(_claim(title, judged, statement, numbers))
   verdicts = [claim.verdict for claim in found]
   verdict = chain(verdicts)
@@ -142,7 +142,7 @@ def _claim(
   return Claim(title, verdict, tuple(sentences), words)
 
 
-def _gains(study, comparisons, pair: tuple[str, str]) -> Judged:
+def _gains(study: Study, comparisons: Iterable[Comparison], pair: tuple[str, str]) -> Judged:
   found = _by_cell(study, comparisons, pair)
   judged = []
   for cell, those in found:
@@ -159,7 +159,7 @@ def _gains(study, comparisons, pair: tuple[str, str]) -> Judged:
   return judged
 
 
-def _reductions(study, conflict, pair: tuple[str, str]) -> Judged:
+def _reductions(study: Study, conflict: Iterable[Comparison], pair: tuple[str, str]) -> Judged:
   """Common parameters, training images; at the end and at the lowest matched loss."""
   chosen = [
     c
@@ -187,12 +187,13 @@ def _reductions(study, conflict, pair: tuple[str, str]) -> Judged:
 
 
 def _at_loss(study: Study, cell: str, comparison: Comparison) -> str:
+  assert comparison.losses is not None  # of conflict
   losses = ' against '.join(map(wording.number, comparison.losses))
   far = '' if are_matched(comparison.losses) else ' (the losses are too far apart to compare)'
   return _sentence(study, cell, comparison, f'losses {losses}', far)
 
 
-def _links(study, links, pair: tuple[str, str]) -> Judged:
+def _links(study: Study, links: Sequence[Link], pair: tuple[str, str]) -> Judged:
   judged = []
   for at in study.main_cells:
     cell = study.condition(dict(at))
@@ -216,7 +217,7 @@ def _links(study, links, pair: tuple[str, str]) -> Judged:
   return judged
 
 
-def _offsets(study, offsets, pair: tuple[str, str]) -> Judged:
+def _offsets(study: Study, offsets: Iterable[Comparison], pair: tuple[str, str]) -> Judged:
   return [
     (
       cell,

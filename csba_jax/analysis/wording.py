@@ -144,7 +144,7 @@ def sample(counts: Iterable[int]) -> str:
 
 def without_interval(estimates: Iterable[Estimate]) -> str:
   """Why some estimates have a dash for an interval; '' where all have one."""
-  reasons = {}
+  reasons: dict[str, None] = {}
   for estimate in estimates:
     if math.isfinite(estimate.value) and not estimate.known:
       given = any(words in estimate.method for words in ('no interval', 'no test'))

@@ -13,8 +13,8 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import BinaryIO
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from absl import logging
@@ -28,6 +28,9 @@ DECODING = 'decoding-'  # in the name of a folder while images are decoded into 
 NAMED = 20  # unreadable images that are named one by one, at most
 BLOCK = 128  # images that a thread reads and decodes at a time, at most
 BLOCK_BYTES = 8 * 2**20  # of their pixels, at most
+
+Item = TypeVar('Item')
+Found = TypeVar('Found')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,9 +137,10 @@ def _decoded(source: Source, log: Callable[[str], None]) -> Iterator[tuple[np.nd
       log(f'decoded {done} of {total} images')
 
 
-def _in_order(function: Callable, items: Iterable) -> Iterator:
+def _in_order(function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
   """Yields function(item) of each item, in order; a few threads work a few items ahead."""
-  threads, waiting = min(4, os.cpu_count() or 1), collections.deque()
+  threads = min(4, os.cpu_count() or 1)
+  waiting: collections.deque[Future[Found]] = collections.deque()
   with ThreadPoolExecutor(threads) as pool:
     try:
       for item in items:
@@ -281,7 +285,7 @@ def _decode_into(path: pathlib.Path, source: Source, log: Callable[[str], None])
   with path.open('wb') as file:
     _write_header(file, (len(source), *source.image_shape))
     for block, why in _decoded(source, log):
-      file.write(block)
+      file.write(block.data)
       reasons += why
       kept += len(block)
     file.seek(0)

@@ -1,8 +1,12 @@
 """Decodes image files to pixels (uint8, upright, square) without TensorFlow."""
 
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+  from PIL.Image import Image as PillowImage
 
 PILLOW_FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')
 DECODING_VERSION = 1  # part of every fingerprint: increase it when a change alters the pixels
@@ -46,7 +50,7 @@ def decode_image(data: bytes, *, channels: int, image_size: int) -> np.ndarray:
   return pixels if channels == 3 else pixels[..., None]
 
 
-def _flatten(image, mode: str):
+def _flatten(image: 'PillowImage', mode: str) -> 'PillowImage':
   """A Pillow image as 8-bit 'RGB' or 'L'; transparent pixels become white."""
   from PIL import Image
 
@@ -61,7 +65,7 @@ def _flatten(image, mode: str):
   return image.convert(mode)
 
 
-def _centre_square(image, image_size: int):
+def _centre_square(image: 'PillowImage', image_size: int) -> 'PillowImage':
   """Crops to the centre square and scales it, in one resampling."""
   from PIL import Image
 

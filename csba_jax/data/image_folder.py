@@ -41,6 +41,9 @@ class ImageFolderSource(Source):
       size below 1, or a manifest that lacks a column or names a file that is not there.
   """
 
+  labels: np.ndarray
+  names: tuple[str, ...]
+
   def __init__(
     self,
     directory: str | os.PathLike,

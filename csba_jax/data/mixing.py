@@ -21,7 +21,7 @@ Batch = Mapping[str, Array]
 MixFn = Callable[[Array, Batch, Array | int], Batch]
 
 
-def mixup(key: Array, batch: Batch, *, alpha: float) -> Batch:
+def mixup(key: Array, batch: Batch, *, alpha: float) -> dict[str, Array]:
   """lam x_i + (1 - lam) x_j, share = lam ~ Beta(alpha, alpha), one lam a batch.
 
   Zhang et al. 2018.

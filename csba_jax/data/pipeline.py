@@ -88,7 +88,7 @@ def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data
   mapped = _streams(config.data, training, separate_test)
   where = (config.data.cache_dir, warn, mapped)
   images = cache.load_arrays(training, *where)
-  test_images = separate_test and cache.load_arrays(separate_test, *where)
+  test_images = cache.load_arrays(separate_test, *where) if separate_test else None
   split = splits.make_splits(
     images.labels,
     images.groups,
@@ -109,8 +109,13 @@ def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data
     names = ', '.join(images.class_names[c] for c in split.classes_without_val)
     warn(f'no validation image of: {names} (too few images, or all of them in one duplicate group)')
 
-  def part(arrays, indices):
-    images = Rows(arrays.images, indices) if mapped else arrays.images[indices]
+  def part(arrays: cache.ImageArrays, indices: np.ndarray) -> Part:
+    images: np.ndarray | Rows
+    if mapped:
+      assert isinstance(arrays.images, np.memmap)
+      images = Rows(arrays.images, indices)
+    else:
+      images = arrays.images[indices]
     return Part(images, arrays.labels[indices])
 
   return Data(
@@ -135,10 +140,10 @@ def open_sources(data: ml_collections.ConfigDict) -> tuple[Source, Source | None
   if data.source == 'digits':
     return DigitsSource(), None
   if data.source == 'tfds':
-    parts = (data.train_split, data.test_split)
-    return tuple(
-      TfdsSource(data.name, part, data.dir, data.image_size) if part else None for part in parts
-    )
+    train = TfdsSource(data.name, data.train_split, data.dir, data.image_size)
+    if not data.test_split:
+      return train, None
+    return train, TfdsSource(data.name, data.test_split, data.dir, data.image_size)
   directory = data.dir or os.environ.get('CSBA_IMAGE_FOLDER', '')
   if not directory:
     raise UserError(

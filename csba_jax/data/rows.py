@@ -3,6 +3,8 @@
 import os
 import pathlib
 import weakref
+from collections.abc import Sequence
+from typing import NoReturn
 
 import numpy as np
 
@@ -23,6 +25,7 @@ class Rows:
   """
 
   def __init__(self, images: np.memmap, index: np.ndarray | None = None):
+    assert images.filename is not None
     self._path = pathlib.Path(images.filename)
     self._offset = images.offset
     self._index = np.arange(len(images)) if index is None else np.asarray(index)
@@ -37,7 +40,7 @@ class Rows:
   def __len__(self) -> int:
     return len(self._index)
 
-  def __getitem__(self, key) -> np.ndarray:
+  def __getitem__(self, key: int | slice | Sequence[int] | np.ndarray) -> np.ndarray:
     """A new array; the key is an int, a slice, ints or booleans, as for a NumPy array."""
     rows = np.asarray(self._index[key])
     found = np.empty((rows.size, *self.shape[1:]), self.dtype)
@@ -45,13 +48,13 @@ class Rows:
       self._read(int(row), image)
     return found.reshape(*rows.shape, *self.shape[1:])
 
-  def __array__(self, *_, **__):
+  def __array__(self, *_: object, **__: object) -> NoReturn:
     raise TypeError('these images may not fit in memory: index them')
 
   def _read(self, row: int, image: np.ndarray) -> None:
     """Reads one image into an array."""
     # one call is enough, unless a signal or a network drive cuts it short
-    bytes_left, at = memoryview(image).cast('B'), self._offset + row * image.nbytes
+    bytes_left, at = image.data.cast('B'), self._offset + row * image.nbytes
     while bytes_left:
       try:
         done = os.preadv(self._file, [bytes_left], at)

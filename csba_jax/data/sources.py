@@ -4,6 +4,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,11 +31,19 @@ class Source:
   name: str
   class_names: tuple[str, ...]
   image_shape: tuple[int, int, int]
-  labels: np.ndarray
   groups: np.ndarray | None = None
-  names: tuple[str, ...]
-  fingerprint: str
   strict: bool = True
+
+  if TYPE_CHECKING:  # properties, so that a subclass may compute them once they are asked for
+
+    @property
+    def labels(self) -> np.ndarray: ...
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def fingerprint(self) -> str: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, i: int) -> dict: ...
 
   def read(self, positions: Sequence[int]) -> list[dict | Unreadable]:
     """The items at these positions, or Unreadable for an image that cannot be decoded."""
@@ -47,8 +56,10 @@ class DigitsSource(Source):
   name = 'digits'
   class_names = tuple('0123456789')
   image_shape = (8, 8, 1)
+  labels: np.ndarray
+  names: tuple[str, ...]
 
-  def __init__(self):
+  def __init__(self) -> None:
     from sklearn.datasets import load_digits
 
     digits = load_digits()

@@ -307,7 +307,8 @@ def _choose_groups(
         break
       hold_if_within(group, target)
   for c in rarest_first:
-    for group in sorted(in_order[c], key=lambda g, c=c: sizes[g][c]):
+    images = {group: sizes[group][c] for group in in_order[c]}
+    for group in sorted(in_order[c], key=images.__getitem__):
       if held[c] or not target[c]:
         break
       hold_if_within(group, available - 1)

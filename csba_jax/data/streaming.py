@@ -111,7 +111,7 @@ class Feed:
   def __enter__(self) -> 'Feed':
     return self
 
-  def __exit__(self, *exc_info) -> None:
+  def __exit__(self, *exc_info: object) -> None:
     self.close()
 
   def _batch(self, step: int) -> Batch:

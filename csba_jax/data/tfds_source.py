@@ -11,12 +11,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from csba_jax.data.decoding import Unreadable, decode_image, decoder_version
 from csba_jax.data.sources import Source, digest, file_state, or_unreadable
 from csba_jax.errors import UserError
+
+if TYPE_CHECKING:
+  from tensorflow_datasets.core import DatasetBuilder, DatasetInfo
+  from tensorflow_datasets.core.data_sources import ArrayRecordDataSource
+  from tensorflow_datasets.features import FeatureConnector, Image
 
 
 class TfdsSource(Source):
@@ -214,7 +220,7 @@ def _build_command(name: str, root: str | os.PathLike) -> str:
   )
 
 
-def _array_record_builder(name: str, folder: pathlib.Path):
+def _array_record_builder(name: str, folder: pathlib.Path) -> 'DatasetBuilder':
   """The TFDS builder of a prepared folder, set to read array_record."""
   import tensorflow_datasets as tfds
 
@@ -239,11 +245,11 @@ def _array_record_builder(name: str, folder: pathlib.Path):
   return builder
 
 
-def _feature_keys(info) -> tuple[str, str]:
+def _feature_keys(info: 'DatasetInfo') -> tuple[str, str]:
   """(image key, label key): the supervised keys, else the only Image and the only ClassLabel."""
   import tensorflow_datasets as tfds
 
-  def keys_of(kind) -> list[str]:
+  def keys_of(kind: type['FeatureConnector']) -> list[str]:
     return sorted(key for key, feature in info.features.items() if isinstance(feature, kind))
 
   images, labels = keys_of(tfds.features.Image), keys_of(tfds.features.ClassLabel)
@@ -259,7 +265,9 @@ def _feature_keys(info) -> tuple[str, str]:
   return images[0], labels[0]
 
 
-def _tfds_image_shape(name: str, feature, image_size: int) -> tuple[tuple[int, int, int], int]:
+def _tfds_image_shape(
+  name: str, feature: 'Image', image_size: int
+) -> tuple[tuple[int, int, int], int]:
   """(image shape, side to scale to; 0 if pixels do not change)."""
   height, width, channels = feature.shape
   channels = 1 if channels == 1 else 3
@@ -278,7 +286,7 @@ def _tfds_image_shape(name: str, feature, image_size: int) -> tuple[tuple[int, i
   return (image_size, image_size, channels), image_size
 
 
-def _shards(info, split: str) -> tuple[pathlib.Path, ...]:
+def _shards(info: 'DatasetInfo', split: str) -> tuple[pathlib.Path, ...]:
   """The files of a split; UserError for an unknown, empty or incomplete split."""
   try:
     instructions = info.splits[split].file_instructions
@@ -301,7 +309,7 @@ def _shards(info, split: str) -> tuple[pathlib.Path, ...]:
   return files
 
 
-def _records(builder, split: str, label_key: str):
+def _records(builder: 'DatasetBuilder', split: str, label_key: str) -> 'ArrayRecordDataSource':
   """Random access to the records; only their labels are decoded."""
   import tensorflow_datasets as tfds
 

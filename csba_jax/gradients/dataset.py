@@ -11,18 +11,20 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
+from csba_jax.data.rows import Rows
 from csba_jax.gradients.gram import Layers, accumulator
 from csba_jax.gradients.per_class import check_finite, gram_across, row_gradient
 from csba_jax.runtime import backend, sharding
 
 PyTree = Any
 Tick = Callable[[int, int], None]
+Examples = Mapping[str, np.ndarray | Rows]  # arrays [N, ...] on the host, or in a file
 
 
 def group_grams_of(
   losses_fn: Partial,
   params: PyTree,
-  data: Mapping[str, np.ndarray],
+  data: Examples,
   groups: Sequence[np.ndarray],
   layers: Layers,
   max_bytes: int,
@@ -73,7 +75,7 @@ def group_grams_of(
 def _grams(layers: list[list[Array]], mesh: Mesh) -> list[Array]:
   """The Gram of each layer's rows, from each device's sums [1, R, ...] of them."""
 
-  def local(layers):
+  def local(layers: list[list[Array]]) -> list[Array]:
     return [gram_across(mesh, [x[0] for x in rows]) for rows in layers]
 
   by_device = PartitionSpec(mesh.axis_names)
@@ -98,9 +100,7 @@ def _empty_rows(
   return make()
 
 
-def _take(
-  data: Mapping[str, np.ndarray], index: np.ndarray, size: int, mine: np.ndarray
-) -> dict[str, np.ndarray]:
+def _take(data: Examples, index: np.ndarray, size: int, mine: np.ndarray) -> dict[str, np.ndarray]:
   """The rows `mine` of these examples, padded to `size` with the first of them, mask False."""
   filled = np.concatenate([index, np.full(size - len(index), index[0])])[mine]
   batch = {name: np.asarray(values[filled]) for name, values in data.items()}
@@ -122,7 +122,9 @@ def _add(
   Each device adds the gradient of its images to its own sums; only the loss is sent.
   """
 
-  def local(losses_fn, params, rows, row, batch):
+  def local(
+    losses_fn: Partial, params: PyTree, rows: list[Array], row: Array, batch: Mapping[str, Array]
+  ) -> tuple[list[Array], Array]:
     grads, loss = row_gradient(losses_fn, params, batch, wanted)
     rows = [r.at[0, row].add(g.astype(r.dtype)) for r, g in zip(rows, grads, strict=True)]
     return rows, lax.psum(loss, mesh.axis_names)

@@ -23,7 +23,7 @@ from csba_jax.data.random_draws import draws, permutation
 from csba_jax.errors import UserError
 from csba_jax.gradients import per_example as per_example_lib
 from csba_jax.gradients.conflict import SCOPES, Conflict, conflict_matrix, name_classes, shares
-from csba_jax.gradients.dataset import Tick, group_grams_of
+from csba_jax.gradients.dataset import Examples, Tick, group_grams_of
 from csba_jax.gradients.gram import LayerFn, Layers
 from csba_jax.gradients.per_class import LossesFn
 from csba_jax.runtime import backend
@@ -40,7 +40,7 @@ def no_tick(done: int, total: int) -> None:
 def exact_conflict(
   losses_fn: LossesFn,
   params: PyTree,
-  data: Mapping[str, np.ndarray],
+  data: Examples,
   *,
   num_classes: int,
   layer_fn: LayerFn | None = None,
@@ -97,7 +97,7 @@ def exact_conflict(
 def estimated_conflict(
   losses_fn: LossesFn,
   params: PyTree,
-  data: Mapping[str, np.ndarray],
+  data: Examples,
   *,
   num_classes: int,
   target: str = 'train',
@@ -158,7 +158,7 @@ def estimated_conflict(
 
 
 def draw_folds(
-  data: Mapping[str, np.ndarray], num_classes: int, target: str, images: int, folds: int, seed: int
+  data: Examples, num_classes: int, target: str, images: int, folds: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Indices of the images of every fold, and the sizes of the folds.
 
@@ -334,7 +334,7 @@ def describe_result(
 def _per_example_losses(
   losses_fn: LossesFn,
   params: PyTree,
-  data: Mapping[str, np.ndarray],
+  data: Examples,
   num_classes: int,
   per_example: bool | None,
 ) -> Partial:
@@ -354,7 +354,7 @@ def _per_example_losses(
   return losses_fn
 
 
-def _classes(data: Mapping[str, np.ndarray], num_classes: int) -> list[np.ndarray]:
+def _classes(data: Examples, num_classes: int) -> list[np.ndarray]:
   """Indices of the images of each class."""
   label = np.asarray(data['label'])
   wanted = f"data['label'] [N] of integers from 0 to {num_classes - 1}, N >= 1"

@@ -99,7 +99,8 @@ class Layers:
     Returns:
       Indices into `names`; each layer once.
     """
-    groups, free = [], 0
+    groups: list[list[int]] = []
+    free = 0
     for i, size in enumerate(self.class_gradient_bytes(leaves, classes)):
       if not groups or size > free:
         groups.append([])
@@ -191,10 +192,8 @@ def accumulator(dtype: Any) -> jnp.dtype:
 
 def gram(rows: Sequence[Array]) -> Array:
   """sum over leaves of <row_c, row_d>.   leaves [C, ...] -> [C, C], float32 at least, symmetric"""
-  total = 0
-  for leaf in rows:
-    flat = leaf.reshape(leaf.shape[0], -1).astype(accumulator(leaf.dtype))
-    total = total + jnp.matmul(flat, flat.T, precision=lax.Precision.HIGHEST)
+  flat = (leaf.reshape(leaf.shape[0], -1).astype(accumulator(leaf.dtype)) for leaf in rows)
+  total = sum(jnp.matmul(x, x.T, precision=lax.Precision.HIGHEST) for x in flat)
   return (total + total.T) / 2
 
 

@@ -56,10 +56,10 @@ def _loop(fun: Callable[[PyTree], PyTree], xs: PyTree, zero: Array | int) -> PyT
   """lax.map that allocates its results once `zero` is known, not at the start of the program."""
   turns = len(jax.tree.leaves(xs)[0])
 
-  def take(i):
+  def take(i: Array | int) -> PyTree:
     return jax.tree.map(lambda x: x[i], xs)
 
-  def turn(i, results):
+  def turn(i: Array, results: PyTree) -> PyTree:
     return jax.tree.map(lambda rows, row: rows.at[i].set(row), results, fun(take(i)))
 
   shapes = jax.eval_shape(fun, take(0))

@@ -130,7 +130,7 @@ def class_grams(
   devices, leaves = 1 if mesh is None else mesh.size, jax.tree.leaves(params)
   layers.check_room(leaves, num_classes, backend.device_bytes(), devices, every_gram=True)
   traced = batches.is_tracing(prepared)
-  static = {'layers': layers, 'mesh': mesh, 'max_bytes': max_bytes}
+  static: dict[str, Any] = {'layers': layers, 'mesh': mesh, 'max_bytes': max_bytes}
   found = (_class_grams if traced else _compiled_grams())(**prepared, **static)
   if not traced:
     check_finite(found.losses, found.grams)
@@ -162,7 +162,7 @@ def group_grams(
   """
   rows = len(batch['mask'])
 
-  def local(losses_fn, params, batch):
+  def local(losses_fn: Partial, params: PyTree, batch: Batch) -> tuple[list[Array], Array]:
     grams, losses = _layer_grams(losses_fn, params, batch, rows, True, layers, max_bytes, mesh)
     return grams, losses if mesh is None else lax.psum(losses, mesh.axis_names)
 
@@ -286,7 +286,7 @@ def _class_grams(
   mesh: Mesh | None,
   max_bytes: int,
 ) -> ClassGrams:
-  def local(losses_fn, params, batch):
+  def local(losses_fn: Partial, params: PyTree, batch: Batch) -> tuple[list[Array], Array, Array]:
     sums, loss_sums = _layer_grams(
       losses_fn, params, batch, num_classes, stacked, layers, max_bytes, mesh
     )
@@ -398,7 +398,7 @@ def row_gradient(
   """
   chosen, losses_of = _with_others_fixed(losses_fn, params, batch, wanted)
 
-  def total(chosen):
+  def total(chosen: list[Array]) -> tuple[Array, Array]:
     losses = jnp.where(batch['mask'], losses_of(chosen), 0)
     return losses.sum(), losses.astype(accumulator(losses.dtype)).sum()
 

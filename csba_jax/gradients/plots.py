@@ -17,6 +17,7 @@ from csba_jax.gradients.flow import Flow
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
+  from matplotlib.image import AxesImage
 
 DPI = 120
 LARGEST_ANNOTATED = 20  # classes; with more, the numbers would be too small to read
@@ -235,7 +236,7 @@ def _square(
   return figure, axes
 
 
-def _matrix(axes: 'Axes', conflict: Conflict, values: np.ndarray, limit: float) -> object:
+def _matrix(axes: 'Axes', conflict: Conflict, values: np.ndarray, limit: float) -> 'AxesImage':
   """Draws [C, C] in the order of frequency; the diagonal stays white, it is 1 by definition."""
   order = conflict.by_frequency
   values = values[np.ix_(order, order)]

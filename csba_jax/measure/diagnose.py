@@ -332,7 +332,7 @@ def lower_probe(
   if one_row:
     rows, max_bytes = 1, max_bytes // rows
 
-  def of(dtype, *shape):
+  def of(dtype: type[np.generic], *shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((rows, depth, *shape), dtype, sharding=layout.split(1))
 
   batch = {'image': of(np.uint8, *shape), 'label': of(np.int32), 'mask': of(np.bool_)}
@@ -409,7 +409,7 @@ def from_input_to_output(model: nn.Module, image_shape: tuple[int, int, int]) ->
   """Names of layers in the order in which the model makes them; a tree sorts them by name."""
   made: list[str] = []
 
-  def init(key):
+  def init(key: Array) -> None:
     params = model.init(key, jnp.zeros((1, *image_shape)))['params']
     made.extend(dict.fromkeys(layer_name('/'.join(path)) for path in flatten_dict(params)))
 

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 from flax import struct
 from jax import Array
+from numpy.typing import ArrayLike
 
 from csba_jax.data import class_counts as class_counts_lib
 
@@ -119,9 +120,9 @@ def macro_f1_at(counts: np.ndarray, shares: np.ndarray) -> float:
   return _mean(np.where(support > 0, f1, np.nan))
 
 
-def _ratio(numerator, denominator, empty: float) -> np.ndarray:
+def _ratio(numerator: ArrayLike, denominator: ArrayLike, empty: float) -> np.ndarray:
   """numerator / denominator in float64, `empty` where the denominator is 0."""
-  numerator, denominator = np.float64(numerator), np.float64(denominator)
+  numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
   zero = denominator == 0
   return np.where(zero, empty, numerator / np.where(zero, 1.0, denominator))
 

@@ -105,7 +105,7 @@ def build(
 def _only(pattern: str | None, tx: optax.GradientTransformation) -> optax.GradientTransformation:
   """`tx` for parameters in whose names the regular expression is found; no update of the others."""
 
-  def labels(params):
+  def labels(params: PyTree) -> PyTree:
     return jax.tree.map(
       lambda found: 'train' if found else 'keep', second_stages.matches(pattern, params)
     )

@@ -77,7 +77,7 @@ def matches(pattern: str | None, params: PyTree) -> PyTree:
   """True for parameters in whose names the regular expression is found; a tree like `params`."""
   import jax  # not above: the plan of a run (run.schedule) reads this table without JAX
 
-  def one(path, _):
+  def one(path: tuple[jax.tree_util.DictKey, ...], _: object) -> bool:
     name = '/'.join(str(key.key) for key in path)
     return pattern is not None and re.search(pattern, name) is not None
 

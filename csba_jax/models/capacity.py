@@ -61,7 +61,7 @@ def _widen(
   single numbers of channels make up the difference that is left.
   """
 
-  def count(candidate, attention='none'):
+  def count(candidate: Sequence[int], attention: str = 'none') -> int:
     return parameter_count(make_model(candidate, attention), image_shape)
 
   target = count(_scaled(channels, width), other)

@@ -176,7 +176,7 @@ def max_pool2(x: Array) -> Array:
   """
   h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
 
-  def larger(a, b):
+  def larger(a: Array, b: Array) -> Array:
     return jnp.where(a >= b, a, b)
 
   top = larger(x[:, 0:h:2, 0:w:2], x[:, 0:h:2, 1:w:2])

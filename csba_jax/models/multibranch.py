@@ -5,6 +5,7 @@ in their branches; they differ only in the attention where branches are aggregat
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -58,7 +59,8 @@ class Block(nn.Module):
     ]
     project = None
     if self.project:
-      project = functools.partial(conv((1, 1), name='project'), train=train)
+      projection: nn.Module = conv((1, 1), name='project')
+      project = functools.partial(projection, train=train)
     return attn.aggregate(
       self, branches, BRANCHES, self.attention, train, self.dtype, project, self.norm
     )
@@ -141,7 +143,7 @@ def build(
     norm: a row of layers.NORMS.
   """
 
-  def make_model(channels, attention):
+  def make_model(channels: Sequence[int], attention: str) -> MultiBranch:
     stem, *stages = channels
     blocks = tuple(depth * number for number in BLOCKS)
     widths = stem, tuple(stages)

@@ -4,6 +4,7 @@ Names of layers look like `stage2/block1/conv1/kernel`, `stage3/branch1/block1/c
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -162,7 +163,7 @@ def build(
     norm: a row of layers.NORMS.
   """
 
-  def make_model(stages, _):
+  def make_model(stages: Sequence[int], _: str) -> ResNet:
     return ResNet(num_classes, tuple(stages), depth * BLOCKS, dtype, classifier, norm)
 
   return capacity.at_width(make_model, STAGES, attention, width, image_shape, tuned=())
@@ -185,7 +186,7 @@ def build_branches(
   `csba`.
   """
 
-  def make_model(stages, attention):
+  def make_model(stages: Sequence[int], attention: str) -> BranchedResNet:
     blocks = depth * BLOCKS
     return BranchedResNet(num_classes, attention, tuple(stages), blocks, dtype, classifier, norm)
 

@@ -4,6 +4,7 @@ Names of layers look like `block1/heads/qkv/kernel`, `block1/heads/attention/hea
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -159,7 +160,7 @@ def build(
     depth: multiplies the number of blocks.
   """
 
-  def make_model(channels, attention):
+  def make_model(channels: Sequence[int], attention: str) -> ViT:
     return ViT(num_classes, attention, *channels, depth * DEPTH, dtype, classifier)
 
   channels = HEAD_DIM, HIDDEN

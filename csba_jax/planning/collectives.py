@@ -195,9 +195,11 @@ def _first_of_mesh(
     else:
       lengths.append(int(length))
       taken.append(name in parts)
-  ids = np.arange(math.prod(lengths))
-  if dims or listed:
-    ids = _order(dims, order).ravel() if dims else np.array(_integers(listed))
+  ids: np.ndarray = np.arange(math.prod(lengths))
+  if dims:
+    ids = _order(dims, order).ravel()
+  elif listed:
+    ids = np.array(_integers(listed))
   index = tuple(slice(None) if take else 0 for take in taken)
   return tuple(ids.reshape(lengths)[index].ravel().tolist())
 

@@ -8,6 +8,7 @@ a mesh XLA compiles them as for CPUs.
 import dataclasses
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
+from jax.typing import DTypeLike
 
 from csba_jax.data import mixing, pipeline, streaming
 from csba_jax.errors import UserError
@@ -201,7 +203,7 @@ def compile_training(setting: Setting) -> jax.stages.Compiled:
   ones = np.ones(setting.num_classes)
   step_fn = step.make_step(config, setting.model, setting.tx, ones, STEPS, layout)
 
-  def of(dtype, *shape):
+  def of(dtype: DTypeLike, *shape: int) -> jax.ShapeDtypeStruct:
     shape = (1, config.train.batch_size, *shape)
     return jax.ShapeDtypeStruct(shape, dtype, sharding=layout.split(1))
 
@@ -230,9 +232,9 @@ def measure_probe(
   """
   net, layout = setting.net, setting.layout
 
-  def lower(**options):
+  def lower(one_row: bool = False) -> jax.stages.Lowered:
     return diagnose.lower_probe(
-      net, setting.config, layout, int(room), folds=folds, layer_fn=layer_fn, **options
+      net, setting.config, layout, int(room), folds=folds, layer_fn=layer_fn, one_row=one_row
     )
 
   cost = Cost.of(lower().compile(_FAST_TO_COMPILE), layout.devices)
@@ -291,7 +293,7 @@ def _cost_table(
   taken = [seconds(setting, cost, accelerator) for cost in costs.values()]
   rows = [['one call, on each device', *costs]]
 
-  def add(name, unit, values, digits=1):
+  def add(name: str, unit: str, values: Iterable[float], digits: int = 1) -> None:
     rows.append([f'{name}, {unit}', *(f'{value / UNITS[unit]:.{digits}f}' for value in values)])
 
   add('work', 'GFLOP', [cost.flops for cost in costs.values()], 2)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
+from jax import Array
 from orbax.checkpoint import checkpoint_managers
 
 from csba_jax.errors import UserError
@@ -78,7 +79,7 @@ class Checkpoints:
   def __enter__(self) -> 'Checkpoints':
     return self
 
-  def __exit__(self, exc_type, *exc_info) -> None:
+  def __exit__(self, exc_type: type[BaseException] | None, *exc_info: object) -> None:
     try:
       if exc_type is None:
         self.wait()
@@ -144,7 +145,7 @@ class Checkpoints:
     """
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
-    def target_of(x):
+    def target_of(x: Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
       return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, 'sharding', None) or here)
 
     target = jax.tree.map(target_of, like)
@@ -178,8 +179,8 @@ class Checkpoints:
       except UserError as error:
         damaged.append((step, error))
         continue
-      for newer, error in damaged:
-        self._set_aside(newer, str(error))
+      for newer, problem in damaged:
+        self._set_aside(newer, str(problem))
       distributed.wait()
       self._manager.reload()
       return found
@@ -226,6 +227,7 @@ class Checkpoints:
     after the sums leaves the sums of an absent checkpoint, which the next save replaces.
     """
     step = self._last_saved
+    assert step is not None  # since a save is over
     [unfinished] = [
       Path(path.get())
       for path in ocp.path.step.all_temporary_paths(self._directory)

@@ -49,10 +49,10 @@ class Records:
   def __enter__(self) -> 'Records':
     return self
 
-  def __exit__(self, *exc_info) -> None:
+  def __exit__(self, exc_type: type[BaseException] | None, *exc_info: object) -> None:
     if self._events:
       self._events.close()
-    self._checkpoints.__exit__(*exc_info)
+    self._checkpoints.__exit__(exc_type, *exc_info)
 
   def resume(self, initial: TrainState, origin: dict[str, Any]) -> TrainState:
     """The state of the newest whole checkpoint, or `initial`; removes lines of later steps.
@@ -151,7 +151,8 @@ class Records:
     """
     if not distributed.is_first():
       return
-    folder, line = self._folder.file('conflict'), {}
+    folder = self._folder.file('conflict')
+    line: dict[str, float] = {}
     with writing_to(folder):
       folder.mkdir(exist_ok=True)
       for part, (conflict, _) in found.items():
@@ -166,6 +167,7 @@ class Records:
       return
     step = self.progress.step
     self._folder.append_metrics({'step': step, 'epoch': epoch, **record, 'timing': timing})
+    assert self._events is not None  # since `resume`
     with writing_to(self._folder.path):
       self._events.scalars(step, record | timing)
     self.progress.metrics_bytes = self._folder.metrics_length()

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import ml_collections
+import numpy as np
 from jax import Array
 
 from csba_jax import config as config_lib
@@ -114,7 +115,7 @@ def load_state(
   return _load_state(folder, config, net_lib.find(folder, config), which, layout)[1]
 
 
-def config_of(workdir: str) -> ml_collections.ConfigDict:
+def config_of(workdir: str | Path) -> ml_collections.ConfigDict:
   """The checked config of a run; UserError if there is none, or not of this version."""
   config = ml_collections.ConfigDict(read_config(workdir))
   config_lib.check(config)
@@ -130,9 +131,13 @@ def renew_statistics(net: Net, config: ml_collections.ConfigDict, data: pipeline
   if not jax.tree.leaves(stats):
     return net
   stream, images = training_stream(config, data.train.labels), data.train.images
+
+  def read(index: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return images[index[rows]]
+
   for step in range(STATISTICS_BATCHES):
     index = stream.positions(step)
-    batch = layout.batch_of(lambda rows, index=index: images[index[rows]], len(index))
+    batch = layout.batch_of(functools.partial(read, index), len(index))
     stats = _statistics_step(
       net.model, net.metadata.preprocessing, net.params, stats, batch, layout
     )

@@ -82,7 +82,7 @@ class Workdir:
         'name a folder of a file system that every host has mounted',
       )
 
-  def __exit__(self, *exc_info) -> None:
+  def __exit__(self, *exc_info: object) -> None:
     self._stack.close()
 
   def _claim(self) -> None:

@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -128,7 +129,7 @@ def start(launch: Launch, give_up: Callable[[UserError], None]) -> None:
     _check_port(launch.coordinator)
   import jax
 
-  def late():
+  def late() -> None:
     give_up(
       UserError(
         f'{launch.processes or "all"} processes connected to {_where(launch)} within '
@@ -141,7 +142,7 @@ def start(launch: Launch, give_up: Callable[[UserError], None]) -> None:
   alarm = threading.Timer(launch.start_timeout, late)
   alarm.daemon = True
   alarm.start()
-  named = {'local_device_ids': _own_devices(os.environ)}
+  named: dict[str, Any] = {'local_device_ids': _own_devices(os.environ)}
   if launch.coordinator:
     named = {
       'coordinator_address': launch.coordinator,
@@ -209,7 +210,7 @@ def _watch_the_others() -> None:
     return
   ended = threading.Event()
 
-  def watch():
+  def watch() -> None:
     while not ended.wait(POLL):
       with contextlib.suppress(Exception):  # there is no error, or no service
         found = client.key_value_try_get(FAILED)
@@ -219,7 +220,7 @@ def _watch_the_others() -> None:
   thread.start()
 
   @atexit.register  # before JAX's own handler: no thread may be inside C++ when Python ends
-  def _end():
+  def _end() -> None:
     ended.set()
     thread.join(FAREWELL)
 
@@ -280,7 +281,9 @@ def lost_another(error: BaseException | None) -> bool:
   return False
 
 
-def _leave_after_a_loss(kind, error, traceback) -> None:
+def _leave_after_a_loss(
+  kind: type[BaseException], error: BaseException, traceback: types.TracebackType | None
+) -> None:
   """sys.excepthook of several processes: after the loss of another process it aborts."""
   if not lost_another(error):
     sys.__excepthook__(kind, error, traceback)
@@ -353,7 +356,7 @@ def together(action: Callable[[], T]) -> T:
   """
   if count() == 1:
     return action()
-  problem, result = None, None
+  problem: UserError | None = None
   try:
     result = action()
   except AgreedError:  # the others raise it too and do not wait for this one

@@ -87,9 +87,10 @@ def _evaluate(
   """The outputs of a jaxpr whose convolutions are replaced."""
   env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
 
-  def read(atom):
+  def read(atom: core.Var | core.Literal) -> Array:
     return atom.val if isinstance(atom, core.Literal) else env[atom]
 
+  found: Sequence[Array]
   for eqn in jaxpr.eqns:
     values = [read(atom) for atom in eqn.invars]
     if eqn.primitive is lax.conv_general_dilated_p:

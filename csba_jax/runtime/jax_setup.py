@@ -32,7 +32,7 @@ def missing_flags() -> list[str]:
   """The flags of DETERMINISTIC that the environment does not set, or sets to another value."""
   found = dict(word.partition('=')[::2] for word in os.environ.get('XLA_FLAGS', '').split())
 
-  def is_set(name):
+  def is_set(name: str) -> bool:
     return name in found and found[name].lower() in ('', '1', 'true')
 
   return [flag for flag in DETERMINISTIC if not is_set(flag.partition('=')[0])]

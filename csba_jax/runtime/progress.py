@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Callable
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,7 +16,13 @@ PLAIN_SECONDS = 10.0  # between two plain lines, at least
 class TrainingBar:
   """Progress of a run with loss, validation macro-F1, images/s and time left. A context manager."""
 
-  def __init__(self, total: int, start: int, clock=time.monotonic, stream=None):
+  def __init__(
+    self,
+    total: int,
+    start: int,
+    clock: Callable[[], float] = time.monotonic,
+    stream: TextIO | None = None,
+  ):
     self._total, self._start = total, start
     self._clock = clock
     self._stream = stream or sys.stderr
@@ -38,7 +46,7 @@ class TrainingBar:
       self._bar.start()
     return self
 
-  def __exit__(self, *exc_info) -> None:
+  def __exit__(self, *exc_info: object) -> None:
     if self._bar:
       self._bar.stop()
 
@@ -66,7 +74,12 @@ class WorkBar:
   Every update calls `check`, which may raise to end the pass.
   """
 
-  def __init__(self, check=lambda: None, clock=time.monotonic, stream=None):
+  def __init__(
+    self,
+    check: Callable[[], object] = lambda: None,
+    clock: Callable[[], float] = time.monotonic,
+    stream: TextIO | None = None,
+  ):
     self._check = check
     self._clock, self._stream = clock, stream or sys.stderr
     self._started = self._last_line = clock()
@@ -86,7 +99,7 @@ class WorkBar:
       self._bar.start()
     return self
 
-  def __exit__(self, *exc_info) -> None:
+  def __exit__(self, *exc_info: object) -> None:
     if self._bar:
       self._bar.stop()
 

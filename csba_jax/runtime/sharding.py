@@ -121,7 +121,7 @@ class Layout:
     """Builds batches of `number` rows along an axis; this process passes only its own `rows`."""
     sharding = self.split(axis)
 
-    def one(x):
+    def one(x: np.ndarray) -> Array:
       shape = (*x.shape[:axis], number, *x.shape[axis + 1 :])
       return jax.make_array_from_process_local_data(sharding, x, shape)
 

@@ -4,10 +4,13 @@ import os
 import signal
 import threading
 import types
+from collections.abc import Callable
 
 from csba_jax.runtime import distributed
 
-EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}  # 75 is EX_TEMPFAIL: start again
+# 75 is EX_TEMPFAIL: start again
+EXIT_CODES: dict[int, int] = {signal.SIGTERM: 75, signal.SIGINT: 130}
+Handler = Callable[[int, types.FrameType | None], object] | int | None  # of a signal
 
 
 def leave_when_told() -> None:
@@ -36,7 +39,7 @@ def _watch(reader: int) -> None:
   while True:
     for number in os.read(reader, 1):
       if number in EXIT_CODES and signal.getsignal(number) is _leave:
-        _leave(number)
+        _leave(number, None)
 
 
 class Stopped(Exception):
@@ -61,7 +64,7 @@ class StopRequest:
     self._patient = patient
     self._signal: int | None = None
     self._passed_on: int | None = None
-    self._previous = {}
+    self._previous: dict[int, Handler] = {}
     self._entered = 0
     self._calls = 0
 
@@ -69,6 +72,7 @@ class StopRequest:
     self._entered += 1
     if self._entered > 1:
       return self
+    handlers: dict[int, Handler]
     if distributed.count() > 1:
       handlers = {signal.SIGINT: self._pass_on}
     else:
@@ -76,7 +80,7 @@ class StopRequest:
     self._previous = {number: signal.signal(number, f) for number, f in handlers.items()}
     return self
 
-  def __exit__(self, *exc_info) -> None:
+  def __exit__(self, *exc_info: object) -> None:
     self._entered -= 1
     if self._entered:
       return
@@ -115,4 +119,4 @@ class StopRequest:
   @property
   def exit_code(self) -> int:
     """Exit code of the signal that arrived; 0 if none did."""
-    return EXIT_CODES.get(self._signal, 0)
+    return 0 if self._signal is None else EXIT_CODES.get(self._signal, 0)

@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from csba_jax.run.workdir import read_result
 
 BRANCH = 'branch'  # what names of branches begin with
 DIGITS = 5  # significant ones kept of every measured number
-OF_TUNING = ('validation_macro_f1', 'checkpoint_step', 'parameters', 'class_counts', 'timing')
+OF_TUNING: tuple[str, ...] = ('validation_macro_f1', 'checkpoint_step', 'parameters')
+OF_TUNING += ('class_counts', 'timing')
 OF_TUNING += ('splits_sha256', 'source_sha256')  # of images, not of what a net made of them
 
 
@@ -120,13 +121,14 @@ def _scopes(layers: Sequence[str], common: set[str]) -> dict[str, list[str]]:
   return found | dict(sorted(branches.items()))
 
 
-def _branches(scopes: Sequence[str]) -> list[str]:
+def _branches(scopes: Iterable[str]) -> list[str]:
   return [scope for scope in scopes if scope.startswith(BRANCH)]
 
 
 def _union(conflict: Conflict, layers: Sequence[str]) -> np.ndarray:
   """The Gram of several layers together: Grams of layers add up."""
-  return sum(conflict.gram(layer) for layer in layers)
+  grams = [conflict.gram(layer) for layer in layers]
+  return sum(grams, np.zeros_like(grams[0]))
 
 
 def _rounded(value: Any) -> Any:

@@ -86,7 +86,8 @@ def read(folder: str | os.PathLike, pool: bool = False) -> Results:
   """
   folder = Path(folder).expanduser()
   study, files = study_json.read(folder), sorted(folder.glob('results*.jsonl'))
-  notes, latest = [], {}
+  notes: list[str] = []
+  latest: dict[tuple[str, str], Record] = {}
   for file in files:
     records, found = store.load(file)
     notes += found
@@ -113,9 +114,9 @@ def read(folder: str | os.PathLike, pool: bool = False) -> Results:
   made = {_place(record) for record in done}  # a run may have finished under another name
   failed = tuple(r for r in ordered if r['status'] == 'failed' and _place(r) not in made)
   commands = study_json.all_commands(folder, study)
-  found = Results(study, done, failed, (), commands)
-  notes += _provenance(found, folder, pool)
-  return dataclasses.replace(found, notes=tuple(dict.fromkeys(notes)))
+  results = Results(study, done, failed, (), commands)
+  notes += _provenance(results, folder, pool)
+  return dataclasses.replace(results, notes=tuple(dict.fromkeys(notes)))
 
 
 def unit(record: Record) -> Unit:
@@ -306,13 +307,13 @@ def _configs(found: Results) -> list[str]:
       groups.setdefault(key, Counter())[part] += 1
   mixed = []
   for key, configs in groups.items():
-    parts = [(json.loads(text), count) for text, count in configs.most_common()]
-    words = [config_lib.differences(parts[0][0], part) for part, _ in parts[1:]]
+    counted = [(json.loads(text), count) for text, count in configs.most_common()]
+    words = [config_lib.differences(counted[0][0], part) for part, _ in counted[1:]]
     fields = dict.fromkeys(line.split(':')[0] for lines in words for line in lines)
     at, *variant = key or ((),)
     where = ', '.join([*variant, *(f'{axis} {value}' for axis, value in at)])
     mixed += [
-      _mixed(f, (value for c, count in parts for value in [c.get(f)] * count))
+      _mixed(f, (value for c, count in counted for value in [c.get(f)] * count))
       + (f' ({where})' if where else '')
       for f in fields
     ]

@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,8 @@ def _is_among(finished: Mapping[Any, results.Record], run: grid.Run, folder: Pat
   there = finished.get(frozenset(run.axes.items())) or finished.get(run.name)
   if there is None:
     return False
-  configs = map(config_lib.completed, (there['config'], grid.placeless(run.config)))
-  if different := config_lib.differences(*configs):
+  before, now = map(config_lib.completed, (there['config'], grid.placeless(run.config)))
+  if different := config_lib.differences(before, now):
     raise UserError(
       f'the config that run {run.name} in {folder} was finished with',
       '; '.join(different),
@@ -238,7 +239,7 @@ class _Place:
 class _Worker:
   """A process that does one run after the other."""
 
-  process: multiprocessing.Process
+  process: BaseProcess
   connection: Connection
   run: grid.Run | None = None
   began: float = 0.0
@@ -266,6 +267,7 @@ class _Worker:
     except (EOFError, OSError):
       self.process.join()
       code = self.process.exitcode
+      assert code is not None  # it has ended
       how = f'signal {signal.Signals(-code).name}' if code < 0 else f'exit code {code}'
       return self.failure(f'its process ended with {how}')
 
@@ -307,13 +309,17 @@ def _work_off(
         say('stopping: the runs under way are saved; start the study again to finish them')
         for i in busy:
           with contextlib.suppress(ProcessLookupError):
-            os.kill(workers[i].process.pid, signal.SIGTERM)
+            pid = workers[i].process.pid
+            assert pid is not None  # it was started
+            os.kill(pid, signal.SIGTERM)
       for i in [i for i in busy if workers[i].connection in ready]:
         found = workers[i].take()
         ended = not workers[i].process.is_alive()
         done = found is not None and found['status'] == 'done'  # and only then was told
         if done or not (told and ended):
-          write(workers[i].run, found or workers[i].failure('its process alone was told to stop'))
+          run = workers[i].run
+          assert run is not None  # it is busy
+          write(run, found or workers[i].failure('its process alone was told to stop'))
         if not go_on(i):
           busy.remove(i)
   finally:
@@ -379,7 +385,9 @@ def _serve(connection: Connection, place: _Place, cores: Sequence[int]) -> None:
 
 def _end_with_parent() -> None:
   """Stops the run under way when the first process is gone, however it went."""
-  multiprocessing.parent_process().join()
+  parent = multiprocessing.parent_process()
+  assert parent is not None  # this is a worker
+  parent.join()
   os.kill(os.getpid(), signal.SIGTERM)
 
 

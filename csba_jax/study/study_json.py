@@ -16,7 +16,7 @@ from csba_jax.study import grid
 NAME = 'study.json'
 LOCK_SECONDS = 60.0  # until a shard that starts gives up on another one
 # of a study that has begun; the rest are axes, which may grow
-FIXED = ('base', 'name', 'test', 'tuned_by', 'outcome', 'pairs')
+FIXED: tuple[str, ...] = ('base', 'name', 'test', 'tuned_by', 'outcome', 'pairs')
 FIXED += ('subsets', 'margin', 'smallest_effect')
 
 
@@ -56,17 +56,17 @@ def _check_same(
 ) -> None:
   """UserError unless both configs are of one study; fields that came later had their default."""
   there = json.loads(json.dumps(grid.default().to_dict())) | there
-  bases = (config_lib.completed(config['base']) for config in (there, here))
-  different = [f'base.{words}' for words in config_lib.differences(*bases)]
-  rest = ({key: config[key] for key in FIXED if key != 'base'} for config in (there, here))
-  if different := different + config_lib.differences(*rest):
+  old, new = (config_lib.completed(config['base']) for config in (there, here))
+  different = [f'base.{words}' for words in config_lib.differences(old, new)]
+  old, new = ({key: config[key] for key in FIXED if key != 'base'} for config in (there, here))
+  if different := different + config_lib.differences(old, new):
     raise UserError(
       f'the study that {folder} was started with',
       '; '.join(different),
       'name another --workdir, or set these fields as they were',
     )
-  axes = ({key: config[key] for key in config if key not in FIXED} for config in (there, here))
-  if shards > 1 and (different := config_lib.differences(*axes)):
+  old, new = ({key: config[key] for key in config if key not in FIXED} for config in (there, here))
+  if shards > 1 and (different := config_lib.differences(old, new)):
     raise UserError(
       f'the axes that other shards in {folder} have',
       '; '.join(different),

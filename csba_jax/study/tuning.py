@@ -1,5 +1,7 @@
 """Learning rates chosen by a study that keeps validation scores alone."""
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -118,7 +120,9 @@ def at_ends(study: ml_collections.ConfigDict) -> list[str]:
 def varying(keys: Sequence[str]) -> set[str]:
   """The words of keys ('axis=value ...') that not all of them have."""
   sets = [set(key.split()) for key in keys]
-  return set().union(*sets) - set.intersection(*sets) if sets else set()
+  if not sets:
+    return set()
+  return functools.reduce(operator.or_, sets) - functools.reduce(operator.and_, sets)
 
 
 def _enumerated(names: Sequence[str]) -> str:

@@ -42,7 +42,7 @@ class Inputs:
   def __enter__(self) -> 'Inputs':
     return self
 
-  def __exit__(self, *exc_info) -> None:
+  def __exit__(self, *exc_info: object) -> None:
     if self._feed:
       self._feed.close()
 

@@ -120,7 +120,7 @@ def _take_over(fresh: PyTree, old: PyTree, is_fresh: PyTree) -> PyTree:
   """`fresh` where `is_fresh`, else `old`; parameters that only `old` has are dropped."""
   old = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(old)}
 
-  def choose(path, leaf, new):
+  def choose(path: jax.tree_util.KeyPath, leaf: jax.Array, new: bool) -> jax.Array:
     return leaf if new else old[jax.tree_util.keystr(path)]
 
   return jax.tree.map_with_path(choose, fresh, is_fresh)
@@ -132,7 +132,7 @@ def _check_same(config: ml_collections.ConfigDict) -> None:
   `restore.load_run` checks that the images are the same ones.
   """
 
-  def fixed(whole):
+  def fixed(whole: ml_collections.ConfigDict) -> dict[str, Any]:
     flat = config_lib.flatten(whole)
     return {k: v for k, v in flat.items() if k.split('.')[0] in ('data', 'model') and k not in FREE}
 

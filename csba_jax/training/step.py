@@ -47,7 +47,7 @@ def gradient_of_the_mean(
     like params), and the auxiliary output of the forward pass.
   """
 
-  def mean_loss(params):
+  def mean_loss(params: PyTree) -> tuple[Array, PyTree]:
     per_example, auxiliary = forward(params, batch)
     return per_example.mean(), auxiliary
 
@@ -88,7 +88,7 @@ def train_step(
   trained = second_stages.matches(parts.second_stage.trains, state.params)
   whole = parts.layout.gather(state.params)
 
-  def forward(params, batch):
+  def forward(params: PyTree, batch: Batch) -> tuple[Array, PyTree]:
     params = jax.tree.map(lambda x, on: x if on else jax.lax.stop_gradient(x), params, trained)
     variables = {'params': params, 'batch_stats': state.batch_stats}
     logits, updated = parts.model.apply(
@@ -156,7 +156,7 @@ def train_steps(
     The state after all steps, and the metrics of each step, leaves [steps].
   """
 
-  def one(state, chosen):
+  def one(state: TrainState, chosen: dict[str, Array]) -> tuple[TrainState, dict[str, Array]]:
     batch = chosen
     if data:
       batch = {name: values[chosen['own']] for name, values in data.items()}

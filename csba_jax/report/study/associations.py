@@ -111,7 +111,7 @@ def _size_guide(findings: Findings) -> Section | None:
     'Rank correlation over sizes; p from permuted sizes, not corrected for their number.'
     f' Method: {wording.methods([d.correlation for d in findings.size_guides])}.'
   )
-  blocks = [text, Table(caption, head, rows, 3)]
+  blocks: list[Block] = [text, Table(caption, head, rows, 3)]
   for variant in dict.fromkeys(d.variant for d in findings.size_guides):
     blocks.append(_sizes(findings, [d for d in findings.size_guides if d.variant == variant]))
   return Section('Conflict as a guide to depth and width', 'size-guide', blocks)

@@ -1,5 +1,6 @@
 """The content of a study's report, section by section; measurements.py and associations.py help."""
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -153,9 +154,10 @@ def _scores(findings: Findings) -> Section | None:
     f'{wording.axis(name)}: {", ".join(f"{field} = {value}" for field, value in changes.items())}'
     for name, changes in findings.methods.items()
   ]
-  methods = [Text('Methods of this study alone, and what they set:', 'small'), Items(own, 'small')]
   blocks = [table, *tables_lib.reasons(estimates), groups, *tables_lib.groups(findings)]
-  blocks += methods if own else []
+  if own:
+    blocks.append(Text('Methods of this study alone, and what they set:', 'small'))
+    blocks.append(Items(own, 'small'))
   return Section('Scores', 'scores', blocks)
 
 
@@ -279,7 +281,7 @@ def _confusions(findings: Findings) -> Section | None:
     ]
     figure = Figure(
       caption,
-      lambda shown=shown: figures.confusions(findings, shown),
+      functools.partial(figures.confusions, findings, shown),
       [table for table in tables if table is not None],
       on_page=False,
     )

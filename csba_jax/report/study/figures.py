@@ -116,7 +116,9 @@ def per_class_f1(findings: Findings, scores: Sequence[Score]) -> list[str]:
 
 def matrices(findings: Findings, before: Matrix | None, after: Matrix | None) -> list[str]:
   """Conflict matrices of two variants in one colour scale, then their difference in its own."""
-  cell = (before or after).cell
+  one = before or after
+  assert one is not None
+  cell = one.cell
   by_size, labels = np.ix_(*[order(findings, cell)] * 2), class_labels(findings, cell)
   given = [(wording.clean(m.variant), m.cosine[by_size]) for m in (before, after) if m is not None]
   limit = color_limit([values for _, values in given])

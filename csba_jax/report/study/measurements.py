@@ -1,5 +1,6 @@
 """The sections of a report on what was measured: conflict, gradient flow, branches."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,7 +44,8 @@ def sections(findings: Findings) -> list[Section | None]:
 def _matrices(findings: Findings) -> Section | None:
   found = {(wording.base(m.cell), m.variant, m.at, m.part, m.scope): m for m in findings.matrices}
   control, treatment = figures.before_and_after(findings)
-  pairs = []  # (rank, order, before, after): the first is shown open
+  # (rank, order, cell, before, after): the first is shown open
+  pairs: list[tuple[int, int, Mapping[str, Any], Matrix | None, Matrix | None]] = []
   for cell, matrices in tables_lib.by_cell(findings.matrices, findings):
     last = wording.last([m.at for m in matrices])
     places = dict.fromkeys((m.at, m.part, m.scope) for m in matrices)
@@ -84,6 +86,7 @@ def _pair_of_matrices(
   findings: Findings, before: Matrix | None, after: Matrix | None, *, tables: bool
 ) -> Figure:
   one = before if after is None else after
+  assert one is not None
   names = [wording.clean(m.variant) for m in (before, after) if m is not None]
   units = wording.sample(m.units for m in (before, after) if m is not None)
   difference = f' and their difference {names[1]} − {names[0]}' if len(names) == 2 else ''
@@ -158,7 +161,7 @@ def _curves(
     blocks.append(
       Figure(
         caption,
-        lambda drawn=drawn: figures.over_snapshots(findings, flows, scope, drawn),
+        functools.partial(figures.over_snapshots, findings, flows, scope, drawn),
         [numbers],
       )
     )
@@ -172,8 +175,8 @@ def _conflict_tables(findings: Findings, folded: list[Block]) -> list[Block]:
   """
   groups: dict[tuple, list[Comparison]] = {}
   for one in findings.conflict:
-    place = (one.cell.get('scope'), one.cell.get('part'), wording.base(one.cell))
-    groups.setdefault(place, []).append(one)
+    where = (one.cell.get('scope'), one.cell.get('part'), wording.base(one.cell))
+    groups.setdefault(where, []).append(one)
   keys = sorted(groups, key=lambda key: (key[0] != 'common', key[1] != 'train'))
   blocks: list[Block] = []
   for i, key in enumerate(keys):
@@ -279,7 +282,7 @@ def _flow_figures(findings: Findings, flows: Sequence[MeanFlow]) -> list[Block]:
     caption = f'{text}; {place}. Means over units, without intervals.'
     numbers = Table(f'{text}; {place}.', ['class (training images)', *variants], rows)
     blocks.append(
-      Figure(caption, lambda what=what: figures.by_class(findings, flows, what), [numbers])
+      Figure(caption, functools.partial(figures.by_class, findings, flows, what), [numbers])
     )
   scopes = list(dict.fromkeys(scope for flow in flows for scope in flow.scopes))
   if scopes:
@@ -324,7 +327,7 @@ def _branch_similarity(findings: Findings) -> Section | None:
       made.append(
         Figure(
           f'{text}; {place}. Means over units, without intervals.',
-          lambda shown=shown, what=what: figures.by_block(findings, shown, what),
+          functools.partial(figures.by_block, findings, shown, what),
           [Table(f'{text}; {place}.', head, rows)],
         )
       )

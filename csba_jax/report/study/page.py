@@ -144,7 +144,7 @@ def _figure(figure: Figure) -> str:
   caption = f'<figcaption>{escape(f"{figure.caption} {figure.key}")}</figcaption>'
   made = f'<figure><div class="panels">{panels}</div>{caption}</figure>'
   if figure.numbers and figure.on_page:
-    made += '\n' + _fold('Numbers of this figure', map(_table, figure.numbers))
+    made += '\n' + _fold('Numbers of this figure', [_table(table) for table in figure.numbers])
   return made
 
 

@@ -31,7 +31,7 @@ class Series(NamedTuple):
 
   name: str
   values: Sequence[tuple[float, float, float]]
-  index: int  # colour and marker
+  mark: int  # colour and marker
 
 
 def dots(
@@ -84,8 +84,8 @@ def dots(
       if _drawable(low, log) and _drawable(high, log):
         marks.append(f'M{_n(scale(low))} {_n(y)}H{_n(scale(high))}')
       if _drawable(value, log):
-        marks.append(f'M{_n(scale(value))} {_n(y)}{_MARKERS[one.index % len(_MARKERS)]}')
-    parts.append(f'<path class="s{one.index % 6}" d="{"".join(marks)}"/>')
+        marks.append(f'M{_n(scale(value))} {_n(y)}{_MARKERS[one.mark % len(_MARKERS)]}')
+    parts.append(f'<path class="s{one.mark % 6}" d="{"".join(marks)}"/>')
   parts.append(
     _text((left + right) / 2, bottom + 34, short(axis, right - left + 60), anchor='middle')
   )
@@ -164,9 +164,9 @@ def lines(
     if not known:
       continue
     line = 'L'.join(f'{_n(x)} {_n(y)}' for x, y in known)
-    marker = _MARKERS[one.index % len(_MARKERS)]
+    marker = _MARKERS[one.mark % len(_MARKERS)]
     marks = ''.join(f'M{_n(x)} {_n(y)}{marker}' for x, y in known)
-    css = f's{one.index % 6}'
+    css = f's{one.mark % 6}'
     parts.append(f'<path class="{css} l" d="M{line}"/><path class="{css}" d="{marks}"/>')
   return _svg(width, height - 18, title, parts)
 
@@ -182,9 +182,9 @@ def scatter(
   vertical = _Scale([*ys, 0.0], bottom, top)
   parts = [_vertical_grid(horizontal, top, bottom)]
   for value, text in vertical.ticks():
-    y = vertical(value)
-    parts.append(f'<path class="g" d="M{left} {_n(y)}H470"/>')
-    parts.append(_text(left - 6, y + 4, text, anchor='end', css='m'))
+    at = vertical(value)
+    parts.append(f'<path class="g" d="M{left} {_n(at)}H470"/>')
+    parts.append(_text(left - 6, at + 4, text, anchor='end', css='m'))
   parts.append(f'<path class="z" d="M{left} {_n(vertical(0))}H470"/>')
   parts.append(f'<path class="z" d="M{_n(horizontal(0))} {top}V{bottom}"/>')
   listed = groups if len(groups) <= LARGEST_ANNOTATED else []
@@ -311,8 +311,8 @@ def _key(series: Sequence[Series], width: float) -> tuple[str, int]:
     needed = text_width(name) + 34
     if x > 8 and x + needed > width:
       x, y = 8.0, y + 20
-    marker = _MARKERS[one.index % len(_MARKERS)]
-    parts.append(f'<path class="s{one.index % 6}" d="M{_n(x)} {y}{marker}"/>')
+    marker = _MARKERS[one.mark % len(_MARKERS)]
+    parts.append(f'<path class="s{one.mark % 6}" d="M{_n(x)} {y}{marker}"/>')
     parts.append(_text(x + 10, y + 4, name))
     x += needed
   return ''.join(parts), y + 14

@@ -30,8 +30,12 @@ def write(folder: str, pool: bool = False) -> str:
   path = Path(folder).expanduser()
   with writing_to(path):
     for name, text in files(findings).items():
-      write_atomically(path / name, lambda file, text=text: file.write(text.encode()))
+      _write(path / name, text)
   return f'{summary(findings)}\nwritten: {path}/report.md, {path}/report.html'
+
+
+def _write(path: Path, text: str) -> None:
+  write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def files(findings: Findings) -> dict[str, str]:
