@@ -123,8 +123,9 @@ class Attention(NamedTuple):
   needs: tuple[str, ...] = ()  # BRANCHES that meet in `aggregate`; MAPS, axes of height and width
   # (names of branches, dtype, name) -> module: [u_b] -> [u_b], before the aggregation
   before: Callable[..., nn.Module] | None = None
-  # (dtype, norm, name) -> module: (x, train) -> x, after the aggregation; a row has one of the two
+  # (dtype, name) -> module: (x, train) -> x, after the aggregation; a row has one of the two
   after: Callable[..., nn.Module] | None = None
+  normalises: bool = False  # whether `after` takes norm, too: the kind of normalisation of the net
   # (dtype, name) -> module: z [N, B, D] -> the image's share of gates that the classifier applies
   # for every class
   at_classifier: Callable[..., nn.Module] | None = None
@@ -135,8 +136,8 @@ class Attention(NamedTuple):
 ATTENTIONS: Mapping[str, Attention] = {
   'none': Attention(),
   'none_wide': Attention((BRANCHES,), parameters_of='csba'),
-  'se': Attention((BRANCHES,), after=lambda norm, **fields: SqueezeExcite(**fields)),
-  'cbam': Attention((BRANCHES, MAPS), after=CBAM),
+  'se': Attention((BRANCHES,), after=SqueezeExcite),
+  'cbam': Attention((BRANCHES, MAPS), after=CBAM, normalises=True),
   'csba': Attention((BRANCHES,), before=BranchAttention),
   'csba_class': Attention((BRANCHES,), before=BranchAttention, at_classifier=ClassGate),
 }
@@ -177,5 +178,6 @@ def aggregate(
   if project is not None:
     x = project(x)
   if row.after is not None:
-    x = row.after(dtype=dtype, norm=norm, name='attention')(x, train)
+    kind = {'norm': norm} if row.normalises else {}
+    x = row.after(dtype=dtype, name='attention', **kind)(x, train)
   return x

@@ -61,7 +61,7 @@ def workdir(tmp_path_factory):
   config, rng = layers('csba_class'), np.random.default_rng(0)
   config.diagnostics.snapshots, config.diagnostics.loss_levels = '0,1', '0.9,0.01'
   model = registry.build(config.model, 10, (8, 8, 1))
-  names = sorted(diagnose._from_input_to_output(model, (8, 8, 1)))  # as the parameter tree has them
+  names = sorted(diagnose.from_input_to_output(model, (8, 8, 1)))  # as the parameter tree has them
   with Workdir(path, config.to_dict()) as folder:
     folder.begin()
     with Records(folder) as records:
@@ -239,7 +239,7 @@ def test_common_is_what_the_control_has_too(attention, depth):
     assert not any(word in name for name in names)
   with_attention = [
     name
-    for name in diagnose._from_input_to_output(
+    for name in diagnose.from_input_to_output(
       registry.build(config.model, 10, (8, 8, 1)), (8, 8, 1)
     )
     if 'attention' not in name and not name.startswith(('head', 'class_gate'))
