@@ -64,7 +64,7 @@ PartitionName=low Nodes=localhost Default=YES PriorityTier=1 PreemptMode=REQUEUE
 PartitionName=high Nodes=localhost PriorityTier=10 PreemptMode=OFF
 """
 STUDY = """
-from csba_jax import config, grid
+from csba_jax.study import grid
 
 
 def get_config():
@@ -292,7 +292,7 @@ def test_an_array_survives_preemption_with_every_run_done_once(cluster, tmp_path
     options=['--array=0-1', '--partition=low'],
   )
   shards = [results / f'results-00{i}-of-002.jsonl' for i in range(2)]
-  wait_for(lambda: any(map(runs_of, shards)), 600, 0.1)  # one may be well ahead of the other
+  wait_for(lambda: any(map(runs_of, shards)), 240, 0.1)  # one may be well ahead of the other
   high = cluster('sbatch', '--parsable', '--partition=high', '--cpus-per-task=2', '--wrap=sleep 1')
   for i in range(2):
     cluster.requeued(f'{job}_{i}')
