@@ -169,12 +169,14 @@ def test_absent_tfds_set_names_folder_and_command(tmp_path):
     (
       'diagnose',
       ['--workdir=nix', '--statistics=batch', '--exact', '--folds=4'],
-      'expected no --exact, --folds with --statistics=batch; found it; to fix it: remove it',
+      'expected --exact and --folds not set with --statistics=batch; found them set; to fix it: '
+      'remove --exact and --folds, or change --statistics',
     ),
     (
       'diagnose',
       ['--workdir=nix', '--batches=4'],
-      'expected no --batches with --statistics=frozen; found it; to fix it: remove it',
+      'expected --batches not set with --statistics=frozen; found it set; to fix it: remove '
+      '--batches, or change --statistics',
     ),
     ('report', ['--workdirs=nix'], 'no result.json there'),
     ('report', ['--workdirs=a', '--pool'], 'expected --pool with --workdir or --readme alone; '),

@@ -7,6 +7,7 @@ the recipes of the clone and is empty otherwise. Networks are narrow and trainin
 import configparser
 import contextlib
 import doctest
+import html
 import importlib
 import os
 import re
@@ -470,6 +471,28 @@ def test_comments_behind_fields_are_their_documentation(docstrings):
   assert docstrings.attributes(int) == []
 
 
+def dead_links(folder):
+  """Links of a built site to a page or a place in a page that is not there."""
+  pages = {path.resolve(): path.read_text() for path in folder.rglob('*.html')}
+  places = {path: set(re.findall(r'\bid="([^"]+)"', text)) for path, text in pages.items()}
+  dead = []
+  for path, text in pages.items():
+    for link in set(re.findall(r'href="([^"]+)"', text)):
+      target, _, place = html.unescape(link).partition('#')
+      if re.match('[a-z]+:', target):
+        continue  # into the web
+      there = (path.parent / target).resolve() if target else path
+      if not there.exists() or (place and there in places and place not in places[there]):
+        dead.append(f'{path.relative_to(folder)}: {link}')
+  return dead
+
+
+def test_a_dead_link_is_found(tmp_path):
+  (tmp_path / 'a.html').write_text('<p id="x"><a href="b.html#y"><a href="#x"><a href="#z">')
+  (tmp_path / 'b.html').write_text('<a href="a.html"><a href="c.html"><a href="https://d.e#f">')
+  assert sorted(dead_links(tmp_path)) == ['a.html: #z', 'a.html: b.html#y', 'b.html: c.html']
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_site_builds_without_a_warning(tmp_path):
@@ -484,5 +507,6 @@ def test_the_site_builds_without_a_warning(tmp_path):
     check=False,
   )
   assert run.returncode == 0, run.stderr
+  assert not dead_links(tmp_path / 'html')
   api = (tmp_path / 'html/api/gradients.html').read_text()
   assert all(f'id="csba_jax.gradients.{name}"' in api for name in ('class_grams', 'Conflict'))

@@ -70,11 +70,13 @@ def define_config(kind: str, example: str) -> flags.FlagHolder:
   )
 
 
-def without(holders: Iterable[flags.FlagHolder], beside: str) -> None:
-  """Raises UserError if one of these flags was given, since `beside` leaves it unread."""
+def without(holders: Iterable[flags.FlagHolder], chosen: str) -> None:
+  """Raises UserError if one of these flags was given, since nothing reads it with `chosen`."""
   given = [f'--{holder.name}' for holder in holders if holder.present]
   if given:
-    raise UserError(f'no {", ".join(given)} with {beside}', 'it', 'remove it')
+    names, flag = ' and '.join(given), chosen.partition('=')[0]
+    found = 'it set' if len(given) == 1 else 'them set'
+    raise UserError(f'{names} not set with {chosen}', found, f'remove {names}, or change {flag}')
 
 
 def unless_stopped(work: Callable[[Tick], Any], stopped: str) -> Any:

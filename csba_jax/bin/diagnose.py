@@ -21,7 +21,7 @@ _FOLDS = flags.DEFINE_integer('folds', 8, 'Parts of the sample, for the interval
 _STATISTICS = flags.DEFINE_enum(
   'statistics', 'frozen', ['frozen', 'batch'], 'Of BatchNorm: as evaluated, or as in training.'
 )
-_BATCHES = flags.DEFINE_integer('batches', 8, 'With --statistics=batch: how many training batches.')
+_BATCHES = flags.DEFINE_integer('batches', 64, 'With --statistics=batch: how many batches.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Seed of the sample.', lower_bound=0)
 _LAYERS = flags.DEFINE_string('layers', None, 'Measure only parameters whose names match.')
 _LAUNCH = _distributed.define()

@@ -29,9 +29,9 @@ _UNDEFINED = '0.85'
 def heat_map(conflict: Conflict, path: str | os.PathLike, scope: str = 'shared') -> None:
   """The conflict matrix of one scope, classes by frequency, with their training images on the axes.
 
-  Where there is a sampling error, bold numbers are distinguishable from 0. Grey means undefined.
+  Where there is a sampling error, bold numbers are distinguishable from 0. Grey: not resolvable.
   """
-  cosines = conflict.cosine(scope)
+  cosines = np.where(conflict.resolvable(scope), conflict.cosine(scope), np.nan)
   known = conflict.distinguishable(scope) & conflict.errors.any()
   figure, axes = _square(conflict, cosines, known, 'cosine of class gradients')
   bold = ', bold: 95 % interval without 0' if conflict.errors.any() else ''

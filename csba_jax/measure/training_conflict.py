@@ -27,13 +27,14 @@ from csba_jax.run import restore
 from csba_jax.run.net import Net
 from csba_jax.run.schedule import training_stream
 from csba_jax.runtime import distributed
+from csba_jax.runtime.progress import say
 
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
   """The training batches that a measurement takes."""
 
-  number: int = 8  # at least 2
+  number: int = 64  # at least 2
   seed: int = 0
 
 
@@ -100,6 +101,8 @@ def measure(
       'use --statistics=frozen',
     )
   layer_fn = None if layers is None else diagnose.choose_layers(layers, net.params)
+  size, classes = config.train.batch_size, net.num_classes
+  say(f'{batches.number} batches of {size} images; a forward and {classes} backward passes of each')
   about = {'target': 'training batches', 'seed': batches.seed, 'layers': layers or ''}
   found = batch_conflict(
     Partial(_losses_of(net, config), net.batch_stats),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from csba_jax.errors import UserError
-from csba_jax.gradients import batch_conflict, batch_estimate, class_gradients, exact_conflict
+from csba_jax.gradients import batch_conflict, batch_estimate, exact_conflict
 
 C, N = 3, 8
 STACKED = np.repeat([[0], [1], [2]], 2, axis=1)
@@ -181,18 +181,20 @@ def test_estimates_are_unbiased_and_intervals_cover():
   assert 0.9 < np.mean(covered) < 0.99, np.mean(covered)
 
 
-def test_the_mean_step_is_the_sum_over_classes():
-  """sum_c E[n_cb] / N g_c over batches is the mean gradient of the batches' mean losses."""
+def test_over_all_classes_it_is_the_product_of_the_steps_of_different_batches():
+  """sum_cd G[c, d] (pairs of images c, d in different batches) = sum_{a != b} <step_a, step_b>."""
   with jax.enable_x64(True):
-    params, batches = draw(batches=2)
-    step = jax.grad(lambda params, batch: losses_fn(params, batch).mean())
-    expected = jax.tree.map(lambda a, b: (a + b) / 2, *(step(params, b) for b in batches))
-    found = 0
-    for batch in batches:
-      of_class = class_gradients(losses_fn, params, batch, num_classes=C, per_example=False)
-      share = np.bincount(batch['label'], minlength=C) / N / 2
-      found += np.tensordot(share, np.asarray(of_class['hidden']['kernel']), 1)
-  np.testing.assert_allclose(found, expected['hidden']['kernel'], rtol=1e-9)
+    params, batches = draw(batches=3)
+    found = batch_conflict(losses_fn, params, batches, num_classes=C)
+    step = jax.jit(jax.grad(lambda params, batch: losses_fn(params, batch).sum()))
+    flat = [
+      np.concatenate([np.ravel(x) for x in jax.tree.leaves(step(params, batch))])
+      for batch in batches
+    ]
+  expected = sum(a @ b for a, b in itertools.permutations(flat, 2))
+  sizes = np.stack([np.bincount(batch['label'], minlength=C) for batch in batches])
+  pairs = np.outer(sizes.sum(0), sizes.sum(0)) - sizes.T @ sizes
+  np.testing.assert_allclose((found.gram('total') * pairs).sum(), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,16 @@ def test_heat_map(figures, tmp_path):
   assert texts[2, 0].get_weight() == 'bold'
 
 
+def test_what_is_not_resolvable_is_grey(figures, tmp_path):
+  conflict = make()
+  errors = conflict.errors.copy()
+  errors[:, 2, 2] = conflict.grams[:, 2, 2]  # one standard error, not two
+  plots.heat_map(dataclasses.replace(conflict, errors=errors), tmp_path / 'x.png')
+  shown = np.ma.filled(figures[0].axes[0].get_images()[0].get_array(), np.nan)
+  assert np.isnan(shown[2]).all()
+  assert np.isfinite(shown[0, 1])
+
+
 def test_what_has_no_error_of_sampling_is_not_bold(figures, tmp_path):
   plots.heat_map(make(), tmp_path / 'x.png')
   assert {text.get_weight() for text in figures[0].axes[0].texts} == {'normal'}

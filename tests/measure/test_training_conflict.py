@@ -1,5 +1,6 @@
 """The conflict of training batches: against a loop over batches, and what a step really does."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -47,14 +48,10 @@ def batches_of(run, number, seed):
   stream, part = training_stream(run.config, run.data.train.labels), run.data.train
   found = []
   for k in range(number):
-    own = type(stream)(**{**vars_of(stream), 'purpose': f'conflict {seed} {k}'})
+    own = dataclasses.replace(stream, purpose=f'conflict {seed} {k}')
     index = own.positions(run.net.step)
     found.append({'image': part.images[index], 'label': part.labels[index]})
   return found
-
-
-def vars_of(stream):
-  return {name: getattr(stream, name) for name in stream.__dataclass_fields__}
 
 
 def test_it_is_the_gram_of_the_runs_own_batches_in_training(run, measured):
@@ -101,7 +98,7 @@ def test_what_is_measured_is_not_what_frozen_statistics_give(run, measured):
 def test_a_step_on_a_batch_changes_the_training_losses_by_minus_rate_times_gram(run, rate):
   """L_c(p - rate g_d) - L_c(p) = -rate G[c, d], both with the statistics of the batch.
 
-  The second order grows with the rate: it is within 0.5 %, 5 % and 50 % of the largest change.
+  First order carries far: it is off by 0.07 %, 0.7 % and 8 % of the largest change here.
   """
   (batch,) = batches_of(run, 1, 0)
   params = run.net.params
@@ -125,7 +122,7 @@ def test_a_step_on_a_batch_changes_the_training_losses_by_minus_rate_times_gram(
       happened.append(np.asarray(class_losses(moved) - before))
   happened, predicted = np.stack(happened, 1), -rate * np.asarray(gram)
   error = np.abs(happened - predicted).max() / np.abs(predicted).max()
-  assert error < 50 * rate
+  assert error < 10 * rate
 
 
 def test_with_augmentation_the_batches_are_augmented(driver, run, measured):

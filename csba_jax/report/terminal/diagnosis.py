@@ -19,7 +19,8 @@ def describe(conflict: Conflict) -> str:
 
 def _matrix(conflict: Conflict) -> str:
   order, sampled = conflict.by_frequency, conflict.errors.any()
-  cosines, known = conflict.cosine(), conflict.distinguishable() & sampled
+  cosines = np.where(conflict.resolvable(), conflict.cosine(), np.nan)
+  known = conflict.distinguishable() & sampled
   rows = [['conflict matrix', *(conflict.class_names[c][:8] for c in order)]]
   for c in order:
     cells = [_cell(cosines[c, d]) + ('*' if known[c, d] and c != d else ' ') for d in order]

@@ -79,6 +79,19 @@ def test_what_is_not_resolvable_is_a_dash(conflict):
   assert '3 not resolvable' in text
 
 
+def test_an_estimate_that_is_mostly_noise_is_a_dash(conflict):
+  errors = conflict.errors.copy()
+  errors[:, 1, 1] = conflict.grams[:, 1, 1]  # one standard error, not two
+  noisy = dataclasses.replace(conflict, errors=errors)
+  text = diagnosis.describe(noisy)
+  rows, dash = block(text, 'conflict matrix'), ~noisy.resolvable()
+  order = conflict.by_frequency
+  assert dash.any()
+  assert not dash.all()
+  found = [[cell == '-' for cell in row[2:]] for row in rows[1:4]]
+  np.testing.assert_array_equal(found, dash[np.ix_(order, order)])
+
+
 def test_a_matrix_too_wide_for_a_terminal_is_left_to_the_picture():
   text = diagnosis.describe(make(13, np.arange(13, 0, -1)))
   assert 'conflict matrix' not in text
