@@ -473,7 +473,8 @@ def test_comments_behind_fields_are_their_documentation(docstrings):
 
 def dead_links(folder):
   """Links of a built site to a page or a place in a page that is not there."""
-  pages = {path.resolve(): path.read_text() for path in folder.rglob('*.html')}
+  found = [path for path in folder.rglob('*.html') if '_static' not in path.parts]  # templates
+  pages = {path.resolve(): path.read_text() for path in found}
   places = {path: set(re.findall(r'\bid="([^"]+)"', text)) for path, text in pages.items()}
   dead = []
   for path, text in pages.items():
@@ -481,9 +482,10 @@ def dead_links(folder):
       target, _, place = html.unescape(link).partition('#')
       if re.match('[a-z]+:', target):
         continue  # into the web
+      target = target.partition('?')[0]  # without the version of a style
       there = (path.parent / target).resolve() if target else path
       if not there.exists() or (place and there in places and place not in places[there]):
-        dead.append(f'{path.relative_to(folder)}: {link}')
+        dead.append(f'{path.relative_to(folder.resolve())}: {link}')
   return dead
 
 
