@@ -3,9 +3,9 @@
 # Every net has the learning rate that its tuning chose on validation data: 0.05 for none and 0.1
 # for csba. The study reads them from results/digits_tuning, which configs/study_digits_tuning.py
 # made. The last step draws who is in conflict with whom, for the first seed of both nets.
-# Needs: the package installed (make demo does it). Costs on two slow CPU cores (AMD EPYC, nothing
-# compiled before, one measurement each): 220 s with Python 3.13 and JAX 0.11.2, 271 s with Python
-# 3.11 and JAX 0.10.2.
+# Needs: the package installed (make demo does it).
+# Costs: 220 s with Python 3.13 and JAX 0.11.2, 271 s with Python 3.11 and JAX 0.10.2 (two slow CPU
+# cores, AMD EPYC; nothing was compiled before; one measurement each).
 set -euo pipefail
 bin=${BIN:+$BIN/}
 rm -rf runs/demo # the demo always trains anew
