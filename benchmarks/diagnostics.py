@@ -22,7 +22,7 @@ from ml_collections import config_flags
 
 from benchmarks import environment
 from csba_jax.data import pipeline, sampling
-from csba_jax.measure import diagnose
+from csba_jax.measure import probe as probes
 from csba_jax.training.job import Job
 from csba_jax.training.step import compiled_steps
 
@@ -41,7 +41,7 @@ def main(_) -> None:
   state, _ = job.begin()
   layout = job.layout
   on_device = layout.place({'image': data.train.images, 'label': data.train.labels})
-  steps, probe = compiled_steps(), diagnose.Probe(job.net(state), config, data, layout)
+  steps, probe = compiled_steps(), probes.of_config(job.net(state), config, data, layout)
 
   def step(number: int) -> float:
     nonlocal state

@@ -31,12 +31,12 @@ CASES = {
   'imagenet_lt': (
     'ImageNet-LT: 1,000 classes',
     115_846,
-    {'data.num_classes': 1000, 'diagnostics.images': 8},
+    {'data.num_classes': 1000, 'diagnostics.statistics': 'frozen', 'diagnostics.images': 8},
   ),
   'inaturalist': (
     'iNaturalist 2018: 8,142 classes',
     437_513,
-    {'data.num_classes': 8142, 'diagnostics.images': 4},
+    {'data.num_classes': 8142, 'diagnostics.statistics': 'frozen', 'diagnostics.images': 4},
   ),
 }
 # the net of the paper at its size, on photos of 224 pixels with crops and flips

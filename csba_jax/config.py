@@ -138,9 +138,14 @@ def _add_training(config: ml_collections.ConfigDict) -> None:
 
   config.diagnostics = ml_collections.ConfigDict()
   config.diagnostics.every = 0  # steps between measurements of class-gradient conflict; 0 = never
-  config.diagnostics.images = 8  # of each class in the fixed probe that is measured
-  # shares of the run, such as '0,0.5,1', after which conflict is measured on every training and
-  # validation image. With any of them, the net that is tested is measured too.
+  # Whose conflict is measured: 'batch': of the loss of training batches, as training takes it, with
+  # the statistics of each batch; 'frozen': of the loss of images, as the net is evaluated, with
+  # running statistics. 'auto': batch for nets with BatchNorm, frozen for others.
+  config.diagnostics.statistics = 'auto'
+  config.diagnostics.batches = 16  # with statistics 'batch': training batches of a measurement
+  config.diagnostics.images = 8  # with 'frozen': of each class in the fixed probe of `every`
+  # shares of the run, such as '0,0.5,1', after which conflict is measured; with 'frozen' on every
+  # training and validation image. With any of them, the net that is tested is measured too.
   config.diagnostics.snapshots = ''
   # losses, such as '1,0.3': conflict is also measured when the mean loss over the training images
   # first reaches a level. It is computed at log lines whose own mean is within twice the level.
@@ -218,6 +223,8 @@ def load(name: str) -> ml_collections.ConfigDict:
   return sibling(str(path), path.stem)
 
 
+# What runs did before there was a field to choose it, where that is not the default.
+WITHOUT_A_CHOICE = {'diagnostics.statistics': 'frozen'}
 # Fields that were renamed: {old: new}. Stored configs are read under both names.
 RENAMED = {'diagnostics.moments': 'diagnostics.snapshots'}
 # field: (what is expected, test); every numeric field is here, and names that no table checks
@@ -285,6 +292,8 @@ _RANGES = {
   'diagnostics.every': ('0 (never) or at least 1 step', lambda v: v >= 0),
   'diagnostics.snapshots': ("shares of the run from 0 to 1, such as '0,0.1,1'", _are_numbers(0, 1)),
   'diagnostics.loss_levels': ("losses >= 0, such as '1,0.3'", _are_numbers(0, 1e9)),
+  'diagnostics.statistics': ('auto, batch or frozen', ('auto', 'batch', 'frozen').__contains__),
+  'diagnostics.batches': ('at least 2 batches', lambda v: v >= 2),
   'diagnostics.images': ('at least 4 images, one for each fold', lambda v: v >= 4),
 }
 
@@ -345,8 +354,17 @@ def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:
-  """A config as nested dicts. Fields that were added after it was stored have their default."""
-  return _merged(_plain_default(), with_new_names(config))
+  """A config as nested dicts. Fields that were added after it was stored have their default.
+
+  Or what they stood for when there was no choice, see WITHOUT_A_CHOICE.
+  """
+  found = _merged(_plain_default(), with_new_names(config))
+  there = flatten(with_new_names(config))
+  for field, value in WITHOUT_A_CHOICE.items():
+    section, _, name = field.partition('.')
+    if field not in there:
+      found[section][name] = value
+  return found
 
 
 def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:

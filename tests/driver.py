@@ -26,7 +26,7 @@ from csba_jax import config
 from csba_jax.bin import _main
 from csba_jax.data import pipeline
 from csba_jax.errors import UserError
-from csba_jax.measure import diagnose, evaluate
+from csba_jax.measure import evaluate, probe, snapshots
 from csba_jax.models import classifiers, layers, multibranch, registry
 from csba_jax.run import checkpoint, records
 from csba_jax.run import state as state_lib
@@ -88,6 +88,7 @@ def tiny_config(**overrides):
   c.model.name, c.model.attention = 'tiny', 'none'
   c.train.epochs, c.train.batch_size, c.train.log_every = EPOCHS, 32, 5
   c.train.learning_rate = 0.1
+  c.diagnostics.statistics = 'frozen'
   c.parallel.devices = 1  # of the eight that the suite pretends to have
   for name, value in overrides.items():
     section, _, field = name.rpartition('__')
@@ -101,8 +102,8 @@ def tiny_config(**overrides):
 WRAPPED = (
   (pipeline, 'load', 'before-load', 'after-load'),
   (workdir_lib.Workdir, 'begin', 'before-config', 'after-config'),
-  (diagnose.Probe, 'measure', 'before-diagnosis', 'after-diagnosis'),
-  (diagnose, 'snapshot', 'before-snapshot', 'after-snapshot'),
+  (probe.ImageProbe, 'measure', 'before-diagnosis', 'after-diagnosis'),
+  (snapshots, 'snapshot', 'before-snapshot', 'after-snapshot'),
   (workdir_lib.Workdir, 'append_metrics', 'before-line', 'after-line'),
   (checkpoint.Checkpoints, 'save', 'before-save', 'saving'),
   (records.Records, 'wait', 'before-last-wait', 'all-saved'),

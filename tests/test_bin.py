@@ -174,9 +174,15 @@ def test_absent_tfds_set_names_folder_and_command(tmp_path):
     ),
     (
       'diagnose',
-      ['--workdir=nix', '--batches=4'],
+      ['--workdir=nix', '--batches=4', '--noexact'],
       'expected --batches not set with --statistics=frozen; found it set; to fix it: remove '
       '--batches, or change --statistics',
+    ),
+    (
+      'diagnose',
+      ['--workdir=nix', '--exact', '--images=8'],
+      'expected --images not set with --exact; found it set; to fix it: remove --images, or change '
+      '--exact',
     ),
     ('report', ['--workdirs=nix'], 'no result.json there'),
     ('report', ['--workdirs=a', '--pool'], 'expected --pool with --workdir or --readme alone; '),

@@ -76,6 +76,8 @@ BAD = {
   'parallel.fake_devices': [-1, 5000],
   'diagnostics.every': [-1],
   'diagnostics.images': [3, 0],
+  'diagnostics.statistics': ['', 'running'],
+  'diagnostics.batches': [1, 0],
   'diagnostics.snapshots': ['1.1', '-0.1', 'end', '0,,1', 'nan'],
   'diagnostics.loss_levels': ['-1', 'low', '1;2', 'nan'],
 }
@@ -106,6 +108,8 @@ BORDERS = {
   'parallel.fake_devices': [0, 1, 4096],
   'diagnostics.every': [0, 1],
   'diagnostics.images': [4],
+  'diagnostics.statistics': ['auto', 'batch', 'frozen'],
+  'diagnostics.batches': [2],
   'diagnostics.snapshots': ['', '0', '1', '0,0.5,1', '1,0'],
   'diagnostics.loss_levels': ['', '0', '2.5,0.1'],
   'train.warmup_fraction': [0.0],
@@ -415,6 +419,14 @@ def test_a_field_under_its_old_name_is_told_its_new_one():
     match=r'its new name diagnostics.snapshots; found diagnostics.moments; to fix it: set --config',
   ):
     config_lib.check(ml_collections.ConfigDict(config))
+
+
+def test_a_stored_config_without_a_choice_is_what_it_was():
+  """Conflict was measured with running statistics before there was another way."""
+  assert config_lib.completed({'seed': 3})['diagnostics']['statistics'] == 'frozen'
+  assert config_lib.completed({'diagnostics': {'every': 2}})['diagnostics']['statistics'] == 'frozen'
+  stored = config_lib.default().to_dict()
+  assert config_lib.completed(stored)['diagnostics']['statistics'] == 'auto'
 
 
 def test_a_stored_config_is_read_under_old_names():

@@ -23,6 +23,8 @@ from csba_jax.gradients.gram import ClassGrams
 
 Array = Any  # NumPy or JAX
 SCOPES = ('shared', 'total')  # sums of layers; they stand before the layers
+CLASS_MEASURES = ('share', 'cosine', 'interference')
+CLASS_RANGES = ((-np.inf, np.inf), (-1, 1), (0, np.inf))  # of the measures as they are shown
 
 
 def conflict_matrix(gram: Array) -> Array:
@@ -83,6 +85,31 @@ def interference(gram: Array, prior: Array) -> Array:
   return xp.where(own > 0, xp.maximum(-others, xp.zeros_like(own)), xp.nan) / xp.where(
     own > 0, own, xp.ones_like(own)
   )
+
+
+def class_measures(with_batch: np.ndarray, own: np.ndarray, prior: np.ndarray) -> np.ndarray:
+  """Of each class its share of the batch gradient g, its cosine with g, and its interference.
+
+  With g = sum_c pi_c g_c: pi_c <g_c, g> / |g|^2 (shares sum to 1), <g_c, g> / (|g_c| |g|), and
+  -<g_c, g - pi_c g_c> / (pi_c |g_c|^2), which `interference` cuts at 0.
+
+  Args:
+    with_batch: <g_c, g>, [..., C].
+    own: |g_c|^2, [..., C].
+    prior: pi [C].
+
+  Returns:
+    [..., 3, C] in the order of CLASS_MEASURES; NaN where a squared norm is not positive.
+  """
+  squared = with_batch @ prior
+  squared = np.where(squared > 0, squared, np.nan)[..., None]
+  own = np.where(own > 0, own, np.nan)
+  mine = prior * own
+  undone = np.divide(
+    mine - with_batch, mine, out=np.full_like(mine, np.nan), where=np.abs(mine) > 0
+  )
+  cosine = with_batch / np.sqrt(own * squared)
+  return np.stack([prior * with_batch / squared, cosine, undone], axis=-2)
 
 
 def conflict_rate(cosines: np.ndarray, pairs: np.ndarray | None = None) -> float:
@@ -173,6 +200,18 @@ def name_classes(class_names: Sequence[str] | None, classes: int) -> tuple[str, 
   return tuple(map(str, class_names))
 
 
+def class_intervals(variance: np.ndarray, values: np.ndarray, quantile: float) -> np.ndarray:
+  """Intervals of CLASS_MEASURES, cut at their ranges.   [3, C], [3, C] -> [3, 2, C]"""
+  width = quantile * np.sqrt(variance)
+  return np.stack([_within_ranges(values - width), _within_ranges(values + width)], axis=1)
+
+
+def _within_ranges(values: np.ndarray) -> np.ndarray:
+  """Values of CLASS_MEASURES, [3, C], cut at their ranges."""
+  low, high = np.array(CLASS_RANGES, np.float64).T
+  return np.clip(values, low[:, None], high[:, None])
+
+
 def _norms(gram: Array) -> Array:
   """|g_c| from the diagonal, [..., C]; NaN where it is not positive."""
   xp = gram.__array_namespace__()
@@ -200,6 +239,9 @@ class Conflict:
   class_counts: np.ndarray  # [C] training images
   prior: np.ndarray  # [C] pi, the weight of each class in the training loss; sums to 1
   about: Mapping[str, Any]  # target, step and the like; JSON
+  # [3, 2, C]: lower and upper ends of the 95 % intervals of CLASS_MEASURES in the shared scope; NaN
+  # where there is none; None where they are not known, as in files of earlier versions
+  class_intervals: np.ndarray | None = None
 
   @classmethod
   def of(
@@ -262,6 +304,12 @@ class Conflict:
     parts = {name: getattr(self, name)[at] for name in ('grams', 'errors', 'low', 'high')}
     return dataclasses.replace(self, scopes=scopes, **parts)
 
+  def class_measures(self) -> np.ndarray:
+    """CLASS_MEASURES of each class in the shared scope, as they are shown, [3, C]."""
+    gram = self.gram()
+    found = class_measures(gram @ self.prior, np.diagonal(gram), self.prior)
+    return _within_ranges(found)
+
   def gram(self, scope: str = 'shared') -> np.ndarray:
     """<g_c, g_d>, [C, C]."""
     return self.grams[self.at(scope)]
@@ -299,6 +347,8 @@ class Conflict:
     """Writes an npz file without pickles, as a whole or not at all."""
     names = {'scopes': self.scopes, 'class_names': self.class_names, 'about': dict(self.about)}
     arrays = {name: getattr(self, name) for name in _ARRAYS}
+    if self.class_intervals is not None:
+      arrays['class_intervals'] = self.class_intervals
     path = Path(path)
     write_atomically(path, lambda file: np.savez(file, names=json.dumps(names), **arrays))
 
@@ -309,6 +359,8 @@ class Conflict:
       content = io.BytesIO(Path(path).read_bytes())
       with np.load(content, allow_pickle=False) as file:
         arrays = {name: file[name] for name in _ARRAYS}
+        if 'class_intervals' in file:
+          arrays['class_intervals'] = file['class_intervals']
         names = json.loads(str(file['names']))
       found = cls(
         **arrays,

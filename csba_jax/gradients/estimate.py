@@ -22,7 +22,15 @@ from jax.tree_util import Partial
 from csba_jax.data.random_draws import draws, permutation
 from csba_jax.errors import UserError
 from csba_jax.gradients import per_example as per_example_lib
-from csba_jax.gradients.conflict import SCOPES, Conflict, conflict_matrix, name_classes, shares
+from csba_jax.gradients.conflict import (
+  SCOPES,
+  Conflict,
+  class_intervals,
+  class_measures,
+  conflict_matrix,
+  name_classes,
+  shares,
+)
 from csba_jax.gradients.dataset import Examples, Tick, group_grams_of
 from csba_jax.gradients.gram import LayerFn, Layers
 from csba_jax.gradients.per_class import LossesFn
@@ -208,8 +216,10 @@ def from_folds(
     counts: [C] images of each class in the data.
     names: class_names, class_counts, prior and about of the result.
   """
-  grams, *known = unbiased(add_scopes(layers, sums), sizes, counts)
-  return make_conflict(layers, grams, known, loss_sums, sizes, names)
+  all_sums = add_scopes(layers, sums)
+  grams, *known = unbiased(all_sums, sizes, counts)
+  of_classes = class_intervals_over_folds(all_sums[0], sizes, counts, names['prior'])
+  return make_conflict(layers, grams, known, loss_sums, sizes, names, of_classes)
 
 
 def unbiased(
@@ -232,9 +242,74 @@ def unbiased(
   Returns:
     (gram, errors, low, high), each [..., C, C] float64.
   """
+  used, itself = sizes > 0, np.eye(len(sizes), dtype=bool)
+  gram, gram_own, off, own_rest = _with_and_without(sums, sizes)
+  norms = np.sqrt(np.where(gram_own > 0, gram_own, np.nan))
+  norms_rest = np.sqrt(np.where(own_rest > 0, own_rest, np.nan))
+  cosines = off / (norms_rest[..., None] * norms[..., None, None, :])
+
+  spread_own = _jackknife(own_rest[..., None], used)
+  spread, spread_cosine = (_jackknife(x, used) for x in (off, cosines))
+  errors = np.sqrt(np.where(itself, spread_own, spread + spread.swapaxes(-1, -2)))
+  number = _folds_of(sizes, counts)
+  t = _quantile(np.minimum(number[:, None], number[None]))
+  width = t * np.where(itself, 0, np.sqrt(spread_cosine + spread_cosine.swapaxes(-1, -2)))
+  cosine = conflict_matrix(gram)
+  return gram, errors, np.clip(cosine - width, -1, 1), np.clip(cosine + width, -1, 1)
+
+
+def class_intervals_over_folds(
+  sums: np.ndarray, sizes: np.ndarray, counts: np.ndarray, prior: np.ndarray
+) -> np.ndarray:
+  """95 % intervals of `class_measures`, from the same jackknife over the folds of every class.
+
+  Args:
+    sums: [C K, C K], as in `unbiased`.
+    sizes: [C, K].
+    counts: [C], as in `unbiased`.
+    prior: [C].
+
+  Returns:
+    [3, 2, C], lower and upper ends; NaN for a class with fewer than two images, and where a measure
+    is undefined without one of the folds.
+  """
+  classes, used, itself = len(sizes), sizes > 0, np.eye(len(sizes), dtype=bool)
+  gram, own, off, own_rest = _with_and_without(sums, sizes)
+  with_batch = gram @ prior
+  # [C, K, C]: <g_d, g> without fold k of class c, whose row and column of the Gram are then others
+  row = np.where(itself[:, None], own_rest[..., None], off)
+  moved = with_batch + prior[:, None, None] * (row - gram[:, None])
+  moved = np.where(itself[:, None], (row @ prior)[..., None], moved)
+  without = class_measures(moved, np.where(itself[:, None], own_rest[..., None], own), prior)
+  spread = _jackknife(without.reshape(classes, -1, without.shape[-2] * classes), used).sum(0)
+  number = _folds_of(sizes, counts)
+  several = number > 1
+  quantile = float(_quantile(number[several].min(initial=number.max(initial=0))))
+  values = np.where(several, class_measures(with_batch, own, prior), np.nan)
+  return class_intervals(spread.reshape(values.shape), values, quantile)
+
+
+def _folds_of(sizes: np.ndarray, counts: np.ndarray | None) -> np.ndarray:
+  """Folds with images of each class, [C]; 0 for a class with fewer than two images."""
+  number = (sizes > 0).sum(1)
+  return number if counts is None else np.where(counts < 2, 0, number)
+
+
+def _quantile(number: np.ndarray) -> np.ndarray:
+  """Of Student's t for a jackknife over so many folds; NaN for fewer than two."""
+  return scipy.special.stdtrit(np.where(number > 1, number - 1, np.nan), 0.5 + LEVEL / 2)
+
+
+def _with_and_without(sums: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
+  """The unbiased Gram, and its entries without each fold.
+
+  Returns:
+    The Gram [..., C, C]; its diagonal [..., C]; without fold k of class c, row c off the diagonal,
+    [..., C, K, C], and its entry on the diagonal, [..., C, K].
+  """
   classes, folds = sizes.shape
   products = np.asarray(sums, np.float64).reshape(*sums.shape[:-2], *2 * (classes, folds))
-  n, itself, used = sizes.sum(1), np.eye(classes, dtype=bool), sizes > 0
+  n, itself = sizes.sum(1), np.eye(classes, dtype=bool)
   by_fold = products.sum(-1)  # [..., C, K, C]: fold k of class c with all of class d
   blocks = by_fold.sum(-2)  # [..., C, C]
   own = np.einsum('...ckck->...ck', products)  # squared norms
@@ -244,23 +319,10 @@ def unbiased(
   gram_own = _divide(diagonal, pairs)
   gram = np.where(itself, gram_own[..., None], blocks / _outer(sizes))
 
-  # [..., C, K, ...]: the same without fold k of class c
   rest = n[:, None] - sizes
   off = _divide(blocks[..., None, :] - by_fold, rest[:, :, None] * n)
   own_rest = _divide(diagonal[..., None] - 2 * to_others, pairs[:, None] - 2 * sizes * rest)
-  norms = np.sqrt(np.where(gram_own > 0, gram_own, np.nan))
-  norms_rest = np.sqrt(np.where(own_rest > 0, own_rest, np.nan))
-  cosines = off / (norms_rest[..., None] * norms[..., None, None, :])
-
-  spread_own = _jackknife(own_rest[..., None], used)
-  spread, spread_cosine = (_jackknife(x, used) for x in (off, cosines))
-  errors = np.sqrt(np.where(itself, spread_own, spread + spread.swapaxes(-1, -2)))
-  number = used.sum(1) if counts is None else np.where(counts < 2, 0, used.sum(1))
-  freedom = np.minimum(number[:, None], number[None]) - 1
-  t = scipy.special.stdtrit(np.where(freedom > 0, freedom, np.nan), 0.5 + LEVEL / 2)
-  width = t * np.where(itself, 0, np.sqrt(spread_cosine + spread_cosine.swapaxes(-1, -2)))
-  cosine = conflict_matrix(gram)
-  return gram, errors, np.clip(cosine - width, -1, 1), np.clip(cosine + width, -1, 1)
+  return gram, gram_own, off, own_rest
 
 
 def _jackknife(x: np.ndarray, used: np.ndarray) -> np.ndarray:
@@ -297,8 +359,12 @@ def make_conflict(
   loss_sums: np.ndarray,
   sizes: np.ndarray,
   names: Mapping[str, Any],
+  of_classes: np.ndarray | None = None,
 ) -> Conflict:
-  """The result of an estimate: Grams, (errors, low, high), loss sums and sizes by (class, fold)."""
+  """The result of an estimate: Grams, (errors, low, high), loss sums and sizes by (class, fold).
+
+  And intervals of the measures of classes, [3, 2, C], where there are any.
+  """
   counts = sizes.sum(1)
   errors, low, high = known
   return Conflict(
@@ -309,6 +375,7 @@ def make_conflict(
     high=high,
     losses=np.asarray(loss_sums, np.float64).reshape(sizes.shape).sum(1) / np.maximum(counts, 1),
     counts=counts,
+    class_intervals=of_classes,
     **names,
   )
 

@@ -1,8 +1,9 @@
-"""The class-gradient conflict of a run: of a trained net, and of a net in training."""
+"""The class-gradient conflict of a trained net, over images of its run's data."""
 
 import dataclasses
 import functools
 import re
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,26 +23,25 @@ from csba_jax.errors import UserError
 from csba_jax.gradients import estimate, flow, plots
 from csba_jax.gradients.conflict import Conflict, shares
 from csba_jax.gradients.gram import Layers, layer_name, parameter_names
-from csba_jax.gradients.per_class import group_grams
-from csba_jax.measure import branch_similarity, memory
 from csba_jax.methods import losses
 from csba_jax.models import registry
 from csba_jax.run import restore
 from csba_jax.run.net import Net, Preprocessing
 from csba_jax.run.schedule import training_stream
-from csba_jax.run.state import TrainState
 from csba_jax.run.workdir import writing_to
-from csba_jax.runtime import backend, sharding
+from csba_jax.runtime import backend, distributed
 from csba_jax.runtime.progress import say
 
-FOLDS = 4  # of each class, in the probe of a run in training
+SECONDS = 60.0  # that the measurement of every image may take where nobody asked for it
+ENOUGH_SECONDS = 2.0  # after which the time that is left can be told
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
   """The images that a diagnosis takes; see `estimate.estimated_conflict`."""
 
-  exact: bool = False  # every image; the fields below have no effect
+  # every image, and the fields below have no effect; None: where it takes at most SECONDS
+  exact: bool | None = None
   target: str = 'train'
   images: int = 64  # of each class
   folds: int = 8
@@ -70,92 +70,60 @@ def diagnose_run(
     UserError: `layers` finds nothing or is not a regular expression; and what `estimate` raises.
   """
   layer_fn = None if layers is None else choose_layers(layers, run.net.params)
-  say(_describe_work(run.net, sample, layer_fn))
-  found = _measure(
-    run.net,
-    run.config,
-    run.data,
-    run.data.train,
-    sample,
-    layer_fn=layer_fn,
-    tick=tick,
-    about={'layers': layers or ''},
-  )
+
+  def measured(sample: Sampling, tick: estimate.Tick) -> Conflict:
+    say(_describe_work(run.net, sample, layer_fn))
+    about, part = {'layers': layers or ''}, run.data.train
+    return measure(
+      run.net, run.config, run.data, part, sample, layer_fn=layer_fn, tick=tick, about=about
+    )
+
+  if sample.exact is None:
+    found = _exact_if_quick(measured, sample, tick)
+  else:
+    found = measured(sample, tick)
   order = from_input_to_output(run.net.model, run.net.metadata.image_shape)
   return found.take([layer for layer in order if layer in found.layers])
 
 
-def snapshot(
-  net: Net,
-  config: ml_collections.ConfigDict,
-  data: pipeline.Data,
-  check: Callable[[], None] = lambda: None,
-) -> dict[str, tuple[Conflict, dict[str, Any]]]:
-  """The conflict and the branch similarity of a net over every image of its parts.
+class _TooSlow(Exception):
+  """Every image would take longer than SECONDS."""
 
-  With the variables that the net has; see `settled` for a net in training.
 
-  Args:
-    net: to measure.
-    config: of its run.
-    data: of its run.
-    check: called now and then; may raise.
+def _exact_if_quick(
+  measured: Callable[[Sampling, estimate.Tick], Conflict],
+  sample: Sampling,
+  tick: estimate.Tick,
+  clock: Callable[[], float] = time.monotonic,
+) -> Conflict:
+  """The conflict of every image where that takes at most SECONDS, else that of a sample.
 
-  Returns:
-    {'train': (conflict, `branch_similarity.measure`)}, and 'val' likewise where the run has a
-    validation part.
+  The time is estimated from the first calls after the one that compiles. Processes of one run would
+  estimate different times, so that several take a sample.
   """
-  found = {}
-  for name, part in (('train', data.train), ('val', data.val)):
-    if len(part):
-      about, sample = {'target': f'{name}, exact'}, Sampling(exact=True)
-      conflict = _measure(net, config, data, part, sample, tick=lambda *_: check(), about=about)
-      branches = branch_similarity.measure(net, part, config.train.batch_size, check)
-      found[name] = conflict, branches
-  return found
+  sampled = dataclasses.replace(sample, exact=False)
+  if distributed.count() > 1:
+    return measured(sampled, tick)
+  first: list[tuple[int, float]] = []
+
+  def watch(done: int, total: int) -> None:
+    tick(done, total)
+    now = clock()
+    first.append((done, now))
+    before, since = first[0]
+    if done < total and now - since >= ENOUGH_SECONDS:
+      rest = (now - since) / (done - before) * (total - done)
+      if now - since + rest > SECONDS:
+        raise _TooSlow(f'{now - since + rest:.0f}')
+
+  try:
+    return measured(dataclasses.replace(sample, exact=True), watch)
+  except _TooSlow as error:
+    say(f'every image would take about {error} s (--exact): taking a sample')
+    return measured(sampled, tick)
 
 
-def settled(net: Net, config: ml_collections.ConfigDict, data: pipeline.Data) -> Net:
-  """A net in training as its snapshots measure it: with renewed BatchNorm statistics.
-
-  The running statistics of BatchNorm lag behind a net that changes: early in a run the loss with
-  them can be many times the loss of the batches. `restore.renew_statistics` estimates them again
-  from training batches. A second stage keeps the statistics that it has.
-  """
-  return restore.renew_statistics(net, config, data) if config.stage.method == 'none' else net
-
-
-def training_loss(
-  net: Net,
-  config: ml_collections.ConfigDict,
-  data: pipeline.Data,
-  check: Callable[[], None] = lambda: None,
-) -> float:
-  """Mean loss over every training image, as `snapshot` measures it: no class weights, no mixing."""
-  layout, total = net.layout, 0.0
-  losses_fn = Partial(_losses_of(net, config), net.batch_stats)
-  for images, labels, mask in pipeline.eval_batches(data.train, config.train.batch_size, layout):
-    check()
-    total += float(_loss_sum(losses_fn, net.params, images, labels, mask, layout=layout))
-  return total / len(data.train)
-
-
-@functools.partial(jax.jit, static_argnames='layout')
-def _loss_sum(
-  losses_fn: Partial,
-  params: Any,
-  images: Array,
-  labels: Array,
-  mask: Array,
-  *,
-  layout: sharding.Layout,
-) -> Array:
-  losses_fn, params = layout.gather((losses_fn, params))
-  found = losses_fn(params, {'image': images, 'label': labels})
-  return layout.gather(jnp.where(mask, found, 0).sum())
-
-
-def _measure(
+def measure(
   net: Net,
   config: ml_collections.ConfigDict,
   data: pipeline.Data,
@@ -167,8 +135,9 @@ def _measure(
   about: Mapping[str, Any],
 ) -> Conflict:
   """The conflict of a net over a part of its run's data."""
-  losses_fn = Partial(_losses_of(net, config), net.batch_stats)
+  losses_fn = Partial(losses_of(net, config), net.batch_stats)
   images = {'image': part.images, 'label': part.labels}
+  about = {'statistics': 'frozen' if jax.tree.leaves(net.batch_stats) else 'none', **about}
   common = describe_net(net, config, data, about) | {
     'num_classes': net.num_classes,
     'layer_fn': layer_fn,
@@ -228,129 +197,13 @@ def objective_prior(
   return shares(stream.class_probabilities(step) * weights)
 
 
-class Probe:
-  """A fixed sample of the training part, and the conflict of a net in training on it.
-
-  It measures the parameters that the optimiser moves, also where moving averages are kept.
-
-  The sample is an array with one row of images for each pair (class, fold). It is drawn with
-  replacement, for an unbiased estimate. The whole measurement is one compiled step.
-
-  Args:
-    net: of the run; its variables may be shapes.
-    config: of the run.
-    data: of the run.
-    layout: devices that share the sample.
-
-  Raises:
-    UserError: the sample does not fit into the memory of a device.
-  """
-
-  def __init__(
-    self,
-    net: Net,
-    config: ml_collections.ConfigDict,
-    data: pipeline.Data,
-    layout: sharding.Layout,
-  ):
-    self._net, self._config, self._data, self._layout = net, config, data, layout
-    self._losses = _losses_of(net, config)
-    self._order = from_input_to_output(net.model, net.metadata.image_shape)
-    images, classes = config.diagnostics.images, net.num_classes
-    available = backend.device_bytes()
-    rows, depth = memory.check_probe(net, images, FOLDS, layout.devices, available)
-    train = {'image': data.train.images, 'label': data.train.labels}
-    index, self._sizes = estimate.draw_folds(train, classes, 'train', images, FOLDS, config.seed)
-    index = np.pad(index, ((0, 0), (0, 0), (0, depth - index.shape[2])))
-    filled = np.arange(depth) < self._sizes[:, :, None]
-    own = layout.rows(depth)
-    index, filled = (x[..., own].reshape(rows, -1) for x in (index, filled))
-    batch = {name: np.asarray(values[index]) for name, values in train.items()}
-    self._batch = layout.place_rows(batch | {'mask': filled}, depth, axis=1)
-
-  def measure(self, state: TrainState) -> Conflict:
-    """The conflict at a state, with the running statistics that the state has."""
-    net = Net.of(self._net.model, state.replace(averages={}), self._net.metadata)
-    layers = Layers.of(net.params, None, net.model.head)
-    losses_fn = Partial(self._losses, net.batch_stats)
-    sums, loss_sums = jax.device_get(
-      _probe_grams()(
-        losses_fn, net.params, self._batch, layers=layers, mesh=self._layout.grams_mesh
-      )
-    )
-    about = {'target': 'train', 'folds': FOLDS, 'images': self._config.diagnostics.images}
-    names = describe_net(net, self._config, self._data, about)
-    counts = net.metadata.class_counts
-    found = estimate.from_folds(layers, sums, loss_sums, self._sizes, counts, names)
-    return found.take(self._order)
-
-
-_probe_grams = backend.jit(group_grams, static_argnames=('layers', 'max_bytes', 'mesh'))
-
-
-def check_room(net: Net, config: ml_collections.ConfigDict, devices: int) -> None:
-  """Raises UserError where a device cannot hold the measurements of config.diagnostics.
-
-  Args:
-    net: variables may be shapes.
-    config: of the run.
-    devices: that share the images.
-  """
-  wanted, available = config.diagnostics, backend.device_bytes()
-  if wanted.every:
-    memory.check_probe(net, wanted.images, FOLDS, devices, available)
-  if wanted.snapshots or wanted.loss_levels:
-    memory.check_snapshots(net, devices, available)
-
-
-def lower_probe(
-  net: Net,
-  config: ml_collections.ConfigDict,
-  layout: sharding.Layout,
-  available: int,
-  one_row: bool = False,
-  folds: int = FOLDS,
-  layer_fn: Callable[[str], str | None] | None = None,
-) -> jax.stages.Lowered:
-  """The step of a `Probe` before it is compiled; nothing is allocated.
-
-  Args:
-    net: variables are shapes with shardings.
-    config: of the run.
-    layout: devices that share the sample.
-    available: bytes of one device.
-    one_row: lower the first (class, fold) alone, in as many passes as all of them need.
-    folds: of each class.
-    layer_fn: as in `class_grams`.
-
-  Raises:
-    UserError: a device cannot hold the step.
-  """
-  images, devices, shape = config.diagnostics.images, layout.devices, net.metadata.image_shape
-  rows, depth = memory.check_probe(net, images, folds, devices, available, layer_fn)
-  max_bytes = backend.CLASS_GRADIENT_BYTES
-  if one_row:
-    rows, max_bytes = 1, max_bytes // rows
-
-  def of(dtype: type[np.generic], *shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((rows, depth, *shape), dtype, sharding=layout.split(1))
-
-  batch = {'image': of(np.uint8, *shape), 'label': of(np.int32), 'mask': of(np.bool_)}
-  return _probe_grams().lower(
-    Partial(_losses_of(net, config), net.batch_stats),
-    net.params,
-    batch,
-    layers=Layers.of(net.params, layer_fn, net.model.head),
-    max_bytes=max_bytes,
-    mesh=layout.grams_mesh,
-  )
-
-
 def save(conflict: Conflict, workdir: Path) -> list[Path]:
   """Writes a diagnosis to workdir/conflict: an npz, and PNGs of it and of the run's probes."""
   folder = workdir / 'conflict'
   about = conflict.about
   marks = [f'step{about["step"]:06d}', re.sub(r'\W+', '_', about['target'])]
+  if 'seed' in about:
+    marks.append(f'seed{about["seed"]}')
   if about['layers']:
     marks.append(re.sub(r'\W+', '-', about['layers']).strip('-'))
   stem = '_'.join(marks)
@@ -386,7 +239,7 @@ def _model_losses(
   return loss_fn(logits, batch['label'])
 
 
-def _losses_of(net: Net, config: ml_collections.ConfigDict) -> Callable[..., Array]:
+def losses_of(net: Net, config: ml_collections.ConfigDict) -> Callable[..., Array]:
   """(batch_stats, params, batch) -> losses [N] of a net under the loss of its run."""
   parts = {'loss': config.loss.to_dict(), 'model': config.model.to_dict()}
   counts = losses.counts_that_matter(config, net.metadata.class_counts)

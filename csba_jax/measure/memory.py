@@ -56,6 +56,19 @@ def check_probe(
   return rows, depth
 
 
+def check_batches(net: Net, batches: int, available: int) -> None:
+  """Raises UserError where a device cannot hold one row for each class of each training batch."""
+  layers, rows = Layers.of(net.params, None, net.model.head), batches * net.num_classes
+  try:
+    layers.check_room(jax.tree.leaves(net.params), rows, available)
+  except UserError as error:
+    raise UserError(
+      f'{error.expected}, for {batches} batches of {net.num_classes} classes',
+      error.found,
+      'set --config.diagnostics.batches to fewer, or --config.diagnostics.statistics=frozen',
+    ) from error
+
+
 def check_snapshots(net: Net, devices: int, available: int) -> None:
   """Raises UserError where a device cannot hold one row for each class, layers pass by pass."""
   layers, classes = Layers.of(net.params, None, net.model.head), net.num_classes

@@ -1,12 +1,13 @@
 """The conflict of the gradient that training takes: of training batches, in training mode.
 
 With BatchNorm this differs from the conflict of the net as it is evaluated (`diagnose`), even in
-signs: training differentiates through the statistics of its batch.
+signs: training differentiates through the statistics of its batch. So there are two kinds of
+measurement, `batch` and `frozen`, and `choose` says which one a net has by default.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -26,8 +27,9 @@ from csba_jax.methods import losses, second_stages
 from csba_jax.run import restore
 from csba_jax.run.net import Net
 from csba_jax.run.schedule import training_stream
-from csba_jax.runtime import distributed
 from csba_jax.runtime.progress import say
+
+KINDS = ('batch', 'frozen')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,34 @@ class Batches:
   seed: int = 0
 
 
+def choose(asked: str, net: Net, config: ml_collections.ConfigDict) -> str:
+  """'batch' or 'frozen': the statistics of BatchNorm that the conflict is measured with.
+
+  'auto' is `batch` where training takes the statistics of its batches: a net with BatchNorm, whose
+  second stage, if it is in one, does not keep the statistics that it has. Elsewhere both would
+  measure the same loss, and `frozen` costs less and can take every image.
+
+  Args:
+    asked: 'auto', 'batch' or 'frozen'.
+    net: variables may be shapes.
+    config: of its run.
+
+  Raises:
+    UserError: batches are asked for, of a second stage without training.
+  """
+  stage = second_stages.find(config.stage, config.model.head)
+  if asked == 'batch' and stage.trains is None:
+    raise UserError(
+      'a run that trains, for the conflict of its training batches',
+      f'stage.method={config.stage.method}',
+      'set the statistics to frozen',
+    )
+  if asked != 'auto':
+    return asked
+  coupled = stage.trains is not None and stage.updates_statistics
+  return 'batch' if coupled and jax.tree.leaves(net.batch_stats) else 'frozen'
+
+
 def of_run(
   run: restore.Run,
   which: str,
@@ -45,7 +75,9 @@ def of_run(
   layers: str | None = None,
   tick: estimate.Tick = estimate.no_tick,
 ) -> Conflict:
-  """`measure` of a run: of the parameters that training moves, also where averages are kept.
+  """`measure` of a run's training part, and of the parameters that training moves.
+
+  Where the run keeps moving averages, these parameters are not the ones that are evaluated.
 
   Args:
     run: see `restore.load_run`.
@@ -53,18 +85,24 @@ def of_run(
     batches: as in `measure`.
     layers: as in `measure`.
     tick: as in `measure`.
+
+  Raises:
+    UserError: as in `measure`.
   """
-  net = run.net
+  net, size = run.net, run.config.train.batch_size
   if run.config.train.ema_decay and which != 'init':
-    state = restore.load_state(str(run.workdir), which)
+    state = restore.load_state(str(run.workdir), which, net.layout)
     net = Net.of(net.model, state.replace(averages={}), net.metadata)
-  return measure(net, run.config, run.data, batches, layers, tick)
+  of_each = f'a forward and {net.num_classes} backward passes of each'
+  say(f'{batches.number} training batches of {size} images; {of_each}')
+  return measure(net, run.config, run.data, run.data.train, batches, layers, tick)
 
 
 def measure(
   net: Net,
   config: ml_collections.ConfigDict,
   data: pipeline.Data,
+  part: pipeline.Part,
   batches: Batches,
   layers: str | None = None,
   tick: estimate.Tick = estimate.no_tick,
@@ -75,60 +113,80 @@ def measure(
   random numbers. The net runs as in training: with the statistics of each batch, or with its
   running ones in a second stage that keeps them. Images are not mixed, and the loss has no class
   weights; sampler and class weights enter through the prior, see `diagnose.objective_prior`.
+  Batches of another part than the training part have every image equally often, whatever the
+  sampler, and at most as many images as the part.
 
   Args:
     net: with the parameters that training moves (`restore.load_state`), not their averages.
     config: of its run.
     data: of its run.
+    part: of the data, which the batches are drawn from.
     batches: how many to take, and the seed.
     layers: as in `diagnose.diagnose_run`.
     tick: called with (images done, images in all).
 
   Raises:
-    UserError: fewer than two batches, several processes, a stage without training, or as in
-      `diagnose.diagnose_run`.
+    UserError: fewer than two batches, or as in `diagnose.diagnose_run`.
   """
-  if distributed.count() > 1:
-    raise UserError(
-      'one process for the conflict of training batches',
-      f'{distributed.count()}',
-      'start csba-diagnose once, with --distributed=off',
-    )
-  if second_stages.find(config.stage, config.model.head).trains is None:
-    raise UserError(
-      'a run that trains, for the conflict of its training',
-      f'stage.method={config.stage.method}',
-      'use --statistics=frozen',
-    )
   layer_fn = None if layers is None else diagnose.choose_layers(layers, net.params)
-  size, classes = config.train.batch_size, net.num_classes
-  say(f'{batches.number} batches of {size} images; a forward and {classes} backward passes of each')
-  about = {'target': 'training batches', 'seed': batches.seed, 'layers': layers or ''}
+  name = 'training' if part is data.train else 'validation'
+  about = {
+    'target': f'{name} batches',
+    'statistics': 'batch',
+    'seed': batches.seed,
+    'layers': layers or '',
+  }
   found = batch_conflict(
-    Partial(_losses_of(net, config), net.batch_stats),
+    Partial(losses_of(net, config), net.batch_stats),
     net.params,
-    [_draw(net, config, data, batches.seed, k) for k in range(batches.number)],
+    _Drawn(net, config, data, part, batches),
     num_classes=net.num_classes,
     layer_fn=layer_fn,
     head=net.model.head,
     tick=tick,
+    mesh=net.layout.grams_mesh,
     **diagnose.describe_net(net, config, data, about),
   )
   order = diagnose.from_input_to_output(net.model, net.metadata.image_shape)
   return found.take([layer for layer in order if layer in found.layers])
 
 
-def _draw(
-  net: Net, config: ml_collections.ConfigDict, data: pipeline.Data, seed: int, k: int
-) -> dict[str, Array]:
-  """Batch k: an own stream for each, so that the batches are independent of one another."""
-  stream = training_stream(config, data.train.labels)
-  stream = dataclasses.replace(stream, purpose=f'conflict {seed} {k}')
-  index = stream.positions(net.step)
-  key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), net.step), k)
-  frozen = ml_collections.FrozenConfigDict(config.augment.to_dict())
-  images = _augmented(frozen)(key, np.asarray(data.train.images[index]))
-  return {'image': net.metadata.preprocessing(images), 'label': data.train.labels[index]}
+class _Drawn(Sequence[dict[str, Array]]):
+  """The batches of a measurement; each is drawn when it is asked for.
+
+  Each has a stream of its own, so that batches are independent of one another.
+  """
+
+  def __init__(
+    self,
+    net: Net,
+    config: ml_collections.ConfigDict,
+    data: pipeline.Data,
+    part: pipeline.Part,
+    batches: Batches,
+  ):
+    self._net, self._part, self._batches = net, part, batches
+    stream = training_stream(config, data.train.labels)
+    if part is not data.train:
+      size = min(stream.batch_size, len(part))
+      stream = dataclasses.replace(stream, name='instance', labels=part.labels, batch_size=size)
+    self._stream = stream
+    self._augment = _augmented(ml_collections.FrozenConfigDict(config.augment.to_dict()))
+
+  def __len__(self) -> int:
+    return self._batches.number
+
+  def __getitem__(self, k: Any) -> Any:
+    if not 0 <= k < len(self):
+      raise IndexError(k)
+    seed, step = self._batches.seed, self._net.step
+    index = dataclasses.replace(self._stream, purpose=f'conflict {seed} {k}').positions(step)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), k)
+    images = self._augment(key, np.asarray(self._part.images[index]))
+    return {
+      'image': np.asarray(self._net.metadata.preprocessing(images)),
+      'label': self._part.labels[index],
+    }
 
 
 @functools.lru_cache(maxsize=4)
@@ -136,7 +194,7 @@ def _augmented(config: ml_collections.FrozenConfigDict) -> Callable[[Array, Arra
   return jax.jit(augment.build(config))
 
 
-def _losses_of(net: Net, config: ml_collections.ConfigDict) -> Callable[..., Array]:
+def losses_of(net: Net, config: ml_collections.ConfigDict) -> Callable[..., Array]:
   """(batch_stats, params, batch) -> losses [N] of a net in training."""
   parts = {
     'loss': config.loss.to_dict(),

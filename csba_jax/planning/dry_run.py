@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 from csba_jax.data import mixing, pipeline, streaming
 from csba_jax.errors import UserError
 from csba_jax.gradients.gram import LayerFn, Layers
-from csba_jax.measure import diagnose
+from csba_jax.measure import probe, training_conflict
 from csba_jax.methods import optimizers
 from csba_jax.models import registry
 from csba_jax.planning import collectives, hardware
@@ -74,6 +74,11 @@ class Setting:
     """The net as shapes, for classes of one image each."""
     names, counts = tuple(map(str, range(self.num_classes))), np.ones(self.num_classes, int)
     return Net(self.model, self.state.variables(), Metadata(names, counts, self.image_shape))
+
+  @property
+  def statistics(self) -> str:
+    """'batch' or 'frozen': what its measurements of conflict take."""
+    return training_conflict.choose(self.config.diagnostics.statistics, self.net, self.config)
 
   @property
   def parameters(self) -> int:
@@ -180,7 +185,7 @@ def describe(config: ml_collections.ConfigDict) -> str:
   devices, images = setting.layout.devices, Images.of(setting)
   costs, refused = {'training step': Cost.of(compile_training(setting), devices)}, []
   try:
-    costs['diagnostic step'] = measure_probe(setting, accelerator.memory)
+    costs['diagnostic step'] = measure_diagnostics(setting, accelerator.memory)
   except UserError as error:
     refused = [f'diagnostic step: does not fit: {error}']
   return '\n'.join(
@@ -218,13 +223,48 @@ def compile_training(setting: Setting) -> jax.stages.Compiled:
   return lowered.compile(_FAST_TO_COMPILE)
 
 
+def measure_diagnostics(setting: Setting, room: float) -> Cost:
+  """The cost of the diagnostic step; of one of its batches, where it takes training batches.
+
+  Raises:
+    UserError: a device with `room` bytes cannot hold it.
+  """
+  if setting.statistics == 'batch':
+    return measure_batch(setting, room)
+  return measure_probe(setting, room)
+
+
+def measure_batch(setting: Setting, room: float) -> Cost:
+  """The cost of the class gradients of one training batch, see `probe.BatchProbe`.
+
+  The program loops over classes, and XLA counts the body of a loop once. So the FLOPs are those of
+  one class, and C - 1 times what the pullback of one class adds to the forward pass.
+  """
+  net, layout, config = setting.net, setting.layout, setting.config
+
+  def lower(classes: int | None = None) -> jax.stages.Lowered:
+    return probe.lower_batch(net, config, layout, int(room), classes)
+
+  cost = Cost.of(lower().compile(_FAST_TO_COMPILE), layout.devices)
+  one = lower(1)
+  image = jax.ShapeDtypeStruct((config.train.batch_size, *setting.image_shape), jnp.float32)
+  batch = {'image': image, 'label': jax.ShapeDtypeStruct(image.shape[:1], jnp.int32)}
+  losses_fn = training_conflict.losses_of(net, config)
+  forward = jax.jit(losses_fn).lower(net.batch_stats, net.params, batch)
+  flops, of_forward = (lowered.cost_analysis()['flops'] for lowered in (one, forward))
+  pullback = flops - of_forward
+  return dataclasses.replace(
+    cost, flops=(of_forward + setting.num_classes * pullback) / layout.devices
+  )
+
+
 def measure_probe(
   setting: Setting,
   room: float,
-  folds: int = diagnose.FOLDS,
+  folds: int = probe.FOLDS,
   layer_fn: LayerFn | None = None,
 ) -> Cost:
-  """The cost of the diagnostic step; UserError where a device with `room` bytes cannot hold it.
+  """The cost of a probe of images; UserError where a device with `room` bytes cannot hold it.
 
   The program loops over rows (class, fold), and XLA counts the body of a loop once. So the FLOPs
   are those of one row, times the number of rows. The bytes accessed are those of the class
@@ -233,7 +273,7 @@ def measure_probe(
   net, layout = setting.net, setting.layout
 
   def lower(one_row: bool = False) -> jax.stages.Lowered:
-    return diagnose.lower_probe(
+    return probe.lower_images(
       net, setting.config, layout, int(room), folds=folds, layer_fn=layer_fn, one_row=one_row
     )
 
@@ -329,10 +369,20 @@ def _notes(setting: Setting, images: Images) -> list[str]:
   return [
     f'training step: {batch // devices} of {batch} images on each device, {parameters:.1f} MiB of '
     f'parameters in {state:.1f} MiB of state',
-    f'diagnostic step (diagnostics.every): {setting.config.diagnostics.images} images of each of '
-    f'{setting.num_classes} classes in {diagnose.FOLDS} folds, shared by all devices',
+    f'diagnostic step (diagnostics.every): {_measured(setting)}, shared by all devices',
     images.note,
   ]
+
+
+def _measured(setting: Setting) -> str:
+  """What a measurement of conflict takes."""
+  config, classes = setting.config, setting.num_classes
+  if setting.statistics == 'batch':
+    return (
+      f'one of {config.diagnostics.batches} training batches of {config.train.batch_size} images, '
+      f'a forward and {classes} backward passes'
+    )
+  return f'{config.diagnostics.images} images of each of {classes} classes in {probe.FOLDS} folds'
 
 
 def seconds(setting: Setting, cost: Cost, accelerator: hardware.Accelerator) -> hardware.Seconds:

@@ -34,7 +34,7 @@ def collect(workdir: Path, test: bool = True) -> dict[str, Any]:
 
   Returns:
     'result': content of result.json.
-    'conflict': for each snapshot and part: at, step, part, loss (mean over the part, classes by
+    'conflict': for each snapshot and part: at, step, part, statistics (of BatchNorm), loss (mean over the part, classes by
       their share in it), losses, counts, prior, 'grams' {scope: upper triangle} of the scopes
       shared and common, of the last snapshot and the training part also of each branch, and
       'scopes' {scope: summary} also of stages and branches.
@@ -60,8 +60,9 @@ def collect(workdir: Path, test: bool = True) -> dict[str, Any]:
         continue  # a loss that was not reached, or no validation part
       conflict = Conflict.load(path.with_name(f'{path.name}.npz'))
       at = {'at': name, 'step': conflict.about['step'], 'part': part}
+      statistics = {'statistics': conflict.about.get('statistics', 'frozen')}
       branches_too = last and part == 'train'
-      found['conflict'].append(at | _summary(conflict, common, branches_too))
+      found['conflict'].append(at | statistics | _summary(conflict, common, branches_too))
       branches = json.loads(path.with_name(f'{path.name}.json').read_text())
       if not last:
         del branches['gates']

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from csba_jax.measure import diagnose, evaluate
+from csba_jax.measure import evaluate, snapshots
+from csba_jax.measure import probe as probe_lib
 from csba_jax.methods import metrics
 from csba_jax.run.net import Metadata, Net
 from csba_jax.run.records import Records
@@ -66,17 +67,17 @@ class Context:
   stop: StopRequest
   bar: TrainingBar
   stopwatch: Stopwatch
-  probe: diagnose.Probe | None  # where the run measures conflict every so many steps
+  probe: probe_lib.Probe | None  # where the run measures conflict every so many steps
   score: float | None = None  # of the validation at this step, for the checkpoint of this step
 
   @classmethod
   def of(cls, job: Job, records: Records, stop: StopRequest, bar: TrainingBar) -> 'Context':
     """The context for the step that the records have reached."""
-    probe = None
+    found = None
     if job.plan.diagnose_every:
       net = Net.of_shapes(job.program.model, Metadata.of(job.data))
-      probe = diagnose.Probe(net, job.config, job.data, job.layout)
-    return cls(job, records, stop, bar, Stopwatch(records.progress.step), probe)
+      found = probe_lib.of_config(net, job.config, job.data, job.layout)
+    return cls(job, records, stop, bar, Stopwatch(records.progress.step), found)
 
   @property
   def step(self) -> int:
@@ -102,7 +103,7 @@ class Task(NamedTuple):
 
 
 def _measure_probe(context: Context, state: TrainState) -> None:
-  """Conflict on a fixed sample of training images."""
+  """Conflict on a fixed sample of training images, or on training batches."""
   began = time.monotonic()
   assert context.probe is not None  # whose plan diagnoses has one
   conflict = context.probe.measure(state)
@@ -112,7 +113,9 @@ def _measure_probe(context: Context, state: TrainState) -> None:
 def _measure_snapshots(context: Context, state: TrainState) -> None:
   """Snapshots at fixed fractions of the run."""
   names = context.job.plan.snapshots_at(context.step)
-  record_snapshots(context.job, context.records, context.stop, _settled(context, state), names)
+  record_snapshots(
+    context.job, context.records, context.stop, state, _settled(context, state), names
+  )
 
 
 def _measure_levels(context: Context, state: TrainState) -> None:
@@ -126,9 +129,9 @@ def _measure_levels(context: Context, state: TrainState) -> None:
   if not job.plan.levels_at(float(np.mean(progress.losses)) / NEAR, progress.levels):
     return
   settled = _settled(context, state)
-  loss = diagnose.training_loss(settled, job.config, job.data, context.stop.check)
+  loss = snapshots.training_loss(settled, job.config, job.data, context.stop.check)
   if reached := job.plan.levels_at(loss, progress.levels):
-    record_snapshots(job, context.records, context.stop, settled, reached)
+    record_snapshots(job, context.records, context.stop, state, settled, reached)
     progress.levels += reached
 
 
@@ -206,19 +209,24 @@ def run_due(context: Context, state: TrainState) -> None:
 
 
 def record_snapshots(
-  job: Job, records: Records, stop: StopRequest, net: Net, names: Sequence[str]
+  job: Job,
+  records: Records,
+  stop: StopRequest,
+  state: TrainState,
+  net: Net,
+  names: Sequence[str],
 ) -> None:
-  """Measures conflict and branch similarity of a net once, and records them under every name.
+  """Measures conflict and branch similarity of a state once, and records them under every name.
 
-  The parameters are those that are evaluated, the statistics those that the net has.
+  `net` is the net of the state as it is evaluated, with the statistics to measure it with.
   """
   began, epoch = time.monotonic(), job.plan.epoch(records.progress.step)
-  found = diagnose.snapshot(net, job.config, job.data, stop.check)
+  found = snapshots.snapshot(net, job.net_in_training(state), job.config, job.data, stop.check)
   for name in names:
     records.snapshot_line(name, epoch, found, time.monotonic() - began)
 
 
 def _settled(context: Context, state: TrainState) -> Net:
-  """The net that a snapshot measures: see `diagnose.settled`."""
+  """The net that a snapshot measures: see `snapshots.settled`."""
   job = context.job
-  return diagnose.settled(job.net(state), job.config, job.data)
+  return snapshots.settled(job.net(state), job.config, job.data)

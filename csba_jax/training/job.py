@@ -13,7 +13,7 @@ import optax
 from jax import Array
 
 from csba_jax.data import mixing, pipeline, sampling
-from csba_jax.measure import diagnose
+from csba_jax.measure import probe
 from csba_jax.methods import losses, optimizers, second_stages
 from csba_jax.models import registry
 from csba_jax.run import state as state_lib
@@ -78,7 +78,7 @@ class Job:
       plan.total,
       layout,
     )
-    diagnose.check_room(Net.of_shapes(program.model, Metadata.of(data)), config, layout.devices)
+    probe.check_room(Net.of_shapes(program.model, Metadata.of(data)), config, layout.devices)
     own = training_stream(config, data.train.labels)
     partner = mixing.partners(config.mixing, own)
     streams = {'own': own} | ({'partner': partner} if partner else {})
@@ -94,6 +94,10 @@ class Job:
     """The net of a state, as it is evaluated."""
     metadata, tau = Metadata.of(self.data), self.config.loss.post_hoc_tau
     return Net.of(self.program.model, state, metadata, tau)
+
+  def net_in_training(self, state: TrainState) -> Net:
+    """The net of a state with the parameters that the optimiser moves."""
+    return self.net(state.replace(averages={}))
 
   def begin(self, resumes: bool = False) -> tuple[TrainState, dict[str, Any]]:
     """The state before the first step, and what result.json says about its origin.

@@ -69,7 +69,7 @@ def train_and_evaluate(
         say(f'evaluating the test set at step {records.progress.best_step}')
         best = records.best(state)
         if job.plan.snapshots:  # of the net that is tested; a run that stops here measures it anew
-          after_step.record_snapshots(job, records, stop, job.net(best), [TESTED])
+          after_step.record_snapshots(job, records, stop, best, job.net(best), [TESTED])
         sums = evaluate.evaluate(job.net(best), job.data.test, job.batch_size, stop.check)
       except Stopped:
         if folder.has_checkpoints():

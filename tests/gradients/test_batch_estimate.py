@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from csba_jax.errors import UserError
 from csba_jax.gradients import batch_conflict, batch_estimate, exact_conflict
@@ -90,6 +91,35 @@ def test_grams_and_errors_are_those_of_loops_over_pairs_of_batches(max_bytes):
       np.testing.assert_allclose(found.errors[at], np.sqrt(spread), rtol=1e-7, atol=1e-12)
   assert found.counts.tolist() == sizes.sum(0).tolist()
   assert found.about == {'target': 'training batches', 'batches': 4, 'batch_size': N}
+
+
+def test_intervals_of_class_measures_leave_out_batch_by_batch():
+  params, batches = draw(seed=3, batches=5)
+  prior = np.array([0.5, 0.3, 0.2])
+  found = batch_conflict(losses_fn, params, batches, num_classes=C, prior=prior)
+
+  def measures(gram):
+    total, own = gram @ prior, np.diagonal(gram)
+    with np.errstate(invalid='ignore'):
+      cosine = total / np.sqrt(own * (total @ prior))
+    return np.stack([prior * total / (total @ prior), cosine, 1 - total / (prior * own)])
+
+  without = []
+  for b in range(5):
+    rest = batch_conflict(
+      losses_fn, params, batches[:b] + batches[b + 1 :], num_classes=C, prior=prior
+    )
+    without.append(measures(rest.gram()))
+  width = scipy.stats.t.ppf(0.975, 4) * np.sqrt(4 * np.var(without, axis=0))
+  low, high = np.array([[-np.inf], [-1], [0]]), np.array([[np.inf], [1], [np.inf]])
+  for i, sign in enumerate((-1, 1)):
+    expected = np.clip(measures(found.gram()) + sign * width, low, high)
+    known = ~np.isnan(expected)
+    assert known.sum() >= 6
+    np.testing.assert_allclose(found.class_intervals[:, i][known], expected[known], rtol=1e-6)
+  np.testing.assert_allclose(
+    found.class_measures(), np.clip(measures(found.gram()), low, high), rtol=1e-6
+  )
 
 
 def test_losses_are_means_over_the_images_of_all_batches():

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from csba_jax.errors import UserError
 from csba_jax.gradients import class_grams, conflict_matrix, estimate
@@ -184,6 +185,46 @@ def test_unbiased_against_loops(target):
       width = quantile[folds - 1] * error(cosine, c, d)
       expected = np.clip(cosine(c, d) + width * np.array([-1, 1]), -1, 1)
       np.testing.assert_allclose([low[c, d], high[c, d]], expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize('lacking', [False, True])
+def test_intervals_of_class_measures_leave_out_fold_by_fold(lacking):
+  """Shares, cosines with the batch gradient and interference, computed anew without each fold."""
+  classes, folds = 4, 3
+  rng = np.random.default_rng(1)
+  sizes = np.array([[3, 2, 2], [2, 2, 1], [4, 3, 3], [1, 1, 1]])
+  g = rng.normal(size=(classes * folds, 9)) * np.sqrt(sizes.reshape(-1, 1))
+  g += sizes.reshape(-1, 1) * np.repeat(rng.normal(2, 1, (classes, 9)), folds, axis=0)
+  counts = np.array([50, 30, 20, 1 if lacking else 9])
+  prior = counts / counts.sum()
+
+  def measures(sizes):
+    there = g * (sizes.reshape(-1, 1) > 0)
+    gram = estimate.unbiased(there @ there.T, sizes)[0]
+    total = gram @ prior
+    own = np.diagonal(gram)
+    undone = np.maximum(0, -(total - prior * own)) / (prior * own)
+    shown = prior * total / (total @ prior), total / np.sqrt(own * (total @ prior)), undone
+    raw = *shown[:2], -(total - prior * own) / (prior * own)
+    return np.stack(shown), np.stack(raw)
+
+  found = estimate.class_intervals_over_folds(g @ g.T, sizes, counts, prior)
+  variance = np.zeros((3, classes))
+  for c in range(classes):
+    without = []
+    for k in range(folds):
+      rest = sizes.copy()
+      rest[c, k] = 0
+      without.append(measures(rest)[1])
+    variance += (folds - 1) * np.var(without, axis=0)
+  width = scipy.stats.t.ppf(0.975, 2) * np.sqrt(variance)
+  values = measures(sizes)[1]
+  low = np.array([[-np.inf], [-1], [0]])
+  high = np.array([[np.inf], [1], [np.inf]])
+  expected = np.stack([np.clip(values + s * width, low, high) for s in (-1, 1)], axis=1)
+  kept = slice(0, 3) if lacking else slice(None)
+  np.testing.assert_allclose(found[..., kept], expected[..., kept], rtol=1e-9, atol=1e-12)
+  assert np.isnan(found[..., 3]).all() == lacking
 
 
 def test_a_class_of_one_image_gets_no_interval(params, data):

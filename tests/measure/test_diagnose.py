@@ -21,7 +21,7 @@ from csba_jax.errors import UserError
 from csba_jax.gradients import class_gradients, class_grams
 from csba_jax.gradients import conflict as conflict_lib
 from csba_jax.gradients.conflict import Conflict
-from csba_jax.measure import diagnose
+from csba_jax.measure import diagnose, probe
 from csba_jax.methods import losses, optimizers
 from csba_jax.models import multibranch
 from csba_jax.run import restore
@@ -160,15 +160,15 @@ def test_layers_that_find_nothing(run, layers):
 def test_the_probe_is_an_estimate_of_the_run(run):
   """One compiled step against the pass that goes from image to image on the host."""
   state = restore.load_state(str(run.workdir), 'latest')
-  found = diagnose.Probe(run.net, run.config, run.data, run.net.layout).measure(state)
-  sample = diagnose.Sampling(images=8, folds=diagnose.FOLDS, seed=run.config.seed)
+  found = probe.ImageProbe(run.net, run.config, run.data, run.net.layout).measure(state)
+  sample = diagnose.Sampling(images=8, folds=probe.FOLDS, seed=run.config.seed)
   expected = diagnose.diagnose_run(run, sample)
   assert found.scopes == expected.scopes
   for name in ('grams', 'errors'):
     a, b = getattr(found, name), getattr(expected, name)
     assert np.abs(a - b).max() < 1e-4 * np.abs(b).max()
   np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-5)
-  assert found.about['folds'] == diagnose.FOLDS
+  assert found.about['folds'] == probe.FOLDS
 
 
 def test_snapshots_and_lines_of_a_run(workdir, run):
@@ -211,6 +211,50 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
   assert '\n' not in str(error.value)
   assert not [path for path in tmp_path.rglob('*') if path.is_file() and path.name != '.lock']
   assert run_here(driver.tiny_config(train__epochs=1), tmp_path / 'run')
+
+
+class Clock:
+  """Says a time that the measurement moves."""
+
+  now = 0.0
+
+  def __call__(self):
+    return self.now
+
+
+@pytest.mark.parametrize(
+  ('per_call', 'first', 'exact'),
+  [(0.1, 0.1, True), (0.5, 50.0, True), (0.7, 0.0, False), (30.0, 0.0, False)],
+)
+def test_every_image_is_taken_where_that_is_quick(capsys, per_call, first, exact):
+  """A hundred calls of 10 images. The first one compiles, which says nothing about the others."""
+  asked, ticks, clock = [], [], Clock()
+
+  def measured(sample, tick):
+    asked.append(sample)
+    for call in range(100 if sample.exact else 1):
+      clock.now += first if call == 0 else per_call
+      tick(10 * call + 10, 1000)
+    return sample
+
+  sample = diagnose.Sampling(images=8, seed=3)
+  tick = lambda *done: ticks.append(done)  # noqa: E731
+  found = diagnose._exact_if_quick(measured, sample, tick, clock)
+  assert found == dataclasses.replace(sample, exact=exact)
+  assert asked[0] == dataclasses.replace(sample, exact=True)
+  said = capsys.readouterr().err
+  if exact:
+    assert (len(asked), said, ticks[-1]) == (1, '', (1000, 1000))
+  else:
+    seconds = 99 * per_call  # after the first call
+    assert said == f'every image would take about {seconds:.0f} s (--exact): taking a sample\n'
+    assert len(ticks) < 10
+
+
+def test_several_processes_take_a_sample(monkeypatch):
+  monkeypatch.setattr(diagnose.distributed, 'count', lambda: 2)
+  found = diagnose._exact_if_quick(lambda sample, _: sample, diagnose.Sampling(), print)
+  assert found == diagnose.Sampling(exact=False)
 
 
 def leaves_of(driver, workdir):
@@ -343,7 +387,7 @@ def test_the_binary_prints_and_writes(workdir, tmp_path):
   out, err = process.communicate(timeout=600)
   assert process.returncode == 0, err
   written = [line.removeprefix('written: ') for line in out.splitlines() if 'written: ' in line]
-  stem = 'step000000_train_stage3-head'
+  stem = 'step000000_train_seed0_stage3-head'
   names = [f'{stem}.npz', f'{stem}_shared.png', f'{stem}_layers.png', f'{stem}_flow.png']
   assert [Path(path).name for path in written] == [*names, 'over_training.png']
   for path in written[1:]:

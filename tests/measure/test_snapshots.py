@@ -9,7 +9,7 @@ import pytest
 
 from csba_jax.config import step_at
 from csba_jax.gradients.conflict import Conflict
-from csba_jax.measure import diagnose
+from csba_jax.measure import diagnose, snapshots
 from csba_jax.run import restore
 from csba_jax.run.records import snapshot_file
 from csba_jax.run.schedule import Plan
@@ -68,11 +68,11 @@ def mean_loss(conflict):
 
 
 def settled(run):
-  return diagnose.settled(run.net, run.config, run.data)
+  return snapshots.settled(run.net, run.config, run.data)
 
 
 def loss_with(run, batch_stats):
-  losses_fn = diagnose._losses_of(run.net, run.config)
+  losses_fn = diagnose.losses_of(run.net, run.config)
   batch = {'image': run.data.train.images, 'label': run.data.train.labels}
   return float(np.asarray(losses_fn(batch_stats, run.net.params, batch)).mean())
 
@@ -137,7 +137,7 @@ def test_the_validation_part_is_all_of_it_under_the_same_prior(measured):
   np.testing.assert_array_equal(found.counts, counts)
   np.testing.assert_array_equal(found.class_counts, run.data.class_counts)
   np.testing.assert_allclose(found.prior, load(measured, '1', 'train').prior)
-  losses_fn = diagnose._losses_of(run.net, run.config)
+  losses_fn = diagnose.losses_of(run.net, run.config)
   batch = {'image': run.data.val.images, 'label': run.data.val.labels}
   losses = np.asarray(losses_fn(settled(run).batch_stats, run.net.params, batch))
   for c in np.flatnonzero(counts):
@@ -155,7 +155,7 @@ def test_the_untrained_net_has_statistics_of_the_training_images(measured):
   )
   raw = jax.tree.map(np.zeros_like, run.net.batch_stats)
   raw['norm']['var'] = np.ones_like(raw['norm']['var'])
-  losses_fn = diagnose._losses_of(run.net, run.config)
+  losses_fn = diagnose.losses_of(run.net, run.config)
   batch = {'image': run.data.train.images, 'label': run.data.train.labels}
   as_made = np.asarray(losses_fn(raw, run.net.params, batch)).mean()
   mean = found.losses @ found.counts / found.counts.sum()
@@ -213,13 +213,13 @@ def test_a_run_that_was_ended_and_goes_on_has_the_same_snapshots(
 
 def test_several_snapshots_at_one_step_are_measured_once(driver, tmp_path, monkeypatch):
   calls = []
-  honest = diagnose.snapshot
+  honest = snapshots.snapshot
 
-  def counted(net, config, data, check):
+  def counted(net, *others):
     calls.append(net.step)
-    return honest(net, config, data, check)
+    return honest(net, *others)
 
-  monkeypatch.setattr(diagnose, 'snapshot', counted)
+  monkeypatch.setattr(snapshots, 'snapshot', counted)
   config = driver.tiny_config(
     diagnostics__snapshots='0.34,0.3401,1,0.99',
     diagnostics__loss_levels='9,8',  # both by the first line
@@ -244,7 +244,7 @@ def test_snapshots_of_averages_are_of_the_averages(driver, tmp_path):
   run_here(config, tmp_path)
   run = restore.load_run(str(tmp_path), 'latest')
   found = load(tmp_path, 'tested', 'train')
-  losses_fn = diagnose._losses_of(run.net, run.config)
+  losses_fn = diagnose.losses_of(run.net, run.config)
   batch = {'image': run.data.train.images, 'label': run.data.train.labels}
   mean = mean_loss(found)
   state = restore.load_state(str(tmp_path), 'latest')
@@ -308,13 +308,13 @@ def test_levels_are_reached_once_and_at_the_level():
 def test_a_level_is_reached_by_the_loss_of_the_net_that_is_measured(driver, tmp_path, monkeypatch):
   """At the first log line, near enough by its batches, where that loss is at or below it; once."""
   looked = []
-  honest = diagnose.training_loss
+  honest = snapshots.training_loss
 
   def kept(net, config, data, check):
     looked.append((net.step, honest(net, config, data, check)))
     return looked[-1][1]
 
-  monkeypatch.setattr(diagnose, 'training_loss', kept)
+  monkeypatch.setattr(snapshots, 'training_loss', kept)
   config = driver.tiny_config(diagnostics__loss_levels='1.6,1.2', train__epochs=3)
   run_here(config, tmp_path)
   lines = {x['step']: x['train_loss'] for x in training_lines(tmp_path)}
@@ -343,7 +343,7 @@ def test_a_second_stage_keeps_its_statistics(measured):
   run = restore.load_run(str(measured), 'latest')
   config = run.config.copy_and_resolve_references()
   config.stage.method = 'crt'
-  kept = diagnose.settled(run.net, config, run.data)
+  kept = snapshots.settled(run.net, config, run.data)
   assert kept.batch_stats is run.net.batch_stats
 
 

@@ -11,10 +11,12 @@ import pytest
 from csba_jax.errors import UserError
 from csba_jax.gradients import class_grams
 from csba_jax.gradients.conflict import Conflict
-from csba_jax.measure import diagnose, training_conflict
+from csba_jax.measure import diagnose, probe, training_conflict
 from csba_jax.measure.training_conflict import Batches
 from csba_jax.run import restore
+from csba_jax.run.net import Net
 from csba_jax.run.schedule import training_stream
+from csba_jax.runtime import backend, sharding
 from csba_jax.runtime.signals import StopRequest
 from csba_jax.training import loop
 
@@ -77,7 +79,8 @@ def test_it_is_the_gram_of_the_runs_own_batches_in_training(run, measured):
   assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
   assert measured.counts.tolist() == sizes.sum(0).tolist()
   assert measured.class_counts.tolist() == run.data.class_counts.tolist()
-  wanted = {'target': 'training batches', 'batches': 4, 'batch_size': 32, 'seed': 3, 'step': 36}
+  wanted = {'target': 'training batches', 'statistics': 'batch', 'batches': 4, 'step': 36}
+  wanted |= {'batch_size': 32, 'seed': 3}
   assert wanted.items() <= measured.about.items()
   assert measured.layers == ('hidden', 'norm', 'head')
 
@@ -128,7 +131,7 @@ def test_a_step_on_a_batch_changes_the_training_losses_by_minus_rate_times_gram(
 def test_with_augmentation_the_batches_are_augmented(driver, run, measured):
   config = run.config.copy_and_resolve_references()
   config.augment.crop_padding = 1
-  found = training_conflict.measure(run.net, config, run.data, Batches(4, seed=3))
+  found = training_conflict.measure(run.net, config, run.data, run.data.train, Batches(4, seed=3))
   assert (found.counts == measured.counts).all()
   assert (found.gram() != measured.gram()).any()
 
@@ -155,19 +158,120 @@ def test_moving_averages_are_not_what_training_moves(driver, run, tmp_path):
 
 def test_it_is_saved_under_its_name(run, measured, tmp_path):
   first, *_ = diagnose.save(measured, tmp_path)
-  assert first.name == 'step000036_training_batches.npz'
+  assert first.name == 'step000036_training_batches_seed3.npz'
   np.testing.assert_array_equal(Conflict.load(first).grams, measured.grams)
 
 
-def test_bad_input_ends_in_one_line(run, monkeypatch):
+def test_bad_input_ends_in_one_line(run):
   with pytest.raises(UserError, match='expected at least 2 batches; found 1; to fix it: draw more'):
     training_conflict.of_run(run, 'latest', Batches(1))
   with pytest.raises(UserError, match='expected --layers that finds parameters'):
     training_conflict.of_run(run, 'latest', Batches(2), 'nothing')
+
+
+@pytest.mark.parametrize(
+  ('stage', 'of_batchnorm'), [('none', 'batch'), ('crt', 'frozen'), ('tau_norm', 'frozen')]
+)
+def test_auto_is_what_training_takes(run, stage, of_batchnorm):
   config = run.config.copy_and_resolve_references()
-  config.stage.method = 'tau_norm'
-  with pytest.raises(UserError, match='stage.method=tau_norm; to fix it: use --statistics=frozen'):
-    training_conflict.measure(run.net, config, run.data, Batches(2))
-  monkeypatch.setattr(training_conflict.distributed, 'count', lambda: 2)
-  with pytest.raises(UserError, match='expected one process .* found 2; to fix it: start csba-dia'):
-    training_conflict.of_run(run, 'latest', Batches(2))
+  config.stage.method = stage
+  assert training_conflict.choose('auto', run.net, config) == of_batchnorm
+  assert training_conflict.choose('auto', run.net.replace(batch_stats={}), config) == 'frozen'
+  assert training_conflict.choose('frozen', run.net, config) == 'frozen'
+  if stage != 'tau_norm':
+    assert training_conflict.choose('batch', run.net, config) == 'batch'
+    return
+  with pytest.raises(UserError) as error:
+    training_conflict.choose('batch', run.net, config)
+  assert str(error.value) == (
+    'expected a run that trains, for the conflict of its training batches; found '
+    'stage.method=tau_norm; to fix it: set the statistics to frozen'
+  )
+
+
+def test_batches_of_the_validation_part_are_its_images_in_another_order(run):
+  """Of a part that fills one batch, every batch has all images: there is no sampling error."""
+  config = run.config.copy_and_resolve_references()
+  config.sampler.name, config.train.batch_size = 'class', 64  # the sampler is of training alone
+  part = run.data.val
+  assert len(part) < config.train.batch_size
+  found = training_conflict.measure(run.net, config, run.data, part, Batches(3))
+  counts = np.bincount(part.labels, minlength=CLASSES)
+  assert found.counts.tolist() == (3 * counts).tolist()
+  assert found.about['target'] == 'validation batches'
+  batch = {'image': part.images, 'label': part.labels}
+  expected = class_grams(
+    lambda p, b: losses_in_training(run, p, b), run.net.params, batch, num_classes=CLASSES,
+    strategy='masked', head='^head/',
+  )  # fmt: skip
+  largest = np.abs(expected.shared).max()
+  np.testing.assert_allclose(found.gram(), expected.shared, rtol=1e-3, atol=1e-4 * largest)
+  assert found.errors[found.at()].max() < 1e-3 * largest
+
+
+def test_the_same_on_one_device_and_on_eight(driver, run):
+  state = restore.load_state(str(run.workdir), 'latest')
+  config = run.config.copy_and_resolve_references()
+  found = {}
+  for devices, fsdp, batch in ((1, 1, 32), (8, 1, 32), (8, 4, 32), (8, 1, 30)):
+    config.parallel.devices, config.parallel.fsdp = devices, fsdp
+    config.train.batch_size = 32
+    placed = sharding.layout(config).place_state(jax.device_get(state))
+    config.train.batch_size = batch  # 8 does not divide 30: each device does all of it
+    net = Net.of(run.net.model, placed, run.net.metadata)
+    measured = training_conflict.measure(net, config, run.data, run.data.train, Batches(2))
+    found[devices, fsdp, batch] = measured.grams
+    if batch == 32:
+      largest = np.abs(found[1, 1, 32]).max((1, 2), keepdims=True)
+      assert np.all(np.abs(measured.grams - found[1, 1, 32]) <= 1e-5 * largest)
+  assert (found[8, 1, 30] != found[8, 1, 32]).any()
+
+
+def test_a_probe_of_batches_is_the_measurement_of_its_step(run):
+  config = run.config.copy_and_resolve_references()
+  config.diagnostics.update({'statistics': 'auto', 'batches': 3, 'every': 1})
+  made = probe.of_config(run.net, config, run.data, run.net.layout)
+  found = made.measure(restore.load_state(str(run.workdir), 'latest'))
+  expected = training_conflict.of_run(run, 'latest', Batches(3, seed=config.seed))
+  np.testing.assert_array_equal(found.grams, expected.grams)
+  assert found.about == expected.about
+  config.diagnostics.statistics = 'frozen'
+  assert type(probe.of_config(run.net, config, run.data, run.net.layout)) is probe.ImageProbe
+
+
+def test_a_run_measures_its_training_batches(driver, run, tmp_path):
+  """Probe and snapshots with 'batch', in a run with moving averages; training does not notice."""
+  options = {'augment__crop_padding': 0, 'train__ema_decay': 0.9, 'train__epochs': 1}
+  measures = {'every': 5, 'snapshots': '0,1', 'statistics': 'auto', 'batches': 2}
+  measures = {f'diagnostics__{name}': value for name, value in measures.items()}
+  for name, more in (('plain', {}), ('measured', measures)):
+    with StopRequest() as stop:
+      config = driver.tiny_config(**options, **more)
+      loop.train_and_evaluate(config, str(tmp_path / name), stop)
+  plain, measured = (restore.load_state(str(tmp_path / n), 'latest') for n in ('plain', 'measured'))
+  jax.tree.map(np.testing.assert_array_equal, plain.params, measured.params)
+  there = restore.load_run(str(tmp_path / 'measured'), 'latest')
+  expected = training_conflict.of_run(there, 'latest', Batches(2, there.config.seed))
+  folder = tmp_path / 'measured' / 'conflict'
+  end = Conflict.load(folder / 'moment_1_train.npz')
+  np.testing.assert_array_equal(end.grams, expected.grams)
+  assert end.about['statistics'] == 'batch'
+  assert Conflict.load(folder / 'moment_1_val.npz').about['target'] == 'validation batches'
+  assert Conflict.load(folder / 'step000005_probe.npz').about['batches'] == 2
+
+
+def test_batches_that_exceed_a_device_are_refused_before_the_first_step(run, monkeypatch):
+  config = run.config.copy_and_resolve_references()
+  config.diagnostics.update({'statistics': 'batch', 'snapshots': '1'})
+  monkeypatch.setattr(backend, 'device_bytes', lambda: 30_000)
+  with pytest.raises(UserError) as error:
+    probe.check_room(run.net, config, devices=1)
+  assert str(error.value).startswith(
+    'expected class gradients and Grams within the 0.0 GB of a device, for 16 batches of 10 '
+    'classes; found 0.'
+  )
+  assert str(error.value).endswith(
+    'set --config.diagnostics.batches to fewer, or --config.diagnostics.statistics=frozen'
+  )
+  config.diagnostics.snapshots = ''
+  probe.check_room(run.net, config, devices=1)  # nothing is measured

@@ -12,7 +12,7 @@ from csba_jax import config as config_lib
 from csba_jax.data import pipeline
 from csba_jax.gradients import class_grams, dataset
 from csba_jax.gradients.gram import Layers
-from csba_jax.measure import diagnose, evaluate
+from csba_jax.measure import diagnose, evaluate, probe
 from csba_jax.methods import metrics
 from csba_jax.models import multibranch
 from csba_jax.planning import collectives, dry_run
@@ -232,7 +232,7 @@ def test_the_diagnostic_scatters_class_sums_and_reduces_small_grams():
   """A device reduces its share of [rows, parameters] of a layer; [rows, rows] are all-reduced."""
   setting = dry_run.Setting.of(config_of())
   cost = dry_run.measure_probe(setting, room=2**33)
-  rows = setting.num_classes * diagnose.FOLDS
+  rows = setting.num_classes * probe.FOLDS
   leaves = jax.tree.leaves(setting.state.params)
   layers = Layers.of(setting.state.params, None, setting.model.head)
   shares = [-(-sum(leaves[i].size for i in at) // DEVICES) for at in layers.members]
@@ -271,13 +271,13 @@ def on(devices, digits):
 
 def by_probe(config, data, model, state, layout):
   net = Net.of(model, state, Metadata.of(data))
-  return diagnose.Probe(net, config, data, layout).measure(state).grams
+  return probe.ImageProbe(net, config, data, layout).measure(state).grams
 
 
 def by_sampling(config, data, model, state, layout, **sampling):
   net = Net.of(model, state, Metadata.of(data))
   sample = diagnose.Sampling(**sampling)
-  found = diagnose._measure(net, config, data, data.train, sample, about={})
+  found = diagnose.measure(net, config, data, data.train, sample, about={})
   return found.grams
 
 
@@ -285,7 +285,7 @@ def by_class_grams(config, data, model, state, layout):
   chosen = slice(0, 100)
   batch = {'image': data.train.images[chosen], 'label': data.train.labels[chosen]}
   net = Net.of(model, state, Metadata.of(data))
-  losses_fn = Partial(diagnose._losses_of(net, config), state.batch_stats)
+  losses_fn = Partial(diagnose.losses_of(net, config), state.batch_stats)
   found = class_grams(
     losses_fn, state.params, batch, num_classes=10, per_example=True, mesh=layout.grams_mesh
   )
@@ -314,7 +314,7 @@ def test_a_pass_over_data_sends_only_its_losses(digits):
   """A dispatch of `exact` and `estimated` conflict; sums are reduced once, for the Grams."""
   _, data, model, state, layout = on(DEVICES, digits)
   net = Net.of(model, state, Metadata.of(data))
-  losses_fn = Partial(diagnose._losses_of(net, digits[0]), state.batch_stats)
+  losses_fn = Partial(diagnose.losses_of(net, digits[0]), state.batch_stats)
   leaves = jax.tree.leaves(state.params)
   wanted, mesh, size = tuple(range(len(leaves))), layout.mesh, 2 * DEVICES
   rows = dataset._empty_rows(mesh, leaves, 10, wanted)

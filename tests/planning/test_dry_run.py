@@ -18,7 +18,7 @@ from csba_jax import config as config_lib
 from csba_jax.errors import UserError
 from csba_jax.gradients import class_grams, exact_conflict
 from csba_jax.gradients.gram import Layers
-from csba_jax.measure import diagnose
+from csba_jax.measure import probe
 from csba_jax.planning import dry_run, hardware
 from csba_jax.planning.collectives import Collective
 from csba_jax.runtime import backend
@@ -222,7 +222,7 @@ def test_work_of_the_diagnostic_counts_every_row():
   """It is that of one gradient of all its images, plus the products of the rows."""
   setting = dry_run.Setting.of(config_of(parallel__devices=1, diagnostics__images=4))
   cost = dry_run.measure_probe(setting, 2**33)
-  rows = setting.num_classes * diagnose.FOLDS
+  rows = setting.num_classes * probe.FOLDS
   assert cost.highest_flops == 2 * rows**2 * setting.parameters
   batch = dry_run.Setting.of(config_of(parallel__devices=1, train__batch_size=rows))
   step = dry_run.Cost.of(dry_run.compile_training(batch), 1)
@@ -318,7 +318,7 @@ def probe_of(config, monkeypatch, room):
   images = np.zeros((len(labels), *setting.image_shape), np.uint8)
   part = types.SimpleNamespace(images=images, labels=labels)
   data = types.SimpleNamespace(train=part)
-  return diagnose.Probe(setting.net, config, data, setting.layout)
+  return probe.ImageProbe(setting.net, config, data, setting.layout)
 
 
 def test_a_probe_that_exceeds_a_device_is_refused_before_the_first_step(monkeypatch):

@@ -3,9 +3,15 @@
 import numpy as np
 
 from csba_jax.gradients import flow as flow_lib
-from csba_jax.gradients.conflict import Conflict, interference
+from csba_jax.gradients.conflict import Conflict
 from csba_jax.report.terminal import table
 from csba_jax.runtime import text_table
+
+STATISTICS = {  # of BatchNorm, in words, by about['statistics']
+  'batch': ', each batch with its own statistics, as in training',
+  'frozen': ', with the running statistics of BatchNorm, which training does not use (measure that '
+  'with --statistics=batch)',
+}
 
 
 def describe(conflict: Conflict) -> str:
@@ -30,14 +36,19 @@ def _matrix(conflict: Conflict) -> str:
 
 
 def _classes(conflict: Conflict, flow: flow_lib.Flow) -> str:
-  at = conflict.at('shared')
-  disturbed = interference(conflict.gram(), conflict.prior)
+  at, sampled = conflict.at('shared'), conflict.errors.any()
+  values, intervals = conflict.class_measures(), conflict.class_intervals
   rows = [['class', 'images', 'loss', '|g_c|', 'share', 'cos with g', 'interference']]
   for c in conflict.by_frequency:
+    cells = [_cell(value) for value in values[:, c]]
+    if sampled and intervals is None:
+      cells = ['-' for _ in cells]
+    elif sampled:
+      cells = [_with_interval(*of) for of in zip(values[:, c], *intervals[:, :, c].T, strict=True)]
     name, n = conflict.class_names[c], conflict.class_counts[c]
-    values = (flow.norms[at, c], flow.shares[at, c], flow.cosines[at, c], disturbed[c])
-    rows.append([name, str(n), f'{conflict.losses[c]:.3f}', *map(_cell, values)])
-  return text_table.align(rows)
+    rows.append([name, str(n), f'{conflict.losses[c]:.3f}', _cell(flow.norms[at, c]), *cells])
+  said = '\nwith 95 % intervals; -: no interval' if sampled else ''
+  return f'{text_table.align(rows)}{said}'
 
 
 def _layers(conflict: Conflict, flow: flow_lib.Flow) -> str:
@@ -53,12 +64,20 @@ def _layers(conflict: Conflict, flow: flow_lib.Flow) -> str:
 def _summary(conflict: Conflict) -> str:
   found = conflict.summary()
   pairs = len(conflict.class_names) * (len(conflict.class_names) - 1) // 2
+  statistics = STATISTICS.get(conflict.about.get('statistics'), '')
   return (
-    f'target {conflict.about["target"]}, {conflict.counts.sum()} images; of {pairs} pairs in the '
-    f'shared scope {found["pairs_in_conflict"]} in conflict, {found["pairs_in_agreement"]} in '
-    f'agreement, {found["pairs_not_resolvable"]} not resolvable,'
+    f'target {conflict.about["target"]}, {conflict.counts.sum()} images{statistics}; of {pairs} '
+    f'pairs in the shared scope {found["pairs_in_conflict"]} in conflict, '
+    f'{found["pairs_in_agreement"]} in agreement, {found["pairs_not_resolvable"]} not resolvable,'
     ' the rest not distinguishable from 0'
   )
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+  """'0.75 [0.31, 1.2]'; '-' where there is no interval."""
+  if np.isnan([value, low, high]).any():
+    return '-'
+  return f'{value:.2f} [{low:.2f}, {high:.2f}]'
 
 
 def _cell(value: float) -> str:

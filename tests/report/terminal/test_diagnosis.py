@@ -68,6 +68,36 @@ def test_classes_and_layers(conflict):
   assert 'target batch, 12 images; of 3 pairs' in text
 
 
+def test_of_a_sample_measures_of_classes_have_intervals_or_are_not_shown(conflict):
+  intervals = np.stack([conflict.class_measures() - 0.125, conflict.class_measures() + 0.25], 1)
+  intervals[0, :, 2] = np.nan
+  sampled = dataclasses.replace(conflict, errors=conflict.errors + 1e-6, class_intervals=intervals)
+  text = diagnosis.describe(sampled)
+  rows = block(text, 'class ')
+  values = conflict.class_measures()
+  for row, c in zip(rows[1:4], (1, 0, 2), strict=True):
+    expected = [
+      '-' if np.isnan(intervals[m, 0, c])
+      else f'{values[m, c]:.2f} [{intervals[m, 0, c]:.2f}, {intervals[m, 1, c]:.2f}]'
+      for m in range(3)
+    ]  # fmt: skip
+    assert ' '.join(row[4:]) == ' '.join(expected)
+  assert 'with 95 % intervals; -: no interval' in text
+  text = diagnosis.describe(dataclasses.replace(sampled, class_intervals=None))
+  assert all(row[4:] == ['-', '-', '-'] for row in block(text, 'class ')[1:4])  # an earlier file
+
+
+@pytest.mark.parametrize(
+  ('statistics', 'words'),
+  [('batch', 'each batch with its own statistics'), ('frozen', '--statistics=batch'), ('none', '')],
+)
+def test_it_says_which_statistics_batchnorm_had(conflict, statistics, words):
+  about = {**conflict.about, 'statistics': statistics}
+  text = diagnosis.describe(dataclasses.replace(conflict, about=about))
+  assert words in text.splitlines()[-1]
+  assert ('statistics' in text.splitlines()[-1]) == bool(words)
+
+
 def test_what_is_not_resolvable_is_a_dash(conflict):
   grams = conflict.grams.copy()
   grams[:, 2, 2] = -1.0
