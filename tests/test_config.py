@@ -424,7 +424,8 @@ def test_a_field_under_its_old_name_is_told_its_new_one():
 def test_a_stored_config_without_a_choice_is_what_it_was():
   """Conflict was measured with running statistics before there was another way."""
   assert config_lib.completed({'seed': 3})['diagnostics']['statistics'] == 'frozen'
-  assert config_lib.completed({'diagnostics': {'every': 2}})['diagnostics']['statistics'] == 'frozen'
+  found = config_lib.completed({'diagnostics': {'every': 2}})
+  assert found['diagnostics']['statistics'] == 'frozen'
   stored = config_lib.default().to_dict()
   assert config_lib.completed(stored)['diagnostics']['statistics'] == 'auto'
 

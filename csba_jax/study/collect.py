@@ -34,10 +34,10 @@ def collect(workdir: Path, test: bool = True) -> dict[str, Any]:
 
   Returns:
     'result': content of result.json.
-    'conflict': for each snapshot and part: at, step, part, statistics (of BatchNorm), loss (mean over the part, classes by
-      their share in it), losses, counts, prior, 'grams' {scope: upper triangle} of the scopes
-      shared and common, of the last snapshot and the training part also of each branch, and
-      'scopes' {scope: summary} also of stages and branches.
+    'conflict': for each snapshot and part: at, step, part, statistics (of BatchNorm), loss (mean
+      over the part, classes by their share in it), losses, counts, prior, 'grams' {scope: upper
+      triangle} of the scopes shared and common, of the last snapshot and the training part also of
+      each branch, and 'scopes' {scope: summary} also of stages and branches.
     'branches': for each snapshot and part what `branch_similarity.measure` found; the gates of the
       last snapshot alone, which are many numbers.
     The last snapshot is the end of the run; after it comes that of the tested checkpoint.
