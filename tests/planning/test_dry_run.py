@@ -85,7 +85,9 @@ def rows_of(table):
 
 @pytest.fixture(scope='module')
 def described():
-  return dry_run.describe(config_of(parallel__fake_devices=8, parallel__hardware='v5e'))
+  fields = {'fake_devices': 8, 'hardware': 'v5e'}
+  fields = {f'parallel__{name}': value for name, value in fields.items()}
+  return dry_run.describe(config_of(**fields, diagnostics__statistics='frozen'))
 
 
 @pytest.mark.slow
@@ -227,6 +229,32 @@ def test_work_of_the_diagnostic_counts_every_row():
   batch = dry_run.Setting.of(config_of(parallel__devices=1, train__batch_size=rows))
   step = dry_run.Cost.of(dry_run.compile_training(batch), 1)
   assert cost.flops == pytest.approx(step.flops, rel=0.4)  # which moves parameters besides
+
+
+@pytest.mark.slow
+def test_work_of_a_training_batch_is_a_forward_and_a_backward_pass_for_each_class():
+  setting = dry_run.Setting.of(config_of(parallel__devices=1))
+  assert setting.statistics == 'batch'  # a net with BatchNorm
+  cost = dry_run.measure_diagnostics(setting, 2**33)
+  training = dry_run.Cost.of(dry_run.compile_training(setting), 1).flops
+  # a backward pass is about two forward passes
+  assert cost.flops == pytest.approx(training * (1 + 2 * setting.num_classes) / 3, rel=0.3)
+  assert cost.collectives == ()
+  shared = dry_run.Setting.of(config_of(parallel__devices=8))
+  found = dry_run.measure_diagnostics(shared, 2**33)
+  assert found.flops == pytest.approx(cost.flops / 8, rel=0.01)
+  assert {c.kind for c in found.collectives} == {'all-reduce'}
+  (note,) = [
+    line
+    for line in dry_run._notes(shared, dry_run.Images(0, ''))
+    if line.startswith('diagnostic step')
+  ]
+  assert note == (
+    'diagnostic step (diagnostics.every): one of 16 training batches of 16 images, a forward and '
+    '10 backward passes, shared by all devices'
+  )
+  with pytest.raises(UserError, match='for 16 batches of 10 classes; found .*statistics=frozen'):
+    dry_run.measure_diagnostics(shared, 1e6)
 
 
 @pytest.mark.slow
