@@ -139,18 +139,18 @@ def test_defaults_pass():
 
 
 def test_every_range_is_tried_with_a_value_outside():
-  assert BAD.keys() == config_lib._RANGES.keys()
+  assert BAD.keys() == config_lib.RANGES.keys()
 
 
 def test_every_numeric_field_has_a_range():
   numeric = {field for field, value in DEFAULTS.items() if type(value) in (int, float)}
-  assert numeric <= config_lib._RANGES.keys()
-  assert config_lib._RANGES.keys() <= DEFAULTS.keys()
+  assert numeric <= config_lib.RANGES.keys()
+  assert config_lib.RANGES.keys() <= DEFAULTS.keys()
 
 
 @pytest.mark.parametrize(('field', 'value'), pairs(BAD))
 def test_value_out_of_range_names_field_range_value_and_remedy(field, value):
-  wanted = config_lib._RANGES[field][0]
+  wanted = config_lib.RANGES[field][0]
   with pytest.raises(UserError) as error:
     config_lib.check(with_field(field, value))
   assert str(error.value) == (
