@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import ml_collections
 
-from csba_jax.errors import UserError, shown
+from csba_jax.errors import UserError, shown, words_of
 
 
 class ConfigFileError(UserError):
@@ -77,8 +77,7 @@ def _report(error: BaseException, path: Path) -> NoReturn:
 
 def _words(error: BaseException) -> str:
   """Type and text of an error in one line, without the listing of fields in ConfigDict's."""
-  text = error.msg if isinstance(error, SyntaxError) else str(error)
-  text = ' '.join(text.split())
+  text = error.msg if isinstance(error, SyntaxError) else words_of(error)
   before, listing, after = text.partition(' Other fields present:')
   if listing:
     text = before + ' Did you mean'.join(['', *after.rpartition('Did you mean')[2:]])
@@ -92,4 +91,5 @@ def _to_plain_types(config: Any) -> None:
     if isinstance(value, ml_collections.ConfigDict):
       _to_plain_types(value)
     elif isinstance(value, float) and type(value) is not float:
-      config[key] = float(value)
+      with config.ignore_type():  # that of the field is NumPy's by now
+        config[key] = float(value)

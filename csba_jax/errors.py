@@ -1,5 +1,8 @@
 """The one exception that a binary turns into a single line and exit code 1, and what it shows."""
 
+import ast
+import contextlib
+
 
 class UserError(ValueError):
   """An error that the user can correct. It says what was expected, what was found and what to do.
@@ -13,6 +16,15 @@ class UserError(ValueError):
     parts = [' '.join(str(part).split()) for part in (expected, found, do)]  # one line, always
     self.expected, self.found, self.do = parts
     super().__init__('expected {}; found {}; to fix it: {}'.format(*parts))
+
+
+def words_of(error: BaseException) -> str:
+  """Text of an error in one line; without quotes and escapes where it is the repr of a text."""
+  text = str(error)
+  if text[:1] in ('"', "'"):  # as of a KeyError
+    with contextlib.suppress(SyntaxError, ValueError):
+      text = str(ast.literal_eval(text))
+  return ' '.join(text.split())
 
 
 def shown(value: object, longest: int = 80) -> str:

@@ -74,6 +74,7 @@ BAD = {
   'parallel.devices': [-1],
   'parallel.fsdp': [0, -1],
   'parallel.fake_devices': [-1, 5000],
+  'parallel.hardware': ['', 'h1000'],
   'diagnostics.every': [-1],
   'diagnostics.images': [3, 0],
   'diagnostics.snapshots': ['1.1', '-0.1', 'end', '0,,1', 'nan'],
@@ -273,6 +274,13 @@ def test_missing_field(field):
 @pytest.mark.parametrize('field', ['train.epoch', 'imbalance', 'optimizer.name'])
 def test_unknown_field(field):
   with pytest.raises(UserError, match=f'found {field}: a field that nothing reads;'):
+    config_lib.check(with_field(field, 1))
+
+
+@pytest.mark.parametrize('case', [('train.epoch', 'train.epochs'), ('imbalance_factor', None)])
+def test_unknown_field_names_the_nearest(case):
+  field, nearest = case
+  with pytest.raises(UserError, match=f'did you mean {nearest or "data." + field}[?]$'):
     config_lib.check(with_field(field, 1))
 
 

@@ -10,7 +10,7 @@ from ml_collections import config_flags
 
 from csba_jax import config as config_lib
 from csba_jax.bin import _help, _nearest
-from csba_jax.errors import UserError, shown
+from csba_jax.errors import UserError, shown, words_of
 from csba_jax.runtime import distributed, signals
 
 _CORRECT = 'correct the command line'
@@ -47,7 +47,7 @@ def _parse(argv: list[str]) -> list[str]:
   except UserError:
     raise
   except Exception as error:  # of ml_collections, for a flag that it cannot set
-    raise UserError('flags as --help lists them', _text(error), _CORRECT) from error
+    raise UserError('flags as --help lists them', words_of(error), _CORRECT) from error
   if len(rest) > 1:
     raise UserError('flags only', ' '.join(rest[1:]), 'write --flag=value')
   return rest
@@ -67,7 +67,7 @@ def _explained(error: flags.Error) -> UserError:
   if illegal and isinstance(error, flags.IllegalFlagValueError):
     name, value = illegal.groups()
     return UserError(f'--{name}: {_takes(name)}', shown(value), f'correct --{name}=...')
-  return UserError('flags as --help lists them', _text(error), _CORRECT)
+  return UserError('flags as --help lists them', words_of(error), _CORRECT)
 
 
 def _fields() -> list[str]:
@@ -81,15 +81,11 @@ def _takes(name: str) -> str:
   flag = flags.FLAGS[name]
   if isinstance(flag.parser, flags.EnumParser):
     return ' or '.join(flag.parser.enum_values)
+  found = flag.parser.syntactic_help or flag.flag_type()
   field = name.removeprefix('config.').removeprefix('base.')
-  wanted = f': {config_lib.RANGES[field][0]}' if field in config_lib.RANGES else ''
-  return f'{flag.parser.syntactic_help or flag.flag_type()}{wanted}'
-
-
-def _text(error: Exception) -> str:
-  """Its words, without the quotes and escapes of a KeyError's."""
-  found = error.args[0] if isinstance(error, KeyError) and error.args else error
-  return f'{found}' or type(error).__name__
+  if name.startswith('config.') and field in config_lib.RANGES:
+    return f'{found}: {config_lib.RANGES[field][0]}'
+  return found
 
 
 class _RecipeParser(flags.ArgumentParser):

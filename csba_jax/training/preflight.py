@@ -20,8 +20,7 @@ from csba_jax.runtime import sharding
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises UserError for a config that cannot be run, whatever the data; starts no device."""
   config_lib.check(config)
-  data, train = config.data, config.train
-  counts = np.ones(data.num_classes or 2)
+  counts = np.ones(config.data.num_classes or 2)
   second_stages.find(config.stage, config.model.head)
   second_stages.check_source(config.stage)
   registry.check(config.model)
@@ -29,8 +28,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   augment.build(config.augment)
   mixing.build(config.mixing, counts, total_steps=1)
   optimizers.build(config, total_steps=1)
-  labels = np.arange(train.batch_size) % len(counts)
-  sampling.Stream.of(config.sampler, labels, train.batch_size, 1, config.seed)
+  sampling.Stream.of(config.sampler, np.arange(2), batch_size=2, total_steps=1, seed=config.seed)
 
 
 def check_devices(config: ml_collections.ConfigDict) -> None:

@@ -20,9 +20,7 @@ def check(results: Mapping[str, Mapping[str, Any]]) -> None:
   if len(groups) == 1:
     return
   first, *others = groups.values()
-  found = '; '.join(
-    [', '.join(first), *(f'{", ".join(g)} ({_why(first[0], g[0])})' for g in others)]
-  )
+  kinds = [', '.join(first), *(f'{", ".join(g)} ({_why(first[0], g[0])})' for g in others)]
   pairs = [group for group in groups.values() if len(group) > 1]
   options = [f'compare those of one kind: csba-report --workdirs={",".join(g)}' for g in pairs]
   options += [
