@@ -281,6 +281,8 @@ RANGES = {
 
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises UserError for a missing or unknown field, a wrong type or a value out of range."""
+  if 'base' in config and 'variants' in config:
+    raise UserError('the config of a run', 'that of a study', 'use csba-study for it')
   expected, found = flatten(default()), flatten(config)
   for field in sorted(found.keys() & RENAMED.keys()):
     raise UserError(

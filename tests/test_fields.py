@@ -97,6 +97,17 @@ def test_what_a_wrong_field_may_have_meant(field, expected):
   assert sorted(config_lib.nearest(field, list(DEFAULTS))) == expected
 
 
+def test_a_run_for_a_study_and_a_study_for_a_run():
+  with pytest.raises(
+    ValueError, match='^expected the config of a study; found that of a run; to fix'
+  ):
+    grid.check(config_lib.default())
+  with pytest.raises(
+    ValueError, match='^expected the config of a run; found that of a study; to fix'
+  ):
+    config_lib.check(grid.default())
+
+
 def test_a_misspelt_field_of_a_stored_config_names_the_nearest():
   config = config_lib.default()
   with config.unlocked():

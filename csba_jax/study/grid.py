@@ -146,6 +146,8 @@ def fields() -> list[str]:
 
 def check(study: ml_collections.ConfigDict) -> None:
   """Raises UserError for a study config with a wrong field, type or value."""
+  if 'base' not in study and 'train' in study:
+    raise UserError('the config of a study', 'that of a run', 'use csba-train for it')
   like = default()
   for field in sorted(set(like) ^ set(study)):
     have = 'missing' if field in like else 'a field that nothing reads'

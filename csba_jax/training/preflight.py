@@ -5,6 +5,8 @@ and whether these go together (`check`), then the devices (`check_devices`), the
 its labels tell (`check_counts`).
 """
 
+from collections.abc import Iterable
+
 import ml_collections
 import numpy as np
 
@@ -48,7 +50,7 @@ def check_counts(config: ml_collections.ConfigDict, splits: Splits) -> None:
 
 def choices() -> dict[str, str]:
   """The values that fields take, in words: ranges, and the names of the tables of functions."""
-  tables = {
+  tables: dict[str, Iterable[str]] = {
     'augment.policy': policy.POLICIES,
     'model.name': registry.MODELS,
     'model.attention': attention.ATTENTIONS,
