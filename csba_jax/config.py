@@ -2,15 +2,15 @@
 
 import difflib
 import functools
-import importlib.util
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from csba_jax.errors import UserError
+from csba_jax import config_file
+from csba_jax.errors import UserError, shown
 
 
 def _recipes() -> Path:
@@ -24,56 +24,54 @@ RECIPES = _recipes()
 
 
 def default() -> ml_collections.ConfigDict:
-  """Every field with its default: the only place where defaults live. Locked against new fields."""
+  """Every field with its default: the only place where defaults live. Locked against new fields.
+
+  What each field is: `csba_jax.fields`.
+  """
   config = ml_collections.ConfigDict()
-  config.seed = 0  # decides the initial weights, the batches and the augmentation
-  config.deterministic = False  # GPU: the same bits every time, but slower
+  config.seed = 0
+  config.deterministic = False
 
   config.data = ml_collections.ConfigDict()
-  config.data.seed = 0  # decides which images form the subset and the parts
-  config.data.source = 'digits'  # digits | tfds | image_folder
-  config.data.name = ''  # tfds: name of the set, e.g. cifar10
-  config.data.train_split = 'train'  # tfds: name or slice, such as train[:80%]
-  config.data.test_split = 'test'  # tfds; '' = carve data.test_fraction from train_split
-  config.data.dir = ''  # tfds: '' = $TFDS_DATA_DIR; image_folder: '' = $CSBA_IMAGE_FOLDER
-  config.data.cache_dir = ''  # decoded images; '' = $CSBA_CACHE_DIR, else ~/.cache/csba_jax
-  # where training images are: memory | stream (in the cache on disk, read batch by batch) | auto:
-  # stream if those of the source take more than backend.IN_MEMORY_BYTES (4 GiB) decoded
+  config.data.seed = 0
+  config.data.source = 'digits'
+  config.data.name = ''
+  config.data.train_split = 'train'
+  config.data.test_split = 'test'
+  config.data.dir = ''
+  config.data.cache_dir = ''
   config.data.input = 'auto'
-  config.data.image_size = 8  # pixels a side; images of another size are resized and cropped
+  config.data.image_size = 8
   config.data.channels = 1
-  config.data.num_classes = 10  # 0 = as many as the data has
-  config.data.profile = 'exp'  # exp | step | natural (every image of the source)
-  config.data.imbalance_factor = 1.0  # n_max / n_min >= 1
-  config.data.class_order = 'index'  # which class is the head: index | frequency
-  config.data.val_fraction = 0.1  # of the long-tail subset; 0 = no selection, last checkpoint
-  config.data.test_fraction = 0.2  # of a source without a test part of its own
-  config.data.folds = 0  # of cross-validation, in place of test_fraction; 0 = none
-  config.data.fold = 0  # which of them is the test part; data.seed draws the folds
-  config.data.strict = False  # image_folder: an unreadable file ends the run
-  # image_folder: CSV file in the folder, or a path; columns `file` and group_column
+  config.data.num_classes = 10
+  config.data.profile = 'exp'
+  config.data.imbalance_factor = 1.0
+  config.data.class_order = 'index'
+  config.data.val_fraction = 0.1
+  config.data.test_fraction = 0.2
+  config.data.folds = 0
+  config.data.fold = 0
+  config.data.strict = False
   config.data.manifest = ''
-  config.data.group_column = ''  # duplicates of one group stay on one side of every split
+  config.data.group_column = ''
 
   config.augment = ml_collections.ConfigDict()
-  config.augment.crop_padding = 0  # pixels of zero padding for random crops
-  config.augment.flip = False  # random horizontal flips
-  config.augment.policy = 'none'  # none | autoaugment (CIFAR-10's) | randaugment
-  config.augment.randaugment_ops = 2  # operations on each image, one after the other
-  config.augment.randaugment_magnitude = 14  # of each, on the paper's scale 0..30
-  config.augment.cutout = 0  # side of the square in pixels; 0 = off
+  config.augment.crop_padding = 0
+  config.augment.flip = False
+  config.augment.policy = 'none'
+  config.augment.randaugment_ops = 2
+  config.augment.randaugment_magnitude = 14
+  config.augment.cutout = 0
 
   config.model = ml_collections.ConfigDict()
-  config.model.name = 'multibranch'  # multibranch | resnet32 | resnet32_branches | vit
-  config.model.attention = 'csba'  # csba | csba_class | se | cbam | none | none_wide
-  config.model.head = 'linear'  # linear | cosine (for ldam) | scaled (for lws)
-  config.model.scale = 30.0  # of the cosines of a cosine classifier
-  config.model.width = 1.0  # multiplies every number of channels
-  config.model.depth = 1  # multiplies the number of blocks
-  config.model.norm = (
-    'batch'  # batch (BatchNorm) | group (GroupNorm): images do not depend on others
-  )
-  config.model.dtype = 'float32'  # of the computation: float32 | bfloat16; parameters: float32
+  config.model.name = 'multibranch'
+  config.model.attention = 'csba'
+  config.model.head = 'linear'
+  config.model.scale = 30.0
+  config.model.width = 1.0
+  config.model.depth = 1
+  config.model.norm = 'batch'
+  config.model.dtype = 'float32'
 
   _add_methods(config)
   _add_training(config)
@@ -82,73 +80,65 @@ def default() -> ml_collections.ConfigDict:
 
 def _add_methods(config: ml_collections.ConfigDict) -> None:
   config.loss = ml_collections.ConfigDict()
-  config.loss.name = 'cross_entropy'  # a row of csba_jax.methods.losses.LOSSES
-  config.loss.tau = 1.0  # logit_adjustment, vector_scaling: weight of the log prior
-  config.loss.smoothing = 0.1  # label_smoothing; label_aware_smoothing: of the largest class
-  config.loss.smoothing_tail = 0.0  # label_aware_smoothing: of the smallest class
-  config.loss.gamma = 2.0  # focal, dual_focal, vector_scaling: exponent
-  config.loss.max_margin = 0.5  # ldam: of the smallest class
-  config.loss.weights = 'none'  # of classes: none | inverse | effective
-  config.loss.beta = 0.9999  # effective
-  config.loss.weights_start = 0.0  # share of the run after which they count (deferred: 0.8)
-  config.loss.post_hoc_tau = 0.0  # times the log prior is subtracted from the logits in
-  # evaluation, in addition to what the loss has corrected already
+  config.loss.name = 'cross_entropy'
+  config.loss.tau = 1.0
+  config.loss.smoothing = 0.1
+  config.loss.smoothing_tail = 0.0
+  config.loss.gamma = 2.0
+  config.loss.max_margin = 0.5
+  config.loss.weights = 'none'
+  config.loss.beta = 0.9999
+  config.loss.weights_start = 0.0
+  config.loss.post_hoc_tau = 0.0
 
   config.sampler = ml_collections.ConfigDict()
-  config.sampler.name = 'instance'  # instance | class | square_root | progressive | reversed
-  config.sampler.start = 0.0  # share of the run after which it is used; before it: instance
+  config.sampler.name = 'instance'
+  config.sampler.start = 0.0
 
   config.mixing = ml_collections.ConfigDict()
-  config.mixing.name = 'none'  # none | mixup | remix | cutmix | cmo
-  config.mixing.alpha = 1.0  # of the Beta distribution of the shares
-  config.mixing.kappa = 3.0  # remix: ratio of class sizes from which the label goes one way
-  config.mixing.tau = 0.5  # remix: share of the larger class below which it does
-  config.mixing.probability = 1.0  # that a batch is mixed
-  config.mixing.start = 0.0  # share of the run before which nothing is mixed
-  config.mixing.stop = 1.0  # share of the run after which nothing is mixed
+  config.mixing.name = 'none'
+  config.mixing.alpha = 1.0
+  config.mixing.kappa = 3.0
+  config.mixing.tau = 0.5
+  config.mixing.probability = 1.0
+  config.mixing.start = 0.0
+  config.mixing.stop = 1.0
 
   config.stage = ml_collections.ConfigDict()
-  config.stage.method = 'none'  # none | crt | lws | label_aware | tau_norm
-  config.stage.source = ''  # workdir of the first stage
-  config.stage.checkpoint = 'best'  # of the first stage: best | latest | STEP
-  config.stage.tau = -1.0  # tau_norm; -1: the best of 0, 0.1, ... 2 on the validation part
+  config.stage.method = 'none'
+  config.stage.source = ''
+  config.stage.checkpoint = 'best'
+  config.stage.tau = -1.0
 
 
 def _add_training(config: ml_collections.ConfigDict) -> None:
   config.train = ml_collections.ConfigDict()
-  config.train.batch_size = 128  # images
-  config.train.epochs = 10  # an epoch is ceil(images / batch_size) full batches
-  config.train.optimizer = 'sgd'  # sgd | adamw
-  config.train.schedule = 'cosine'  # cosine (to 0) | steps (/ 100 at 80 % and 90 % of the run)
-  config.train.learning_rate = 0.1  # peak, after a linear warm-up
-  config.train.momentum = 0.9  # Nesterov's; adamw: b1
-  config.train.weight_decay = 2e-4  # not on norms and biases
-  config.train.warmup_fraction = 0.025  # of the run
-  config.train.ema_decay = 0.0  # of the averages that are evaluated, a step; 0 = no averages
-  config.train.log_every = 50  # steps; also the longest chain of steps in one dispatch
-  config.train.eval_every = 1  # epochs between evaluations on the validation part, and checkpoints
-  config.train.save_every = 1000  # steps between checkpoints, beside those after evaluations
+  config.train.batch_size = 128
+  config.train.epochs = 10
+  config.train.optimizer = 'sgd'
+  config.train.schedule = 'cosine'
+  config.train.learning_rate = 0.1
+  config.train.momentum = 0.9
+  config.train.weight_decay = 2e-4
+  config.train.warmup_fraction = 0.025
+  config.train.ema_decay = 0.0
+  config.train.log_every = 50
+  config.train.eval_every = 1
+  config.train.save_every = 1000
 
   # where a run is done: these fields may change when a run is continued
   config.parallel = ml_collections.ConfigDict()
-  config.parallel.devices = 0  # 0 = all there are, of every process; they share each batch
-  config.parallel.fsdp = 1  # devices that share one copy of parameters and optimiser state
-  config.parallel.fake_devices = 0  # --dry_run for a mesh that is not there; 0 = what is there
-  config.parallel.hardware = 'h100'  # --dry_run: a row of csba_jax.planning.hardware.HARDWARE
+  config.parallel.devices = 0
+  config.parallel.fsdp = 1
+  config.parallel.fake_devices = 0
+  config.parallel.hardware = 'h100'
 
   config.diagnostics = ml_collections.ConfigDict()
-  config.diagnostics.every = 0  # steps between measurements of class-gradient conflict; 0 = never
-  # Whose conflict is measured: 'batch': of the loss of training batches, as training takes it, with
-  # the statistics of each batch; 'frozen': of the loss of images, as the net is evaluated, with
-  # running statistics. 'auto': batch for nets with BatchNorm, frozen for others.
+  config.diagnostics.every = 0
   config.diagnostics.statistics = 'auto'
-  config.diagnostics.batches = 16  # with statistics 'batch': training batches of a measurement
-  config.diagnostics.images = 8  # with 'frozen': of each class in the fixed probe of `every`
-  # shares of the run, such as '0,0.5,1', after which conflict is measured; with 'frozen' on every
-  # training and validation image. With any of them, the net that is tested is measured too.
+  config.diagnostics.batches = 16
+  config.diagnostics.images = 8
   config.diagnostics.snapshots = ''
-  # losses, such as '1,0.3': conflict is also measured when the mean loss over the training images
-  # first reaches a level. It is computed at log lines whose own mean is within twice the level.
   config.diagnostics.loss_levels = ''
 
 
@@ -174,13 +164,7 @@ def _are_numbers(low: float, high: float) -> Callable[[str], bool]:
 
 def sibling(file: str, name: str) -> ml_collections.ConfigDict:
   """get_config() of the config `name`.py beside `file`: how a child config names its parent."""
-  path = Path(file).with_name(f'{name}.py')
-  spec = importlib.util.spec_from_file_location(f'csba_jax_config_{name}', path)
-  if spec is None or spec.loader is None:
-    raise ImportError(f'{path} is no Python file')
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config()
+  return config_file.get_config(Path(file).with_name(f'{name}.py'))
 
 
 def recipe_file(recipe: str) -> Path:
@@ -213,22 +197,21 @@ def load(name: str) -> ml_collections.ConfigDict:
     name: of a recipe that ships, or the path of a config file; see `recipe_file`.
 
   Raises:
-    UserError: there is no such recipe.
+    UserError: there is no such recipe, or it cannot be run.
 
   Example:
     >>> load('digits_lt').data.imbalance_factor
     20.0
   """
-  path = recipe_file(name)
-  return sibling(str(path), path.stem)
+  return config_file.get_config(recipe_file(name))
 
 
 # What runs did before there was a field to choose it, where that is not the default.
 WITHOUT_A_CHOICE = {'diagnostics.statistics': 'frozen'}
 # Fields that were renamed: {old: new}. Stored configs are read under both names.
 RENAMED = {'diagnostics.moments': 'diagnostics.snapshots'}
-# field: (what is expected, test); every numeric field is here, and names that no table checks
-_RANGES = {
+# field: (what is expected, test); every numeric field is here, and names of no table of functions
+RANGES = {
   'seed': ('a whole number from 0 to 2**31 - 1', lambda v: 0 <= v < 2**31),
   'data.seed': ('a whole number from 0 to 2**31 - 1', lambda v: 0 <= v < 2**31),
   'data.source': ('digits, tfds or image_folder', ('digits', 'tfds', 'image_folder').__contains__),
@@ -288,6 +271,10 @@ _RANGES = {
   'train.save_every': ('at least 1 step', lambda v: v >= 1),
   'parallel.devices': ('0 (all) or at least 1', lambda v: v >= 0),
   'parallel.fsdp': ('at least 1 device', lambda v: v >= 1),
+  'parallel.hardware': (
+    'h100, h200, a100, v4, v5e, v5p or v6e',
+    ('h100', 'h200', 'a100', 'v4', 'v5e', 'v5p', 'v6e').__contains__,
+  ),
   'parallel.fake_devices': ('0 (none) to 4096', lambda v: 0 <= v <= 4096),
   'diagnostics.every': ('0 (never) or at least 1 step', lambda v: v >= 0),
   'diagnostics.snapshots': ("shares of the run from 0 to 1, such as '0,0.1,1'", _are_numbers(0, 1)),
@@ -300,6 +287,8 @@ _RANGES = {
 
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises UserError for a missing or unknown field, a wrong type or a value out of range."""
+  if 'base' in config and 'variants' in config:
+    raise UserError('the config of a run', 'that of a study', 'use csba-study for it')
   expected, found = flatten(default()), flatten(config)
   for field in sorted(found.keys() & RENAMED.keys()):
     raise UserError(
@@ -309,16 +298,22 @@ def check(config: ml_collections.ConfigDict) -> None:
     )
   for field in sorted(expected.keys() ^ found.keys()):
     have = 'missing' if field in expected else 'a field that nothing reads'
+    near = [] if field in expected else nearest(field, expected)
     raise UserError(
-      'the fields of csba_jax.config.default()', f'{field}: {have}', 'correct the config'
+      'the fields of csba_jax.config.default()',
+      f'{field}: {have}',
+      f'correct the config: did you mean {" or ".join(near)}?' if near else 'correct the config',
     )
   for field, value in found.items():
     kind = type(expected[field])
     if type(value) is not kind and not (kind is float and type(value) is int):
-      raise UserError(f'{field} of type {kind.__name__}', repr(value), f'set --config.{field}=...')
-  for field, (wanted, test) in _RANGES.items():
+      raise UserError(f'{field} of type {kind.__name__}', shown(value), f'set --config.{field}=...')
+  for field, (wanted, test) in RANGES.items():
     if not test(found[field]):
-      raise UserError(f'{field}: {wanted}', repr(found[field]), f'set --config.{field}=...')
+      raise UserError(f'{field}: {wanted}', shown(found[field]), f'set --config.{field}=...')
+  for field, value in found.items():
+    if type(value) is int and abs(value) >= 2**31:  # more than arrays of positions can hold
+      raise UserError(f'{field} below 2**31', shown(value), f'set --config.{field}=...')
   start, stop = found['mixing.start'], found['mixing.stop']
   if start >= stop:
     raise UserError(
@@ -342,6 +337,25 @@ def check(config: ml_collections.ConfigDict) -> None:
       f'{cutout}',
       'set --config.augment.cutout=...',
     )
+
+
+def nearest(field: str, fields: Collection[str]) -> list[str]:
+  """Fields that somebody may have meant: of the same name in other sections, else of a near name.
+
+  Example:
+    >>> nearest('epochs', ['seed', 'train.epochs'])
+    ['train.epochs']
+  """
+  name = field.rpartition('.')[2]
+  if same := [known for known in fields if known.rpartition('.')[2] == name]:
+    return same
+  if near := difflib.get_close_matches(field, fields, n=1, cutoff=0.75):
+    return near
+  by_name: dict[str, list[str]] = {}
+  for known in fields:
+    by_name.setdefault(known.rpartition('.')[2], []).append(known)
+  near = difflib.get_close_matches(name, by_name, n=1, cutoff=0.7)
+  return by_name[near[0]] if near else []
 
 
 def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The one exception that a binary turns into a single line and exit code 1."""
+"""The one exception that a binary turns into a single line and exit code 1, and what it shows."""
+
+import ast
+import contextlib
 
 
 class UserError(ValueError):
@@ -13,3 +16,23 @@ class UserError(ValueError):
     parts = [' '.join(str(part).split()) for part in (expected, found, do)]  # one line, always
     self.expected, self.found, self.do = parts
     super().__init__('expected {}; found {}; to fix it: {}'.format(*parts))
+
+
+def words_of(error: BaseException) -> str:
+  """Text of an error in one line; without quotes and escapes where it is the repr of a text."""
+  text = str(error)
+  if text[:1] in ('"', "'"):  # as of a KeyError
+    with contextlib.suppress(SyntaxError, ValueError):
+      text = str(ast.literal_eval(text))
+  return ' '.join(text.split())
+
+
+def shown(value: object, longest: int = 80) -> str:
+  """A value as a message shows it: its repr, cut where it is longer than that."""
+  try:
+    text = repr(value)
+  except ValueError:  # Python writes no integer of more than 4,300 digits
+    text = f'an integer of {value.bit_length()} bits' if isinstance(value, int) else '?'
+  if len(text) <= longest:
+    return text
+  return f'{text[: longest // 2]}... ({len(text)} characters)'

@@ -74,6 +74,7 @@ BAD = {
   'parallel.devices': [-1],
   'parallel.fsdp': [0, -1],
   'parallel.fake_devices': [-1, 5000],
+  'parallel.hardware': ['', 'h1000'],
   'diagnostics.every': [-1],
   'diagnostics.images': [3, 0],
   'diagnostics.statistics': ['', 'running'],
@@ -143,18 +144,18 @@ def test_defaults_pass():
 
 
 def test_every_range_is_tried_with_a_value_outside():
-  assert BAD.keys() == config_lib._RANGES.keys()
+  assert BAD.keys() == config_lib.RANGES.keys()
 
 
 def test_every_numeric_field_has_a_range():
   numeric = {field for field, value in DEFAULTS.items() if type(value) in (int, float)}
-  assert numeric <= config_lib._RANGES.keys()
-  assert config_lib._RANGES.keys() <= DEFAULTS.keys()
+  assert numeric <= config_lib.RANGES.keys()
+  assert config_lib.RANGES.keys() <= DEFAULTS.keys()
 
 
 @pytest.mark.parametrize(('field', 'value'), pairs(BAD))
 def test_value_out_of_range_names_field_range_value_and_remedy(field, value):
-  wanted = config_lib._RANGES[field][0]
+  wanted = config_lib.RANGES[field][0]
   with pytest.raises(UserError) as error:
     config_lib.check(with_field(field, value))
   assert str(error.value) == (
@@ -277,6 +278,13 @@ def test_missing_field(field):
 @pytest.mark.parametrize('field', ['train.epoch', 'imbalance', 'optimizer.name'])
 def test_unknown_field(field):
   with pytest.raises(UserError, match=f'found {field}: a field that nothing reads;'):
+    config_lib.check(with_field(field, 1))
+
+
+@pytest.mark.parametrize('case', [('train.epoch', 'train.epochs'), ('imbalance_factor', None)])
+def test_unknown_field_names_the_nearest(case):
+  field, nearest = case
+  with pytest.raises(UserError, match=f'did you mean {nearest or "data." + field}[?]$'):
     config_lib.check(with_field(field, 1))
 
 

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 from absl import flags
 
@@ -50,6 +51,24 @@ def start(holders: Mapping[str, flags.FlagHolder], deterministic: bool = False) 
 def compare(*holders: flags.FlagHolder) -> None:
   """Raises AgreedError in every process unless these flags are the same in all."""
   distributed.check_equal('flags', {f'--{flag.name}': flag.value for flag in holders})
+
+
+def tell_and_write(text: str, write: Callable[[], Iterable[Path]]) -> None:
+  """Prints a result before it is written, so that it is not lost where it cannot be; then where.
+
+  Raises:
+    UserError: it could not be written.
+  """
+  tell(text)
+  try:
+    paths = write()
+  except UserError as error:
+    raise UserError(
+      error.expected,
+      f'{error.found}; the result was printed',
+      'make room there, or make it writable, and start again to keep the result',
+    ) from error
+  tell('\n'.join(f'written: {path}' for path in paths))
 
 
 def tell(text: str) -> None:

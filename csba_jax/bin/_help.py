@@ -3,12 +3,13 @@
 import inspect
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 from absl import flags
 
-ASKS = {'--help', '-help', '-h', '--helpshort', '-helpshort', '-?'}
+ASKS_ALL = {'--helpfull', '-helpfull', '--helpxml', '-helpxml'}  # flags of libraries too
+ASKS = {'--help', '-help', '-h', '--helpshort', '-helpshort', '-?', *ASKS_ALL}
 WIDTH, COLUMN = 100, 34  # characters of a line, and before a flag's description
 # Groups by the module that defines their flags. A binary's own module has the first group.
 GROUPS = {'csba_jax.bin._distributed': 'Several processes (docs/launching.md)'}
@@ -35,9 +36,9 @@ VALUES = {
 }
 
 
-def is_asked_for(arguments: Sequence[str]) -> bool:
+def is_asked_for(arguments: Sequence[str], words: Collection[str] = ASKS) -> bool:
   """Whether a command line asks for help."""
-  return any(word in ASKS for word in arguments)
+  return any(word in words for word in arguments)
 
 
 def text(main: Callable[[], int | None], values: flags.FlagValues) -> str:
@@ -59,6 +60,14 @@ def text(main: Callable[[], int | None], values: flags.FlagValues) -> str:
     if found := _flags_of([name], values):
       parts.append(_group(title, found))
   return '\n\n'.join(parts)
+
+
+def own_flags(values: flags.FlagValues) -> list[flags.Flag]:
+  """The flags of the binary, without those of imported libraries."""
+  modules = values.flags_by_module_dict()
+  own = [sys.argv[0], *(name for name in modules if name.startswith('csba_jax.bin.'))]
+  config = [values['config']] if 'config' in values else []
+  return [*config, *_flags_of(own, values)]
 
 
 def _flags_of(modules: Iterable[str], values: flags.FlagValues) -> list[flags.Flag]:

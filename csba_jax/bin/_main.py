@@ -1,5 +1,6 @@
 """What every binary does: print its help, parse flags, call main, report an error in one line."""
 
+import re
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -8,10 +9,13 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from csba_jax import config as config_lib
-from csba_jax.bin import _help
-from csba_jax.errors import UserError
+from csba_jax.bin import _help, _nearest
+from csba_jax.errors import UserError, shown, words_of
 from csba_jax.runtime import distributed, signals
 
+_CORRECT = 'correct the command line'
+# a flag of two binaries; each defines it, so that its --help lists it
+LIST_FIELDS = ('list_fields', False, 'List the fields of the config with values and ranges.')
 Tick = Callable[[int, int], None]  # (done, total) of some work
 
 
@@ -23,6 +27,8 @@ def run(main: Callable[[], int | None]) -> None:
   try:
     if _help.is_asked_for(sys.argv[1:]):
       print(_help.text(main, flags.FLAGS))
+      if _help.is_asked_for(sys.argv[1:], _help.ASKS_ALL):
+        print(f'\nFlags of all libraries:\n{flags.FLAGS.get_help()}')
       sys.exit(0)
     app.run(lambda _: main(), flags_parser=_parse)
   except UserError as error:
@@ -35,39 +41,74 @@ def run(main: Callable[[], int | None]) -> None:
 def _parse(argv: list[str]) -> list[str]:
   """FLAGS(argv). Every way in which parsing can fail becomes a UserError."""
   try:
-    rest = flags.FLAGS(_with_recipe_files(argv))
-    if 'config' in flags.FLAGS and flags.FLAGS.config is not None:
-      dir(flags.FLAGS.config.keys)  # ml_collections reports a broken file on first use only
+    rest = flags.FLAGS(argv)
+  except flags.Error as error:
+    raise _explained(error) from error
   except UserError:
     raise
-  except Exception as error:  # a config is code of the user's: it can raise anything
-    raise UserError('flags as --help lists them', str(error), 'correct the command line') from error
+  except Exception as error:  # of ml_collections, for a flag that it cannot set
+    raise UserError('flags as --help lists them', words_of(error), _CORRECT) from error
   if len(rest) > 1:
     raise UserError('flags only', ' '.join(rest[1:]), 'write --flag=value')
   return rest
 
 
-def _with_recipe_files(argv: list[str]) -> list[str]:
-  """The command line with the file of each recipe in place of its name."""
-  found = list(argv)
-  for i, word in enumerate(argv):
-    flag, equals, recipe = word.partition('=')
-    if flag not in ('--config', '-config'):
-      continue
-    if equals and recipe:
-      found[i] = f'{flag}={config_lib.recipe_file(recipe)}'
-    elif not equals and i + 1 < len(argv):  # --config NAME
-      found[i + 1] = str(config_lib.recipe_file(argv[i + 1]))
+def _explained(error: flags.Error) -> UserError:
+  """What is wrong with a flag, in the words of this program."""
+  if isinstance(error.__context__, UserError):  # absl takes it for any ValueError
+    return error.__context__
+  values = flags.FLAGS
+  takes_config = 'config' in values
+  if isinstance(error, flags.UnrecognizedFlagError):
+    name, fields = error.flagname, _fields() if takes_config else ()
+    own = [flag.name for flag in _help.own_flags(values)]
+    return UserError('flags as --help lists them', f'--{name}', _nearest.of_flag(name, own, fields))
+  illegal = re.match(r'flag --([^=]+)=(.*?): ', str(error), re.DOTALL)
+  if illegal and isinstance(error, flags.IllegalFlagValueError):
+    name, value = illegal.groups()
+    return UserError(f'--{name}: {_takes(name)}', shown(value), f'correct --{name}=...')
+  return UserError('flags as --help lists them', words_of(error), _CORRECT)
+
+
+def _fields() -> list[str]:
+  """Fields that --config.FIELD may name, for the binary's kind of config."""
+  config = flags.FLAGS['config'].value
+  return list(_nearest.fields_of(config_lib.default() if config is None else config))
+
+
+def _takes(name: str) -> str:
+  """What values a flag takes, in words."""
+  flag = flags.FLAGS[name]
+  if isinstance(flag.parser, flags.EnumParser):
+    return ' or '.join(flag.parser.enum_values)
+  found = flag.parser.syntactic_help or flag.flag_type()
+  field = name.removeprefix('config.').removeprefix('base.')
+  if name.startswith('config.') and field in config_lib.RANGES:
+    return f'{found}: {config_lib.RANGES[field][0]}'
   return found
+
+
+class _RecipeParser(flags.ArgumentParser):
+  """The config of a recipe's name or path; fields that the command line sets must exist."""
+
+  def parse(self, recipe: str) -> Any:
+    """The config, locked; UserError for a file that cannot be run or a field that it has not."""
+    config = config_lib.load(recipe).lock()
+    for word in sys.argv[1:]:
+      if field := re.match(r'--?(?:no)?config\.([^=]+)', word):
+        _nearest.check_field(field[1], config)
+    return config
 
 
 def define_config(kind: str, example: str) -> flags.FlagHolder:
   """--config=NAME, and --config.FIELD=VALUE for each field of the recipe or study."""
-  return config_flags.DEFINE_config_file(
+  holder = config_flags.DEFINE_config_file(
     'config',
     None,
     f'{kind}: a file of configs/ without .py, such as {example}, or the path of one.',
   )
+  flags.FLAGS['config'].parser = _RecipeParser()
+  return holder
 
 
 def without(holders: Iterable[flags.FlagHolder], chosen: str) -> None:

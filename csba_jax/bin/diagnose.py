@@ -53,6 +53,7 @@ def main() -> int:
   _distributed.start(_LAUNCH)
   _distributed.compare(_WORKDIR, _CHECKPOINT, _STATISTICS, *of_images, _BATCHES, _SEED, _LAYERS)
 
+  from csba_jax.gradients.conflict import Conflict
   from csba_jax.measure import diagnose, training_conflict
   from csba_jax.report.terminal import diagnosis
   from csba_jax.run import restore
@@ -61,18 +62,15 @@ def main() -> int:
   statistics = training_conflict.choose(statistics, run.net, run.config)
   _check_flags(statistics, of_images)
 
-  def measured(tick: _main.Tick) -> tuple:
+  def measured(tick: _main.Tick) -> Conflict:
     if statistics == 'batch':
       batches = training_conflict.Batches(_BATCHES.value, _SEED.value)
-      found = training_conflict.of_run(run, _CHECKPOINT.value, batches, _LAYERS.value, tick)
-    else:
-      options = {flag.name: flag.value for flag in (*of_sample, _SEED)}
-      sample = diagnose.Sampling(exact, **options)
-      found = diagnose.diagnose_run(run, sample, _LAYERS.value, tick)
-    return found, diagnose.save(found, run.workdir)
+      return training_conflict.of_run(run, _CHECKPOINT.value, batches, _LAYERS.value, tick)
+    options = {flag.name: flag.value for flag in (*of_sample, _SEED)}
+    return diagnose.diagnose_run(run, diagnose.Sampling(exact, **options), _LAYERS.value, tick)
 
-  found, paths = _main.unless_stopped(measured, 'stopped: nothing was written')
-  _distributed.tell('\n'.join([diagnosis.describe(found), *(f'written: {path}' for path in paths)]))
+  found = _main.unless_stopped(measured, 'stopped: nothing was written')
+  _distributed.tell_and_write(diagnosis.describe(found), lambda: diagnose.save(found, run.workdir))
   return 0
 
 

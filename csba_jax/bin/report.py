@@ -1,6 +1,6 @@
-"""csba-report --workdirs=RUN,RUN,... | --workdir=STUDY [--pool] | --readme=PAGE [--pool]
+"""csba-report --workdirs=RUN,RUN,... | --workdir=RUN | --workdir=STUDY [--pool] | --readme=PAGE
 
-Compares finished runs in one table, or writes the report of a study.
+Compares finished runs in one table, shows one run, or writes the report of a study.
 Example: csba-report --workdirs=runs/none,runs/csba
 """
 
@@ -10,7 +10,7 @@ from csba_jax.bin import _main
 from csba_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of a study. Writes report.md and report.html there.'
+  'workdir', None, 'Folder of a study: writes report.md and report.html there. Or of one run.'
 )
 _POOL = flags.DEFINE_bool(
   'pool', False, 'Pool runs of different versions or machines. The report says so.'
@@ -40,9 +40,9 @@ def main() -> int:
       wanted = f'--{flag.name} with --{" or --".join(of)} alone'
       raise UserError(wanted, f'it with --{asked[0]}', f'leave out --{flag.name}')
   if _WORKDIR.value:
-    from csba_jax.report.study import write
+    from csba_jax.report import folder
 
-    print(write.write(_WORKDIR.value, _POOL.value))
+    print(folder.describe(_WORKDIR.value, _POOL.value))
   elif _README.value:
     from csba_jax.report.study import readme
 

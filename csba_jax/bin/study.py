@@ -24,20 +24,23 @@ _KEEP_RUNS = flags.DEFINE_bool(
 )
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'List the runs and train none.')
 
+_LIST_FIELDS = flags.DEFINE_bool(*_main.LIST_FIELDS)
+
 
 def main() -> int:
   """Does the runs that are missing."""
+  if _LIST_FIELDS.value:
+    from csba_jax.report.terminal import fields
+
+    print(fields.of_study(_CONFIG.value))
+    return 0
   config = _main.required(_CONFIG, 'study_digits')
 
   from csba_jax.runtime.signals import StopRequest
-  from csba_jax.study import grid, runner, tuning
+  from csba_jax.study import planned, runner
 
   if _DRY_RUN.value:
-    grid.check(config)
-    runs = grid.runs(config, tuning.chosen_rates(config))
-    names = [run.name for run in grid.shard(runs, *grid.parse_shard(_SHARD.value))]
-    notes = [*runner.too_few_seeds(config, runs), *tuning.at_ends(config)]
-    print('\n'.join([*names, f'{len(names)} runs', *notes]))
+    print(planned.describe(config, _SHARD.value))
     return 0
   workdir = _main.required(_WORKDIR, 'runs/study')
   command = shlex.join(['csba-study', *sys.argv[1:]])

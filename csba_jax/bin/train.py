@@ -18,9 +18,16 @@ _DRY_RUN = flags.DEFINE_bool(
   'dry_run', False, 'Do not train. Print parameters, FLOPs, memory and the config.'
 )
 
+_LIST_FIELDS = flags.DEFINE_bool(*_main.LIST_FIELDS)
+
 
 def main() -> int:
   """Trains, or describes what training would be."""
+  if _LIST_FIELDS.value:
+    from csba_jax.report.terminal import fields
+
+    print(fields.of_run(_CONFIG.value))
+    return 0
   config = _main.required(_CONFIG, 'digits_lt')
   config_lib.check(config)
   if _DRY_RUN.value:

@@ -59,6 +59,7 @@ def load_arrays(
   cache_dir: str | os.PathLike = '',
   log: Callable[[str], None] = logging.warning,
   mapped: bool = False,
+  before: Callable[[], object] = lambda: None,
 ) -> ImageArrays:
   """The decoded images of a source; if the cache does not hold them, they are decoded and cached.
 
@@ -77,6 +78,7 @@ def load_arrays(
     cache_dir: '' means $CSBA_CACHE_DIR, else ~/.cache/csba_jax.
     log: called with one line at a time: progress, and the warnings above.
     mapped: whether `images` is a map of the file in the cache.
+    before: called before images are decoded, if they are; may raise.
 
   Raises:
     UserError: an unreadable image in a strict source, or a class without a readable image; with
@@ -87,6 +89,8 @@ def load_arrays(
   safe_name = re.sub(r'[^\w.-]+', '-', source.name)
   folder = root.expanduser() / f'{safe_name}-{source.fingerprint[:16]}'
   arrays = _read_or_warn(folder, mapped, log)
+  if arrays is None:
+    before()
   if arrays is None and mapped:
     arrays = _decode_to_disk(source, folder, log)
   elif arrays is None:

@@ -1,6 +1,7 @@
 """Loads the data of a config: source, cache and splits, as arrays ready for the device."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -77,8 +78,18 @@ class Data:
     return {'splits': of_splits, 'names and labels': of_source, 'pixels': pixels.hexdigest()}
 
 
-def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data:
+def load(
+  config: ml_collections.ConfigDict,
+  warn: Callable[[str], None],
+  check: Callable[[splits.Splits], None] = lambda _: None,
+) -> Data:
   """Reads the data that `config` names, from its cache if there is one, checks and splits it.
+
+  Args:
+    config: of a run.
+    warn: called with one line at a time.
+    check: called with the splits of all images before one is decoded, and not where all of them
+      are in the cache; may raise.
 
   Raises:
     UserError: data that is missing, unreadable, or not as config.data describes it.
@@ -86,23 +97,11 @@ def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data
   training, separate_test = open_sources(config.data)
   _check_declared(config.data, training)
   mapped = _streams(config.data, training, separate_test)
-  where = (config.data.cache_dir, warn, mapped)
+  before = functools.cache(lambda: check(_split(config.data, training, separate_test)))
+  where = (config.data.cache_dir, warn, mapped, before)
   images = cache.load_arrays(training, *where)
   test_images = cache.load_arrays(separate_test, *where) if separate_test else None
-  split = splits.make_splits(
-    images.labels,
-    images.groups,
-    test_images.labels if test_images else None,
-    class_names=images.class_names,
-    imbalance_factor=config.data.imbalance_factor,
-    profile=config.data.profile,
-    class_order=config.data.class_order,
-    val_fraction=config.data.val_fraction,
-    test_fraction=config.data.test_fraction,
-    folds=config.data.folds,
-    fold=config.data.fold,
-    seed=config.data.seed,
-  )
+  split = _split(config.data, images, test_images)
   digest = _digest(images, test_images)
   split = dataclasses.replace(split, source_sha256=digest)
   if split.classes_without_val and config.data.val_fraction:
@@ -126,6 +125,28 @@ def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data
     splits=split,
     source_counts=np.bincount(images.labels, minlength=len(images.class_names)),
     skipped=images.skipped,
+  )
+
+
+def _split(
+  data: ml_collections.ConfigDict,
+  images: Source | cache.ImageArrays,
+  test_images: Source | cache.ImageArrays | None,
+) -> splits.Splits:
+  """The splits that a config's data section describes, of images or of a source's labels."""
+  return splits.make_splits(
+    images.labels,
+    images.groups,
+    test_images.labels if test_images else None,
+    class_names=images.class_names,
+    imbalance_factor=data.imbalance_factor,
+    profile=data.profile,
+    class_order=data.class_order,
+    val_fraction=data.val_fraction,
+    test_fraction=data.test_fraction,
+    folds=data.folds,
+    fold=data.fold,
+    seed=data.seed,
   )
 
 

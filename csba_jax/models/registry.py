@@ -37,14 +37,8 @@ def attentions_of(name: str) -> tuple[str, ...]:
   return tuple(key for key, attention in ATTENTIONS.items() if set(attention.needs) <= set(has))
 
 
-def build(
-  model: ml_collections.ConfigDict, num_classes: int, image_shape: tuple[int, int, int]
-) -> nn.Module:
-  """The model of config.model: apply(variables, images [N, *image_shape], train) -> logits [N, C].
-
-  Raises:
-    UserError: an unknown name or classifier, or an attention or a norm that this model cannot have.
-  """
+def check(model: ml_collections.ConfigDict) -> None:
+  """Raises UserError for an unknown name, or an attention or a norm that the model cannot have."""
   if model.name not in MODELS:
     raise UserError(
       f'model.name among {", ".join(MODELS)}', repr(model.name), 'set --config.model.name'
@@ -71,6 +65,18 @@ def build(
       repr(model.norm),
       'set --config.model.norm' if row.norms else 'remove --config.model.norm',
     )
+
+
+def build(
+  model: ml_collections.ConfigDict, num_classes: int, image_shape: tuple[int, int, int]
+) -> nn.Module:
+  """The model of config.model: apply(variables, images [N, *image_shape], train) -> logits [N, C].
+
+  Raises:
+    UserError: see `check`.
+  """
+  check(model)
+  row = MODELS[model.name]
   dtype = jnp.dtype(model.dtype)
   classifier = classifiers.Classifier(model.head, model.scale)
   return row.build(

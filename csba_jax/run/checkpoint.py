@@ -9,6 +9,7 @@ first process manages the folders.
 import functools
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -112,7 +113,8 @@ class Checkpoints:
     # A copy, because on CPU orbax reads the buffers while the next step already overwrites them.
     tree = _copy(tree)
     args = ocp.args.Composite(state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
-    metrics = None if score is None else {'score': score}
+    # Orbax keeps the best and warns at each save without metrics: no score is lower than any.
+    metrics = {'score': -math.inf if score is None else score}
     self._guard(lambda: self._manager.save(step, args=args, metrics=metrics))
 
   def wait(self) -> None:

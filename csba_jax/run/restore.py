@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from csba_jax.runtime import sharding
 from csba_jax.runtime.progress import say
 
 PyTree = Any
+BEING_REMOVED_SECONDS = 1.0  # for a run that goes on to remove a checkpoint that looks damaged
 STATISTICS_BATCHES = (
   50  # after that many, a momentum of 0.9 has forgotten all but 0.5 % of the start
 )
@@ -90,6 +92,8 @@ def load_run(
   config, folder = config_of(workdir), Path(workdir).expanduser()
   if data_dir is not None:
     config.data.dir = data_dir
+  if which != 'init':
+    _check_named(folder, which)  # before the data is decoded
   data = data or pipeline.load(config, say)
   pipeline.check_splits(data.splits, folder / 'splits.npz')
   # A run from before net.json has its metadata from the data.
@@ -182,9 +186,10 @@ def _load_state(
   tx, _ = optimizers.build(config, total_steps=1)
   shapes = state_lib.shapes(model, tx, metadata.image_shape, config.train.ema_decay > 0)
   like = layout.like(shapes)
+  _check_named(folder, which)
   with Checkpoints(_checkpoints_of(folder), read_only=True, warn=say) as checkpoints:
-    step = _find_step(checkpoints, folder, which, like)
-    return model, checkpoints.restore(step, like)[0]
+    step = _find_step(checkpoints, folder, which, like, config.data.val_fraction > 0)
+    return model, _restore(checkpoints, step, folder, like)[0]
 
 
 def _initial_net(
@@ -205,25 +210,64 @@ def _model_of(config: ml_collections.ConfigDict, metadata: Metadata) -> nn.Modul
 def _checkpoints_of(workdir: Path) -> Path:
   directory = workdir / 'checkpoints'
   if not directory.is_dir():
-    raise UserError(f'a run with checkpoints in {workdir}', 'none', 'train it with csba-train')
+    raise UserError(
+      f'a run with checkpoints in {workdir}',
+      'none yet',
+      'wait until csba-train has saved one, or start it again if it was stopped',
+    )
   return directory
 
 
-def _find_step(checkpoints: Checkpoints, workdir: Path, which: str, like: TrainState) -> int:
-  """The step of the checkpoint that `which` names."""
-  steps = checkpoints.steps()
+def _check_named(workdir: Path, which: str) -> None:
+  """Raises UserError for a checkpoint that cannot be there; looks at names of folders alone."""
+  steps = sorted(int(p.name) for p in _checkpoints_of(workdir).iterdir() if p.name.isdigit())
   if not steps:
-    raise UserError('a saved checkpoint', 'none yet', 'wait until csba-train has saved one')
-  if which == 'latest':
-    return steps[-1]
-  if which == 'best' and (workdir / 'result.json').exists():
-    return read_result(workdir)['checkpoint_step']
-  if which == 'best':
-    progress = Progress(**checkpoints.restore(steps[-1], like)[1])
-    return steps[-1] if progress.best_score is None else progress.best_step
-  if not which.isdigit() or int(which) not in steps:
-    known = ', '.join(str(step) for step in steps)
+    raise UserError(
+      f'a saved checkpoint in {workdir}', 'none yet', 'wait until csba-train has saved one'
+    )
+  if which not in ('best', 'latest') and not (which.isdecimal() and int(which) in steps):
+    known = ', '.join(map(str, steps))
     raise UserError(
       f'--checkpoint=best, latest, init or one of {known}', which, 'set it to one of these'
     )
-  return int(which)
+
+
+def _find_step(
+  checkpoints: Checkpoints, workdir: Path, which: str, like: TrainState, validates: bool
+) -> int:
+  """The step of the checkpoint that `which` names; `validates`: whether the run has validations."""
+  steps = checkpoints.steps()
+  if which == 'latest':
+    return steps[-1]
+  if which != 'best':
+    return int(which)
+  if (workdir / 'result.json').exists():
+    return read_result(workdir)['checkpoint_step']
+  progress = Progress(**_restore(checkpoints, steps[-1], workdir, like)[1])
+  if progress.best_step == 0 and validates:
+    raise UserError(
+      f'a checkpoint that was validated in {workdir}, for --checkpoint=best',
+      f'no validation up to step {steps[-1]}, in a run that is not finished',
+      'wait for the first validation, or set --checkpoint=latest',
+    )
+  return steps[-1] if progress.best_score is None else progress.best_step
+
+
+def _restore(
+  checkpoints: Checkpoints, step: int, workdir: Path, like: TrainState
+) -> tuple[TrainState, dict[str, Any]]:
+  """checkpoints.restore; UserError where a run that goes on has removed it in the meantime."""
+  try:
+    return checkpoints.restore(step, like)
+  except UserError as error:
+    directory = _checkpoints_of(workdir)
+    if not (workdir / 'result.json').exists():
+      time.sleep(BEING_REMOVED_SECONDS)
+    if (directory / str(step)).is_dir():
+      raise
+    left = ', '.join(path.name for path in directory.iterdir() if path.name.isdigit())
+    raise UserError(
+      f'checkpoint {step} in {workdir}',
+      f'that the run, which goes on, has replaced it by {left}',
+      'give the command again, or wait until the run is finished',
+    ) from error

@@ -9,6 +9,7 @@ import numpy as np
 
 from csba_jax.config import numbers, step_at
 from csba_jax.data import sampling
+from csba_jax.errors import UserError, shown
 from csba_jax.methods import second_stages
 
 
@@ -27,11 +28,18 @@ class Plan:
 
   @classmethod
   def of(cls, config: ml_collections.ConfigDict, images: int) -> 'Plan':
-    """The plan of a config for a training set of that many images."""
+    """The plan of a config for a training set of that many images; UserError for 2**31 steps."""
     train = config.train
     per_epoch = math.ceil(images / train.batch_size)
     stage = second_stages.find(config.stage, config.model.head)
     epochs = 0 if stage.trains is None else train.epochs
+    if epochs * per_epoch >= 2**31:
+      most = (2**31 - 1) // per_epoch
+      raise UserError(
+        f'train.epochs of at most {most}, so that steps are below 2**31',
+        shown(epochs),
+        f'set --config.train.epochs={most} or lower',
+      )
     shares = numbers(config.diagnostics.snapshots)
     return cls(
       per_epoch,

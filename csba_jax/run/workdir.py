@@ -169,6 +169,9 @@ class Workdir:
 def lock_file(folder: Path, name: str, seconds: float = 0.0) -> Iterator[None]:
   """Makes the folder and holds a lock in it; the system releases it when the process ends.
 
+  A folder that it made and that holds nothing else at the end is removed again, with the parents
+  that it made: an error before a run begins leaves nothing behind.
+
   Args:
     folder: is made where it is absent.
     name: of the lock file.
@@ -181,6 +184,7 @@ def lock_file(folder: Path, name: str, seconds: float = 0.0) -> Iterator[None]:
   with writing_to(folder):
     if folder.exists() and not folder.is_dir():
       raise UserError('a folder as --workdir', f'the file {folder}', 'name another workdir')
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     file = open(folder / name, 'w')  # noqa: SIM115
   deadline = time.monotonic() + seconds
@@ -193,7 +197,19 @@ def lock_file(folder: Path, name: str, seconds: float = 0.0) -> Iterator[None]:
           'wait for that process, end it, or name another --workdir',
         )
       time.sleep(LOCK_POLL)
-    yield
+    try:
+      yield
+    finally:
+      _remove_unused(made, folder / name)
+
+
+def _remove_unused(made: list[Path], lock: Path) -> None:
+  """Removes folders that hold nothing but the lock, from the inside out."""
+  with contextlib.suppress(OSError):  # it is gone, or something is in it: then it is of use
+    if made and [path.name for path in made[0].iterdir()] == [lock.name]:
+      lock.unlink()
+      for folder in made:
+        folder.rmdir()
 
 
 def _locked(file: IO, folder: Path) -> bool:
@@ -226,6 +242,13 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
 
 def read_result(path: str | os.PathLike) -> dict[str, Any]:
   """The content of a finished run's result.json; UserError where there is no valid one."""
+  folder = Path(path).expanduser()
+  if (folder / 'config.json').exists() and not (folder / 'result.json').exists():
+    raise UserError(
+      f'a finished run in {path}',
+      'a run that goes on or was stopped: no result.json there',
+      'wait for it or start it again; csba-evaluate --checkpoint=latest shows how far it is',
+    )
   expected = 'a finished run (csba-train ends with result.json)'
   return read_json(Path(path) / 'result.json', expected, 'splits_sha256')
 

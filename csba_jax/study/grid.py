@@ -5,14 +5,13 @@ import functools
 import hashlib
 import itertools
 import json
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
 
 from csba_jax import config as config_lib
-from csba_jax.errors import UserError
+from csba_jax.errors import UserError, shown
 from csba_jax.study import declared, protocol
 
 # fields that say where things lie: two runs that differ in these alone are of one study
@@ -49,43 +48,66 @@ def default() -> ml_collections.ConfigDict:
   c = ml_collections.ConfigDict(convert_dict=False)  # the keys of own_methods have dots in them
   c.name = 'study'
   c.base = config_lib.default()
-  c.variants = ('none', 'none_wide', 'csba')  # of base.model.attention
-  c.methods = ('cross_entropy',)  # rows of csba_jax.study.protocol.METHODS, or of own_methods
-  # further methods, {name: {field of base: value}}, such as {'ldam': {'loss.name': 'ldam'}}; a
-  # field that a method does not name has the protocol's plain value, or else that of the base
+  c.variants = ('none', 'none_wide', 'csba')
+  c.methods = ('cross_entropy',)
   c.own_methods = {}
-  c.pairs = ()  # (treatment, control) of variants, the first decides; () = those of the protocol
-  # further axes; () = as in the base
+  c.pairs = ()
   c.models = ()
-  c.imbalance_factors = ()  # 1 = every image there is; above, exp where the base is natural
+  c.imbalance_factors = ()
   c.widths = ()
   c.depths = ()
   c.learning_rates = ()
-  c.seeds = 10  # of initial weights and batches; each also has a long-tail subset of its own
+  c.seeds = 10
   c.first_seed = 0
-  c.subsets = 0  # draw only so many subsets, which the seeds take in turn; 0 = one for each seed
-  c.repeats = 1  # of the cross-validation, where base.data.folds > 0: in place of seeds, subsets
-  c.naive_repeats = 0  # of it with duplicates on both sides, to show what that is worth
-  c.tuned_by = ''  # folder of the study whose validation scores choose the learning rates
-  c.test = True  # False: the runs only tune, and no number of their test part is kept
-  c.outcome = 'macro_f1'  # primary: macro_f1, or f1:CLASS
-  c.margin = 0.02  # of non-inferiority, of accuracy and head F1
-  c.smallest_effect = 0.01  # of interest, on the primary outcome
+  c.subsets = 0
+  c.repeats = 1
+  c.naive_repeats = 0
+  c.tuned_by = ''
+  c.test = True
+  c.outcome = 'macro_f1'
+  c.margin = 0.02
+  c.smallest_effect = 0.01
   return c.lock()
 
 
-_RANGES = {
+# What each field is, in one line; csba-study --list_fields prints them. Those of `base` are in
+# csba_jax.fields.
+FIELDS = {
+  'name': 'Name of the study, in reports.',
+  'variants': 'Values of base.model.attention.',
+  'methods': 'Rows of csba_jax.study.protocol.METHODS, or names of own_methods.',
+  'own_methods': "In a file: {name: {field: value}}, such as {'ldam': {'loss.name': 'ldam'}}.",
+  'pairs': '(treatment, control) of variants, the first decides; (): those of the protocol.',
+  'models': 'Values of base.model.name; (): that of the base.',
+  'imbalance_factors': 'Values of base.data.imbalance_factor; (): that of the base.',
+  'widths': 'Values of base.model.width; (): that of the base.',
+  'depths': 'Values of base.model.depth; (): that of the base.',
+  'learning_rates': 'Values of base.train.learning_rate; (): that of the base, or as tuned.',
+  'seeds': 'Seeds of initial weights and batches; each also draws a long-tail subset of its own.',
+  'first_seed': 'The first seed.',
+  'subsets': 'Draw only so many subsets, which the seeds take in turn; 0: one for each seed.',
+  'repeats': 'Of the cross-validation, where base.data.folds > 0: in place of seeds.',
+  'naive_repeats': 'Of it with duplicates on both sides, to show what that is worth.',
+  'tuned_by': 'Folder of the study whose validation scores choose the learning rates.',
+  'test': 'False: the runs only tune, and no number of their test part is kept.',
+  'outcome': 'Primary outcome.',
+  'margin': 'Margin of non-inferiority, of accuracy and head F1.',
+  'smallest_effect': 'Smallest effect of interest on the primary outcome.',
+}
+MOST = 10_000  # seeds or repeats: lists of runs are made of them
+
+RANGES = {
   'variants': ('at least one', len),
   'methods': ('at least one', len),
-  'imbalance_factors': ('n_max / n_min >= 1', lambda v: all(1 <= f < math.inf for f in v)),
+  'imbalance_factors': ('n_max / n_min >= 1', lambda v: all(1 <= f < 2**31 for f in v)),
   'widths': ('widths > 0', lambda v: all(0 < w <= 64 for w in v)),
-  'depths': ('whole numbers from 1', lambda v: all(isinstance(d, int) and d >= 1 for d in v)),
-  'learning_rates': ('rates > 0', lambda v: all(0 < r < math.inf for r in v)),
-  'seeds': ('at least 1', lambda v: v >= 1),
-  'first_seed': ('0 or more', lambda v: v >= 0),
-  'subsets': ('0 (one for each seed) or more', lambda v: v >= 0),
-  'repeats': ('at least 1', lambda v: v >= 1),
-  'naive_repeats': ('0 or more', lambda v: v >= 0),
+  'depths': ('1 to 16', lambda v: all(isinstance(d, int) and 1 <= d <= 16 for d in v)),
+  'learning_rates': ('rates > 0', lambda v: all(0 < r < 2**31 for r in v)),
+  'seeds': (f'1 to {MOST}', lambda v: 1 <= v <= MOST),
+  'first_seed': ('0 to 2**30', lambda v: 0 <= v <= 2**30),
+  'subsets': (f'0 (one for each seed) to {MOST}', lambda v: 0 <= v <= MOST),
+  'repeats': (f'1 to {MOST}', lambda v: 1 <= v <= MOST),
+  'naive_repeats': (f'0 to {MOST}', lambda v: 0 <= v <= MOST),
   'outcome': ('macro_f1 or f1:CLASS', lambda v: v == 'macro_f1' or v[:3] == 'f1:' != v),
   'margin': ('0 < margin < 1', lambda v: 0 < v < 1),
   'smallest_effect': ('0 <= effect < 1', lambda v: 0 <= v < 1),
@@ -117,13 +139,23 @@ class Run:
     return json.dumps({k: v for k, v in self.axes.items() if k not in ('repeat', 'fold', 'seed')})
 
 
+def fields() -> list[str]:
+  """Names of all fields of a study: its own, then base.FIELD."""
+  return [*FIELDS, *(f'base.{field}' for field in config_lib.flatten(config_lib.default()))]
+
+
 def check(study: ml_collections.ConfigDict) -> None:
   """Raises UserError for a study config with a wrong field, type or value."""
+  if 'base' not in study and 'train' in study:
+    raise UserError('the config of a study', 'that of a run', 'use csba-train for it')
   like = default()
   for field in sorted(set(like) ^ set(study)):
     have = 'missing' if field in like else 'a field that nothing reads'
+    near = [] if field in like else config_lib.nearest(field, fields())
     raise UserError(
-      'the fields of csba_jax.study.grid.default()', f'{field}: {have}', 'correct the config'
+      'the fields of csba_jax.study.grid.default()',
+      f'{field}: {have}',
+      f'correct the config: did you mean {" or ".join(near)}?' if near else 'correct the config',
     )
   for field, value in study.items():
     kind = type(like[field])
@@ -131,10 +163,10 @@ def check(study: ml_collections.ConfigDict) -> None:
     value = value.to_dict() if kind is dict and hasattr(value, 'to_dict') else value
     fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
     if not fits and not (kind is float and type(value) is int):
-      raise UserError(f'{field} of type {kind.__name__}', repr(value), f'set --config.{field}=...')
-  for field, (wanted, test) in _RANGES.items():
+      raise UserError(f'{field} of type {kind.__name__}', shown(value), f'set --config.{field}=...')
+  for field, (wanted, test) in RANGES.items():
     if not _holds(test, study[field]):
-      raise UserError(f'{field}: {wanted}', repr(study[field]), f'set --config.{field}=...')
+      raise UserError(f'{field}: {wanted}', shown(study[field]), f'set --config.{field}=...')
   for field in _AXES:
     if len(set(study[field])) < len(study[field]):
       raise UserError(f'{field} without repetitions', repr(study[field]), 'name each once')
@@ -207,8 +239,7 @@ def runs(study: ml_collections.ConfigDict, rates: Mapping[str, float] | None = N
     rates: learning rate by `rate_key`, where another study has chosen them.
 
   Raises:
-    UserError: as `check`, also of the run's config; a cell without a chosen rate. A variant that a
-      model does not have fails when it is run.
+    UserError: as `check`, also of the run's config; a cell without a chosen rate.
   """
   check(study)
   base = study.base

@@ -46,16 +46,20 @@ def secondary(config: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
   return () if config.get('pairs') else SECONDARY
 
 
+def seeds_needed(tests: int) -> int:
+  """The fewest seeds with which the smallest p of a family of so many tests is significant."""
+  return 1 + math.floor(math.log2(tests / SIGNIFICANCE)) + 1
+
+
 def too_few_seeds(tests: int, seeds: int) -> str:
   """That nothing can be supported by a family of so many tests over so many seeds; '' if it can.
 
   Sign flips of n seeds have p >= 2^(1 - n), and Holm multiplies the smallest p by the number of
   tests.
   """
-  smallest = tests * 2.0 ** (1 - seeds)
+  smallest, needed = tests * 2.0 ** (1 - seeds), seeds_needed(tests)
   if smallest < SIGNIFICANCE:
     return ''
-  needed = 1 + math.floor(math.log2(tests / SIGNIFICANCE)) + 1
   return (
     f'{seeds} seed{"s" * (seeds != 1)} cannot support any comparison: the smallest p of {tests} '
     f'test{"s" * (tests != 1)} is {min(smallest, 1):.3f} after Holm; use {needed} seeds'

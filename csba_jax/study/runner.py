@@ -30,7 +30,7 @@ from csba_jax.run.workdir import InUse, commit, lock_file, versions
 from csba_jax.runtime import jax_setup
 from csba_jax.runtime.progress import say
 from csba_jax.runtime.signals import StopRequest
-from csba_jax.study import grid, protocol, results, store, study_json, tuning
+from csba_jax.study import grid, planned, results, store, study_json, tuning
 
 SCHEMA = store.SCHEMA
 LEFT = 'left'  # status of a run that another process works on: neither done nor failed
@@ -71,12 +71,11 @@ def run_study(
     UserError: a config that cannot be run, an outcome that its data do not have, a folder of
       another study, or one that is in use.
   """
-  grid.check(study)
   index, number = grid.parse_shard(shard)
   if jobs < 1:
     raise UserError('--jobs of at least 1', str(jobs), 'set it to the number of cores, at most')
   folder = Path(workdir).expanduser().absolute()
-  runs = grid.runs(study, tuning.chosen_rates(study))
+  runs = planned.all_runs(study)
   at_ends = tuning.at_ends(study)
   mine = grid.shard(runs, index, number)
   name = 'results.jsonl' if number == 1 else f'results-{index:03d}-of-{number:03d}.jsonl'
@@ -85,7 +84,7 @@ def run_study(
     _check_outcome(study, finished)
     study_json.claim(folder, study, command, number, at_ends)
     missing = [run for run in mine if not _is_among(finished, run, folder)]
-    for words in [*too_few_seeds(study, runs), *at_ends]:
+    for words in [*planned.too_few_seeds(study, runs), *at_ends]:
       say(words)
     say(f'{len(mine)} runs, {len(mine) - len(missing)} of them done; {jobs} at a time')
     about = {
@@ -102,17 +101,6 @@ def run_study(
       (folder / 'runs').rmdir()
   left = len(missing) - write.done - write.failed
   return Outcome(len(mine) - len(missing) + write.done, write.failed, left)
-
-
-def too_few_seeds(study: ml_collections.ConfigDict, runs: Sequence[grid.Run]) -> list[str]:
-  """A line if no seed of the study can make a comparison of its family significant; else none."""
-  if study.base.data.folds or not study.test:
-    return []
-  cells = {results.cell({'axes': run.axes}) for run in runs}
-  pairs = [pair for pair in protocol.family(study) if set(pair) <= set(study.variants)]
-  tests = len(cells) * len(pairs)
-  words = protocol.too_few_seeds(tests, study.seeds) if tests else ''
-  return [words] if words else []
 
 
 def _finished(folder: Path, own: Path) -> dict[Any, results.Record]:

@@ -4,6 +4,7 @@ What a run is: `job`. What a step does: `step`. What follows a step: `after_step
 """
 
 import contextlib
+import functools
 import time
 from typing import Any
 
@@ -23,7 +24,7 @@ from csba_jax.run.workdir import Workdir, writing_to
 from csba_jax.runtime import backend, distributed
 from csba_jax.runtime.progress import TrainingBar, say
 from csba_jax.runtime.signals import Stopped, StopRequest
-from csba_jax.training import after_step
+from csba_jax.training import after_step, preflight
 from csba_jax.training.feed import Inputs
 from csba_jax.training.job import Job
 from csba_jax.training.step import compiled_steps
@@ -47,7 +48,8 @@ def train_and_evaluate(
   Returns:
     The content of result.json, at once where the run is finished already; None when stopped.
   """
-  config_lib.check(config)
+  preflight.check(config)
+  preflight.check_devices(config)
   distributed.check_equal('config', config_lib.flatten(config))
   with Workdir(workdir, config.to_dict()) as folder, contextlib.ExitStack() as stack:
     if (result := folder.result()) is not None:
@@ -122,7 +124,7 @@ def _prepare(
   config: ml_collections.ConfigDict, folder: Workdir
 ) -> tuple[Job, TrainState, dict[str, Any]]:
   """All that can go wrong before the first step."""
-  data = pipeline.load(config, say)
+  data = pipeline.load(config, say, functools.partial(preflight.check_counts, config))
   say(_about_data(data))
   job = Job.of(config, data)
   initial, origin = job.begin(resumes=folder.has_checkpoints())

@@ -402,6 +402,19 @@ def test_the_binary_prints_and_writes(workdir, tmp_path):
 
 
 @pytest.mark.slow
+def test_where_nothing_can_be_written_the_result_is_printed(workdir, tmp_path):
+  shutil.copytree(workdir, tmp_path / 'run', ignore=shutil.ignore_patterns('conflict'))
+  (tmp_path / 'run/conflict').write_text('a file, where the folder should be')
+  arguments = ['--images=8', '--folds=2', '--checkpoint=latest', '--layers=stage3|head']
+  out, err = (process := start(f'--workdir={tmp_path}/run', *arguments)).communicate(timeout=600)
+  assert process.returncode == 1
+  assert 'of 45 pairs in the shared scope' in out
+  assert 'written' not in out
+  assert '; the result was printed; to fix it: ' in err.splitlines()[-1]
+  assert 'Traceback' not in err
+
+
+@pytest.mark.slow
 def test_ctrl_c_leaves_whole_files_only(workdir, tmp_path):
   shutil.copytree(workdir, tmp_path / 'run')
   before = sorted(path.name for path in (tmp_path / 'run/conflict').iterdir())
@@ -424,7 +437,7 @@ def test_ctrl_c_leaves_whole_files_only(workdir, tmp_path):
     (['--workdir={run}', '--checkpoint=7'], 'found 7'),
     (['--workdir={run}', '--layers=nix'], 'which finds none of'),
     (['--workdir={run}', '--folds=1'], 'at least 2 folds'),
-    (['--workdir={run}', '--target=test'], 'should be one of'),
+    (['--workdir={run}', '--target=test'], "--target: train or population; found 'test'"),
     (['--workdir={run}', '--images=two'], 'two'),
     (['--workdir={run}', 'stray'], 'flags only'),
   ],

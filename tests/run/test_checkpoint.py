@@ -51,6 +51,22 @@ def test_the_latest_two_and_the_best_are_kept(tmp_path):
     assert checkpoints.steps() == [4, 7, 8]
 
 
+def test_a_save_without_a_score_warns_of_nothing(tmp_path, monkeypatch):
+  """Orbax, which keeps the best, warns where a save has no metrics: a study prints that."""
+  said = []
+  monkeypatch.setattr(checkpoint.logging, 'warning', lambda text, *args: said.append(text % args))
+  with Checkpoints(tmp_path) as checkpoints:
+    for step, score in ((1, None), (2, 0.5), (3, None), (4, None)):
+      checkpoints.save(step, tree_at(step), {}, score)
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 3, 4]
+  assert said == []
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(5, tree_at(5), {}, 0.25)
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 4, 5]
+
+
 def test_the_tree_may_be_donated_while_the_save_runs(tmp_path):
   change = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
   with Checkpoints(tmp_path) as checkpoints:

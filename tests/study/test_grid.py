@@ -22,13 +22,13 @@ BAD = {
   'methods': [()],
   'imbalance_factors': [(0.5,), (10.0, math.inf), (math.nan,), ('ten',)],
   'widths': [(0.0,), (1.0, -1.0), (65.0,), (math.nan,), ('wide',)],
-  'depths': [(0,), (1, 1.5), (-1,), ('two',)],
+  'depths': [(17,), (0,), (1, 1.5), (-1,), ('two',)],
   'learning_rates': [(0.0,), (-0.1,), (math.inf,), (math.nan,), (None,)],
-  'seeds': [0, -1],
-  'first_seed': [-1],
-  'subsets': [-1],
-  'repeats': [0],
-  'naive_repeats': [-1],
+  'seeds': [0, -1, 10_001],
+  'first_seed': [-1, 2**31],
+  'subsets': [-1, 10_001],
+  'repeats': [0, 10_001],
+  'naive_repeats': [-1, 10_001],
   'outcome': ['', 'accuracy', 'f1', 'f1:', 'head_f1'],
   'margin': [0.0, 1.0, -0.1, math.nan],
   'smallest_effect': [-0.01, 1.0, math.nan],
@@ -86,13 +86,13 @@ def fields_of(run):
 
 
 def test_every_range_is_tried_with_a_value_outside():
-  assert BAD.keys() == grid._RANGES.keys()
+  assert BAD.keys() == grid.RANGES.keys()
 
 
 def test_every_field_that_is_a_number_or_an_axis_has_a_range():
   wanted = {k for k, v in grid.default().items() if isinstance(v, int | float | tuple)}
   # a model's name is its registry's, pairs are checked against the variants
-  assert wanted - {'test', 'models', 'pairs'} <= grid._RANGES.keys()
+  assert wanted - {'test', 'models', 'pairs'} <= grid.RANGES.keys()
 
 
 @pytest.mark.parametrize(('field', 'value'), pairs(BAD))
@@ -100,7 +100,7 @@ def test_value_out_of_range_names_field_range_value_and_remedy(field, value):
   with pytest.raises(UserError) as error:
     grid.check(unchecked(field, value))
   assert str(error.value) == (
-    f'expected {field}: {grid._RANGES[field][0]}; found {value!r}; '
+    f'expected {field}: {grid.RANGES[field][0]}; found {value!r}; '
     f'to fix it: set --config.{field}=...'
   )
 

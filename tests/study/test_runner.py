@@ -216,7 +216,7 @@ def test_a_killed_worker_fails_its_run_and_another_goes_on(tmp_path, monkeypatch
       os.kill(worker.process.pid, signal.SIGKILL)
 
   monkeypatch.setattr(runner._Worker, 'give', give_and_kill)
-  c = small(variants=('cbam',), base__model__name='vit')
+  c = small(variants=('none',), learning_rates=(1e18,))  # which is no finite loss
   assert start(c, tmp_path) == runner.Outcome(done=0, failed=2, missing=0)
   (first, one), (second, another) = given
   assert (first, second) == ('s0', 's1')
@@ -227,8 +227,7 @@ def test_a_killed_worker_fails_its_run_and_another_goes_on(tmp_path, monkeypatch
   assert killed['error'] == 'its process ended with signal SIGKILL'
   assert killed['status'] == failed['status'] == 'failed'
   assert killed['device'] is None
-  assert failed['error'].startswith('expected ')  # a UserError needs no name
-  assert "'cbam'" in failed['error']
+  assert failed['error'].startswith('expected a finite loss')  # a UserError needs no name
   assert '\n' not in failed['error']
   assert 'Traceback' in (tmp_path / 'runs/s1.log').read_text()
   err = capsys.readouterr().err

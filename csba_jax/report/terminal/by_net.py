@@ -9,7 +9,7 @@ import numpy as np
 
 from csba_jax import config as config_lib
 from csba_jax.errors import UserError
-from csba_jax.report.terminal import seeds, table
+from csba_jax.report.terminal import same_splits, seeds, table
 from csba_jax.run.workdir import read_config, read_result
 from csba_jax.runtime import text_table
 
@@ -42,11 +42,8 @@ def of_workdirs(workdirs: Sequence[str]) -> str:
   results = {_name(of_net): [found[path] for path in of_net] for of_net in paths}
   if len(results) < len(paths):
     results = {of_net[0]: [found[path] for path in of_net] for of_net in paths}
-  for pair in zip(*results.values(), strict=True):
-    if len({(result['splits_sha256'], result['source_sha256']) for result in pair}) > 1:
-      raise UserError(
-        'runs of one seed on the same splits', 'different ones', 'compare runs of one data config'
-      )
+  for of_seed in zip(*paths, strict=True):
+    same_splits.check({path: found[path] for path in of_seed})
   return describe(results)
 
 

@@ -5,9 +5,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from csba_jax.errors import UserError
+from csba_jax.report.terminal import same_splits
 from csba_jax.run.workdir import read_result
 from csba_jax.runtime import text_table
+from csba_jax.study import protocol
 
 HEADLINES = (
   ('macro-F1', 'macro_f1'),
@@ -15,6 +16,10 @@ HEADLINES = (
   ('accuracy', 'accuracy'),
 )
 LARGEST_MATRIX = 12  # classes; a wider one does not fit a terminal
+ONE_RUN = (
+  'One run of each proves nothing: another seed gives other numbers. Needed: the same {} seeds or '
+  'more of each (csba-study, or all their workdirs in --workdirs).'
+)
 GROUPS = ('many', 'medium', 'few')
 
 
@@ -36,7 +41,7 @@ def comparison(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def of_workdirs(workdirs: Sequence[str]) -> str:
-  """`comparison` of finished runs, each under its folder's name.
+  """`comparison` of finished runs, each under its folder's name, and what one run of each tells.
 
   Raises:
     UserError: a folder without a result, or runs on different splits.
@@ -46,10 +51,9 @@ def of_workdirs(workdirs: Sequence[str]) -> str:
   if len(set(titles)) < len(titles):
     titles = workdirs
   results = {title: read_result(path) for title, path in zip(titles, workdirs, strict=True)}
-  splits = {(result['splits_sha256'], result['source_sha256']) for result in results.values()}
-  if len(splits) > 1:
-    raise UserError('runs on the same splits', 'different ones', 'compare runs of one data config')
-  return f'{comparison(results)}\nworkdirs: {" ".join(workdirs)}'
+  same_splits.check(dict(zip(workdirs, results.values(), strict=True)))
+  note = [ONE_RUN.format(protocol.seeds_needed(1))] if len(workdirs) > 1 else []
+  return '\n'.join([comparison(results), *note, f'workdirs: {" ".join(workdirs)}'])
 
 
 def single(result: Mapping[str, Any]) -> str:

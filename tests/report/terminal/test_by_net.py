@@ -95,5 +95,5 @@ def test_what_does_not_go_together(runs):
   ):
     by_net.of_workdirs([*none, *csba])
   csba.append(runs('csba-s1', 1, 'csba', result(0.5, splits='b')))
-  with pytest.raises(UserError, match='runs of one seed on the same splits; found different ones'):
+  with pytest.raises(UserError, match=r'runs on the same splits, .*; found 2 different ones: '):
     by_net.of_workdirs([*none, *csba])
