@@ -12,7 +12,7 @@ sum_c E[n_cb] / N g_c, for batches of N images. Noise of one batch adds to norms
 images of a batch are coupled, to inner products too; so only products of *different* batches count.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,8 +22,8 @@ from jax import Array
 from jax.tree_util import Partial
 
 from csba_jax.errors import UserError
+from csba_jax.gradients import arguments
 from csba_jax.gradients import batches as batches_lib
-from csba_jax.gradients import per_example as per_example_lib
 from csba_jax.gradients.batches import Batch
 from csba_jax.gradients.conflict import Conflict, conflict_matrix
 from csba_jax.gradients.dataset import Tick
@@ -85,9 +85,10 @@ def batch_conflict(
   Raises:
     UserError: fewer than two batches, or of different shapes; or as in `class_grams`.
   """
-  batches = _checked(batches, num_classes)
-  losses_fn = losses_fn if isinstance(losses_fn, Partial) else Partial(losses_fn)
-  per_example_lib.check_losses(losses_fn, params, batches[0])
+  losses_fn, params = arguments.prepare(losses_fn, params)
+  batches = arguments.without_explicit_axes(_checked(batches, num_classes))
+  arguments.check_max_bytes(max_bytes)
+  arguments.check_losses(losses_fn, params, batches[0])
   layers = Layers.of(params, layer_fn, head)
   leaves, rows = jax.tree.leaves(params), len(batches) * num_classes
   layers.check_room(leaves, rows, backend.device_bytes())
@@ -166,11 +167,15 @@ _masked_sums = backend.jit(_of_classes, static_argnames=('num_classes', 'wanted'
 
 def _checked(batches: Sequence[Batch], num_classes: int) -> list[Batch]:
   """The batches with a mask; UserError where they cannot be compared."""
-  found = [dict(batch) for batch in batches]
-  if len(found) < 2:
-    raise UserError('at least 2 batches', f'{len(found)}', 'draw more')
-  for batch in found:
+  if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
+    raise UserError('a list of batches', type(batches).__name__, 'pass [batch, batch, ...]')
+  given = list(batches)
+  if len(given) < 2:
+    raise UserError('at least 2 batches', f'{len(given)}', 'draw more')
+  for batch in given:
     batches_lib.check(batch, num_classes)
+  found = [dict(batch) for batch in given]
+  for batch in found:
     if batches_lib.is_stacked(batch):
       raise UserError(
         'flat batches, arrays [N, ...]', 'class-stacked ones', 'pass batches as training has them'
