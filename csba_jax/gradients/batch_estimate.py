@@ -23,8 +23,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
 from csba_jax.errors import UserError
+from csba_jax.gradients import arguments
 from csba_jax.gradients import batches as batches_lib
-from csba_jax.gradients import per_example as per_example_lib
 from csba_jax.gradients.batches import Batch
 from csba_jax.gradients.conflict import (
   Conflict,
@@ -95,11 +95,15 @@ def batch_conflict(
   Raises:
     UserError: fewer than two batches, or of different shapes; or as in `class_grams`.
   """
+  losses_fn, params = arguments.prepare(losses_fn, params)
+  if isinstance(batches, Mapping) or not isinstance(batches, Sequence):
+    raise UserError('a list of batches', type(batches).__name__, 'pass [batch, batch, ...]')
   if len(batches) < 2:
     raise UserError('at least 2 batches', f'{len(batches)}', 'draw more')
   first = _checked(batches[0], num_classes)
-  losses_fn = losses_fn if isinstance(losses_fn, Partial) else Partial(losses_fn)
-  per_example_lib.check_losses(losses_fn, params, first)
+  arguments.check_max_bytes(max_bytes)
+  arguments.check_mesh(mesh, params)
+  arguments.check_losses(losses_fn, params, first)
   layers = Layers.of(params, layer_fn, head)
   leaves, rows = jax.tree.leaves(params), len(batches) * num_classes
   layers.check_room(leaves, rows, backend.device_bytes())
@@ -255,7 +259,7 @@ def _checked(batch: Batch, num_classes: int) -> dict[str, Any]:
     raise UserError(
       'flat batches, arrays [N, ...]', 'class-stacked ones', 'pass batches as training has them'
     )
-  return dict(batch) | {'mask': batches_lib.valid(batch)}
+  return arguments.without_explicit_axes(dict(batch) | {'mask': batches_lib.valid(batch)})
 
 
 def _check_shapes(batch: Batch, first: Batch, number: int) -> None:

@@ -38,46 +38,116 @@ def check(batch: Batch, num_classes: int) -> None:
       images of class c in row c. The optional 'mask' is 0 or False for padding.
     num_classes: C.
   """
-  if not isinstance(num_classes, int | np.integer) or num_classes < 1:
-    raise UserError(
-      'num_classes, a whole number of at least 1', repr(num_classes), 'pass the number of classes'
-    )
+  check_num_classes(num_classes)
   if not isinstance(batch, Mapping) or 'label' not in batch:
-    found = f'keys {sorted(batch)}' if isinstance(batch, Mapping) else type(batch).__name__
+    found = (
+      f'keys {sorted(map(str, batch))}' if isinstance(batch, Mapping) else type(batch).__name__
+    )
     raise UserError(
       "batch, a dict with an array 'label'", found, "use 'label' as the key of the labels"
     )
-  label = batch['label']
-  dtype = jnp.result_type(label)
+  shape = _check_label(batch['label'], num_classes)
+  _check_leaves(batch, shape)
+  if 'mask' in batch:
+    _check_mask(batch['mask'], shape)
+  if not is_traced([batch['label'], batch.get('mask', 0)]):
+    _check_values(np.asarray(batch['label']), _mask(batch), num_classes)
+
+
+def check_num_classes(num_classes: Any) -> None:
+  """Raises UserError unless it is a whole number of at least 1."""
+  whole = isinstance(num_classes, int | np.integer) and not isinstance(num_classes, bool)
+  if not whole or num_classes < 1:
+    raise UserError(
+      'num_classes, a whole number of at least 1', repr(num_classes), 'pass the number of classes'
+    )
+
+
+def remedy(label: Any, num_classes: int) -> str:
+  """What to do about labels of a wrong type or shape."""
+  if np.asarray(label).dtype.kind in 'USO':
+    return 'number the classes: labels = np.unique(names, return_inverse=True)[1]'
+  shape = np.shape(label)
+  if len(shape) == 2 and shape[1] == num_classes:
+    return 'pass class indices: labels.argmax(-1)'
+  return 'pass class indices: labels[:, 0]' if shape[1:] == (1,) else 'pass class indices'
+
+
+def _check_label(label: Any, num_classes: int) -> tuple[int, ...]:
+  """The shape of the labels; UserError unless they are integers [N] or [C, n]."""
+  if not hasattr(label, 'dtype') and not isinstance(label, int):
+    raise UserError("batch['label'], an array", type(label).__name__, 'pass np.asarray(labels)')
+  shape = np.shape(label)
+  dtype = getattr(label, 'dtype', np.dtype(int))
   if not jnp.issubdtype(dtype, jnp.integer):
-    raise UserError("batch['label'] of an integer type", str(dtype), 'pass class indices')
-  shape = jnp.shape(label)
+    do = 'pass class indices' if is_traced(label) else remedy(label, num_classes)
+    raise UserError("batch['label'] of an integer type", str(dtype), do)
   if len(shape) not in (1, 2):
     raise UserError("batch['label'] of shape [N] or [C, n]", f'{list(shape)}', 'reshape it')
   if 0 in shape:
     raise UserError(
       'a batch with images', f"batch['label'] of shape {list(shape)}", 'pass at least one image'
     )
-  for path, leaf in jax.tree.leaves_with_path(dict(batch)):
-    if jnp.shape(leaf)[: len(shape)] != shape:
-      raise UserError(
-        f"every array of the batch with the dimensions {list(shape)} of 'label' in front",
-        f'{jax.tree_util.keystr(path, simple=True, separator="/")} of shape '
-        f'{list(jnp.shape(leaf))}',
-        'let losses_fn close over arrays that do not belong to single examples',
-      )
-  if 'mask' in batch and jnp.shape(batch['mask']) != shape:
-    raise UserError(
-      f"batch['mask'] of shape {list(shape)}", f'{list(jnp.shape(batch["mask"]))}', 'reshape it'
-    )
+  if len(shape) == 2 and not is_traced(label) and _is_one_hot(np.asarray(label), num_classes):
+    raise UserError("batch['label'] of class indices", 'one-hot rows', remedy(label, num_classes))
   if len(shape) == 2 and shape[0] != num_classes:
     raise UserError(
       f'a class-stacked batch of num_classes = {num_classes} rows',
-      f'{shape[0]} rows',
-      'stack C rows',
+      f"{shape[0]} rows, as batch['label'] has the shape {list(shape)}",
+      'stack C rows, or pass a flat batch with labels [N]',
     )
-  if not is_traced([label, batch.get('mask', 0)]):
-    _check_values(np.asarray(label), _mask(batch), num_classes)
+  return shape
+
+
+def _is_one_hot(label: np.ndarray, num_classes: int) -> bool:
+  """Whether each row has a single 1 among 0; class 1 of 2 may be stacked so too."""
+  if label.shape[1] != num_classes or not np.isin(label, (0, 1)).all():
+    return False
+  return bool((label.sum(1) == 1).all())
+
+
+def _check_leaves(batch: Batch, shape: tuple[int, ...]) -> None:
+  """Raises UserError unless all values are arrays of numbers for single examples."""
+  if not all(isinstance(name, str) for name in batch):
+    raise UserError('a batch whose keys are strings', f'keys {[*batch]}', 'name the arrays')
+  for name, value in batch.items():
+    for path, leaf in jax.tree.leaves_with_path({name: value}):
+      place = jax.tree_util.keystr(path, simple=True, separator='/')
+      if isinstance(value, list | tuple) and not hasattr(leaf, 'dtype'):
+        raise UserError('arrays in the batch', f'{name}, a {type(value).__name__}', 'np.asarray')
+      if not is_numeric(leaf):
+        dtype = getattr(leaf, 'dtype', type(leaf).__name__)
+        raise UserError(
+          'a batch of arrays of numbers', f'{place} of type {dtype}', 'leave it out of the batch'
+        )
+      if jnp.shape(leaf)[: len(shape)] != shape:
+        raise UserError(
+          f"every array of the batch with the dimensions {list(shape)} of 'label' in front",
+          f'{place} of shape {list(jnp.shape(leaf))}',
+          'let losses_fn close over arrays that do not belong to single examples',
+        )
+
+
+def _check_mask(mask: Any, shape: tuple[int, ...]) -> None:
+  if mask is None or np.shape(mask) != shape:
+    found = 'None' if mask is None else f'{list(np.shape(mask))}'
+    raise UserError(f"batch['mask'] of shape {list(shape)}", found, 'reshape it, or leave it out')
+  if not is_traced(mask) and not np.isin(np.asarray(mask), (0, 1)).all():
+    values = np.asarray(mask)
+    raise UserError(
+      "batch['mask'] of 0 for padding and 1 elsewhere",
+      f'{values[~np.isin(values, (0, 1))][0]}',
+      'multiply the losses by weights in losses_fn, if weights are meant',
+    )
+
+
+def is_numeric(leaf: Any) -> bool:
+  """Whether JAX takes it as an array: numbers, booleans, random keys."""
+  if isinstance(leaf, bool | int | float | complex):
+    return True
+  if isinstance(leaf, np.ndarray | np.generic):
+    return bool(jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == np.bool_)
+  return isinstance(leaf, jax.Array)
 
 
 def _check_values(label: np.ndarray, mask: np.ndarray, num_classes: int) -> None:

@@ -14,15 +14,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from csba_jax.data.class_counts import shot_groups
 from csba_jax.errors import UserError
 from csba_jax.files import write_atomically
-from csba_jax.gradients.gram import ClassGrams
+from csba_jax.gradients.gram import RESERVED, ClassGrams
 
 Array = Any  # NumPy or JAX
-SCOPES = ('shared', 'total')  # sums of layers; they stand before the layers
+SCOPES = RESERVED  # they stand before the layers
 CLASS_MEASURES = ('share', 'cosine', 'interference')
 CLASS_RANGES = ((-np.inf, np.inf), (-1, 1), (0, np.inf))  # of the measures as they are shown
 
@@ -262,6 +263,14 @@ class Conflict:
       prior: weight of each class in the training loss; by default its share of `class_counts`, as
         in a plain mean over the training set.
     """
+    if not isinstance(found, ClassGrams):
+      raise UserError('ClassGrams', type(found).__name__, 'pass what class_grams returns')
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(found)):
+      raise UserError(
+        'ClassGrams that are known: a Conflict is made on the host',
+        'traced ones, inside of jit or another transformation',
+        'return the ClassGrams, and call Conflict.of outside',
+      )
     scopes = (*SCOPES, *found.grams)
     grams = np.stack([found.shared, found.total, *found.grams.values()]).astype(np.float64)
     cosines = conflict_matrix(grams)

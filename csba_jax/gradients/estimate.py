@@ -21,6 +21,7 @@ from jax.tree_util import Partial
 
 from csba_jax.data.random_draws import draws, permutation
 from csba_jax.errors import UserError
+from csba_jax.gradients import arguments, batches
 from csba_jax.gradients import per_example as per_example_lib
 from csba_jax.gradients.conflict import (
   SCOPES,
@@ -88,7 +89,9 @@ def exact_conflict(
   Raises:
     UserError: data have no integer labels from 0 to C - 1, or losses are coupled or not finite.
   """
-  losses_fn = _per_example_losses(losses_fn, params, data, num_classes, per_example)
+  losses_fn, params, data = _checked(losses_fn, params, data, num_classes, per_example)
+  arguments.check_mesh(mesh, params)
+  arguments.check_max_bytes(max_bytes)
   of_class = _classes(data, num_classes)
   layers = Layers.of(params, layer_fn, head)
   sums, loss_sums = group_grams_of(losses_fn, params, data, of_class, layers, max_bytes, tick, mesh)
@@ -154,7 +157,9 @@ def estimated_conflict(
     UserError: as in `exact_conflict`; or the target is unknown, or there are fewer than 2 folds or
       fewer images than folds.
   """
-  losses_fn = _per_example_losses(losses_fn, params, data, num_classes, per_example)
+  losses_fn, params, data = _checked(losses_fn, params, data, num_classes, per_example)
+  arguments.check_mesh(mesh, params)
+  arguments.check_max_bytes(max_bytes)
   index, sizes = draw_folds(data, num_classes, target, images, folds, seed)
   groups = [index[c, k, : sizes[c, k]] for c in range(num_classes) for k in range(folds)]
   layers = Layers.of(params, layer_fn, head)
@@ -398,18 +403,22 @@ def describe_result(
   }
 
 
-def _per_example_losses(
+def _checked(
   losses_fn: LossesFn,
   params: PyTree,
   data: Examples,
   num_classes: int,
   per_example: bool | None,
-) -> Partial:
-  """losses_fn as a Partial; UserError where its losses are known to be coupled."""
+) -> tuple[Partial, PyTree, Examples]:
+  """losses_fn as a Partial, params and data; UserError where the losses are coupled."""
+  losses_fn, params = arguments.prepare(losses_fn, params)
+  batches.check_num_classes(num_classes)
+  _check_data(data)
   _classes(data, num_classes)
-  losses_fn = losses_fn if isinstance(losses_fn, Partial) else Partial(losses_fn)
+  arguments.check_per_example(per_example)
+  data = arguments.without_explicit_axes(dict(data))
   few = {name: np.asarray(values[: backend.images_per_dispatch()]) for name, values in data.items()}
-  per_example_lib.check_losses(losses_fn, params, few)
+  arguments.check_losses(losses_fn, params, few)
   if per_example is None:
     per_example = per_example_lib.is_per_example(losses_fn, params, few)
   if not per_example:
@@ -418,7 +427,32 @@ def _per_example_losses(
       'losses that change with the rest of the batch (BatchNorm in training? dropout?)',
       'use the running statistics (train=False)',
     )
-  return losses_fn
+  return losses_fn, params, data
+
+
+def _check_data(data: Examples) -> None:
+  """Raises UserError unless data is a dict of arrays with a 'label', and has no mask."""
+  expected = "data, a dict of arrays [N, ...] on the host with an array 'label'"
+  if not isinstance(data, Mapping) or 'label' not in data:
+    found = f'keys {sorted(map(str, data))}' if isinstance(data, Mapping) else type(data).__name__
+    raise UserError(expected, found, "use 'label' as the key of the labels")
+  if 'mask' in data:
+    raise UserError("data without 'mask'", "an entry 'mask'", 'leave the masked examples out')
+  for name, values in data.items():
+    kind = getattr(values, 'dtype', None)
+    if kind is None or not hasattr(values, 'shape') or not isinstance(name, str):
+      found = f'{name!r} of type {type(values).__name__}'
+      raise UserError(expected, found, 'pass arrays under names: np.asarray')
+    if name != 'label' and (not isinstance(kind, np.dtype) or kind.kind not in 'biufcV'):
+      raise UserError(
+        'data of numbers', f'{name!r} of type {kind}', 'leave it out, or turn it into numbers'
+      )
+    if not len(values.shape) or values.shape[0] != np.shape(data['label'])[0]:
+      raise UserError(
+        f"every array of data with the length {len(data['label'])} of 'label'",
+        f'{name!r} of shape {list(values.shape)}',
+        'let losses_fn close over arrays that do not belong to single examples',
+      )
 
 
 def _classes(data: Examples, num_classes: int) -> list[np.ndarray]:
@@ -426,7 +460,9 @@ def _classes(data: Examples, num_classes: int) -> list[np.ndarray]:
   label = np.asarray(data['label'])
   wanted = f"data['label'] [N] of integers from 0 to {num_classes - 1}, N >= 1"
   if label.ndim != 1 or not len(label) or not np.issubdtype(label.dtype, np.integer):
-    raise UserError(wanted, f'{label.dtype} of shape {list(label.shape)}', 'pass class indices')
+    raise UserError(
+      wanted, f'{label.dtype} of shape {list(label.shape)}', batches.remedy(label, num_classes)
+    )
   if label.min() < 0 or label.max() >= num_classes:
     raise UserError(wanted, f'{label.min()} to {label.max()}', 'correct the labels or num_classes')
   return [np.flatnonzero(label == c) for c in range(num_classes)]

@@ -1,5 +1,6 @@
 """Layers of any parameter tree, and Grams of class gradients layer by layer."""
 
+import collections
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
@@ -11,18 +12,22 @@ from flax import struct
 from jax import Array, lax
 
 from csba_jax.errors import UserError
+from csba_jax.gradients import nnx_variables
 
 PyTree = Any
 LayerFn = Callable[[str], str | None]
+RESERVED = ('shared', 'total')  # sums of layers
 
 
 class ClassGrams(struct.PyTreeNode):
   """Inner products of class gradients, <g_c, g_d>, by layer and over scopes.
 
+  Layers stand in the order of the parameter tree: each where its first parameter stands. A dict
+  sorts its keys; a list, a module of Equinox or a NamedTuple keeps the order of its parts.
   A class without images has a count of 0, and 0 as its row, its column and its loss.
   """
 
-  grams: dict[str, Array]  # layer name: [C, C], float32 or float64
+  grams: dict[str, Array]  # layer name: [C, C], float32 or float64; ordered, also out of jit
   total: Array  # [C, C], all layers
   shared: Array  # [C, C], all layers except the classifier head; without a `head`, all layers
   counts: Array  # [C], images of each class that took part
@@ -31,7 +36,7 @@ class ClassGrams(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-  """Which leaves of a parameter tree form which layer; hashable."""
+  """Which leaves of a parameter tree form which layer, in the order of the tree; hashable."""
 
   names: tuple[str, ...]
   members: tuple[tuple[int, ...], ...]  # indices of each layer's leaves in the flattened tree
@@ -54,8 +59,9 @@ class Layers:
         a head that takes a part of a layer.
     """
     names = parameter_names(params)
-    _check_float(params, names)
-    found = [(layer_fn or layer_name)(name) for name in names]
+    check_params(params)
+    _check_head(head)
+    found = [_layer_of(layer_fn or layer_name, name) for name in names]
     members: dict[str, list[int]] = {}
     for i, layer in enumerate(found):
       if layer is not None:
@@ -148,16 +154,11 @@ class Layers:
 
 def parameter_names(params: PyTree) -> list[str]:
   """A name such as 'stage1/conv/kernel' for each leaf, without the '/value' that NNX adds."""
+  variables = nnx_variables.variables(params)
   return [
-    jax.tree_util.keystr(path[:-1] if _is_variable(path) else path, simple=True, separator='/')
+    jax.tree_util.keystr(path[:-1] if path[:-1] in variables else path, simple=True, separator='/')
     for path, _ in jax.tree.leaves_with_path(params)
   ]
-
-
-def _is_variable(path: tuple[Any, ...]) -> bool:
-  """Whether a path ends in the attribute `value` of a variable in an nnx.State."""
-  keys = jax.tree_util.DictKey, jax.tree_util.GetAttrKey
-  return [*map(type, path[-2:])] == [*keys] and path[-1].name == 'value'
 
 
 def layer_name(parameter: str) -> str:
@@ -169,7 +170,10 @@ def _is_head(name: str, head: str | None) -> bool:
   return head is not None and re.search(head, name) is not None
 
 
-def _check_float(params: PyTree, names: list[str]) -> None:
+def check_params(params: PyTree) -> None:
+  """Raises UserError unless the leaves are float arrays or their shapes, and NNX's are Params."""
+  nnx_variables.check_variables(params)
+  names = parameter_names(params)
   for name, leaf in zip(names, jax.tree.leaves(params), strict=True):
     if not jnp.issubdtype(getattr(leaf, 'dtype', type(leaf)), jnp.floating):
       raise UserError(
@@ -181,13 +185,44 @@ def _check_float(params: PyTree, names: list[str]) -> None:
     raise UserError('params with at least one array', 'an empty tree', "pass the model's params")
 
 
+def _check_head(head: str | None) -> None:
+  expected = "head, a regular expression for the classifier's parameters, or None"
+  if head is not None and (not isinstance(head, str) or not head):
+    raise UserError(expected, repr(head), "pass a string such as '^head/', or None")
+  try:
+    re.compile(head or '')
+  except re.error as error:
+    raise UserError(expected, f'{head!r}: {error}', 'correct it') from error
+
+
+def _layer_of(layer_fn: LayerFn, name: str) -> str | None:
+  """layer_fn(name), checked."""
+  expected = 'layer_fn that maps the name of a parameter to the name of its layer, or to None'
+  if not callable(layer_fn):
+    raise UserError(expected, repr(layer_fn), 'pass a function, such as lambda name: name')
+  try:
+    layer = layer_fn(name)
+  except Exception as error:
+    found = f'{type(error).__name__} for {name!r}: {error}'
+    raise UserError(expected, found, 'correct the function') from error
+  if layer is not None and (not isinstance(layer, str) or not layer):
+    raise UserError(expected, f'{layer!r} for {name!r}', 'return a string or None')
+  if layer in RESERVED:
+    raise UserError(
+      f'layers with other names than {" and ".join(RESERVED)}, which are sums of layers',
+      f'{layer!r} for the parameter {name!r}',
+      "give another name: layer_fn=lambda name: 'layer ' + name.rpartition('/')[0]",
+    )
+  return layer
+
+
 def _some(names: Sequence[str]) -> str:
   return ', '.join(names[:5]) + (', ...' if len(names) > 5 else '')
 
 
 def accumulator(dtype: Any) -> jnp.dtype:
   """The type of sums of gradients: float32 at least."""
-  return jnp.dtype(jnp.promote_types(dtype, jnp.float32))
+  return jnp.dtype(jax.dtypes.canonicalize_dtype(jnp.promote_types(dtype, jnp.float32)))
 
 
 def gram(rows: Sequence[Array]) -> Array:
@@ -210,7 +245,8 @@ def assemble(layers: Layers, sums: Sequence[Array], counts: Array, loss_sums: Ar
   means = [g * (per_image[:, None] * per_image[None]) for g in sums]
   body = [g for g, head in zip(means, layers.in_head, strict=True) if not head]
   return ClassGrams(
-    grams=dict(zip(layers.names, means, strict=True)),
+    # jax.tree sorts the keys of a dict, and would bring layers into another order
+    grams=collections.OrderedDict(zip(layers.names, means, strict=True)),
     total=sum(means),
     shared=sum(body) if body else jnp.zeros_like(means[0]),
     counts=counts,

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jax.tree_util import Partial
 
 from csba_jax.errors import UserError
-from csba_jax.gradients import batches, loops
+from csba_jax.gradients import arguments, batches, loops
 from csba_jax.gradients import per_example as per_example_lib
 from csba_jax.gradients.batches import Batch
 from csba_jax.gradients.gram import ClassGrams, LayerFn, Layers, accumulator, assemble, gram
@@ -117,12 +117,14 @@ def class_grams(
     max_bytes: for the class gradients that are held at once.
 
   Returns:
-    Grams by layer, and over scopes.
+    Grams by layer, in the order of the parameter tree, and over scopes.
 
   Raises:
     UserError: as in `class_gradients`; layer_fn or head matches nothing; or the class gradients of
       one layer exceed the memory of a device.
   """
+  arguments.check_mesh(mesh)
+  arguments.check_max_bytes(max_bytes)
   layers = Layers.of(params, layer_fn, head)
   if mesh is not None:  # a mesh whose axes have the default type
     mesh = Mesh(mesh.devices, mesh.axis_names)
@@ -190,11 +192,11 @@ def _prepare(
   mesh: Mesh | None,
 ) -> dict[str, Any]:
   """Checks the arguments, chooses the strategy and converts the batch to its form."""
-  Layers.of(params, None, None)
+  losses_fn, params = arguments.prepare(losses_fn, params)
   batches.check(batch, num_classes)
-  batch = dict(batch)
-  losses_fn = losses_fn if isinstance(losses_fn, Partial) else Partial(losses_fn)
-  per_example_lib.check_losses(losses_fn, params, _example_batch(batch))
+  arguments.check_per_example(per_example)
+  batch = arguments.without_explicit_axes(dict(batch))
+  arguments.check_losses(losses_fn, params, _example_batch(batch))
   stacked = _choose(losses_fn, params, batch, strategy, per_example, mesh)
   if stacked and not batches.is_stacked(batch):
     batch = batches.stack(batch, num_classes)
@@ -205,7 +207,7 @@ def _prepare(
   return {
     'losses_fn': losses_fn,
     'params': params,
-    'batch': batch | {'mask': batches.valid(batch)},
+    'batch': {**batch, 'mask': batches.valid(batch)},
     'num_classes': num_classes,
     'stacked': stacked,
   }
@@ -348,7 +350,7 @@ def gram_across(mesh: Mesh | None, rows: Sequence[Array]) -> Array:
   if mesh is None:
     return gram(rows)
   flat = jnp.concatenate([x.reshape(len(x), -1).astype(accumulator(x.dtype)) for x in rows], axis=1)
-  flat = jnp.pad(flat, ((0, 0), (0, -flat.shape[1] % mesh.size)))
+  flat = jnp.pad(flat, ((0, 0), (0, -flat.shape[1] % mesh.size or mesh.size * (not flat.size))))
   share = lax.psum_scatter(flat, mesh.axis_names, scatter_dimension=1, tiled=True)
   return lax.psum(gram([share]), mesh.axis_names)
 

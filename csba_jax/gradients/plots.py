@@ -1,4 +1,4 @@
-"""Figures of conflict and gradient flow as PNG files, each written as a whole or not at all."""
+"""Figures of conflict and gradient flow, as PNG, PDF or SVG, each written whole or not at all."""
 
 import itertools
 import math
@@ -11,8 +11,10 @@ import numpy as np
 
 from csba_jax.errors import UserError
 from csba_jax.files import write_atomically
+from csba_jax.gradients import blocks
 from csba_jax.gradients.conflict import Conflict, conflict_matrix
 from csba_jax.gradients.flow import Flow
+from csba_jax.gradients.gram import ClassGrams
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -24,6 +26,8 @@ LARGEST_ANNOTATED = 20  # classes; with more, the numbers would be too small to 
 SMALLEST_LIMIT = 0.05  # of a scale of colours, so that noise around 0 stays pale
 _COLORS = 'RdBu'  # red: conflict, blue: agreement
 _UNDEFINED = '0.85'
+_FORMATS = ('png', 'pdf', 'svg')
+_LONGEST = 28  # characters of a class name in a figure; a longer one loses its middle
 
 
 def heat_map(conflict: Conflict, path: str | os.PathLike, scope: str = 'shared') -> None:
@@ -31,12 +35,14 @@ def heat_map(conflict: Conflict, path: str | os.PathLike, scope: str = 'shared')
 
   Where there is a sampling error, bold numbers are distinguishable from 0. Grey: not resolvable.
   """
+  _check(conflict)
   cosines = np.where(conflict.resolvable(scope), conflict.cosine(scope), np.nan)
   known = conflict.distinguishable(scope) & conflict.errors.any()
   figure, axes = _square(conflict, cosines, known, 'cosine of class gradients')
   bold = ', bold: 95 % interval without 0' if conflict.errors.any() else ''
-  title = f'Conflict matrix, {scope}{_when(conflict)}'
-  axes.set_title(f'{title}\ntarget {conflict.about["target"]}{bold}')
+  title = f'Conflict matrix, {_shown(scope)}{_when(conflict)}'
+  target = _shown(str(conflict.about.get('target', 'not stated')))
+  axes.set_title(f'{title}\ntarget {target}{bold}')
   _save(figure, path)
 
 
@@ -54,6 +60,7 @@ def difference(
   Raises:
     UserError: the classes differ, or one of the nets lacks a layer.
   """
+  _check(treated, control)
   if treated.class_names != control.class_names:
     raise UserError('two nets for the same classes', 'other classes', 'compare runs on one set')
   cosines, reference = (
@@ -95,68 +102,184 @@ def class_f1(results: Mapping[str, Mapping[str, Any]], path: str | os.PathLike) 
 
 
 def layers(conflict: Conflict, path: str | os.PathLike) -> None:
-  """One small conflict matrix for each layer, all with the same scale of colours."""
+  """One small conflict matrix for each layer, all with the same scale of colours.
+
+  Classes are named at the left and at the bottom, by frequency; of many classes, a few.
+  """
+  _check(conflict)
   names = conflict.layers
-  columns = min(10, math.ceil(math.sqrt(1.6 * len(names))))
+  wide = min(8, math.ceil(math.sqrt(1.6 * len(names))))
+  columns = min((wide, wide - 1), key=lambda number: -len(names) % max(1, number))
+  columns = max(1, columns)
   rows = math.ceil(len(names) / columns)
-  figure = _figure(2.3 * columns + 1, 2.45 * rows + 0.8)
+  side = 2.2 if len(names) <= 8 else 1.5  # inches
+  figure = _figure((side + 0.1) * columns + 2.2, (side + 0.45) * rows + 1.6)
   grid = figure.subplots(rows, columns, squeeze=False)
   limit = color_limit(conflict.cosine(name) for name in names)
-  for axes in grid.flat:
+  named = _named_ranks(len(conflict.class_names), 12 if side < 2 else LARGEST_ANNOTATED)
+  labels = [_label(conflict, conflict.by_frequency[rank]) for rank in named]
+  for axes in grid.flat[len(names) :]:
     axes.set_axis_off()
-  for axes, name in zip(grid.flat, names, strict=False):
-    axes.set_axis_on()
+  for i, (axes, name) in enumerate(zip(grid.flat, names, strict=False)):
     image = _matrix(axes, conflict, conflict.cosine(name), limit)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set_xticks(named, labels if i // columns == rows - 1 else [], rotation=90, fontsize=5.5)
+    axes.set_yticks(named, labels if i % columns == 0 else [], fontsize=5.5)
+    axes.tick_params(length=2, width=0.5)
     rate = conflict.summary(name)['conflict_rate']
-    title = name if len(name) <= 30 else f'...{name[-27:]}'
-    axes.set_title(f'{title}\n{_percent(rate)} of pairs in conflict', fontsize=6.5)
-  figure.colorbar(image, ax=grid, shrink=0.5, label='cosine of class gradients')
-  figure.suptitle(
-    f'Conflict by layer{_when(conflict)}: classes from {_ends(conflict)}', fontsize=10
-  )
+    title = [_shown(line) for line in blocks.wrap(name, int(15 * side))]
+    axes.set_title('\n'.join([*title, f'{_percent(rate)} in conflict']), fontsize=6.5)
+  bar = figure.colorbar(image, ax=grid, shrink=min(1, 3 / rows), label='cosine of class gradients')
+  bar.ax.tick_params(labelsize=7)
+  figure.suptitle(f'Conflict by layer{_when(conflict)}: share of pairs in conflict', fontsize=10)
   _save(figure, path)
 
 
 def gradient_flow(conflict: Conflict, flow: Flow, path: str | os.PathLike) -> None:
-  """How each class moves each layer: norm, share of the batch gradient and cosine with it."""
-  figure = _figure(max(8, 0.24 * len(conflict.layers) + 4), 11)
-  top, middle, bottom, last = figure.subplots(4, 1, sharex=True)
-  of_layers = slice(len(conflict.scopes) - len(conflict.layers), None)
-  x = np.arange(len(conflict.layers))
-  for axes, values, label in (
-    (top, flow.norms, r'$|g_c|$'),
-    (middle, flow.shares, 'share of batch gradient'),
-    (bottom, flow.cosines, 'cosine with batch gradient'),
-  ):
-    for color, c in _class_colors(conflict):
-      axes.plot(x, values[of_layers, c], 'o-', ms=3, lw=1, color=color, label=_label(conflict, c))
-    axes.set_ylabel(label)
-    axes.grid(alpha=0.3)
-  if np.nanmax(flow.norms[of_layers], initial=0) > 0:
-    top.set_yscale('log')
-  for axes in (middle, bottom):
-    axes.axhline(0, color='black', lw=0.8)
-  last.plot(x, flow.norm_ratio[of_layers], 's-', ms=3, lw=1, color='black', label=r'mean $|g_c|$')
-  last.plot(
-    x, flow.pull_ratio[of_layers], '^-', ms=3, lw=1, color='tab:red', label=r'$|\sum_c \pi_c g_c|$'
+  """How each class moves each layer: norm, share of the batch gradient and cosine with it.
+
+  A line is a layer, a group of lines a block of the net. In each line the classes stand from the
+  largest at the top to the smallest at the bottom.
+  """
+  _check(conflict)
+  if not isinstance(flow, Flow) or flow.scopes != conflict.scopes:
+    found = 'one of other scopes' if isinstance(flow, Flow) else type(flow).__name__
+    raise UserError('the flow of this conflict', found, 'pass flow(conflict)')
+  groups = blocks.blocks(conflict.layers)
+  each = min(0.5, max(0.17, 9 / len(conflict.layers)))  # inches of a layer
+  figure = _figure(11, each * len(conflict.layers) + 0.3 * len(groups) + 1.9)
+  grid = figure.subplots(
+    len(groups),
+    4,
+    squeeze=False,
+    sharex='col',
+    height_ratios=[len(members) + 0.25 for _, members in groups],
   )
-  last.axhline(1, color='black', lw=0.8)
-  last.set_yscale('log')
-  last.set_ylabel('majority / minority')
-  last.legend(fontsize=7)
-  last.grid(alpha=0.3)
-  last.set_xticks(x, conflict.layers, rotation=90, fontsize=6)
-  _legend(top, len(conflict.class_names))
-  top.set_title(f'Gradient flow by layer{_when(conflict)}')
+  first = len(conflict.scopes) - len(conflict.layers)
+  for row, (block, members) in zip(grid, groups, strict=True):
+    _flow_of_block(row, conflict, flow, [first + i for i in members])
+    row[0].set_yticks(
+      range(len(members)),
+      [_shown(blocks.within(conflict.layers[i], block), 36) for i in members],
+      fontsize=7,
+    )
+    row[0].set_title(_shown(block, 60), loc='left', fontsize=8, weight='bold', pad=3)
+  for axes, label in zip(grid[-1], _FLOW_LABELS, strict=True):
+    axes.set_xlabel(label, fontsize=8)
+    axes.tick_params(axis='x', labelsize=7)
+  of_layers = slice(first, None)
+  for column, values in ((0, flow.norms), (3, np.stack([flow.norm_ratio, flow.pull_ratio], 1))):
+    if np.nanmax(values[of_layers], initial=0) > 0:
+      _set_log([*grid[:, column]], values[of_layers])
+  _flow_legends(figure, grid, conflict)
+  figure.suptitle(f'Gradient flow by layer{_when(conflict)}', fontsize=11)
   _save(figure, path)
+
+
+_FLOW_LABELS = (
+  r'norm $|g_c|$',
+  'share of the batch gradient',
+  'cosine with the batch gradient',
+  'majority / minority',
+)
+_RATIOS = (
+  (r'mean $|g_c|$', 's', 'black'),
+  (r'$|\sum_c \pi_c g_c|$', '^', 'tab:red'),
+)
+
+
+def _flow_of_block(
+  row: Sequence['Axes'], conflict: Conflict, flow: Flow, scopes: Sequence[int]
+) -> None:
+  """One block of `gradient_flow`: four panels, in which layer i is the line at height i."""
+  y = np.arange(len(scopes))
+  colors, order = zip(*_class_colors(conflict), strict=True)
+  classes = len(order)
+  rise = np.linspace(-0.34, 0.34, classes) if classes > 1 else np.zeros(1)
+  size = 3.5 if classes <= LARGEST_ANNOTATED else 1.3
+  for axes, values in zip(row, (flow.norms, flow.shares, flow.cosines), strict=False):
+    x = values[np.ix_(scopes, order)]
+    axes.scatter(x, y[:, None] + rise, s=size**2, lw=0, c=[*colors] * len(y))
+  for values, (_, marker, color), dy in zip(
+    (flow.norm_ratio, flow.pull_ratio), _RATIOS, (-0.15, 0.15), strict=True
+  ):
+    row[3].plot(values[scopes], y + dy, marker, ms=3.5, mew=0, color=color)
+  for axes, neutral in zip(row, (None, 0, 0, 1), strict=True):
+    if neutral is not None:
+      axes.axvline(neutral, color='0.3', lw=0.8, zorder=0)
+    for line in y[1::2]:
+      axes.axhspan(line - 0.5, line + 0.5, color='0.95', zorder=-1)
+    axes.set_ylim(len(scopes) - 0.5, -0.5)  # the first layer on top
+    axes.tick_params(axis='y', length=0)
+    axes.grid(axis='x', alpha=0.3)
+    axes.tick_params(axis='x', length=2)
+    if axes is not row[0]:
+      axes.set_yticks([])
+
+
+def _set_log(column: Sequence['Axes'], values: np.ndarray) -> None:
+  """Logarithmic axes with plain numbers, as many as there is room for."""
+  from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+  known = values[values > 0]
+  few = known.max() > 30 * known.min()
+  for axes in column:
+    axes.set_xscale('log')
+    axes.xaxis.set_major_locator(LogLocator(subs=(1,) if few else (1, 2, 5), numticks=7))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}'))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _flow_legends(figure: 'Figure', grid: np.ndarray, conflict: Conflict) -> None:
+  """Which colour is which class, and which mark is which ratio, at the right."""
+  from matplotlib.cm import ScalarMappable
+  from matplotlib.colors import ListedColormap, Normalize
+  from matplotlib.lines import Line2D
+
+  colors = _class_colors(conflict)
+  marks = [
+    Line2D([], [], marker=marker, ls='', ms=4, mew=0, color=color, label=label)
+    for label, marker, color in _RATIOS
+  ]
+  ratios = {'handles': marks, 'title': _FLOW_LABELS[3], 'fontsize': 7, 'title_fontsize': 7}
+  if len(colors) <= LARGEST_ANNOTATED:
+    dots = [
+      Line2D([], [], marker='o', ls='', ms=4, mew=0, color=color, label=_label(conflict, c))
+      for color, c in colors
+    ]
+    figure.legend(
+      handles=dots,
+      title='class (training images)',
+      fontsize=7,
+      title_fontsize=7,
+      ncols=min(4, len(dots)),
+      loc='outside lower left',
+    )
+  else:
+    named = _named_ranks(len(colors), 3)  # long names fit
+    scale = ScalarMappable(
+      Normalize(-0.5, len(colors) - 0.5), ListedColormap([color for color, _ in colors])
+    )
+    bar = figure.colorbar(
+      scale, ax=grid, location='bottom', fraction=0.02, aspect=80, pad=0.02, shrink=0.7
+    )
+    bar.set_ticks(named, labels=[_label(conflict, colors[rank][1]) for rank in named], fontsize=6)
+    bar.set_label('class (training images), from the largest to the smallest', fontsize=7)
+  figure.legend(loc='outside lower right', **ratios)
+
+
+def _named_ranks(classes: int, most: int) -> list[int]:
+  """Ranks by frequency of the classes that are named: all, or `most` at most, evenly spread."""
+  if classes <= most:
+    return list(range(classes))
+  few = min(most, 5)
+  return sorted({round(rank) for rank in np.linspace(0, classes - 1, few)})
 
 
 def over_training(
   steps: np.ndarray, flows: Sequence[Flow], snapshots: Sequence[Conflict], path: str | os.PathLike
 ) -> None:
   """Conflict rates, norms by class and ratios of norms of the shared scope, by training step."""
+  _check(*snapshots)
   figure = _figure(8, 9)
   top, middle, bottom = figure.subplots(3, 1, sharex=True)
   summaries = [snapshot.summary() for snapshot in snapshots]
@@ -215,7 +338,26 @@ def _figure(width: float, height: float) -> 'Figure':
 
 
 def _save(figure: 'Figure', path: str | os.PathLike) -> None:
-  write_atomically(Path(path), lambda file: figure.savefig(file, format='png', dpi=DPI))
+  ending = Path(path).suffix[1:].lower()
+  if ending not in _FORMATS:
+    raise UserError(
+      f'a path that ends in .{", .".join(_FORMATS)}', repr(os.fspath(path)), 'change the ending'
+    )
+  if not Path(path).absolute().parent.is_dir():
+    raise UserError(f'a folder {Path(path).parent} that exists', 'none', 'make it')
+  write_atomically(Path(path), lambda file: figure.savefig(file, format=ending, dpi=DPI))
+
+
+def _check(*conflicts: Conflict) -> None:
+  for conflict in conflicts:
+    if not isinstance(conflict, Conflict):
+      do = 'pass Conflict.of(grams)' if isinstance(conflict, ClassGrams) else 'pass a Conflict'
+      raise UserError('a Conflict', type(conflict).__name__, do)
+
+
+def _shown(text: str, longest: int = 60) -> str:
+  """A text of the user as it is drawn: short enough, and with no letter that starts a formula."""
+  return blocks.shorten(text, longest).replace('$', r'\$')
 
 
 def _square(
@@ -228,8 +370,12 @@ def _square(
   axes = figure.subplots()
   image = _matrix(axes, conflict, values, color_limit([values]))
   labels = [_label(conflict, c) for c in conflict.by_frequency]
+  size = 10 if classes <= LARGEST_ANNOTATED else max(4, 9 - classes / 25)  # points
   axes.set_xticks(range(classes), labels, rotation=45, ha='right', rotation_mode='anchor')
   axes.set_yticks(range(classes), labels)
+  axes.tick_params(labelsize=size)
+  if classes > LARGEST_ANNOTATED:  # slanted ones would overlap
+    axes.set_xticks(range(classes), labels, rotation=90, ha='center', rotation_mode='default')
   if classes <= LARGEST_ANNOTATED:
     _annotate(axes, conflict, values, bold)
   figure.colorbar(image, ax=axes, shrink=0.8, label=label)
@@ -262,11 +408,12 @@ def _class_colors(conflict: Conflict) -> list[tuple[object, int]]:
   from matplotlib import colormaps
 
   order = conflict.by_frequency
-  return [(colormaps['viridis'](i / max(1, len(order) - 1)), c) for i, c in enumerate(order)]
+  # yellow, the end of the scale, cannot be seen on white
+  return [(colormaps['viridis'](0.92 * i / max(1, len(order) - 1)), c) for i, c in enumerate(order)]
 
 
 def _label(conflict: Conflict, c: int) -> str:
-  return f'{conflict.class_names[c]} ({conflict.class_counts[c]})'
+  return f'{_shown(conflict.class_names[c], _LONGEST)} ({conflict.class_counts[c]})'
 
 
 def _legend(axes: 'Axes', classes: int) -> None:
@@ -274,11 +421,6 @@ def _legend(axes: 'Axes', classes: int) -> None:
     axes.legend(
       fontsize=6, ncols=2 if classes > 6 else 1, loc='center left', bbox_to_anchor=(1, 0.5)
     )
-
-
-def _ends(conflict: Conflict) -> str:
-  order = conflict.by_frequency
-  return f'{_label(conflict, order[0])} to {_label(conflict, order[-1])}'
 
 
 def _when(conflict: Conflict) -> str:

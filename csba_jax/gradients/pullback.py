@@ -4,7 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
+
+from csba_jax.errors import UserError
+from csba_jax.gradients.gram import check_params
 
 PyTree = Any
 
@@ -25,6 +29,9 @@ def losses_and_pullback(
   Returns:
     The losses [N]; the pullback, weights [N] -> a tree like params; the auxiliary output.
 
+  Raises:
+    UserError: losses_fn returns something else, or weights are not [N].
+
   Example:
     >>> import jax.numpy as jnp
     >>> x, y = jnp.array([1.0, 2.0]), jnp.array([0.0, 1.0])
@@ -32,9 +39,31 @@ def losses_and_pullback(
     >>> losses, pullback(jnp.array([1.0, 0.5]))  # x (x w - y) = 1 and 2
     (Array([0.5, 0.5], dtype=float32), Array(2., dtype=float32, weak_type=True))
   """
-  losses, backward, auxiliary = jax.vjp(losses_fn, params, has_aux=True)
+  check_params(params)
+  pair = 'losses_fn(params) -> (losses [N], auxiliary output)'
+
+  def checked(params: PyTree) -> tuple[Array, PyTree]:
+    found = losses_fn(params)
+    if not isinstance(found, tuple) or len(found) != 2:
+      what = f'a tuple of {len(found)}' if isinstance(found, tuple) else type(found).__name__
+      raise UserError(pair, what, 'return (losses, None) if there is no auxiliary output')
+    losses = found[0]
+    if not hasattr(losses, 'dtype') or jnp.ndim(losses) != 1:
+      what = f'losses of shape {list(jnp.shape(losses))}' if hasattr(losses, 'dtype') else losses
+      raise UserError(pair, str(what), 'leave out the mean: one loss for each example')
+    if not jnp.issubdtype(losses.dtype, jnp.floating):
+      raise UserError('float losses from losses_fn', str(losses.dtype), 'return losses')
+    return found
+
+  losses, backward, auxiliary = jax.vjp(checked, params, has_aux=True)
 
   def pullback(weights: Array) -> PyTree:
-    return backward(weights.astype(losses.dtype))[0]
+    if jnp.shape(weights) != losses.shape:
+      raise UserError(
+        f'weights of shape {list(losses.shape)}, one for each example',
+        f'shape {list(jnp.shape(weights))}',
+        'give each example the weight of its class: weights[labels]',
+      )
+    return backward(jnp.asarray(weights, losses.dtype))[0]
 
   return losses, pullback, auxiliary

@@ -169,6 +169,16 @@ def test_a_batch_as_a_conflict():
   np.testing.assert_allclose(found.prior, 0.2)
 
 
+def test_what_is_no_known_class_grams_is_refused():
+  vectors = rows()
+  gram = vectors @ vectors.T
+  found = ClassGrams({'a': gram}, gram, gram, np.full(CLASSES, 4), np.ones(CLASSES))
+  with pytest.raises(UserError, match='call Conflict.of outside'):
+    jax.jit(lambda found: Conflict.of(found).grams)(found)
+  with pytest.raises(UserError, match='found ndarray; to fix it: pass what class_grams returns'):
+    Conflict.of(gram)
+
+
 def test_order_by_frequency_keeps_ties():
   assert conflict_of(rows(), counts=np.array([3, 9, 3, 50, 9])).by_frequency.tolist() == [
     3,

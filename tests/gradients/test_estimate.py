@@ -1,5 +1,7 @@
 """Estimates: exact against all at once, unbiased for their target, intervals that cover."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,15 @@ import pytest
 import scipy.stats
 
 from csba_jax.errors import UserError
-from csba_jax.gradients import class_grams, conflict_matrix, estimate
+from csba_jax.gradients import (
+  Conflict,
+  batch_conflict,
+  class_grams,
+  conflict_matrix,
+  estimate,
+  estimated_conflict,
+  exact_conflict,
+)
 from csba_jax.gradients.gram import Layers
 
 COUNTS = np.array([40, 18, 6, 1])
@@ -404,3 +414,40 @@ def test_from_folds_sums_scopes_over_layers(params):
   found = estimate.from_folds(layers, sums, np.ones(8), np.full((4, 2), 2), COUNTS, NAMES)
   np.testing.assert_allclose(found.gram('total'), found.gram('body') + found.gram('head'))
   np.testing.assert_array_equal(found.gram('shared'), found.gram('body'))
+
+
+class InOrder(NamedTuple):
+  """Parameters that stand otherwise than their names in the alphabet."""
+
+  stem: dict
+  body: list
+  head: dict
+
+
+def test_layers_stand_in_one_order_everywhere():
+  body = [{'w': jnp.eye(2)} for _ in range(11)]  # the names of 2 and 10 sort otherwise, too
+  params = InOrder({'w': jnp.eye(2)}, body, {'w': jnp.ones((2, 2))})
+
+  def losses(params, batch):
+    x = batch['x'] @ params.stem['w']
+    for layer in params.body:
+      x = x @ layer['w']
+    return ((x @ params.head['w']) ** 2).sum(1)
+
+  x = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
+  batch = {'x': x, 'label': np.arange(8) % 2}
+  given = {'num_classes': 2, 'head': '^head'}
+
+  def of_batch(params, batch):
+    return class_grams(losses, params, batch, strategy='masked', per_example=True, **given)
+
+  expected = ['stem', *(f'body/{i}' for i in range(11)), 'head']
+  assert list(of_batch(params, batch).grams) == expected
+  assert list(jax.jit(of_batch)(params, batch).grams) == expected
+  assert Conflict.of(of_batch(params, batch)).layers == tuple(expected)
+  for found in (
+    exact_conflict(losses, params, batch, per_example=True, **given),
+    estimated_conflict(losses, params, batch, images=4, folds=2, per_example=True, **given),
+    batch_conflict(losses, params, [batch, batch], **given),
+  ):
+    assert list(found.layers) == expected

@@ -22,8 +22,9 @@ def trained(zoo):
 
 
 def fresh(losses_fn):
-  """The same function under a new name: nothing is known of it."""
-  return lambda params, batch: losses_fn(params, batch)
+  """The same function with another constant: nothing is known of it."""
+  constant = object()
+  return lambda params, batch: losses_fn(params, batch) if constant else None
 
 
 def same(a, b):

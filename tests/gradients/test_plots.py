@@ -115,14 +115,82 @@ def test_many_classes_are_not_annotated(figures, tmp_path):
   assert not figures[0].axes[0].texts
 
 
+def panels(figure):
+  """Those with a matrix of a layer."""
+  return [axes for axes in figure.axes if axes.get_title() and axes.get_images()]
+
+
 def test_small_multiples(figures, tmp_path):
   conflict = make(layers=7)
   plots.layers(conflict, tmp_path / 'x.png')
   assert is_png(tmp_path / 'x.png')
-  titles = [axes.get_title() for axes in figures[0].axes]
-  assert [title.splitlines()[0] for title in titles if title] == list(conflict.layers)
-  limits = {axes.get_images()[0].get_clim() for axes in figures[0].axes if axes.get_title()}
-  assert len(limits) == 1  # one scale for all
+  found = panels(figures[0])
+  assert [axes.get_title().splitlines()[0] for axes in found] == list(conflict.layers)
+  assert len({axes.get_images()[0].get_clim() for axes in found}) == 1  # one scale for all
+  names = ['kind1 (500)', 'kind0 (40)', 'kind2 (8)']
+  assert [t.get_text() for t in found[0].get_yticklabels()] == names
+  assert [t.get_text() for t in found[-1].get_xticklabels()] == names
+  assert 'in conflict' in found[0].get_title()
+
+
+def test_names_in_small_multiples_keep_their_stage(figures, tmp_path):
+  conflict = make(layers=3)
+  names = ('stage1/block0/attention/excite/kernel', 'stage2/block0/attention/excite/kernel', 'head')
+  plots.layers(
+    dataclasses.replace(conflict, scopes=('shared', 'total', *names)), tmp_path / 'x.png'
+  )
+  titles = [''.join(axes.get_title().splitlines()[:-1]) for axes in panels(figures[0])]
+  assert titles == list(names)
+
+
+def test_of_many_classes_a_few_are_named(figures, tmp_path):
+  plots.layers(make(100, np.arange(100, 0, -1)), tmp_path / 'x.png')
+  labels = [t.get_text() for t in panels(figures[0])[0].get_yticklabels()]
+  assert (len(labels), labels[0], labels[-1]) == (5, 'kind0 (100)', 'kind99 (1)')
+
+
+def test_names_that_are_no_formulas(figures, tmp_path):
+  conflict = make()
+  names = ('$5_$10_', 'a' * 80, r'$\frac')
+  odd = dataclasses.replace(
+    conflict,
+    class_names=names,
+    scopes=('shared', 'total', '$a', 'b$/c$'),
+    about={'target': '$x_', 'step': 3},
+  )
+  plots.heat_map(odd, tmp_path / 'x.png')
+  plots.layers(odd, tmp_path / 'layers.png')
+  plots.gradient_flow(odd, flow.flow(odd), tmp_path / 'flow.png')
+  shown = [t.get_text() for t in figures[0].axes[0].get_yticklabels()]
+  assert shown[1] == r'\$5_\$10_ (40)'
+  assert max(map(len, shown)) <= 28 + len(' (500)')
+
+
+def test_what_cannot_be_drawn_is_named(tmp_path):
+  conflict = make()
+  gram = conflict.gram()
+  grams = ClassGrams({'a': gram}, gram, gram, np.full(3, 4), np.ones(3))
+  for draw in (plots.heat_map, plots.layers):
+    with pytest.raises(UserError, match='found ClassGrams; to fix it: pass Conflict.of'):
+      draw(grams, tmp_path / 'x.png')
+    with pytest.raises(UserError, match='a Conflict; found ndarray'):
+      draw(gram, tmp_path / 'x.png')
+  with pytest.raises(UserError, match='the flow of this conflict; found Conflict'):
+    plots.gradient_flow(conflict, conflict, tmp_path / 'x.png')
+  with pytest.raises(UserError, match='found one of other scopes'):
+    plots.gradient_flow(conflict, flow.flow(make(layers=3)), tmp_path / 'x.png')
+  with pytest.raises(UserError, match='ends in .png, .pdf, .svg; found .*x.jpg'):
+    plots.heat_map(conflict, tmp_path / 'x.jpg')
+  with pytest.raises(UserError, match='a folder .* that exists'):
+    plots.heat_map(conflict, tmp_path / 'none' / 'x.png')
+  assert not list(tmp_path.iterdir())
+
+
+def test_the_ending_says_the_format(tmp_path):
+  plots.heat_map(make(), tmp_path / 'x.pdf')
+  plots.heat_map(make(), tmp_path / 'x.svg')
+  assert (tmp_path / 'x.pdf').read_bytes().startswith(b'%PDF')
+  assert b'<svg' in (tmp_path / 'x.svg').read_bytes()
 
 
 def test_matrices_that_share_a_scale_of_colours_end_at_their_largest_entry():
@@ -137,15 +205,35 @@ def test_matrices_that_share_a_scale_of_colours_end_at_their_largest_entry():
 
 def test_gradient_flow(figures, tmp_path):
   conflict = make(layers=4)
+  names = ('stem', 'stage/a', 'stage/b', 'head')
+  conflict = dataclasses.replace(conflict, scopes=('shared', 'total', *names))
   found = flow.flow(conflict)
   plots.gradient_flow(conflict, found, tmp_path / 'x.png')
   assert is_png(tmp_path / 'x.png')
-  norms, shares, cosines, ratios = figures[0].axes
-  for axes, values in ((norms, found.norms), (shares, found.shares), (cosines, found.cosines)):
-    for line, c in zip(axes.lines, (1, 0, 2), strict=False):
-      np.testing.assert_array_equal(line.get_ydata(), values[2:, c])
-  np.testing.assert_array_equal(ratios.lines[0].get_ydata(), found.norm_ratio[2:])
-  assert [t.get_text() for t in ratios.get_xticklabels()] == list(conflict.layers)
+  grid = np.reshape(figures[0].axes, (3, 4))  # three blocks
+  assert [axes.get_title(loc='left') for axes in grid[:, 0]] == ['', 'stage', '']
+  labels = [[t.get_text() for t in axes.get_yticklabels()] for axes in grid[:, 0]]
+  assert labels == [['stem'], ['a', 'b'], ['head']]
+  order = (1, 0, 2)
+  for column, values in enumerate((found.norms, found.shares, found.cosines)):
+    drawn = grid[1, column].collections[0]
+    expected = values[3:5][:, order].ravel()  # stage/a and stage/b
+    np.testing.assert_allclose(np.asarray(drawn.get_offsets())[:, 0], expected)
+    heights = np.asarray(drawn.get_offsets())[:, 1].reshape(2, 3)
+    assert (heights.round() == [[0] * 3, [1] * 3]).all()
+    assert (np.diff(heights) > 0).all()  # from the largest class down
+  means, pulls = (line.get_xdata() for line in grid[1, 3].lines[:2])
+  np.testing.assert_array_equal(means, found.norm_ratio[3:5])
+  np.testing.assert_array_equal(pulls, found.pull_ratio[3:5])
+  texts = [t.get_text() for legend in figures[0].legends for t in legend.get_texts()]
+  assert texts[:3] == ['kind1 (500)', 'kind0 (40)', 'kind2 (8)']
+
+
+def test_gradient_flow_of_many_classes_has_a_scale_of_them(figures, tmp_path):
+  conflict = make(30, np.arange(30, 0, -1))
+  plots.gradient_flow(conflict, flow.flow(conflict), tmp_path / 'x.png')
+  labels = [t.get_text() for t in figures[0].axes[-1].get_xticklabels()]
+  assert (len(labels), labels[0], labels[-1]) == (3, 'kind0 (30)', 'kind29 (1)')
 
 
 def test_over_training(figures, tmp_path):

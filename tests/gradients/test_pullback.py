@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from csba_jax.errors import UserError
 from csba_jax.gradients.pullback import losses_and_pullback
 
 
@@ -35,3 +37,26 @@ def test_weights_over_examples_give_the_weighted_sum_of_gradients():
     for name, leaf in gradient.items():
       expected = sum(wi * np.asarray(g[name], float) for wi, g in zip(w, one_by_one, strict=True))
       np.testing.assert_allclose(leaf, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('losses_fn', 'found'),
+  [
+    (lambda w: w * jnp.ones(3), 'Tracer; to fix it: return .losses, None.'),
+    (lambda w: (w * jnp.ones(3), 1, 2), 'a tuple of 3'),
+    (lambda w: ((w * jnp.ones(3)).mean(), None), r'losses of shape \[\]; .* leave out the mean'),
+    (lambda w: (jnp.arange(3), None), 'float losses from losses_fn; found int32'),
+    (lambda w: (None, None), 'found None'),
+  ],
+)
+def test_losses_of_another_form_are_named(losses_fn, found):
+  with pytest.raises(UserError, match=found):
+    losses_and_pullback(losses_fn, 1.0)
+
+
+def test_weights_of_another_shape_are_named():
+  _, pullback, _ = losses_and_pullback(lambda w: (w * jnp.ones(3), None), 1.0)
+  with pytest.raises(UserError, match=r'weights of shape \[3\].*found shape \[2\].*weights.labels'):
+    pullback(jnp.ones(2))
+  with pytest.raises(UserError, match='float arrays; found params of type int'):
+    losses_and_pullback(lambda w: (w * jnp.ones(3), None), 1)
