@@ -71,6 +71,7 @@ def default() -> ml_collections.ConfigDict:
   c.outcome = 'macro_f1'  # primary: macro_f1, or f1:CLASS
   c.margin = 0.02  # of non-inferiority, of accuracy and head F1
   c.smallest_effect = 0.01  # of interest, on the primary outcome
+  c.threads = 1  # of XLA in each run, on CPUs: decides the last bits, whatever --jobs is
   return c.lock()
 
 
@@ -89,6 +90,7 @@ _RANGES = {
   'outcome': ('macro_f1 or f1:CLASS', lambda v: v == 'macro_f1' or v[:3] == 'f1:' != v),
   'margin': ('0 < margin < 1', lambda v: 0 < v < 1),
   'smallest_effect': ('0 <= effect < 1', lambda v: 0 <= v < 1),
+  'threads': ('at least 1', lambda v: v >= 1),
 }
 
 
