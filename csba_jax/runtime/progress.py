@@ -1,6 +1,5 @@
 """What a user sees of a long run: a bar on a terminal, plain lines elsewhere."""
 
-import sys
 import time
 from collections.abc import Callable
 from typing import TextIO
@@ -8,7 +7,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from csba_jax.runtime import distributed
+from csba_jax.runtime import console, distributed
 
 PLAIN_SECONDS = 10.0  # between two plain lines, at least
 
@@ -25,7 +24,7 @@ class TrainingBar:
   ):
     self._total, self._start = total, start
     self._clock = clock
-    self._stream = stream or sys.stderr
+    self._stream = stream or console.standard_error()
     self._started = clock()
     self._last_line = float('-inf')
     self._validation = '-'
@@ -81,7 +80,7 @@ class WorkBar:
     stream: TextIO | None = None,
   ):
     self._check = check
-    self._clock, self._stream = clock, stream or sys.stderr
+    self._clock, self._stream = clock, stream or console.standard_error()
     self._started = self._last_line = clock()
     self._bar = None
     self._quiet = not distributed.is_first()
@@ -119,4 +118,4 @@ class WorkBar:
 def say(text: str) -> None:
   """One line for the user on standard error, from the first process of a run."""
   if distributed.is_first():
-    print(text, file=sys.stderr, flush=True)
+    print(text, file=console.standard_error(), flush=True)
