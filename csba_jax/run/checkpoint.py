@@ -269,6 +269,8 @@ class Checkpoints:
       return
     try:
       expected = json.loads(self._sums(step).read_text())
+      if not isinstance(expected, dict):
+        raise ValueError(f'a {type(expected).__name__} in place of an object')
     except (OSError, ValueError) as error:  # deleted, damaged, or of an older version
       reason = ' '.join(str(error).split())
       self._warn(f'checkpoint {step} is read unchecked, without its sums: {reason}')

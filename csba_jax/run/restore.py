@@ -220,7 +220,7 @@ def _find_step(checkpoints: Checkpoints, workdir: Path, which: str, like: TrainS
   if which == 'best' and (workdir / 'result.json').exists():
     return read_result(workdir)['checkpoint_step']
   if which == 'best':
-    progress = Progress(**checkpoints.restore(steps[-1], like)[1])
+    progress = Progress.of(checkpoints.restore(steps[-1], like)[1])
     return steps[-1] if progress.best_score is None else progress.best_step
   if not which.isdigit() or int(which) not in steps:
     known = ', '.join(str(step) for step in steps)

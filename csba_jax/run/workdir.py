@@ -21,6 +21,7 @@ import csba_jax
 from csba_jax import config as config_lib
 from csba_jax.errors import UserError
 from csba_jax.files import expanded, write_atomically
+from csba_jax.run import checks
 from csba_jax.runtime import distributed, numerics
 from csba_jax.runtime.progress import say
 
@@ -259,7 +260,13 @@ def _misshapen(like: Mapping[str, Any], found: Mapping[str, Any], prefix: str = 
 def read_result(path: str | os.PathLike) -> dict[str, Any]:
   """The content of a finished run's result.json; UserError where there is no valid one."""
   expected = 'a finished run (csba-train ends with result.json)'
-  return read_json(Path(path) / 'result.json', expected, 'splits_sha256')
+  file = Path(path) / 'result.json'
+  record = read_json(file, expected, 'splits_sha256')
+  try:
+    checks.check_whole(record)
+  except ValueError as error:
+    raise damaged(file, str(error)) from error
+  return record
 
 
 def read_json(file: Path, expected: str, key: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Standard error may be closed, a pipe without a reader, or a file on a full disk.
 import atexit
 import os
 import sys
-import threading
 import types
 from typing import Any, TextIO, cast
 
@@ -78,8 +77,8 @@ def _hook(
 
   Where a save fails, C++ threads of TensorStore still call the loop of it, which is closed.
   """
-  late = isinstance(error, RuntimeError) and str(error) == 'Event loop is closed'
-  if not (late and threading.current_thread() is not threading.main_thread()):
+  begins_in = trace and trace.tb_frame.f_code.co_name  # in the program, unless C++ called it
+  if begins_in != 'call_soon_threadsafe' or str(error) != 'Event loop is closed':
     sys.__excepthook__(kind, error, trace)
 
 
