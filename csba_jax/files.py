@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all."""
+"""Paths as users write them, and files that are written completely or not at all."""
 
 import contextlib
 import os
@@ -6,6 +6,24 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
+
+from csba_jax.errors import UserError
+
+
+def expanded(path: str | os.PathLike) -> Path:
+  """The path with ~ and ~USER replaced by the home folder.
+
+  Raises:
+    UserError: there is no such user, or nobody knows the home folder.
+  """
+  try:
+    return Path(path).expanduser()
+  except RuntimeError as error:
+    raise UserError(
+      f'a home folder for {str(path).split("/", 1)[0]} in the path {path}',
+      'no such user' if str(path)[1:2] not in ('', '/') else 'neither $HOME nor an entry of passwd',
+      'set HOME, or write the path without ~ (that of the cache: CSBA_CACHE_DIR)',
+    ) from error
 
 
 def write_atomically(path: Path, fill: Callable[[BinaryIO], object]) -> None:

@@ -121,6 +121,15 @@ def test_bad_input_ends_in_one_line(tmp_path, case):
   assert not (tmp_path / 'run').exists()  # nothing is left behind
 
 
+@pytest.mark.parametrize('arguments', [['--dry_run'], ['--workdir=run']])
+def test_a_device_that_is_not_here(tmp_path, arguments):
+  code, out, err = call('train', DIGITS, *arguments, cwd=tmp_path, JAX_PLATFORMS='cuda')
+  assert (code, out) == (1, '')
+  assert err.count('\n') == 1
+  assert err.startswith('train.py: expected a device for JAX (JAX_PLATFORMS=cuda); found ')
+  assert not (tmp_path / 'run').exists()
+
+
 @pytest.mark.parametrize(
   ('files', 'expected'),
   [

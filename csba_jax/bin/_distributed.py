@@ -37,15 +37,21 @@ def define() -> Mapping[str, flags.FlagHolder]:
   }
 
 
-def start(holders: Mapping[str, flags.FlagHolder], deterministic: bool = False) -> None:
+def start(
+  holders: Mapping[str, flags.FlagHolder], deterministic: bool = False, threads: int | None = None
+) -> None:
   """Gets JAX ready, once, before anything uses a device: settings, cache, the other processes."""
-  jax_setup.prepare(deterministic)
+  jax_setup.prepare(deterministic, threads)
 
   def give_up(error: UserError) -> None:
     print(f'{sys.argv[0].rsplit("/", 1)[-1]}: {error}', file=sys.stderr, flush=True)
     os._exit(1)
 
   distributed.start(distributed.Launch(**{k: flag.value for k, flag in holders.items()}), give_up)
+
+  from csba_jax.runtime import backend
+
+  backend.start()
 
 
 def compare(*holders: flags.FlagHolder) -> None:

@@ -11,7 +11,7 @@ from ml_collections import config_flags
 from csba_jax import config as config_lib
 from csba_jax.bin import _help, _nearest
 from csba_jax.errors import UserError, shown, words_of
-from csba_jax.runtime import distributed, signals
+from csba_jax.runtime import console, distributed, signals
 
 _CORRECT = 'correct the command line'
 # a flag of two binaries; each defines it, so that its --help lists it
@@ -20,8 +20,9 @@ Tick = Callable[[int, int], None]  # (done, total) of some work
 
 
 def run(main: Callable[[], int | None]) -> None:
-  """Runs main() under absl flags and exits with its code; 1 and one line for a UserError."""
+  """Runs main() under absl flags and exits with its code; a UserError is one line and its code."""
   name = sys.argv[0].rsplit('/', 1)[-1]
+  console.secure(name)
   signals.leave_when_told()  # until a StopRequest takes over
   logging.set_verbosity(logging.ERROR)  # JAX and Orbax log below that, and not for users
   try:
@@ -35,7 +36,7 @@ def run(main: Callable[[], int | None]) -> None:
     if distributed.count() > 1 and not isinstance(error, distributed.AgreedError):
       distributed.leave(error)  # the other processes wait for this one
     print(f'{name}: {error}', file=sys.stderr, flush=True)
-    sys.exit(1)
+    sys.exit(error.exit_code)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -32,11 +32,16 @@ def main() -> int:
   config_lib.check(config)
   if _DRY_RUN.value:
     from csba_jax.planning import dry_run
+    from csba_jax.runtime import backend
 
+    backend.start()
     print(dry_run.describe(config))
     return 0
   workdir = _main.required(_WORKDIR, 'runs/digits')
-  _distributed.start(_LAUNCH, config.deterministic)
+
+  from csba_jax.run.workdir import threads_of
+
+  _distributed.start(_LAUNCH, config.deterministic, threads_of(workdir))
 
   from csba_jax.report.terminal import table
   from csba_jax.runtime.signals import StopRequest

@@ -22,6 +22,7 @@ from absl import logging
 from csba_jax.data.decoding import Unreadable
 from csba_jax.data.sources import Source
 from csba_jax.errors import UserError
+from csba_jax.files import expanded
 
 INDEX, IMAGES = 'index.json', 'images.npy'
 DECODING = 'decoding-'  # in the name of a folder while images are decoded into it
@@ -87,7 +88,7 @@ def load_arrays(
   """
   root = pathlib.Path(cache_dir or os.environ.get('CSBA_CACHE_DIR') or '~/.cache/csba_jax')
   safe_name = re.sub(r'[^\w.-]+', '-', source.name)
-  folder = root.expanduser() / f'{safe_name}-{source.fingerprint[:16]}'
+  folder = expanded(root) / f'{safe_name}-{source.fingerprint[:16]}'
   arrays = _read_or_warn(folder, mapped, log)
   if arrays is None:
     before()

@@ -12,6 +12,7 @@ import numpy as np
 from csba_jax.data.decoding import Unreadable, decode_image, decoder_version
 from csba_jax.data.sources import Source, digest, file_state
 from csba_jax.errors import UserError
+from csba_jax.files import expanded
 
 IMAGE_SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
@@ -56,7 +57,7 @@ class ImageFolderSource(Source):
     if image_size < 1:
       raise UserError('image_size of at least 1 pixel', f'{image_size}', 'set it, such as to 64')
     self.strict = strict
-    self._directory = pathlib.Path(directory).expanduser()
+    self._directory = expanded(directory)
     self._paths, self.names, self.labels, self.class_names = _list_images(self._directory)
     self.name = self._directory.resolve().name
     self.image_shape = (image_size, image_size, 3)

@@ -68,6 +68,10 @@ class Splits:
       found['classes_without_val'] = tuple(found['classes_without_val'].tolist())
       found['source_sha256'] = str(found['source_sha256'])
       splits = cls(**found)
+      for name in ('train', 'val', 'test', 'class_counts'):
+        array = found[name]
+        if array.ndim != 1 or array.dtype.kind != 'i':
+          raise ValueError(f'{name}: {array.dtype} {array.shape}')
     except Exception as error:  # a damaged zip fails in a dozen ways
       raise _unusable(path, f'{type(error).__name__}: {error}') from error
     if splits.sha256 != saved:

@@ -18,6 +18,7 @@ import numpy as np
 from csba_jax.data.decoding import Unreadable, decode_image, decoder_version
 from csba_jax.data.sources import Source, digest, file_state, or_unreadable
 from csba_jax.errors import UserError
+from csba_jax.files import expanded
 
 if TYPE_CHECKING:
   from tensorflow_datasets.core import DatasetBuilder, DatasetInfo
@@ -170,9 +171,7 @@ def prepare(name: str, data_dir: str = '') -> None:
 
 
 def _root(data_dir: str) -> pathlib.Path:
-  return pathlib.Path(
-    data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-  ).expanduser()
+  return expanded(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets')
 
 
 def _prepared_folder(name: str, root: pathlib.Path) -> pathlib.Path:

@@ -9,7 +9,6 @@ import dataclasses
 import io
 import json
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -378,10 +377,9 @@ class Conflict:
         about=names['about'],
       )
       shape = (len(found.scopes), len(found.class_names), len(found.class_names))
-      if not found.grams.shape == found.errors.shape == found.low.shape == shape:
-        raise ValueError(f'grams of shape {found.grams.shape}, names for {shape}')
+      _check_arrays(found, shape)
       return found
-    except (*_DAMAGE, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged zip fails in a dozen ways
       raise UserError(
         f'a conflict file of csba_jax at {path}',
         f'{type(error).__name__}: {error}',
@@ -389,6 +387,19 @@ class Conflict:
       ) from error
 
 
-# what NumPy and JSON raise for files of another kind
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError)
+def _check_arrays(found: Conflict, shape: tuple[int, int, int]) -> None:
+  """Raises ValueError unless the arrays are numbers of the shapes that the names ask for."""
+  names = (*found.scopes, *found.class_names)
+  if not isinstance(found.about, dict) or not all(isinstance(name, str) for name in names):
+    raise ValueError('scopes, class_names or about of another type')
+  for name in _ARRAYS:
+    array = getattr(found, name)
+    wanted = shape if name in _ARRAYS[:4] else shape[1:2]
+    if array.shape != wanted or array.dtype.kind not in 'fiu':
+      raise ValueError(f'{name}: {array.dtype} {array.shape}, names for {wanted}')
+  intervals, wanted = found.class_intervals, (len(CLASS_MEASURES), 2, shape[1])
+  if intervals is not None and (intervals.shape != wanted or intervals.dtype.kind != 'f'):
+    raise ValueError(f'class_intervals: {intervals.dtype} {intervals.shape}, expected {wanted}')
+
+
 _ARRAYS = ('grams', 'errors', 'low', 'high', 'losses', 'counts', 'class_counts', 'prior')

@@ -1,8 +1,7 @@
 """What csba-report says of a folder: the report of a study, or the result of a single run."""
 
-from pathlib import Path
-
 from csba_jax.errors import UserError
+from csba_jax.files import expanded
 from csba_jax.report.study import write
 from csba_jax.report.terminal import table
 from csba_jax.run.workdir import read_result
@@ -15,7 +14,7 @@ def describe(folder: str, pool: bool = False) -> str:
   Raises:
     UserError: neither is there, or as `write.write`; a run that is not finished.
   """
-  path = Path(folder).expanduser()
+  path = expanded(folder)
   if (path / study_json.NAME).exists() or not (path / 'config.json').exists():
     return write.write(folder, pool)
   if pool:

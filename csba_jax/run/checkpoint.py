@@ -6,12 +6,14 @@ it appears, and they are compared before it is read. Several processes save and 
 first process manages the folders.
 """
 
+import errno
 import functools
 import hashlib
 import json
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,14 @@ from absl import logging
 from jax import Array
 from orbax.checkpoint import checkpoint_managers
 
-from csba_jax.errors import UserError
+from csba_jax.errors import TryAgain, UserError
 from csba_jax.files import write_atomically
 from csba_jax.runtime import distributed
 
 PyTree = Any
+# Orbax logs its errors with tracebacks, once in each of its threads, and raises the first as well.
+logging.get_absl_logger().addFilter(lambda record: '/orbax/' not in record.pathname)
+
 # Files that orbax writes again after the sums are taken. The first name is private to orbax; it was
 # read in orbax-checkpoint 0.12.8.
 _WRITTEN_LATER = ('_CHECKPOINT_METADATA', ocp.path.atomicity_types.COMMIT_SUCCESS_FILE)
@@ -74,6 +79,7 @@ class Checkpoints:
     )
     if not read_only:
       self._guard(lambda: self._directory.mkdir(parents=True, exist_ok=True))
+      distributed.together(lambda: self._guard(self._drop_unfinished))
       distributed.together(self._leave_out_damaged_scores)
     self._manager = self._guard(lambda: ocp.CheckpointManager(self._directory, options=options))
 
@@ -129,9 +135,16 @@ class Checkpoints:
     except Exception as error:
       if distributed.lost_another(error):
         raise
-      raise UserError(
+      # Orbax waits by the clock of the system: one that is set forward ends the wait at once.
+      alone = distributed.count() == 1
+      kind = TryAgain if alone and isinstance(error, TimeoutError) else UserError
+      # of a save that failed, coroutines are left; Python says so of each one when it ends
+      warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
+      words = f'{type(error).__name__}: {" ".join(str(error).split())}'
+      full = os.strerror(errno.ENOSPC)
+      raise kind(
         f'checkpoints to be read and written in {self._directory}',
-        f'{type(error).__name__}: {" ".join(str(error).split())[:300]}',
+        full if full in words else words[:300],
         'remove the cause (if the disk is full, free space) and start again: the run goes on from '
         'the last whole checkpoint',
       ) from error
@@ -194,6 +207,12 @@ class Checkpoints:
       )
     return None
 
+  def _drop_unfinished(self) -> None:
+    """Deletes what killed processes were saving; orbax deletes only what this version began."""
+    if distributed.is_first():
+      for path in ocp.path.step.all_temporary_paths(self._directory):
+        shutil.rmtree(path.get())
+
   def _leave_out_damaged_scores(self) -> None:
     """Sets aside checkpoints with an unreadable score; with them orbax would not open the folder.
 
@@ -252,6 +271,8 @@ class Checkpoints:
       return
     try:
       expected = json.loads(self._sums(step).read_text())
+      if not isinstance(expected, dict):
+        raise ValueError(f'a {type(expected).__name__} in place of an object')
     except (OSError, ValueError) as error:  # deleted, damaged, or of an older version
       reason = ' '.join(str(error).split())
       self._warn(f'checkpoint {step} is read unchecked, without its sums: {reason}')

@@ -74,8 +74,10 @@ class Metadata:
     """The inverse of `record`; raises what Python raises for a record of another form."""
     height, width, channels = map(int, record['image_shape'])
     names, counts = record['class_names'], np.array(record['class_counts'], np.int64)
-    if counts.shape != (len(names),):
+    if not isinstance(names, list | tuple) or counts.shape != (len(names),):
       raise ValueError(f'{len(names)} class names, class counts of shape {list(counts.shape)}')
+    if min(height, width, channels, *counts + 1) < 1:
+      raise ValueError('a number below 0, or no pixels')
     return cls(
       tuple(map(str, names)),
       counts,
@@ -196,7 +198,7 @@ def read(workdir: Path) -> Metadata:
   record = read_json(workdir / FILE, 'a run that keeps its classes', 'class_names')
   try:
     return Metadata.of_record(record)
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
+  except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
     raise UserError(
       f'the metadata of a net in {workdir / FILE}',
       f'a damaged record ({type(error).__name__}: {error})',
@@ -219,19 +221,5 @@ def find(workdir: Path, config: ml_collections.ConfigDict) -> Metadata:
       'start csba-train with this --workdir again, which writes the file',
     )
   result = read_result(workdir)
-  size = config.data.image_size
-  try:
-    return Metadata.of_record(
-      {
-        'class_names': result['class_names'],
-        'class_counts': result['class_counts'],
-        'image_shape': (size, size, config.data.channels),
-        'preprocessing': dataclasses.asdict(Preprocessing()),
-      }
-    )
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise UserError(
-      f'class_names and class_counts in {workdir / "result.json"}',
-      f'a record without them ({type(error).__name__}: {error})',
-      'train the net anew with this version',
-    ) from error
+  counts, size = np.array(result['class_counts'], np.int64), config.data.image_size
+  return Metadata(tuple(result['class_names']), counts, (size, size, config.data.channels))

@@ -33,6 +33,30 @@ class Progress:
   levels: list[str] = dataclasses.field(default_factory=list)  # loss levels reached so far
   origin: dict[str, Any] = dataclasses.field(default_factory=dict)  # where a second stage began
 
+  @classmethod
+  def of(cls, meta: Any) -> 'Progress':
+    """From what a checkpoint holds; UserError where another version wrote it, or it is damaged."""
+    fields = {field.name: field.default for field in dataclasses.fields(cls)}
+    if not isinstance(meta, Mapping):
+      raise _unknown(f'{type(meta).__name__} in place of an object')
+    if new := sorted(meta.keys() - fields.keys()):
+      raise _unknown(f'{", ".join(new)}, which this version does not know')
+    found = cls(**meta)
+    for name, like in dataclasses.asdict(cls()).items():
+      value = getattr(found, name)
+      fits = value is None if like is None else type(value) is type(like)
+      if not fits and not (like is None and isinstance(value, float | int | dict)):
+        raise _unknown(f'{name} of type {type(value).__name__}')
+    return found
+
+
+def _unknown(found: str) -> UserError:
+  return UserError(
+    'a checkpoint whose progress this version of csba_jax wrote, or an earlier one',
+    found,
+    'use the version of csba_jax that config.json names, or train in another --workdir',
+  )
+
 
 class Records:
   """The records of a run: after a restart no line is missing and none is there twice.
@@ -63,7 +87,7 @@ class Records:
     restored = self._checkpoints.restore_latest(initial)
     if restored is not None:
       initial, meta = restored
-      self.progress = Progress(**meta)
+      self.progress = Progress.of(meta)
       say(f'going on from the checkpoint at step {self.progress.step}')
     self._folder.rewind_metrics(self.progress.metrics_bytes)
     if not distributed.is_first():

@@ -15,6 +15,7 @@ from jax import Array
 from csba_jax import config as config_lib
 from csba_jax.data import pipeline
 from csba_jax.errors import UserError
+from csba_jax.files import expanded
 from csba_jax.methods import optimizers
 from csba_jax.models import registry
 from csba_jax.run import net as net_lib
@@ -59,7 +60,7 @@ def load_net(workdir: str, which: str = 'best', layout: sharding.Layout | None =
     UserError: there is no run, no such checkpoint, or one that is damaged or of another
       architecture; or 'init', which needs data.
   """
-  config, folder = config_of(workdir), Path(workdir).expanduser()
+  config, folder = config_of(workdir), expanded(workdir)
   if which == 'init':
     raise UserError(
       'a checkpoint that needs no data: best, latest or a step',
@@ -89,7 +90,7 @@ def load_run(
   Raises:
     UserError: as in `load_net`; or the data are absent or have changed.
   """
-  config, folder = config_of(workdir), Path(workdir).expanduser()
+  config, folder = config_of(workdir), expanded(workdir)
   if data_dir is not None:
     config.data.dir = data_dir
   if which != 'init':
@@ -115,7 +116,7 @@ def load_state(
   workdir: str, which: str = 'best', layout: sharding.Layout | None = None
 ) -> TrainState:
   """All of a training state that a checkpoint keeps; arguments and errors as in `load_net`."""
-  config, folder = config_of(workdir), Path(workdir).expanduser()
+  config, folder = config_of(workdir), expanded(workdir)
   return _load_state(folder, config, net_lib.find(folder, config), which, layout)[1]
 
 
@@ -243,7 +244,7 @@ def _find_step(
     return int(which)
   if (workdir / 'result.json').exists():
     return read_result(workdir)['checkpoint_step']
-  progress = Progress(**_restore(checkpoints, steps[-1], workdir, like)[1])
+  progress = Progress.of(_restore(checkpoints, steps[-1], workdir, like)[1])
   if progress.best_step == 0 and validates:
     raise UserError(
       f'a checkpoint that was validated in {workdir}, for --checkpoint=best',

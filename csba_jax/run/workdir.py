@@ -10,7 +10,6 @@ import os
 import platform
 import secrets
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,8 +20,10 @@ import numpy as np
 import csba_jax
 from csba_jax import config as config_lib
 from csba_jax.errors import UserError
-from csba_jax.files import write_atomically
-from csba_jax.runtime import distributed
+from csba_jax.files import expanded, write_atomically
+from csba_jax.run import checks
+from csba_jax.runtime import distributed, numerics
+from csba_jax.runtime.progress import say
 
 _DECISIVE = ('JAX_', 'XLA_', 'LIBTPU_', 'CUDA_VISIBLE', 'NVIDIA_TF32', 'NCCL_', 'OMP_NUM')
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'scipy')
@@ -49,7 +50,7 @@ class Workdir:
   """
 
   def __init__(self, path: str | os.PathLike, config: Mapping[str, Any]):
-    self.path = Path(path).expanduser().absolute()
+    self.path = expanded(path).absolute()
     self._config = config
     self._stack = contextlib.ExitStack()  # holds the lock
     self._mark = secrets.token_hex(8)
@@ -95,19 +96,25 @@ class Workdir:
           'name another --workdir, or set these fields to their old values',
         )
 
-  def begin(self) -> list[str]:
+  def begin(self, devices: int = 1) -> list[str]:
     """Writes config.json; from then on the folder belongs to this config.
 
+    Args:
+      devices: among which the run divides its batches.
+
     Returns:
-      Where config.json exists: the packages whose version there differs from the version here,
-      'name: THERE there, HERE here'. Packages that it does not name are left out.
+      Where config.json exists: what decides the last bits of the numbers and differs, packages
+      and `numerics.record`, as 'name: THERE there, HERE here'. What it does not name is left out.
     """
     if self.file('config.json').exists():
-      there = read_json(self.file('config.json'), 'a workdir', 'config').get('versions', {})
+      before = _read_record(self.path)
+      there = before.get('versions', {})
       here = {package: version for package, version in versions().items() if package in there}
-      return config_lib.differences(there, here)
+      found = config_lib.differences(there, here)
+      return found + numerics.differences(before.get('numerics', {}), numerics.record(devices))
     record = {'config': dict(self._config), 'versions': versions(), 'commit': commit()}
-    self.write_json('config.json', record | {'environment': environment()})
+    record |= {'numerics': numerics.record(devices), 'environment': environment()}
+    self.write_json('config.json', record)
     return []
 
   def file(self, name: str) -> Path:
@@ -222,11 +229,9 @@ def _locked(file: IO, folder: Path) -> bool:
       return False
     if error.errno not in _NO_LOCKS:
       raise
-    print(
+    say(
       f'{folder} is on a file system without locks ({error.strerror}): make sure that no other '
-      'process uses it',
-      file=sys.stderr,
-      flush=True,
+      'process uses it'
     )
     return True
 
@@ -236,13 +241,41 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
 
   Fields that are newer than the run have their defaults.
   """
-  record = read_json(Path(path) / 'config.json', 'a workdir made by csba-train', 'config')
-  return config_lib.completed(record['config'])
+  return config_lib.completed(_read_record(Path(path))['config'])
+
+
+def threads_of(path: str | os.PathLike) -> int | None:
+  """How many threads XLA had when the run in a workdir began; None where nobody knows."""
+  if not (expanded(path) / 'config.json').exists():
+    return None
+  found = _read_record(Path(path)).get('numerics', {}).get('threads')
+  return found if isinstance(found, int) and found > 0 else None
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+  """The content of config.json, its parts of the right types."""
+  file = path / 'config.json'
+  record = read_json(file, 'a workdir made by csba-train', 'config')
+  like = {'config': config_lib.default().to_dict(), 'versions': {}, 'numerics': {}}
+  if wrong := _misshapen(like, record):
+    raise damaged(file, wrong)
+  return record
+
+
+def _misshapen(like: Mapping[str, Any], found: Mapping[str, Any], prefix: str = '') -> str:
+  """The first field that is a section in one of the two and a value in the other; '' if none is."""
+  for key in like.keys() & found.keys():
+    section = isinstance(like[key], dict)
+    if section != isinstance(found[key], dict):
+      return f'{prefix}{key} is {"no" if section else "a"} section'
+    if section and (words := _misshapen(like[key], found[key], f'{prefix}{key}.')):
+      return words
+  return ''
 
 
 def read_result(path: str | os.PathLike) -> dict[str, Any]:
   """The content of a finished run's result.json; UserError where there is no valid one."""
-  folder = Path(path).expanduser()
+  folder = expanded(path)
   if (folder / 'config.json').exists() and not (folder / 'result.json').exists():
     raise UserError(
       f'a finished run in {path}',
@@ -250,12 +283,18 @@ def read_result(path: str | os.PathLike) -> dict[str, Any]:
       'wait for it or start it again; csba-evaluate --checkpoint=latest shows how far it is',
     )
   expected = 'a finished run (csba-train ends with result.json)'
-  return read_json(Path(path) / 'result.json', expected, 'splits_sha256')
+  file = folder / 'result.json'
+  record = read_json(file, expected, 'splits_sha256')
+  try:
+    checks.check_whole(record)
+  except ValueError as error:
+    raise damaged(file, str(error)) from error
+  return record
 
 
 def read_json(file: Path, expected: str, key: str) -> dict[str, Any]:
   """The JSON object in a file; UserError where there is none, or none with this key."""
-  file = file.expanduser()
+  file = expanded(file)
   try:
     record = json.loads(file.read_text(encoding='utf-8'))
     if not isinstance(record, dict) or key not in record:
@@ -265,10 +304,15 @@ def read_json(file: Path, expected: str, key: str) -> dict[str, Any]:
     raise UserError(
       f'{expected} in {file.parent}', f'no {file.name} there', 'correct the path'
     ) from error
-  except (OSError, ValueError) as error:  # JSON and UTF-8 errors are ValueErrors
-    raise UserError(
-      f'a whole {file}', f'a damaged one ({error})', 'start the run again in another --workdir'
-    ) from error
+  except (OSError, ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
+    raise damaged(file, str(error)) from error
+
+
+def damaged(file: Path, why: str) -> UserError:
+  """The error for a file of a run that is not as it was written."""
+  return UserError(
+    f'a whole {file}', f'a damaged one ({why})', 'start the run again in another --workdir'
+  )
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from csba_jax.errors import UserError
+
 # At most so many classes are unrolled, where a loop would be slow: compile time grows with them.
 LONGEST_UNROLLING = 16
 # Images in one turn of the loop over classes on an accelerator. Not yet measured on one.
@@ -54,6 +56,24 @@ def jit(function: Callable[..., Any], **options: Any) -> Callable[[], jax.stages
 def is_cpu() -> bool:
   """Whether programs run on CPUs."""
   return jax.default_backend() == 'cpu'
+
+
+def start() -> None:
+  """Starts JAX's devices.
+
+  Raises:
+    UserError: there is none of the kind that $JAX_PLATFORMS names, or JAX finds none that works.
+  """
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:  # the latter where the plugin is not installed
+    wanted = os.environ.get('JAX_PLATFORMS', '')
+    raise UserError(
+      f'a device for JAX (JAX_PLATFORMS={wanted})',
+      str(error).partition('. (')[0] or 'none of this kind, or no JAX that knows it',
+      'unset JAX_PLATFORMS or set it to cpu, or install JAX for the device: '
+      "pip install '.[cuda]' or '.[tpu]'",
+    ) from error
 
 
 def device_bytes() -> int:

@@ -1,13 +1,15 @@
 """Settings that JAX reads when it starts: the compilation cache and GPU flags."""
 
 import os
-from pathlib import Path
+
+from csba_jax.files import expanded
+from csba_jax.runtime import numerics
 
 # They select kernels of cuBLAS, cuDNN and XLA that give the same bits every time.
 DETERMINISTIC = ('--xla_gpu_deterministic_ops=true', '--xla_gpu_exclude_nondeterministic_ops=true')
 
 
-def prepare(deterministic: bool = False) -> None:
+def prepare(deterministic: bool = False, threads: int | None = None) -> None:
   """Sets XLA flags and the compilation cache; settings of the environment take precedence.
 
   Compiled programs are kept in $JAX_COMPILATION_CACHE_DIR. The default is the folder `xla` beside
@@ -16,7 +18,12 @@ def prepare(deterministic: bool = False) -> None:
 
   Args:
     deterministic: use GPU kernels that give the same bits every time, as those of CPU and TPU do.
+    threads: of XLA on CPUs, which decide the last bits; None: as many as there are cores.
+
+  Raises:
+    UserError: the default of the cache is in a home folder that nobody knows.
   """
+  numerics.use_threads(threads)
   if deterministic:
     found = os.environ.get('XLA_FLAGS', '')
     wanted = [flag for flag in DETERMINISTIC if flag.partition('=')[0] not in found]
@@ -24,7 +31,7 @@ def prepare(deterministic: bool = False) -> None:
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     import jax
 
-    root = Path(os.environ.get('CSBA_CACHE_DIR') or '~/.cache/csba_jax').expanduser()
+    root = expanded(os.environ.get('CSBA_CACHE_DIR') or '~/.cache/csba_jax')
     jax.config.update('jax_compilation_cache_dir', str(root / 'xla'))
 
 

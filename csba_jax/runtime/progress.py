@@ -1,6 +1,5 @@
 """What a user sees of a long run: a bar on a terminal, plain lines elsewhere."""
 
-import sys
 import time
 from collections.abc import Callable
 from typing import TextIO
@@ -8,7 +7,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from csba_jax.runtime import distributed
+from csba_jax.runtime import console, distributed
 
 PLAIN_SECONDS = 10.0  # between two plain lines, at least
 MEASURED_SECONDS = 2.0  # of work, at least, before an estimate of the time left is shown
@@ -59,7 +58,7 @@ class TrainingBar:
   ):
     self._total = total
     self._clock = clock
-    self._stream = stream or sys.stderr
+    self._stream = stream or console.standard_error()
     self._left = TimeLeft(start, clock)
     self._last_line = float('-inf')
     self._validation, self._validated = '-', False
@@ -117,7 +116,7 @@ class WorkBar:
     stream: TextIO | None = None,
   ):
     self._check = check
-    self._clock, self._stream = clock, stream or sys.stderr
+    self._clock, self._stream = clock, stream or console.standard_error()
     self._last_line = clock()
     self._left = TimeLeft(0, clock)
     self._bar = None
@@ -160,4 +159,4 @@ def _in_words(seconds: float | None) -> str:
 def say(text: str) -> None:
   """One line for the user on standard error, from the first process of a run."""
   if distributed.is_first():
-    print(text, file=sys.stderr, flush=True)
+    print(text, file=console.standard_error(), flush=True)

@@ -67,6 +67,7 @@ def default() -> ml_collections.ConfigDict:
   c.outcome = 'macro_f1'
   c.margin = 0.02
   c.smallest_effect = 0.01
+  c.threads = 1
   return c.lock()
 
 
@@ -93,6 +94,7 @@ FIELDS = {
   'outcome': 'Primary outcome.',
   'margin': 'Margin of non-inferiority, of accuracy and head F1.',
   'smallest_effect': 'Smallest effect of interest on the primary outcome.',
+  'threads': 'Of XLA in each run, on CPUs: they decide the last bits, whatever --jobs is.',
 }
 MOST = 10_000  # seeds or repeats: lists of runs are made of them
 
@@ -111,6 +113,7 @@ RANGES = {
   'outcome': ('macro_f1 or f1:CLASS', lambda v: v == 'macro_f1' or v[:3] == 'f1:' != v),
   'margin': ('0 < margin < 1', lambda v: 0 < v < 1),
   'smallest_effect': ('0 <= effect < 1', lambda v: 0 <= v < 1),
+  'threads': ('at least 1', lambda v: v >= 1),
 }
 
 

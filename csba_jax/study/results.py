@@ -2,9 +2,9 @@
 
 Lines are written completely or not at all, and runs of different origin are refused unless they are
 pooled on purpose. A line is a JSON object: schema, study, run, status, axes, config_sha256,
-versions, commit, device, seconds, and of a finished run result, conflict and branches; null stands
-for NaN. A unit is what variants are paired by: (split, repeat, fold, seed). A cell is the value of
-every other axis but the variant: (axis, value), ....
+versions, commit, device, seconds, and of a finished run numerics, result, conflict and branches;
+null stands for NaN. A unit is what variants are paired by: (split, repeat, fold, seed). A cell is
+the value of every other axis but the variant: (axis, value), ....
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ import numpy as np
 
 from csba_jax import config as config_lib
 from csba_jax.errors import UserError
+from csba_jax.files import expanded
 from csba_jax.gradients.conflict import majority_minority
 from csba_jax.study import grid, store, study_json
 
@@ -84,7 +85,7 @@ def read(folder: str | os.PathLike, pool: bool = False) -> Results:
       studies, configs, images or package versions, or variants on different splits (unless pooled);
       two runs of the same axes.
   """
-  folder = Path(folder).expanduser()
+  folder = expanded(folder)
   study, files = study_json.read(folder), sorted(folder.glob('results*.jsonl'))
   notes: list[str] = []
   latest: dict[tuple[str, str], Record] = {}
@@ -273,6 +274,7 @@ def _provenance(found: Results, folder: Path, pool: bool) -> list[str]:
       'analyse them apart, in a folder each, or take them together with --pool',
     )
   loose = [_mixed(field, (r.get(field) for r in done)) for field in ('commit', 'device')]
+  loose += _numerics(done)
   # what was not recorded when a run was made is not known to be another one
   loose += [_mixed(name, of) for name, of in versions if None in of]
   return [f'pooled: {words}' for words in mixed] + [
@@ -284,6 +286,13 @@ def _versions(done: Sequence[Record]) -> list[tuple[str, list[str | None]]]:
   """('versions.jax', that of each run) by package, None where a run does not name it."""
   packages = sorted({name for record in done for name in record['versions']})
   return [(f'versions.{p}', [record['versions'].get(p) for record in done]) for p in packages]
+
+
+def _numerics(done: Sequence[Record]) -> list[str]:
+  """What decides the last bits of a run's numbers, where the runs that name it differ in it."""
+  kept = [record['numerics'] for record in done if record.get('numerics')]
+  names = sorted({name for numerics in kept for name in numerics})
+  return [_mixed(f'numerics.{n}', (k[n] for k in kept if n in k)) for n in names]
 
 
 def _configs(found: Results) -> list[str]:

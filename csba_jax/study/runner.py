@@ -26,8 +26,9 @@ import ml_collections
 from csba_jax import config as config_lib
 from csba_jax.data import pipeline
 from csba_jax.errors import UserError
+from csba_jax.files import expanded
 from csba_jax.run.workdir import InUse, commit, lock_file, versions
-from csba_jax.runtime import jax_setup
+from csba_jax.runtime import jax_setup, numerics
 from csba_jax.runtime.progress import say
 from csba_jax.runtime.signals import StopRequest
 from csba_jax.study import grid, planned, results, store, study_json, tuning
@@ -74,7 +75,7 @@ def run_study(
   index, number = grid.parse_shard(shard)
   if jobs < 1:
     raise UserError('--jobs of at least 1', str(jobs), 'set it to the number of cores, at most')
-  folder = Path(workdir).expanduser().absolute()
+  folder = expanded(workdir).absolute()
   runs = planned.all_runs(study)
   at_ends = tuning.at_ends(study)
   mine = grid.shard(runs, index, number)
@@ -87,6 +88,8 @@ def run_study(
     for words in [*planned.too_few_seeds(study, runs), *at_ends]:
       say(words)
     say(f'{len(mine)} runs, {len(mine) - len(missing)} of them done; {jobs} at a time')
+    if words := _idle_cores(jobs, study.threads, len(missing)):
+      say(words)
     about = {
       'schema': SCHEMA,
       'study': study.name,
@@ -94,7 +97,7 @@ def run_study(
       'versions': versions(),
       'commit': commit(),
     }
-    place = _Place(folder, study.test, keep_runs)
+    place = _Place(folder, study.test, keep_runs, study.threads)
     write = _Writer(folder / name, about, len(missing), place)
     _work_off(missing, place, jobs, stop, write)
     with contextlib.suppress(OSError):  # of runs that failed, or are kept
@@ -207,6 +210,7 @@ class _Place:
   folder: Path
   test: bool
   keep_runs: bool
+  threads: int  # of XLA in each worker
 
   def workdir(self, name: str) -> Path:
     """Folder of a run."""
@@ -347,6 +351,17 @@ def _share_cores(jobs: int) -> list[list[int]]:
   return [cores[i::jobs] for i in range(jobs)]
 
 
+def _idle_cores(jobs: int, threads: int, runs: int) -> str:
+  """Advice where the workers of a study leave cores without work; '' where they do not."""
+  cores, best = numerics.cores(), numerics.cores() // threads
+  if jobs * threads >= cores or min(best, runs) <= jobs:
+    return ''
+  return (
+    f'each run computes in {threads} of {cores} cores, so that its numbers do not depend on --jobs;'
+    f' --jobs={min(best, runs)} uses the others too'
+  )
+
+
 def _serve(connection: Connection, place: _Place, cores: Sequence[int]) -> None:
   """The main function of a worker: does what it is sent until the other side hangs up."""
   import jax  # not above: the first process does without it
@@ -360,7 +375,7 @@ def _serve(connection: Connection, place: _Place, cores: Sequence[int]) -> None:
     while True:
       name, shape, config = connection.recv()
       if not shapes:  # later it would have no effect: JAX has started
-        jax_setup.prepare(config['deterministic'])
+        jax_setup.prepare(config['deterministic'], place.threads)
       if shape not in shapes and len(shapes) == SHAPES_KEPT:
         jax.clear_caches()
         shapes.clear()
@@ -385,6 +400,7 @@ def do_run(name: str, config: ml_collections.ConfigDict, place: _Place) -> dict[
   What it says on the way goes to its log. Where another process is still at work in its folder, a
   worker of a study that was killed, it waits for ORPHAN_SECONDS, then leaves the run to it.
   """
+  from csba_jax.runtime import backend
   from csba_jax.study import collect
   from csba_jax.training import loop  # here, because the first process only waits
 
@@ -400,6 +416,7 @@ def do_run(name: str, config: ml_collections.ConfigDict, place: _Place) -> dict[
       try:
         with lock_file(workdir, '.lock', ORPHAN_SECONDS):
           pass  # no other process works in it
+        backend.start()
         if loop.train_and_evaluate(config, str(workdir), stop) is None:
           return None
         found = collect.collect(workdir, place.test)
@@ -414,6 +431,7 @@ def do_run(name: str, config: ml_collections.ConfigDict, place: _Place) -> dict[
     'status': 'done',
     'seconds': round(time.monotonic() - began, 2),
     'device': collect.hardware(),
+    'numerics': numerics.record(found['result']['timing']['devices']),
   }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from csba_jax.errors import UserError
 from csba_jax.files import write_atomically
+from csba_jax.run import checks
 from csba_jax.run.workdir import strict_json, writing_to
 
 SCHEMA = 1
@@ -225,7 +226,11 @@ def _checked(record: dict[str, Any], where: str) -> dict[str, Any]:
   if record.get('schema') != SCHEMA:
     found = f'schema {record.get("schema")}'
   elif not lacking and record['status'] in ('done', 'failed'):
-    return record
+    try:
+      checks.check_record(record)
+      return record
+    except ValueError as error:
+      found = str(error)
   raise UserError(
     f'a record of csba-study, schema {SCHEMA}, on {where}', found, 'remove the line, or the file'
   )

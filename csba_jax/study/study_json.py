@@ -17,7 +17,7 @@ NAME = 'study.json'
 LOCK_SECONDS = 60.0  # until a shard that starts gives up on another one
 # of a study that has begun; the rest are axes, which may grow
 FIXED: tuple[str, ...] = ('base', 'name', 'test', 'tuned_by', 'outcome', 'pairs')
-FIXED += ('subsets', 'margin', 'smallest_effect')
+FIXED += ('subsets', 'margin', 'smallest_effect', 'threads')
 
 
 def claim(
@@ -84,6 +84,8 @@ def read(folder: Path) -> dict[str, Any]:
     ]
     if lacking or 'name' not in study:
       raise ValueError(f'no {", ".join(lacking) or "name"} in it')
+    if wrong := _mistyped(study):
+      raise ValueError(f'{wrong} is of another type')
     return study
   except (FileNotFoundError, NotADirectoryError) as error:
     raise UserError(
@@ -95,6 +97,30 @@ def read(folder: Path) -> dict[str, Any]:
       f'a damaged one ({error})',
       'restore it from a copy, or remove it and start csba-study again',
     ) from error
+
+
+def _mistyped(study: Mapping[str, Any]) -> str:
+  """The first field whose type is not that of a study; '' where all are."""
+  like = grid.default().to_dict()
+  for field, value in study['config'].items():
+    kind = type(like.get(field, value))
+    kinds = {tuple: (list, tuple), float: (float, int)}.get(kind, (kind,))
+    if type(value) not in kinds or (
+      field == 'base' and not _fits(value, config_lib.default().to_dict())
+    ):
+      return f'config.{field}'
+  texts = [study['name'], *study.get('commands', []), *study.get('rates_at_ends', [])]
+  if not all(isinstance(text, str) for text in [*texts, study.get('command', '')]):
+    return 'a name or a command'
+  return ''
+
+
+def _fits(config: Any, like: Any) -> bool:
+  """Whether the fields of a run's config have the types of the default, where both have them."""
+  if isinstance(like, dict):
+    return isinstance(config, dict) and all(_fits(config[k], like[k]) for k in config if k in like)
+  kinds = str if isinstance(like, str) else int | float
+  return isinstance(config, kinds)
 
 
 def _commands(study: Mapping[str, Any]) -> list[str]:

@@ -60,7 +60,7 @@ def train_and_evaluate(
     job, initial, origin = distributed.together(lambda: _prepare(config, folder))
     if distributed.count() > 1:
       distributed.check_equal('data', job.data.sha256(), 'give every host the same files')
-    distributed.together(lambda: _claim(folder, job.data))
+    distributed.together(lambda: _claim(folder, job))
     with Records(folder) as records:
       state = records.resume(initial, origin)
       stack.enter_context(stop)
@@ -137,12 +137,15 @@ def _about_data(data: pipeline.Data) -> str:
   return f'{sizes} of {len(data.class_names)} classes; training images by class: {counts}'
 
 
-def _claim(folder: Workdir, data: pipeline.Data) -> None:
+def _claim(folder: Workdir, job: Job) -> None:
   """Gives the folder to this run, once every process is ready."""
-  _keep_splits(folder, data)
-  net_lib.keep(folder, Metadata.of(data))
-  for difference in folder.begin():
-    say(f'this has changed since the run began, so its end may differ: {difference}')
+  _keep_splits(folder, job.data)
+  net_lib.keep(folder, Metadata.of(job.data))
+  if changed := folder.begin(job.layout.devices):
+    say(
+      'this has changed since the run began, so it may end otherwise than without a stop: '
+      + '; '.join(changed)
+    )
 
 
 def _keep_splits(folder: Workdir, data: pipeline.Data) -> None:

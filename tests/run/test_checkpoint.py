@@ -1,19 +1,22 @@
 """Checkpoints: whole or absent, the latest two and the best."""
 
+import itertools
 import json
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint._src.futures import signaling_client
 
-from csba_jax.errors import UserError
+from csba_jax.errors import TryAgain, UserError
 from csba_jax.run import checkpoint
 from csba_jax.run.checkpoint import Checkpoints
 from csba_jax.runtime import distributed
@@ -386,6 +389,46 @@ def test_a_save_that_fails_is_one_line(tmp_path, monkeypatch):
       UserError, match='checkpoints to be read and written .*No space left.* whole checkpoint'
     ):
       checkpoints.save(5, tree_at(5), {})
+
+
+def test_a_save_that_is_late_is_tried_again(tmp_path, monkeypatch):
+  """A clock that is set forward ends orbax's waiting; launchers start a run again after 75."""
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(4, tree_at(4), {})
+    checkpoints.wait()
+    with monkeypatch.context() as patch:
+      turns = itertools.count()
+      forward = types.SimpleNamespace(time=lambda: next(turns) * 400 * 86400.0)
+      patch.setattr(signaling_client, 'time', forward)
+      client = signaling_client.ThreadSafeKeyValueSignalingClient()
+      patch.setattr(
+        checkpoints._manager,
+        'wait_until_finished',
+        lambda: client.blocking_key_value_get('never set', 600),
+      )
+      with pytest.raises(TryAgain, match='found TimeoutError: Timeout waiting') as caught:
+        checkpoints.wait()
+      assert caught.value.exit_code == 75
+      patch.setattr(distributed, 'count', lambda: 2)  # the others would leave with 1
+      with pytest.raises(UserError, match='found TimeoutError') as caught:
+        checkpoints.wait()
+      assert caught.value.exit_code == 1
+
+
+def test_what_an_older_orbax_left_of_a_save_is_removed(tmp_path):
+  """Its unfinished folders had the time in their names, and could stand beside the new ones."""
+  left = tmp_path / 'c/4.orbax-checkpoint-tmp-1690000000/state'
+  left.mkdir(parents=True)
+  (left / 'manifest').write_text('half')
+  with Checkpoints(tmp_path / 'c', read_only=True) as checkpoints:
+    assert checkpoints.steps() == []
+  assert left.exists()  # whoever only reads leaves it
+  with Checkpoints(tmp_path / 'c') as checkpoints:
+    assert not left.exists()
+    checkpoints.save(4, tree_at(4), {})
+    checkpoints.wait()
+    assert_is(checkpoints.restore(4, LIKE)[0], 4)
+  assert [path.name for path in (tmp_path / 'c').iterdir()] == ['4']
 
 
 LOST = 'INTERNAL: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:1234'

@@ -64,6 +64,46 @@ def test_a_package_that_was_not_recorded_then_is_no_difference(tmp_path):
     assert folder.begin() == []
 
 
+def test_what_decides_the_bits_is_kept_and_compared(tmp_path, monkeypatch):
+  monkeypatch.setenv('PJRT_NPROC', '11')
+  assert workdir_lib.threads_of(tmp_path) is None
+  with Workdir(tmp_path, CONFIG) as folder:
+    assert folder.begin(devices=2) == []
+    assert folder.begin(devices=2) == []
+    monkeypatch.setenv('PJRT_NPROC', '9')
+    assert folder.begin(devices=4) == [
+      'devices: 2 there, 4 here',
+      'threads: 11 there, 9 here (set PJRT_NPROC to the old number before the start)',
+    ]
+  assert workdir_lib.threads_of(tmp_path) == 11
+  record = json.loads((tmp_path / 'config.json').read_text())
+  del record['numerics']  # a run from before it was kept
+  (tmp_path / 'config.json').write_text(json.dumps(record))
+  assert workdir_lib.threads_of(tmp_path) is None
+  with Workdir(tmp_path, CONFIG) as folder:
+    assert folder.begin() == []
+
+
+@pytest.mark.parametrize(
+  ('change', 'found'),
+  [
+    (lambda r: r | {'config': 3}, 'config is no section'),
+    (lambda r: r | {'config': r['config'] | {'data': [1]}}, 'config.data is no section'),
+    (lambda r: r | {'config': r['config'] | {'seed': {'a': 1}}}, 'config.seed is a section'),
+    (lambda r: r | {'versions': 'new'}, 'versions is no section'),
+    (lambda r: r | {'numerics': None}, 'numerics is no section'),
+    (lambda r: [r], "no 'config' in it"),
+  ],
+)
+def test_a_config_json_of_other_types(tmp_path, change, found):
+  with Workdir(tmp_path, config_lib.default().to_dict()) as folder:
+    folder.begin()
+  record = json.loads((tmp_path / 'config.json').read_text())
+  (tmp_path / 'config.json').write_text(json.dumps(change(record)))
+  with pytest.raises(UserError, match=f'a damaged one .{found}'):
+    workdir_lib.read_config(tmp_path)
+
+
 def test_a_lock_can_be_waited_for(tmp_path):
   began = time.monotonic()
   with (

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from csba_jax.errors import UserError
 from csba_jax.runtime import backend
 
 
@@ -13,6 +14,23 @@ def test_one_step_a_dispatch_on_cpu_only(monkeypatch):
     monkeypatch.setattr(jax, 'default_backend', lambda name=name: name)
     assert backend.steps_per_dispatch(50) == 50
     assert backend.compiler_options() == {}
+
+
+@pytest.mark.parametrize(
+  ('error', 'found'),
+  [
+    (RuntimeError("Unable to initialize backend 'cud': unknown. (set JAX_P"), 'Unable .* unknown'),
+    (AssertionError(), 'none of this kind, or no JAX that knows it'),
+  ],
+)
+def test_a_device_that_is_not_here(monkeypatch, error, found):
+  def devices():
+    raise error
+
+  monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
+  monkeypatch.setattr(jax, 'devices', devices)
+  with pytest.raises(UserError, match=f'.JAX_PLATFORMS=cuda.; found {found}; to fix it: unset'):
+    backend.start()
 
 
 def test_the_compiler_takes_its_options():

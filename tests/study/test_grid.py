@@ -32,6 +32,7 @@ BAD = {
   'outcome': ['', 'accuracy', 'f1', 'f1:', 'head_f1'],
   'margin': [0.0, 1.0, -0.1, math.nan],
   'smallest_effect': [-0.01, 1.0, math.nan],
+  'threads': [0, -1],
 }
 BORDERS = {
   'imbalance_factors': [(1,), (1.0, 500.0)],

@@ -429,6 +429,16 @@ def test_failed_runs_may_be_of_another_version(tmp_path, new):
   assert results.read(simulated.write(tmp_path, about, records)).notes == ()
 
 
+def test_threads_that_differ_are_noted(tmp_path, new):
+  """Of runs that name theirs: those from before it was kept are not known to be others."""
+  about, records = new
+  for record, threads in zip(records, (1, 1, 2), strict=False):
+    record['numerics'] = {'threads': threads, 'jax_enable_x64': False}
+  assert results.read(simulated.write(tmp_path, about, records)).notes == (
+    'runs of more than one numerics.threads: 1 in 2 runs, 2 in 1',
+  )
+
+
 def test_other_commits_and_devices_are_noted(tmp_path, new):
   about, records = new
   records[0]['commit'], records[1]['device'] = 'c' * 40, 'another'

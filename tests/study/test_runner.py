@@ -192,14 +192,14 @@ def test_nothing_is_left_of_finished_runs_and_nothing_tells_of_this_machine(whol
 def test_a_run_is_what_it_is_in_any_process(driver, whole, tmp_path):
   """The second run of a worker, which has compiled for the first, against this process."""
   run = next(run for run in grid.runs(tiny()) if run.name == DONE[-1])
-  found = runner.do_run(run.name, run.config, runner._Place(tmp_path, True, True))
+  found = runner.do_run(run.name, run.config, runner._Place(tmp_path, True, True, 1))
   expected = of_run(whole)[run.name]
   del found['result']['timing']
   assert found['result'] == expected['result']
   workdir, log = tmp_path / f'runs/{run.name}', tmp_path / f'runs/{run.name}.log'
   assert (workdir / 'result.json').exists()  # kept, as was asked
   assert 'evaluating the test set' in log.read_text()
-  again = runner.do_run(run.name, run.config, runner._Place(tmp_path, False, False))
+  again = runner.do_run(run.name, run.config, runner._Place(tmp_path, False, False, 1))
   assert again['result'].keys() == set(collect.OF_TUNING)
   assert again['result']['validation_macro_f1'] == expected['result']['validation_macro_f1']
   assert workdir.exists()  # until its line is written, by another process
@@ -417,7 +417,7 @@ def test_a_stopped_study_goes_on_and_ends_as_if_undisturbed(driver, tmp_path):
   assert 'going on from the checkpoint at step' in log
   assert (folder / 'runs/s0/result.json').exists()
   (run,) = grid.runs(tiny(**fields))
-  plain = runner.do_run(run.name, run.config, runner._Place(tmp_path / 'plain', True, False))
+  plain = runner.do_run(run.name, run.config, runner._Place(tmp_path / 'plain', True, False, 1))
   del plain['result']['timing']
   assert of_run(folder)['s0']['result'] == plain['result']
 
@@ -439,6 +439,7 @@ def test_a_real_net_in_one_worker_and_in_two(tmp_path):
     ended = start(c, tmp_path / str(jobs), jobs=jobs)
     assert ended == runner.Outcome(done=2, failed=0, missing=0)
   one, two = of_run(tmp_path / '1'), of_run(tmp_path / '2')
+  assert {record['numerics']['threads'] for record in one.values()} == {1}
   assert sorted(one) == ['s0', 's1']
   assert one == two
   for record in one.values():
@@ -715,7 +716,7 @@ def test_the_folder_of_a_failed_run_does_not_block_it_after_a_field_was_added(dr
   record = json.loads((workdir / 'config.json').read_text())
   del record['config']['data']['input'], record['config']['mixing']
   (workdir / 'config.json').write_text(json.dumps(record))
-  found = runner.do_run(run.name, run.config, runner._Place(tmp_path, True, True))
+  found = runner.do_run(run.name, run.config, runner._Place(tmp_path, True, True, 1))
   assert found['status'] == 'done', found
 
 
@@ -849,6 +850,22 @@ def test_a_worker_stays_with_the_shape_it_knows():
   assert not runner._feed(workers[0], workers, todo)
 
 
+@pytest.mark.parametrize(
+  ('cores', 'jobs', 'threads', 'runs', 'advised'),
+  [
+    (8, 1, 1, 20, 8),
+    (8, 1, 1, 3, 3),
+    (8, 1, 3, 20, 2),
+    *((8, 2, 3, 20, None), (8, 1, 3, 1, None), (2, 2, 1, 9, None), (1, 1, 1, 9, None)),
+  ],
+)
+def test_idle_cores_are_told(monkeypatch, cores, jobs, threads, runs, advised):
+  monkeypatch.setattr(runner.numerics, 'cores', lambda: cores)
+  words = runner._idle_cores(jobs, threads, runs)
+  assert words == '' if advised is None else f'in {threads} of {cores} cores' in words
+  assert advised is None or f' --jobs={advised} uses the others too' in words
+
+
 def test_cores_are_shared():
   cores = sorted(os.sched_getaffinity(0))
   for jobs in range(1, len(cores) + 1):
@@ -870,7 +887,7 @@ def test_a_run_that_another_process_is_still_at(tmp_path, monkeypatch, ends):
     stack.enter_context(lock_file(workdir, '.lock'))
     if ends:
       threading.Timer(0.5, stack.pop_all().close).start()
-    found = runner.do_run(run.name, run.config, runner._Place(tmp_path, True, False))
+    found = runner.do_run(run.name, run.config, runner._Place(tmp_path, True, False, 1))
   assert trained == [1] * ends
   if ends:
     assert found is None  # as a stopped run: what the stub returns
@@ -914,7 +931,7 @@ def test_a_study_that_is_killed_and_started_at_once_again(tmp_path):
 def test_a_stopped_run_leaves_no_record(tmp_path, monkeypatch):
   monkeypatch.setattr(loop, 'train_and_evaluate', lambda *_: None)
   run = grid.runs(small())[0]
-  assert runner.do_run(run.name, run.config, runner._Place(tmp_path, True, False)) is None
+  assert runner.do_run(run.name, run.config, runner._Place(tmp_path, True, False, 1)) is None
   assert (tmp_path / 'runs/none-s0.log').exists()
 
 
@@ -932,7 +949,7 @@ def test_what_a_run_raises_is_its_record(tmp_path, monkeypatch, error, words):
 
   monkeypatch.setattr(loop, 'train_and_evaluate', fail)
   run = grid.runs(small())[0]
-  found = runner.do_run(run.name, run.config, runner._Place(tmp_path, True, False))
+  found = runner.do_run(run.name, run.config, runner._Place(tmp_path, True, False, 1))
   assert found.pop('seconds') >= 0
   assert found == {'status': 'failed', 'error': words, 'device': None}
   assert 'Traceback' in (tmp_path / 'runs/none-s0.log').read_text()

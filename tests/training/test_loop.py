@@ -616,6 +616,19 @@ def test_a_workdir_that_is_full_from_the_start(driver, small_mount):
   )
 
 
+OF_A_RUN = ('loading', 'decoding', '379 train', 'compiling', 'step ')
+
+
+def test_a_disk_that_fills_while_a_run_saves(driver, small_mount):
+  """Orbax logs a traceback in each of its threads; only the reason is shown."""
+  code, out, err = driver.finish(driver.start(small_mount('size=60k') / 'run'))
+  assert (code, out) == (1, '')
+  last = only_one_line(err)
+  assert 'found No space left on device; ' in last
+  said = err.splitlines()[:-1]
+  assert all(line.startswith(OF_A_RUN) for line in said), err
+
+
 def test_a_batch_larger_than_the_data_leaves_the_folder_free(driver, tmp_path):
   workdir = tmp_path / 'run'
   with pytest.raises(UserError, match='a batch larger than the data'):

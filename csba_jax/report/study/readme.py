@@ -7,7 +7,7 @@ from csba_jax.analysis import findings as findings_lib
 from csba_jax.analysis import wording
 from csba_jax.analysis.findings import Findings
 from csba_jax.errors import UserError
-from csba_jax.files import write_atomically
+from csba_jax.files import expanded, write_atomically
 from csba_jax.report.study import content, figures, markdown
 from csba_jax.run.workdir import writing_to
 from csba_jax.study import results
@@ -26,7 +26,7 @@ def update(readme: str, folder: str, pool: bool = False) -> str:
   Raises:
     UserError: no studies there, a README without the marks, or one that cannot be written.
   """
-  path = Path(readme).expanduser()
+  path = expanded(readme)
   try:
     before = path.read_bytes().decode()  # not read_text: line ends stay as they are
   except (OSError, UnicodeDecodeError) as error:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from csba_jax.analysis import findings as findings_lib
 from csba_jax.analysis.findings import Findings
-from csba_jax.files import write_atomically
+from csba_jax.files import expanded, write_atomically
 from csba_jax.report.study import content, markdown, page
 from csba_jax.report.terminal import tuning
 from csba_jax.run.workdir import writing_to
@@ -27,7 +27,7 @@ def write(folder: str, pool: bool = False) -> str:
   if not found.study['config'].get('test', True):
     return tuning.describe(found)
   findings = findings_lib.analyse(found)
-  path = Path(folder).expanduser()
+  path = expanded(folder)
   with writing_to(path):
     for name, text in files(findings).items():
       _write(path / name, text)
