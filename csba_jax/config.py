@@ -50,6 +50,9 @@ def default() -> ml_collections.ConfigDict:
   config.data.test_fraction = 0.2  # of a source without a test part of its own
   config.data.folds = 0  # of cross-validation, in place of test_fraction; 0 = none
   config.data.fold = 0  # which of them is the test part; data.seed draws the folds
+  # image_folder: auto refuses folders that look like the parts of a data set (train, val, test) in
+  # place of classes | classes: these are names of classes
+  config.data.layout = 'auto'
   config.data.strict = False  # image_folder: an unreadable file ends the run
   # image_folder: CSV file in the folder, or a path; columns `file` and group_column
   config.data.manifest = ''
@@ -227,6 +230,7 @@ _RANGES = {
   'data.source': ('digits, tfds or image_folder', ('digits', 'tfds', 'image_folder').__contains__),
   'data.train_split': ('a split', bool),
   'data.input': ('memory, stream or auto', ('memory', 'stream', 'auto').__contains__),
+  'data.layout': ('auto or classes', ('auto', 'classes').__contains__),
   'data.image_size': ('8 to 256 pixels', lambda v: 8 <= v <= 256),
   'data.channels': ('1 or 3', (1, 3).__contains__),
   'data.num_classes': ('0 (as in the data) or at least 2', lambda v: v == 0 or v >= 2),

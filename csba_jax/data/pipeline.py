@@ -84,6 +84,8 @@ def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data
     UserError: data that is missing, unreadable, or not as config.data describes it.
   """
   training, separate_test = open_sources(config.data)
+  if training.left_out:
+    warn(training.left_out)
   _check_declared(config.data, training)
   mapped = _streams(config.data, training, separate_test)
   where = (config.data.cache_dir, warn, mapped)
@@ -131,9 +133,11 @@ def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data
 
 def open_sources(data: ml_collections.ConfigDict) -> tuple[Source, Source | None]:
   """(training source, test source or None) for a config's data section; decodes no image."""
-  if data.source != 'image_folder' and (data.manifest or data.group_column or data.strict):
+  of_folders = (data.manifest, data.group_column, data.strict, data.layout != 'auto')
+  if data.source != 'image_folder' and any(of_folders):
     raise UserError(
-      'data.manifest, data.group_column and data.strict only with data.source=image_folder',
+      'data.manifest, data.group_column, data.strict and data.layout only with '
+      'data.source=image_folder',
       f'one of them with data.source={data.source}',
       'remove it',
     )
@@ -157,6 +161,7 @@ def open_sources(data: ml_collections.ConfigDict) -> tuple[Source, Source | None
     strict=data.strict,
     manifest=data.manifest,
     group_column=data.group_column,
+    layout=data.layout,
   )
   return folder, None
 
