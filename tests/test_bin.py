@@ -50,7 +50,7 @@ BAD_TRAINING = {
   'imbalance below 1': ([DIGITS, '--config.data.imbalance_factor=0.01'], '1 / 0.01 = 100'),
   'empty class': (
     [DIGITS, '--config.data.imbalance_factor=900'],
-    'to fix it: set imbalance_factor to 125 or less',
+    'to fix it: set data.imbalance_factor to 125 or less',
   ),
   'large batch': ([DIGITS, '--config.train.batch_size=5000'], 'a batch larger than the data'),
   'unknown model': ([DIGITS, '--config.model.name=vgg'], "found 'vgg'"),

@@ -53,7 +53,7 @@ def profile_counts(
       'at least 1 image in every class',
       f'0 images for class {int(np.argmax(counts < 1))} of the class order '
       f'(largest class {n_max}, imbalance_factor {imbalance_factor:g})',
-      f'set imbalance_factor to {n_max} or less',
+      f'set data.imbalance_factor to {n_max} or less',
     )
   return counts
 

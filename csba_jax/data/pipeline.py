@@ -91,11 +91,14 @@ def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data
   where = (config.data.cache_dir, warn, mapped)
   images = cache.load_arrays(training, *where)
   test_images = cache.load_arrays(separate_test, *where) if separate_test else None
+  described = {
+    'labels': images.labels,
+    'groups': images.groups,
+    'test_labels': test_images.labels if test_images else None,
+    'class_names': images.class_names,
+  }
   split = splits.make_splits(
-    images.labels,
-    images.groups,
-    test_images.labels if test_images else None,
-    class_names=images.class_names,
+    **described,
     imbalance_factor=config.data.imbalance_factor,
     profile=config.data.profile,
     class_order=config.data.class_order,
@@ -107,9 +110,8 @@ def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data
   )
   digest = _digest(images, test_images)
   split = dataclasses.replace(split, source_sha256=digest)
-  if split.classes_without_val and config.data.val_fraction:
-    names = ', '.join(images.class_names[c] for c in split.classes_without_val)
-    warn(f'no validation image of: {names} (too few images, or all of them in one duplicate group)')
+  for line in splits.absences(split, **described, folds=config.data.folds):
+    warn(line)
 
   def part(arrays: cache.ImageArrays, indices: np.ndarray) -> Part:
     images: np.ndarray | Rows
