@@ -1,5 +1,6 @@
 """What every binary does: print its help, parse flags, call main, report an error in one line."""
 
+import io
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,6 +18,7 @@ Tick = Callable[[int, int], None]  # (done, total) of some work
 
 def run(main: Callable[[], int | None]) -> None:
   """Runs main() under absl flags and exits with its code; 1 and one line for a UserError."""
+  _print_anything()
   name = sys.argv[0].rsplit('/', 1)[-1]
   signals.leave_when_told()  # until a StopRequest takes over
   logging.set_verbosity(logging.ERROR)  # JAX and Orbax log below that, and not for users
@@ -30,6 +32,13 @@ def run(main: Callable[[], int | None]) -> None:
       distributed.leave(error)  # the other processes wait for this one
     print(f'{name}: {error}', file=sys.stderr, flush=True)
     sys.exit(1)
+
+
+def _print_anything() -> None:
+  """Letters that a terminal cannot show are printed as escapes: an error would end the work."""
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):  # not where it was closed or replaced
+      stream.reconfigure(errors='backslashreplace')
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -74,6 +74,14 @@ def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
   return np.bincount(labels.astype(np.int64), minlength=num_classes).astype(np.int64)
 
 
+def by_frequency(counts: np.ndarray) -> np.ndarray:
+  """Classes from the largest to the smallest, ties by index: their order in tables and pictures.
+
+  [C] -> [C] int64
+  """
+  return np.argsort(-np.asarray(counts), kind='stable')
+
+
 def shot_groups(counts: np.ndarray) -> dict[str, np.ndarray]:
   """Class indices by the number of training images: many > 100, medium 20..100, few < 20.
 

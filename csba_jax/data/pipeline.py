@@ -91,14 +91,11 @@ def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data
   where = (config.data.cache_dir, warn, mapped)
   images = cache.load_arrays(training, *where)
   test_images = cache.load_arrays(separate_test, *where) if separate_test else None
-  described = {
-    'labels': images.labels,
-    'groups': images.groups,
-    'test_labels': test_images.labels if test_images else None,
-    'class_names': images.class_names,
-  }
   split = splits.make_splits(
-    **described,
+    images.labels,
+    images.groups,
+    test_images.labels if test_images else None,
+    class_names=images.class_names,
     imbalance_factor=config.data.imbalance_factor,
     profile=config.data.profile,
     class_order=config.data.class_order,
@@ -110,7 +107,14 @@ def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data
   )
   digest = _digest(images, test_images)
   split = dataclasses.replace(split, source_sha256=digest)
-  for line in splits.absences(split, **described, folds=config.data.folds):
+  for line in splits.absences(
+    split,
+    images.labels,
+    images.groups,
+    test_images.labels if test_images else None,
+    class_names=images.class_names,
+    folds=config.data.folds,
+  ):
     warn(line)
 
   def part(arrays: cache.ImageArrays, indices: np.ndarray) -> Part:

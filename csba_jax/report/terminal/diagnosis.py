@@ -21,20 +21,21 @@ def _matrix(conflict: Conflict) -> str:
   order, sampled = conflict.by_frequency, conflict.errors.any()
   cosines = np.where(conflict.resolvable(), conflict.cosine(), np.nan)
   known = conflict.distinguishable() & sampled
-  rows = [['conflict matrix', *(conflict.class_names[c][:8] for c in order)]]
-  for c in order:
-    cells = [_cell(cosines[c, d]) + ('*' if known[c, d] and c != d else ' ') for d in order]
-    rows.append([f'{conflict.class_names[c]} ({conflict.class_counts[c]})', *cells])
+  names, counts = [conflict.class_names[c] for c in order], conflict.class_counts[order].tolist()
+  cells = [
+    [_cell(cosines[c, d]) + ('*' if known[c, d] and c != d else ' ') for d in order] for c in order
+  ]
   stars = '* 95 % interval without 0 (one in twenty by chance); ' if sampled else ''
-  return f'{text_table.align(rows)}\n{stars}-: not resolvable'
+  return f'{text_table.matrix("conflict matrix", names, counts, cells)}\n{stars}-: not resolvable'
 
 
 def _classes(conflict: Conflict, flow: flow_lib.Flow) -> str:
   at = conflict.at('shared')
   disturbed = interference(conflict.gram(), conflict.prior)
   rows = [['class', 'images', 'loss', '|g_c|', 'share', 'cos with g', 'interference']]
+  names = text_table.fit(conflict.class_names, text_table.LONGEST_NAME)
   for c in conflict.by_frequency:
-    name, n = conflict.class_names[c], conflict.class_counts[c]
+    name, n = names[c], conflict.class_counts[c]
     values = (flow.norms[at, c], flow.shares[at, c], flow.cosines[at, c], disturbed[c])
     rows.append([name, str(n), f'{conflict.losses[c]:.3f}', *map(_cell, values)])
   return text_table.align(rows)
