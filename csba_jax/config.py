@@ -51,6 +51,7 @@ def default() -> ml_collections.ConfigDict:
   config.data.test_fraction = 0.2
   config.data.folds = 0
   config.data.fold = 0
+  config.data.layout = 'auto'
   config.data.strict = False
   config.data.manifest = ''
   config.data.group_column = ''
@@ -217,6 +218,7 @@ RANGES = {
   'data.source': ('digits, tfds or image_folder', ('digits', 'tfds', 'image_folder').__contains__),
   'data.train_split': ('a split', bool),
   'data.input': ('memory, stream or auto', ('memory', 'stream', 'auto').__contains__),
+  'data.layout': ('auto or classes', ('auto', 'classes').__contains__),
   'data.image_size': ('8 to 256 pixels', lambda v: 8 <= v <= 256),
   'data.channels': ('1 or 3', (1, 3).__contains__),
   'data.num_classes': ('0 (as in the data) or at least 2', lambda v: v == 0 or v >= 2),

@@ -1,5 +1,6 @@
 """The binaries as a user meets them: bad input ends in one line and exit code 1."""
 
+import io
 import json
 import os
 import runpy
@@ -10,6 +11,8 @@ import types
 from pathlib import Path
 
 import pytest
+
+from csba_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,7 +53,7 @@ BAD_TRAINING = {
   'imbalance below 1': ([DIGITS, '--config.data.imbalance_factor=0.01'], '1 / 0.01 = 100'),
   'empty class': (
     [DIGITS, '--config.data.imbalance_factor=900'],
-    'to fix it: set imbalance_factor to 125 or less',
+    'to fix it: set data.imbalance_factor to 125 or less',
   ),
   'large batch': ([DIGITS, '--config.train.batch_size=5000'], 'a batch larger than the data'),
   'unknown model': ([DIGITS, '--config.model.name=vgg'], "found 'vgg'"),
@@ -319,6 +322,10 @@ def test_train_evaluate_report(digits_runs):
   assert code == 0, err
   macro_f1 = json.loads((digits_runs / 'focal/result.json').read_text())['macro_f1']
   assert ['macro-F1', f'{macro_f1:.3f}'] in [line.split() for line in out.splitlines()]
+  assert 'rows: true class (its images), columns: predicted class' in out.splitlines()
+  (picture,) = (digits_runs / 'focal').glob('confusion_test_step*.png')
+  assert f'written: {picture}' in err.splitlines()
+  assert picture.read_bytes().startswith(b'\x89PNG')
   code, out, err = call('report', f'--workdirs={digits_runs}/cross_entropy,{digits_runs}/focal/')
   assert code == 0, err
   lines = out.splitlines()
@@ -365,3 +372,33 @@ def test_the_same_command_again_and_another_config(digits_runs):
   code, _, err = call('train', *arguments, '--config.seed=1')
   assert code == 1
   assert 'seed: 0 there, 1 here' in err
+
+
+def test_letters_that_a_terminal_cannot_show_are_escapes_in_every_binary(monkeypatch):
+  from csba_jax.bin import _main
+
+  streams = {}
+  for name in ('stdout', 'stderr'):
+    streams[name] = io.TextIOWrapper(io.BytesIO(), encoding='ascii', write_through=True)
+    monkeypatch.setattr(sys, name, streams[name])
+
+  def main():
+    print('日本, caf\udce9')
+    raise UserError('Ä', 'ö', 'ü')
+
+  monkeypatch.setattr(sys, 'argv', ['csba-x'])
+  monkeypatch.setattr(_main.app, 'run', lambda call, flags_parser: call([]))
+  with pytest.raises(SystemExit) as left:
+    _main.run(main)
+  assert left.value.code == 1
+  written = {name: stream.buffer.getvalue().decode('ascii') for name, stream in streams.items()}
+  assert written['stdout'] == '\\u65e5\\u672c, caf\\udce9\n'
+  assert written['stderr'] == 'csba-x: expected \\xc4; found \\xf6; to fix it: \\xfc\n'
+
+
+def test_a_terminal_that_is_none_is_left_alone(monkeypatch):
+  from csba_jax.bin import _main
+
+  monkeypatch.setattr(sys, 'stdout', None)
+  monkeypatch.setattr(sys, 'stderr', io.StringIO())
+  _main._print_anything()

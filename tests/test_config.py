@@ -25,6 +25,7 @@ BAD = {
   'data.source': ['cifar10', ''],
   'data.train_split': [''],
   'data.input': ['disk', ''],
+  'data.layout': ['parts', ''],
   'data.image_size': [7, 257, 0],
   'data.channels': [0, 2, 4],
   'data.num_classes': [1, -1],
@@ -85,6 +86,7 @@ BAD = {
 BORDERS = {
   'seed': [0, 2**31 - 1],
   'data.input': ['memory', 'stream', 'auto'],
+  'data.layout': ['auto', 'classes'],
   'data.image_size': [8, 256],
   'data.num_classes': [0, 2],
   'data.imbalance_factor': [1.0, 1],

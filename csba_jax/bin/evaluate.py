@@ -1,6 +1,7 @@
 """csba-evaluate --workdir=DIR [--checkpoint=best|latest|init|STEP] [--split=test|val]
 
-Evaluates a checkpoint of a run and prints every metric. It writes nothing.
+Evaluates a checkpoint of a run. Prints every metric and the confusion matrix, which is drawn too:
+DIR/confusion_SPLIT_stepSTEP.png.
 Example: csba-evaluate --workdir=runs/digits --checkpoint=latest
 """
 
@@ -22,13 +23,14 @@ _TAU = flags.DEFINE_float(
 
 
 def main() -> int:
-  """Evaluates a checkpoint of a run and prints every metric; writes nothing."""
+  """Evaluates a checkpoint of a run, prints every metric, and draws the confusion matrix."""
   workdir = _main.required(_WORKDIR, 'runs/digits')
   _distributed.start(_LAUNCH)
   _distributed.compare(_WORKDIR, _CHECKPOINT, _SPLIT, _TAU)
 
   from csba_jax.measure import evaluate
-  from csba_jax.report.terminal import table
+  from csba_jax.report.terminal import confusion, table
+  from csba_jax.runtime import distributed
   from csba_jax.runtime.progress import say
   from csba_jax.runtime.signals import Stopped, StopRequest
 
@@ -41,7 +43,9 @@ def main() -> int:
     say('stopped')
     return stop.exit_code
   where = f'{_SPLIT.value} part, checkpoint of step {result["checkpoint_step"]} in {workdir}'
-  _distributed.tell(f'{table.single(result)}\n{where}')
+  _distributed.tell(f'{table.single(result)}\n\n{confusion.describe(result)}\n{where}')
+  if distributed.is_first():
+    say(evaluate.draw_confusion(result, workdir, _SPLIT.value))
   return 0
 
 

@@ -53,7 +53,7 @@ def profile_counts(
       'at least 1 image in every class',
       f'0 images for class {int(np.argmax(counts < 1))} of the class order '
       f'(largest class {n_max}, imbalance_factor {imbalance_factor:g})',
-      f'set imbalance_factor to {n_max} or less',
+      f'set data.imbalance_factor to {n_max} or less',
     )
   return counts
 
@@ -72,6 +72,14 @@ def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
       'number the classes from 0 and give every class a name',
     )
   return np.bincount(labels.astype(np.int64), minlength=num_classes).astype(np.int64)
+
+
+def by_frequency(counts: np.ndarray) -> np.ndarray:
+  """Classes from the largest to the smallest, ties by index: their order in tables and pictures.
+
+  [C] -> [C] int64
+  """
+  return np.argsort(-np.asarray(counts), kind='stable')
 
 
 def shot_groups(counts: np.ndarray) -> dict[str, np.ndarray]:

@@ -4,17 +4,14 @@ import csv
 import functools
 import os
 import pathlib
-import unicodedata
-from collections.abc import Iterable
 
 import numpy as np
 
 from csba_jax.data.decoding import Unreadable, decode_image, decoder_version
+from csba_jax.data.folder_listing import list_images, portable
 from csba_jax.data.sources import Source, digest, file_state
 from csba_jax.errors import UserError
 from csba_jax.files import expanded
-
-IMAGE_SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
 
 class ImageFolderSource(Source):
@@ -24,8 +21,7 @@ class ImageFolderSource(Source):
   where it is transparent, made 8-bit RGB, scaled (bicubic, antialiased) so that its shorter side is
   image_size, and cropped to the centre. Images are ordered by class name, then by path inside
   `directory`, as Unicode code points, so that the order is the same on every machine. A class
-  folder may have subfolders. Hidden files, files of other types and links to folders below the
-  class folders are ignored.
+  folder may have subfolders. `folder_listing` says which files are images, and what is left out.
 
   Args:
     directory: holds one folder for each class; classes are numbered in the order of their names.
@@ -36,10 +32,12 @@ class ImageFolderSource(Source):
     group_column: its column of duplicate groups. An image has no duplicate if its cell is empty, or
       if it has no row.
     file_column: its column of paths, relative to `directory`.
+    layout: 'auto' refuses a folder whose folders are the parts of a data set, such as train and
+      test; 'classes' takes them as classes.
 
   Raises:
-    UserError: no such folder, fewer than two class folders, a class folder without an image, a
-      size below 1, or a manifest that lacks a column or names a file that is not there.
+    UserError: as in `folder_listing.list_images`; a size below 1; or a manifest that lacks a column
+      or names a file that is not there.
   """
 
   labels: np.ndarray
@@ -53,12 +51,15 @@ class ImageFolderSource(Source):
     manifest: str | os.PathLike = '',
     group_column: str = '',
     file_column: str = 'file',
+    layout: str = 'auto',
   ):
     if image_size < 1:
       raise UserError('image_size of at least 1 pixel', f'{image_size}', 'set it, such as to 64')
     self.strict = strict
     self._directory = expanded(directory)
-    self._paths, self.names, self.labels, self.class_names = _list_images(self._directory)
+    listing = list_images(self._directory, layout)
+    self._paths, self.names, self.labels = listing.paths, listing.names, listing.labels
+    self.class_names, self.left_out = listing.class_names, listing.left_out
     self.name = self._directory.resolve().name
     self.image_shape = (image_size, image_size, 3)
     self.groups = None
@@ -95,56 +96,6 @@ def _read_image(path: pathlib.Path) -> bytes:
     raise UserError(f'to read {path}', str(error), 'check the disk or the network drive') from error
 
 
-def _list_images(
-  directory: pathlib.Path,
-) -> tuple[tuple[pathlib.Path, ...], tuple[str, ...], np.ndarray, tuple[str, ...]]:
-  """(paths, names relative to the directory, labels int32, class names), in their order."""
-  expected = 'a folder with one folder of images for each class'
-  if not directory.is_dir():
-    found = f'a file, {directory}' if directory.exists() else f'nothing at {directory}'
-    raise UserError(expected, found, 'name the folder that holds the class folders')
-  folders = {
-    _portable(path.name): path
-    for path in directory.iterdir()
-    if path.is_dir() and not path.name.startswith('.')
-  }
-  class_names = tuple(sorted(folders))
-  if len(class_names) < 2:
-    found = f'only one, {class_names[0]},' if class_names else 'no class folder'
-    raise UserError(
-      expected,
-      f'{found} in {directory}',
-      'arrange the images as DIRECTORY/CLASS/image.jpg, with two classes or more',
-    )
-  paths, names, labels = [], [], []
-  for label, class_name in enumerate(class_names):
-    images = {_portable(p.relative_to(directory).as_posix()): p for p in _walk(folders[class_name])}
-    if not images:
-      raise UserError(
-        f'images ({", ".join(IMAGE_SUFFIXES)}) in every class folder',
-        f'none in {class_name}',
-        'add images to it, or move it elsewhere',
-      )
-    names += sorted(images)
-    paths += [images[name] for name in sorted(images)]
-    labels += [label] * len(images)
-  return tuple(paths), tuple(names), np.asarray(labels, np.int32), class_names
-
-
-def _walk(folder: pathlib.Path) -> Iterable[pathlib.Path]:
-  """Image files at any depth, without hidden ones, in any order."""
-  for parent, subfolders, files in os.walk(folder):
-    subfolders[:] = [name for name in subfolders if not name.startswith('.')]
-    for name in files:
-      if not name.startswith('.') and pathlib.PurePath(name).suffix.lower() in IMAGE_SUFFIXES:
-        yield pathlib.Path(parent, name)
-
-
-def _portable(name: str) -> str:
-  """One encoding of accented letters: macOS splits them, which would change names and order."""
-  return unicodedata.normalize('NFC', name)
-
-
 def _manifest_groups(
   manifest: str | os.PathLike, group_column: str, file_column: str, names: tuple[str, ...]
 ) -> np.ndarray:
@@ -158,7 +109,7 @@ def _manifest_groups(
   rows = _read_manifest(manifest, (file_column, group_column))
   group_of_file = {}
   for row in rows:
-    file = _portable(pathlib.PurePosixPath((row[file_column] or '').replace('\\', '/')).as_posix())
+    file = portable(pathlib.PurePosixPath((row[file_column] or '').replace('\\', '/')).as_posix())
     if file in group_of_file:
       raise UserError(f'one row for a file in {manifest}', f'two for {file}', 'remove one of them')
     group_of_file[file] = (row[group_column] or '').strip()

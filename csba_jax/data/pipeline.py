@@ -95,6 +95,8 @@ def load(
     UserError: data that is missing, unreadable, or not as config.data describes it.
   """
   training, separate_test = open_sources(config.data)
+  if training.left_out:
+    warn(training.left_out)
   _check_declared(config.data, training)
   mapped = _streams(config.data, training, separate_test)
   before = functools.cache(lambda: check(_split(config.data, training, separate_test)))
@@ -104,9 +106,15 @@ def load(
   split = _split(config.data, images, test_images)
   digest = _digest(images, test_images)
   split = dataclasses.replace(split, source_sha256=digest)
-  if split.classes_without_val and config.data.val_fraction:
-    names = ', '.join(images.class_names[c] for c in split.classes_without_val)
-    warn(f'no validation image of: {names} (too few images, or all of them in one duplicate group)')
+  for line in splits.absences(
+    split,
+    images.labels,
+    images.groups,
+    test_images.labels if test_images else None,
+    class_names=images.class_names,
+    folds=config.data.folds,
+  ):
+    warn(line)
 
   def part(arrays: cache.ImageArrays, indices: np.ndarray) -> Part:
     images: np.ndarray | Rows
@@ -152,9 +160,11 @@ def _split(
 
 def open_sources(data: ml_collections.ConfigDict) -> tuple[Source, Source | None]:
   """(training source, test source or None) for a config's data section; decodes no image."""
-  if data.source != 'image_folder' and (data.manifest or data.group_column or data.strict):
+  of_folders = (data.manifest, data.group_column, data.strict, data.layout != 'auto')
+  if data.source != 'image_folder' and any(of_folders):
     raise UserError(
-      'data.manifest, data.group_column and data.strict only with data.source=image_folder',
+      'data.manifest, data.group_column, data.strict and data.layout only with '
+      'data.source=image_folder',
       f'one of them with data.source={data.source}',
       'remove it',
     )
@@ -178,6 +188,7 @@ def open_sources(data: ml_collections.ConfigDict) -> tuple[Source, Source | None
     strict=data.strict,
     manifest=data.manifest,
     group_column=data.group_column,
+    layout=data.layout,
   )
   return folder, None
 

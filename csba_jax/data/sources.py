@@ -26,6 +26,7 @@ class Source:
     names: N names, the same on every machine.
     fingerprint: hex digits that change with the files and with the decoding; quick to compute.
     strict: whether an unreadable image is an error.
+    left_out: one line on files of the source that are not read; '' if there are none.
   """
 
   name: str
@@ -33,6 +34,7 @@ class Source:
   image_shape: tuple[int, int, int]
   groups: np.ndarray | None = None
   strict: bool = True
+  left_out: str = ''
 
   if TYPE_CHECKING:  # properties, so that a subclass may compute them once they are asked for
 

@@ -8,9 +8,12 @@ import pathlib
 import numpy as np
 
 from csba_jax.data.class_counts import class_counts, profile_counts
+from csba_jax.data.grouped import every_class_everywhere, group_sizes, groups_of_classes
 from csba_jax.data.random_draws import permutation
 from csba_jax.errors import UserError
 from csba_jax.files import write_atomically
+
+NAMED = 8  # classes that one line names
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,7 +103,9 @@ def make_splits(
      its class frequencies are those of the source, whatever the imbalance factor is.
   2. The long-tailed subset of the rest.
   3. val: val_fraction of that subset; train: the remainder of it.
-  Steps 1 and 3 are stratified and keep duplicate groups together (`stratified_split`).
+  Steps 1 and 3 are stratified and keep duplicate groups together (`stratified_split`). If the test
+  part leaves too few groups of a class for validation, groups are moved between the three parts,
+  unless the test part is a fold or step 2 has left out images.
 
   Args:
     labels: [N] int, labels of the training set.
@@ -118,8 +123,8 @@ def make_splits(
 
   Raises:
     UserError: a fraction out of range, a class without training images, no test images, folds and a
-      separate test set, more folds than a class has images, or an imbalance factor for which a
-      class has too few images.
+      separate test set, too many folds (`cross_validation_folds`), or an imbalance factor for which
+      a class has too few images.
   """
   labels = np.asarray(labels)
   _check_fraction('data.val_fraction', val_fraction)
@@ -139,10 +144,8 @@ def make_splits(
   else:
     rest, test = stratified_split(labels, test_fraction, seed, groups)
   if not len(test):
-    raise UserError(
-      'test images', 'none', 'set data.test_fraction above 0, or use a source with a test set'
-    )
-  _check_every_class(labels[rest], class_names, 'after the test part is removed')
+    raise _no_test(test_fraction)
+  _check_every_class(labels[rest], class_names, 'in the training set')
   rest = rest[
     long_tail_subset(labels[rest], len(class_names), imbalance_factor, profile, class_order, seed)
   ]
@@ -150,9 +153,58 @@ def make_splits(
     labels[rest], val_fraction, seed, None if groups is None else np.asarray(groups)[rest]
   )
   train, val = rest[kept], rest[held]
-  counts = _check_every_class(labels[train], class_names, 'after the validation part is removed')
+  if groups is not None and test_labels is None and val_fraction and not folds:
+    train, val, test = _with_every_class(labels, groups, (train, val, test))
+  counts = _check_every_class(labels[train], class_names, 'in the training part')
   without = np.setdiff1d(np.arange(len(class_names)), labels[val]) if val_fraction else ()
   return Splits(train, val, test, test_labels is not None, counts, tuple(int(c) for c in without))
+
+
+def _with_every_class(
+  labels: np.ndarray, groups: np.ndarray, parts: tuple[np.ndarray, ...]
+) -> tuple[np.ndarray, ...]:
+  """The parts after groups were moved, so that each has every class; if no image was left out."""
+  if sum(map(len, parts)) < len(labels):
+    return parts
+  at = np.empty(len(labels), np.int64)
+  for side, part in enumerate(parts):
+    at[part] = side
+  shares = [len(part) / len(labels) for part in parts]
+  at = every_class_everywhere(labels, groups, at, shares)
+  return tuple(np.flatnonzero(at == side) for side in range(len(parts)))
+
+
+def absences(
+  found: Splits,
+  labels: np.ndarray,
+  groups: np.ndarray | None = None,
+  test_labels: np.ndarray | None = None,
+  *,
+  class_names: tuple[str, ...],
+  folds: int = 0,
+) -> list[str]:
+  """A line for the test and for the validation part if it lacks classes: which, and what to do.
+
+  Args:
+    found: of these labels; the others are as in `make_splits`.
+  """
+  tested = (labels if test_labels is None else test_labels)[found.test]
+  without_test = np.setdiff1d(np.arange(len(class_names)), tested).tolist()
+  do = 'add images of it'
+  if groups is not None:
+    do += ' that no group holds together with its others'
+  lines = []
+  if without_test:
+    remedy = do if test_labels is None else 'add images of it to the test set'
+    if folds and groups is not None:
+      most = int(groups_of_classes(labels, groups, len(class_names))[without_test].min())
+      remedy += f', or set data.folds to {most} or fewer' if 2 <= most < folds else ''
+    names = _some([class_names[c] for c in without_test])
+    lines.append(f'no test image of {names}: macro-F1 is the mean of the other classes; {remedy}')
+  if found.classes_without_val:
+    names = _some([class_names[c] for c in found.classes_without_val])
+    lines.append(f'no validation image of {names}: the best checkpoint is chosen without it; {do}')
+  return lines
 
 
 def long_tail_subset(
@@ -218,7 +270,8 @@ def stratified_split(
   its h_c. Then a class with no image held out holds out its smallest group, if every class still
   keeps an image. If all groups of a class lie in it alone, |held_c - h_c| < size of its largest
   group. A group with images of several classes counts in each of them; it may be left in place
-  because of one of them.
+  because of one of them. If that leaves a class without an image held out, groups are moved until
+  none does, or until no more is found (`grouped.every_class_everywhere`).
 
   Args:
     labels: [N] int >= 0.
@@ -238,7 +291,7 @@ def stratified_split(
     return np.arange(len(labels)), np.arange(0)
   available = np.bincount(labels)
   wanted = np.maximum(np.floor(fraction * available + 0.5).astype(np.int64), 1)
-  group_of, sizes = _group_sizes(labels, np.arange(len(labels)) if groups is None else groups)
+  group_of, sizes = group_sizes(labels, np.arange(len(labels)) if groups is None else groups)
   in_order = [
     list(dict.fromkeys(group_of[m[permutation((seed, 'hold out', c, len(m)), len(m))]].tolist()))
     for c, m in enumerate(_members(labels, len(available)))
@@ -246,8 +299,10 @@ def stratified_split(
   chosen = _choose_groups(
     in_order, sizes, np.clip(wanted, 0, np.maximum(available - 1, 0)), available
   )
-  is_held = np.isin(group_of, chosen)
-  return np.flatnonzero(~is_held), np.flatnonzero(is_held)
+  is_held = np.isin(group_of, chosen).astype(np.int64)
+  if groups is not None:
+    is_held = every_class_everywhere(labels, groups, is_held, (1 - fraction, fraction))
+  return np.flatnonzero(is_held == 0), np.flatnonzero(is_held)
 
 
 def cross_validation_folds(
@@ -259,7 +314,8 @@ def cross_validation_folds(
 ) -> np.ndarray:
   """The fold of every image; scikit-learn's stratified folds, with duplicate groups together.
 
-  Without groups a class has floor or ceil of n_c / folds images in each fold.
+  Without groups a class has floor or ceil of n_c / folds images in each fold. With groups, a fold
+  may come out without a class. Then groups are moved (`grouped.every_class_everywhere`).
 
   Args:
     labels: [N] int.
@@ -272,24 +328,60 @@ def cross_validation_folds(
     [N] int64, 0 to K - 1.
 
   Raises:
-    UserError: a class with fewer images than folds.
+    UserError: a class with fewer images than folds or in one group alone, or too few groups for
+      the folds.
   """
   from sklearn import model_selection  # here: most runs have no folds and need not load it
 
-  counts = class_counts(labels, len(class_names))
-  smallest = int(counts.argmin())
-  if counts[smallest] < folds:
-    raise UserError(
-      f'at least as many images of every class as data.folds = {folds}',
-      f'{counts[smallest]} of {class_names[smallest]}',
-      f'set data.folds to {max(2, counts[smallest])} or fewer',
-    )
+  _check_folds(labels, folds, groups, class_names)
   kind = model_selection.StratifiedKFold if groups is None else model_selection.StratifiedGroupKFold
   found = np.empty(len(labels), np.int64)
   parts = kind(folds, shuffle=True, random_state=seed).split(labels, labels, groups)
   for fold, (_, held) in enumerate(parts):
     found[held] = fold
+  if groups is None:
+    return found
+  found = every_class_everywhere(labels, groups, found, [1 / folds] * folds)
+  if (number := len(np.unique(found))) < folds:
+    fewest = groups_of_classes(labels, groups, len(class_names)).min()
+    raise UserError(
+      f'groups that stay together for data.folds = {folds} test parts',
+      f'groups for {number}',
+      f'set data.folds to {fewest} or fewer',
+    )
   return found
+
+
+def _check_folds(
+  labels: np.ndarray, folds: int, groups: np.ndarray | None, class_names: tuple[str, ...]
+) -> None:
+  """Raises UserError if there cannot be as many folds."""
+  counts = class_counts(labels, len(class_names))
+  units, expected = counts, 'at least 2 images of every class'
+  if groups is not None:
+    units = groups_of_classes(labels, groups, len(class_names))
+    expected = 'images of every class in at least 2 groups that stay together'
+  fewest = int(units.argmin())
+  name, n = class_names[fewest], int(units[fewest])
+  if n < 2:
+    raise UserError(
+      f'{expected}, to test and to train, with data.folds = {folds}',
+      f'{counts[fewest]} of {name}' + (f' in {n} group' if groups is not None else ''),
+      f'set data.folds to 0, which leaves {name} untested, or add other images of it, or remove it',
+    )
+  if counts.min() < folds:
+    smallest = int(counts.argmin())
+    raise UserError(
+      f'at least as many images of every class as data.folds = {folds}',
+      f'{counts[smallest]} of {class_names[smallest]}',
+      f'set data.folds to {n} or fewer',
+    )
+  if groups is not None and (number := len(np.unique(groups))) < folds:
+    raise UserError(
+      f'at least as many groups that stay together as data.folds = {folds}',
+      f'{number}',
+      f'set data.folds to {n} or fewer',
+    )
 
 
 def _choose_groups(
@@ -319,15 +411,6 @@ def _choose_groups(
   return sorted(chosen)
 
 
-def _group_sizes(labels: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, list[dict[int, int]]]:
-  """Groups numbered 0..G-1 of each image [N], and for each group {class: images}."""
-  ids, group_of = np.unique(np.asarray(groups), return_inverse=True)
-  sizes: list[dict[int, int]] = [{} for _ in ids]
-  for group, c in zip(group_of.tolist(), labels.tolist(), strict=True):
-    sizes[group][c] = sizes[group].get(c, 0) + 1
-  return group_of, sizes
-
-
 def _members(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
   """The indices of each class, ascending: C arrays of int64."""
   ends = np.cumsum(np.bincount(labels, minlength=num_classes))
@@ -351,16 +434,34 @@ def _check_fraction(name: str, fraction: float) -> None:
     raise UserError(f'{name} in [0, 1)', f'{fraction}', 'set the share to hold out, such as 0.1')
 
 
-def _check_every_class(labels: np.ndarray, class_names: tuple[str, ...], when: str) -> np.ndarray:
+def _check_every_class(labels: np.ndarray, class_names: tuple[str, ...], where: str) -> np.ndarray:
   """Images of each class, [C] int64; UserError with the names of classes that have none."""
   counts = class_counts(labels, len(class_names))
   if empty := [class_names[c] for c in np.flatnonzero(counts == 0)]:
     raise UserError(
-      f'training images in every class {when}',
-      f'none in {", ".join(empty)}',
-      'add images, remove the class, or set data.val_fraction and data.test_fraction lower',
+      f'images of every class {where}',
+      f'none of {_some(empty)}',
+      'add images of it that no group ties to the test part, or remove it; of a slice in '
+      'data.train_split take a larger one',
     )
   return counts
+
+
+def _some(names: list[str]) -> str:
+  """Names with commas; of many the first few."""
+  return ', '.join(names[:NAMED]) + (f' and {len(names) - NAMED} more' if names[NAMED:] else '')
+
+
+def _no_test(test_fraction: float) -> UserError:
+  """The error for an empty test part."""
+  if not test_fraction:
+    do = 'set data.test_fraction above 0, or use a source with a test set'
+    return UserError('test images', 'none with data.test_fraction 0', do)
+  return UserError(
+    'images that can be held out for the test',
+    'none: every class has one image, or one group of images that stay together',
+    'add images, or correct the groups in data.group_column',
+  )
 
 
 def _unusable(path: str | os.PathLike, found: str) -> UserError:

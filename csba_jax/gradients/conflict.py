@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from csba_jax.data.class_counts import shot_groups
+from csba_jax.data.class_counts import by_frequency, shot_groups
 from csba_jax.errors import UserError
 from csba_jax.files import write_atomically
 from csba_jax.gradients.gram import RESERVED, ClassGrams
@@ -140,7 +140,7 @@ def majority_minority(class_counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]
   many = np.isin(np.arange(len(counts)), shot_groups(counts)['many'])
   if many.any() and not many.all():
     return many, ~many
-  order = np.argsort(-counts, kind='stable')
+  order = by_frequency(counts)
   third = max(1, len(counts) // 3) if len(counts) > 1 else 0
   largest, smallest = np.zeros(len(counts), bool), np.zeros(len(counts), bool)
   largest[order[:third]], smallest[order[len(counts) - third :]] = True, True
@@ -297,7 +297,7 @@ class Conflict:
   @property
   def by_frequency(self) -> np.ndarray:
     """Classes from the largest to the smallest; equal ones in the order of their labels."""
-    return np.argsort(-self.class_counts, kind='stable')
+    return by_frequency(self.class_counts)
 
   def at(self, scope: str = 'shared') -> int:
     """Index of a scope; UserError for a scope that is absent."""

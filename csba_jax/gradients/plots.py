@@ -3,18 +3,21 @@
 import itertools
 import math
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from csba_jax.data.class_counts import by_frequency
 from csba_jax.errors import UserError
 from csba_jax.files import write_atomically
 from csba_jax.gradients import blocks
 from csba_jax.gradients.conflict import Conflict, conflict_matrix
 from csba_jax.gradients.flow import Flow
 from csba_jax.gradients.gram import ClassGrams
+from csba_jax.runtime import text_table
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -27,7 +30,11 @@ SMALLEST_LIMIT = 0.05  # of a scale of colours, so that noise around 0 stays pal
 _COLORS = 'RdBu'  # red: conflict, blue: agreement
 _UNDEFINED = '0.85'
 _FORMATS = ('png', 'pdf', 'svg')
-_LONGEST = 28  # characters of a class name in a figure; a longer one loses its middle
+_CELL = 0.62  # inches of a row of a matrix with numbers
+_SMALLEST_FONT = 5  # points
+LONGEST_NAME = 24  # letters of a class name; longer ones are cut and stay distinct
+# families for letters that the default font lacks; those that are installed are used
+_FONTS = ('Noto Sans CJK JP', 'Noto Sans', 'Arial Unicode MS', 'Hiragino Sans', 'Unifont')
 
 
 def heat_map(conflict: Conflict, path: str | os.PathLike, scope: str = 'shared') -> None:
@@ -70,7 +77,7 @@ def difference(
   change = cosines - reference
   bold = np.zeros_like(change, bool)
   figure, axes = _square(control, change, bold, 'difference of cosines')
-  nets = ' - '.join(str(found.about.get('attention', '?')) for found in (treated, control))
+  nets = _plain(' - '.join(str(found.about.get('attention', '?')) for found in (treated, control)))
   axes.set_title(f'Conflict matrix, {nets}\nlayers that both have')
   _save(figure, path)
 
@@ -84,20 +91,51 @@ def class_f1(results: Mapping[str, Mapping[str, Any]], path: str | os.PathLike) 
   """
   first = next(iter(results.values()))
   counts = np.asarray(first['class_counts'])
-  order = np.argsort(-counts, kind='stable')
+  order = by_frequency(counts)
   figure = _figure(max(6, 0.7 * len(order) + 2), 4)
   axes = figure.subplots()
   wide = 0.8 / len(results)
   for i, (title, result) in enumerate(results.items()):
     f1 = np.array(result['per_class']['f1'], np.float64)[order]  # null, undefined: no bar
-    axes.bar(np.arange(len(order)) - 0.4 + (i + 0.5) * wide, f1, wide, label=title)
-  labels = [f'{first["class_names"][c]} ({counts[c]})' for c in order]
+    axes.bar(np.arange(len(order)) - 0.4 + (i + 0.5) * wide, f1, wide, label=_plain(title))
+  labels = _labels(first['class_names'], counts, order)
   axes.set_xticks(range(len(order)), labels, rotation=45, ha='right', rotation_mode='anchor')
   axes.set_ylim(0, 1)
   axes.set_ylabel('F1 on the test part')
   axes.set_xlabel('class (training images)')
   axes.grid(axis='y', alpha=0.3)
   axes.legend(loc='center left', bbox_to_anchor=(1, 0.5))
+  _save(figure, path)
+
+
+def confusion(result: Mapping[str, Any], path: str | os.PathLike, part: str = 'test') -> None:
+  """The confusion matrix: shares of each true class as colours, images as numbers.
+
+  Classes by training images. Grey: no image of the class was evaluated.
+
+  Args:
+    result: content of result.json.
+    path: of the PNG.
+    part: of the data, for the title.
+  """
+  order = by_frequency(result['class_counts'])
+  counts = np.asarray(result['confusion_matrix'])[np.ix_(order, order)]
+  total = counts.sum(1, keepdims=True)
+  shares = np.divide(counts, total, out=np.full(counts.shape, np.nan), where=total > 0)
+  figure, axes = _square_axes(len(order))
+  axes.set_facecolor(_UNDEFINED)
+  image = axes.imshow(np.ma.masked_invalid(shares), cmap='Blues', vmin=0, vmax=1)
+  tested = _labels(result['class_names'], total[np.argsort(order), 0], order)
+  _name_both(axes, tested, _labels(result['class_names'], None, order))
+  axes.set_ylabel('true class (images)')
+  axes.set_xlabel('predicted class')
+  if len(order) <= LARGEST_ANNOTATED:
+    for (i, j), n in np.ndenumerate(counts):
+      if n:
+        color = 'white' if shares[i, j] > 0.6 else 'black'
+        axes.text(j, i, f'{n}', ha='center', va='center', fontsize=8, color=color)
+  figure.colorbar(image, ax=axes, shrink=0.8, label='share of the true class')
+  axes.set_title(f'Confusion matrix, {part} part, {counts.sum()} images')
   _save(figure, path)
 
 
@@ -345,7 +383,11 @@ def _save(figure: 'Figure', path: str | os.PathLike) -> None:
     )
   if not Path(path).absolute().parent.is_dir():
     raise UserError(f'a folder {Path(path).parent} that exists', 'none', 'make it')
-  write_atomically(Path(path), lambda file: figure.savefig(file, format=ending, dpi=DPI))
+  _add_letters(figure)
+  with warnings.catch_warnings():
+    # a letter that no installed font has is drawn as a box
+    warnings.filterwarnings('ignore', r'Glyph \d+ .* missing from font')
+    write_atomically(Path(path), lambda file: figure.savefig(file, format=ending, dpi=DPI))
 
 
 def _check(*conflicts: Conflict) -> None:
@@ -356,8 +398,22 @@ def _check(*conflicts: Conflict) -> None:
 
 
 def _shown(text: str, longest: int = 60) -> str:
-  """A text of the user as it is drawn: short enough, and with no letter that starts a formula."""
-  return blocks.shorten(text, longest).replace('$', r'\$')
+  """A text of the user as it is drawn: short enough, and letter by letter."""
+  return _plain(blocks.shorten(text, longest))
+
+
+def _add_letters(figure: 'Figure') -> None:
+  """Lets texts with letters that the default font lacks use other fonts that are installed."""
+  from matplotlib.text import Text
+
+  texts = [text for text in figure.findobj(Text) if max(text.get_text(), default='') > '\u058f']
+  if texts:
+    from matplotlib.font_manager import fontManager
+
+    installed = {font.name for font in fontManager.ttflist}
+    families = ['DejaVu Sans', *(name for name in _FONTS if name in installed)]
+    for text in texts:
+      text.set_fontfamily(families)
 
 
 def _square(
@@ -365,21 +421,34 @@ def _square(
 ) -> tuple['Figure', 'Axes']:
   """A figure of a matrix [C, C] with classes on the axes, and numbers where there is room."""
   classes = len(conflict.class_names)
-  side = max(4.5, 0.62 * min(classes, LARGEST_ANNOTATED) + 2.2)
-  figure = _figure(side + 1.2, side)
-  axes = figure.subplots()
+  figure, axes = _square_axes(classes)
   image = _matrix(axes, conflict, values, color_limit([values]))
-  labels = [_label(conflict, c) for c in conflict.by_frequency]
-  size = 10 if classes <= LARGEST_ANNOTATED else max(4, 9 - classes / 25)  # points
-  axes.set_xticks(range(classes), labels, rotation=45, ha='right', rotation_mode='anchor')
-  axes.set_yticks(range(classes), labels)
-  axes.tick_params(labelsize=size)
-  if classes > LARGEST_ANNOTATED:  # slanted ones would overlap
-    axes.set_xticks(range(classes), labels, rotation=90, ha='center', rotation_mode='default')
+  labels = _labels(conflict.class_names, conflict.class_counts, conflict.by_frequency)
+  _name_both(axes, labels, labels)
   if classes <= LARGEST_ANNOTATED:
     _annotate(axes, conflict, values, bold)
   figure.colorbar(image, ax=axes, shrink=0.8, label=label)
   return figure, axes
+
+
+def _square_axes(classes: int) -> tuple['Figure', 'Axes']:
+  """A figure for a matrix of classes, with room for a bar of colours."""
+  side = max(4.5, _CELL * min(classes, LARGEST_ANNOTATED) + 2.2)
+  figure = _figure(side + 1.2, side)
+  return figure, figure.subplots()
+
+
+def _name_both(axes: 'Axes', left: Sequence[str], below: Sequence[str]) -> None:
+  """Names of classes on both axes; of too many, those that can be read, at equal distances."""
+  room = 72 * _CELL * min(1, LARGEST_ANNOTATED / len(left))  # points for each class
+  every = math.ceil(_SMALLEST_FONT / (0.8 * room))
+  size, at = min(10, 0.8 * room * every), range(0, len(left), every)
+  turn = 45 if size == 10 else 90  # upright where 45 degrees would lay one name over the next
+  axes.set_xticks(at, below[::every], rotation=turn, ha='right', rotation_mode='anchor')
+  for label in axes.get_xticklabels():
+    label.set_va('top' if turn == 45 else 'center')
+  axes.set_yticks(at, left[::every])
+  axes.tick_params(labelsize=size)
 
 
 def _matrix(axes: 'Axes', conflict: Conflict, values: np.ndarray, limit: float) -> 'AxesImage':
@@ -413,7 +482,18 @@ def _class_colors(conflict: Conflict) -> list[tuple[object, int]]:
 
 
 def _label(conflict: Conflict, c: int) -> str:
-  return f'{_shown(conflict.class_names[c], _LONGEST)} ({conflict.class_counts[c]})'
+  return _labels(conflict.class_names, conflict.class_counts, [c])[0]
+
+
+def _labels(names: Sequence[Any], counts: np.ndarray | None, order: Iterable[int]) -> list[str]:
+  """'name (images)', or 'name', of classes in an order; long names are cut and stay distinct."""
+  cut = text_table.fit([str(name) for name in names], LONGEST_NAME)
+  return [_plain(cut[c] if counts is None else f'{cut[c]} ({counts[c]})') for c in order]
+
+
+def _plain(text: str) -> str:
+  """A name as matplotlib draws it letter by letter: two $ would begin and end a formula."""
+  return text.replace('$', r'\$')
 
 
 def _legend(axes: 'Axes', classes: int) -> None:

@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ from jax import Array
 
 from csba_jax.data import pipeline
 from csba_jax.errors import UserError
+from csba_jax.gradients import plots
 from csba_jax.methods import metrics
 from csba_jax.methods.metrics import Confusion
 from csba_jax.run import restore
@@ -101,3 +103,23 @@ def evaluate_run(
     'class_names': list(net.metadata.class_names),
     'class_counts': net.metadata.class_counts.tolist(),
   }
+
+
+def draw_confusion(result: Mapping[str, Any], workdir: str, split: str) -> str:
+  """Draws the confusion matrix into a run's folder; returns a line that says where.
+
+  The numbers are known and printed by then. So a folder that cannot be written is no error: the
+  line says why there is no picture.
+
+  Args:
+    result: of `evaluate_run`.
+    workdir: folder of the run.
+    split: which part was evaluated.
+  """
+  tau = f'_tau{result["post_hoc_tau"]:g}' if result['post_hoc_tau'] else ''
+  path = Path(workdir) / f'confusion_{split}_step{result["checkpoint_step"]:06d}{tau}.png'
+  try:
+    plots.confusion(result, path, split)
+  except OSError as error:
+    return f'the confusion matrix was not drawn: {error}'
+  return f'written: {path}'

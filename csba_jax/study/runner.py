@@ -410,7 +410,7 @@ def do_run(name: str, config: ml_collections.ConfigDict, place: _Place) -> dict[
     workdir.parent.mkdir(parents=True, exist_ok=True)
     with (
       StopRequest(patient=True) as stop,
-      open(log, 'a') as file,
+      open(log, 'a', encoding='utf-8', errors='backslashreplace') as file,
       contextlib.redirect_stderr(file),
     ):
       try:

@@ -13,6 +13,7 @@ import ml_collections
 
 from csba_jax import config as config_lib
 from csba_jax.data import pipeline
+from csba_jax.data.class_counts import by_frequency
 from csba_jax.measure import evaluate
 from csba_jax.methods import metrics
 from csba_jax.methods.metrics import Confusion
@@ -28,6 +29,8 @@ from csba_jax.training import after_step, preflight
 from csba_jax.training.feed import Inputs
 from csba_jax.training.job import Job
 from csba_jax.training.step import compiled_steps
+
+MOST_CLASSES = 20  # whose training images one line gives; of more, those of the two ends
 
 
 def train_and_evaluate(
@@ -132,7 +135,9 @@ def _prepare(
 
 
 def _about_data(data: pipeline.Data) -> str:
-  counts = ' '.join(str(n) for n in data.class_counts)
+  order = by_frequency(data.class_counts)
+  shown = [f'{data.class_names[c]} {data.class_counts[c]}' for c in order]
+  counts = ', '.join(shown) if len(shown) <= MOST_CLASSES else f'{shown[0]} to {shown[-1]}'
   sizes = f'{len(data.train)} training, {len(data.val)} validation, {len(data.test)} test images'
   return f'{sizes} of {len(data.class_names)} classes; training images by class: {counts}'
 

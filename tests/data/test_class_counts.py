@@ -67,7 +67,9 @@ def test_factor_below_one_names_the_inverse(imbalance_factor):
 
 
 def test_empty_class_is_named_with_the_largest_factor():
-  with pytest.raises(UserError, match='0 images for class 9 .*set imbalance_factor to 50 or less$'):
+  with pytest.raises(
+    UserError, match='0 images for class 9 .*set data.imbalance_factor to 50 or less$'
+  ):
     class_counts_lib.profile_counts(50, 10, 51, 'exp')
   with pytest.raises(UserError, match=r'0 images for class 5 '):
     class_counts_lib.profile_counts(50, 10, 51, 'step')

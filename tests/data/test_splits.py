@@ -198,7 +198,9 @@ def test_unknown_profile_and_order():
 
 
 def test_factor_that_empties_a_class():
-  with pytest.raises(UserError, match=r'0 images for class 1 .*set imbalance_factor to 3 or less$'):
+  with pytest.raises(
+    UserError, match=r'0 images for class 1 .*set data.imbalance_factor to 3 or less$'
+  ):
     splits.long_tail_subset(np.array([0, 0, 0, 1]), 2, 10, 'exp', 'index', 0)
 
 
@@ -264,19 +266,90 @@ def test_groups_that_cross_classes_stay_in_one_fold():
   assert all(len(set(at[groups == group])) == 1 for group in np.unique(groups))
 
 
-@pytest.mark.parametrize(('smallest', 'remedy'), [(1, 2), (2, 2), (4, 4)])
-def test_a_class_with_fewer_images_than_folds(smallest, remedy):
+@pytest.mark.parametrize('smallest', [2, 4])
+def test_a_class_with_fewer_images_than_folds(smallest):
   labels = np.repeat([0, 1], [20, smallest])
   names = ('clean', 'dust')
+  for groups in (None, np.arange(len(labels))):
+    with pytest.raises(UserError) as error:
+      splits.cross_validation_folds(labels, 5, 0, groups, names)
+    assert str(error.value) == (
+      f'expected at least as many images of every class as data.folds = 5; found {smallest} of '
+      f'dust; to fix it: set data.folds to {smallest} or fewer'
+    )
+    assert {*range(smallest)} == set(folds_of(labels, smallest, 0, groups))
+
+
+@pytest.mark.parametrize(
+  ('images', 'groups', 'found'),
+  [
+    (1, None, '1 of dust'),
+    (1, [99], '1 of dust in 1 group'),
+    (6, [99] * 6, '6 of dust in 1 group'),
+  ],
+)
+def test_a_class_that_cannot_be_both_tested_and_trained_on(images, groups, found):
+  labels = np.repeat([0, 1], [20, images])
+  groups = groups and np.array([*range(20), *groups])
+  arguments = {'class_names': ('clean', 'dust'), 'val_fraction': 0.0}
+  for fold in range(3):
+    with pytest.raises(UserError) as error:
+      make(labels, groups, folds=3, fold=fold, **arguments)
+    assert f'found {found}; to fix it: set data.folds to 0, which leaves dust un' in str(
+      error.value
+    )
+  made = make(labels, groups, **arguments)  # what the message says
+  assert made.class_counts[1] == images
+  (line,) = splits.absences(made, labels, groups, class_names=('clean', 'dust'))
+  assert line.startswith('no test image of dust: macro-F1 is the mean of the other classes; add')
+
+
+def test_more_folds_than_groups():
+  labels, groups = np.tile([0, 1, 2], 12), np.repeat([7, 8, 8], 12)
   with pytest.raises(UserError) as error:
-    splits.cross_validation_folds(labels, 5, 0, None, names)
+    folds_of(labels, 5, 0, groups)
   assert str(error.value) == (
-    f'expected at least as many images of every class as data.folds = 5; found {smallest} of dust; '
-    f'to fix it: set data.folds to {remedy} or fewer'
+    'expected at least as many groups that stay together as data.folds = 5; found 2; '
+    'to fix it: set data.folds to 2 or fewer'
   )
-  assert set(splits.cross_validation_folds(np.repeat([0, 1], [20, 5]), 5, 0, None, names)) == {
-    *range(5)
-  }
+  assert set(folds_of(labels, 2, 0, groups)) == {0, 1}
+
+
+def test_a_fold_that_gets_no_group():
+  counts = [1, 2, 3, 4, 2]
+  labels, groups = np.repeat([0, 0, 0, 1, 1], counts), np.repeat([0, 2, 3, 1, 3], counts)
+  with pytest.raises(
+    UserError, match=r'for data.folds = 4 test parts; found groups for 3; .* to 2'
+  ):
+    folds_of(labels, 4, 0, groups)
+  assert set(folds_of(labels, 2, 0, groups)) == {0, 1}
+
+
+def test_advice_on_folds_is_not_refused_in_its_turn():
+  seen = set()
+  for seed in range(300):
+    rng = np.random.default_rng(seed)
+    labels = random_labels(seed, n=int(rng.integers(8, 40)), num_classes=3)
+    groups = rng.integers(0, rng.integers(2, 20), len(labels))
+    folds = int(rng.integers(3, 8))
+    while True:
+      try:
+        for fold in range(folds):
+          make(labels, groups, folds=folds, fold=fold)
+        break
+      except UserError as error:
+        seen.add(error.expected.split(' data.folds')[0])
+        do = error.do
+      if do.startswith('set data.folds to 0'):
+        make(labels, groups)
+        break
+      if not do.startswith('set data.folds'):  # an image of another group: what the text says
+        labels, groups = np.append(labels, [0, 1, 2]), np.append(groups, 99 + np.arange(3))
+        continue
+      fewer = int(do.split()[3])
+      assert 2 <= fewer < folds
+      folds = fewer
+  assert len(seen) >= 3
 
 
 def test_every_image_is_tested_once_in_a_cross_validation():
@@ -310,14 +383,6 @@ def test_folds_beside_a_separate_test_set():
     match=r'data\.folds only for a source without .*; found 5 folds and a separate .* to 0',
   ):
     make(random_labels(0), test_labels=np.arange(5), folds=5)
-
-
-def test_a_class_of_one_group_cannot_be_in_every_training_part():
-  labels, groups = np.repeat([0, 1], [20, 6]), np.array([*range(20), *6 * [99]])
-  at = folds_of(labels, 3, 0, groups)
-  fold = int(at[-1])
-  with pytest.raises(UserError, match='none in class 1'):
-    make(labels, groups, folds=3, fold=fold)
 
 
 # ---- make_splits
@@ -371,6 +436,9 @@ def test_no_validation_part():
 def test_classes_without_a_validation_image_are_told():
   labels = np.repeat([0, 1, 2], [20, 1, 20])
   found = make(labels, test_labels=np.arange(3))
+  assert splits.absences(found, labels, None, np.arange(3), class_names=NAMES) == [
+    'no validation image of clean: the best checkpoint is chosen without it; add images of it'
+  ]
   assert found.classes_without_val == (1,)
   assert found.class_counts.tolist() == [18, 1, 18]
 
@@ -396,23 +464,76 @@ def test_fractions_out_of_range_are_named(field, value):
 
 
 def test_no_test_images():
-  with pytest.raises(UserError, match=r'test images; found none; .*data\.test_fraction above 0'):
+  with pytest.raises(UserError, match=r'test images; found none .*data\.test_fraction above 0'):
     make(random_labels(0), test_fraction=0.0)
+  one_group = np.zeros(200, int)
+  with pytest.raises(UserError, match=r'none: every class has one .*correct the groups in'):
+    make(random_labels(0), one_group)
+
+
+def test_parts_without_a_class_are_told_with_what_to_do():
+  labels, groups = np.repeat([0, 1, 2], 12), np.array([*range(24), *[99] * 12])
+  described = {'class_names': NAMES}
+  assert splits.absences(make(labels, groups), labels, groups, **described) == [
+    'no test image of dust: macro-F1 is the mean of the other classes; add images of it that no '
+    'group holds together with its others',
+    'no validation image of dust: the best checkpoint is chosen without it; add images of it that '
+    'no group holds together with its others',
+  ]
+  found = make(labels, test_labels=np.array([0, 1]))
+  assert splits.absences(found, labels, None, np.array([0, 1]), **described) == [
+    'no test image of dust: macro-F1 is the mean of the other classes; add images of it to the '
+    'test set'
+  ]
+  groups[-5:] = 100  # two groups for three folds
+  lines = [
+    splits.absences(
+      make(labels, groups, folds=3, fold=fold, val_fraction=0.0),
+      *(labels, groups),
+      folds=3,
+      **described,
+    )
+    for fold in range(3)
+  ]
+  (line,) = (line for of_fold in lines for line in of_fold)
+  assert line.endswith('together with its others, or set data.folds to 2 or fewer')
+  assert splits.absences(make(labels), labels, **described) == []
+
+
+def test_a_line_does_not_name_hundreds_of_classes():
+  labels, names = np.arange(300) % 100, tuple(f'class {c}' for c in range(100))
+  found = make(labels, test_labels=np.array([5]))
+  (line,) = splits.absences(found, labels, None, np.array([5]), class_names=names)
+  assert line.startswith('no test image of class 0, class 1, ')
+  assert ', class 8 and 91 more: macro' in line
+
+
+def test_groups_are_moved_so_that_validation_has_every_class_too():
+  # the test part takes the groups of 2 and of 1 images, and only one group is left
+  labels = np.array([*[0] * 30, *[1] * 13])
+  groups = np.array([*range(30), *[90] * 10, *[91] * 2, 92])
+  for seed in range(20):
+    found = make(labels, groups, seed=seed)
+    assert splits.absences(found, labels, groups, class_names=NAMES[:2]) == []
+    sides = [set(groups[part]) for part in (found.train, found.val, found.test)]
+    assert sum(map(len, sides)) == len(set(groups))
+    assert sorted([*found.train, *found.val, *found.test]) == [*range(43)]
+    assert found.class_counts.tolist() == np.bincount(labels[found.train]).tolist()
 
 
 def test_a_class_without_training_images_is_named():
-  with pytest.raises(UserError, match=r'training images in every class .*found none in dust'):
+  with pytest.raises(UserError, match=r'of every class in the training set; found none of dust'):
     make(np.array([0, 0, 0, 1, 1, 1]), class_names=NAMES)
 
 
 def test_a_class_without_any_images_is_named_before_the_profile_trips_over_it():
   arguments = {'class_names': NAMES, 'profile': 'exp', 'imbalance_factor': 2.0}
-  with pytest.raises(UserError, match=r'after the test part is removed; found none in bird'):
+  with pytest.raises(UserError, match=r'every class in the training set; found none of bird'):
     make(np.repeat([1, 2], 10), **arguments)
 
 
 def test_a_factor_that_the_data_cannot_give():
-  with pytest.raises(UserError, match='set imbalance_factor to 8 or less'):
+  with pytest.raises(UserError, match='set data.imbalance_factor to 8 or less'):
     make(np.repeat([0, 1], 10), profile='exp', imbalance_factor=20)
 
 
@@ -437,6 +558,30 @@ def test_splits_of_the_photos_respect_their_duplicates(photo_folder):
     wanted = np.floor(0.2 * np.bincount(photos.labels) + 0.5)
     assert abs(np.bincount(photos.labels[found.test]) - wanted).max() <= 1
     assert found.classes_without_val == ()
+
+
+def test_committed_studies_keep_their_splits(photo_folder):
+  import json
+  from pathlib import Path
+
+  from csba_jax.data.image_folder import ImageFolderSource
+
+  path = Path(__file__).parents[2] / 'results/solar/results.jsonl'
+  records = [json.loads(line) for line in path.read_text('utf-8').splitlines()]
+  manifest = os.path.join(photo_folder, 'manifest.csv')
+  photos = ImageFolderSource(photo_folder, 48, manifest=manifest, group_column='dup_group')
+  fields = ('imbalance_factor', 'profile', 'class_order', 'val_fraction', 'test_fraction', 'seed')
+  found = {}
+  for record in records:
+    data = record['config']['data']
+    key = (bool(data['manifest']), data['folds'], data['fold'], *(data[field] for field in fields))
+    if key not in found:
+      chosen = dict(zip(fields, key[3:], strict=True)) | {'folds': key[1], 'fold': key[2]}
+      groups = photos.groups if key[0] else None
+      made = make(photos.labels, groups, class_names=photos.class_names, **chosen)
+      found[key] = made.sha256
+    assert record['result']['splits_sha256'] == found[key]
+  assert len(found) == 30
 
 
 # ---- sha256, save, load

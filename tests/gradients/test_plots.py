@@ -1,6 +1,7 @@
 """Pictures: what is drawn, read back from the figure before it becomes a PNG."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -294,3 +295,90 @@ def test_f1_by_class(figures, tmp_path):
   assert [bar.get_height() for bar in none] == [0.9, 0.5, 0.1]
   np.testing.assert_array_equal([bar.get_height() for bar in csba], [0.8, 0, np.nan])
   assert [t.get_text() for t in axes.get_legend().get_texts()] == ['none', 'csba']
+
+
+# ---- names
+
+
+def confusion_of(names, matrix, train):
+  return {'class_names': names, 'class_counts': train, 'confusion_matrix': matrix}
+
+
+def test_confusion(figures, tmp_path):
+  found = confusion_of(['a', 'b', 'c'], [[3, 1, 0], [0, 0, 0], [2, 2, 16]], [20, 5, 40])
+  plots.confusion(found, tmp_path / 'x.png', 'val')
+  assert is_png(tmp_path / 'x.png')
+  axes = figures[0].axes[0]
+  assert axes.get_title() == 'Confusion matrix, val part, 24 images'
+  assert [t.get_text() for t in axes.get_yticklabels()] == ['c (20)', 'a (4)', 'b (0)']
+  assert [t.get_text() for t in axes.get_xticklabels()] == ['c', 'a', 'b']
+  image = axes.get_images()[0]
+  assert image.get_clim() == (0, 1)
+  shown = np.ma.filled(image.get_array(), np.nan)
+  np.testing.assert_allclose(shown, [[0.8, 0.1, 0.1], [0, 0.75, 0.25], [np.nan] * 3], rtol=1e-12)
+  texts = {t.get_position(): t.get_text() for t in axes.texts}
+  assert texts == {(0, 0): '16', (1, 0): '2', (2, 0): '2', (1, 1): '3', (2, 1): '1'}
+
+
+@pytest.mark.parametrize('classes', [3, 100, 260])
+def test_names_of_classes_do_not_overlap(figures, tmp_path, classes):
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+  names = [f'a class whose name is far too long, of kind {c}' for c in range(classes)]
+  matrix = np.eye(classes, dtype=int).tolist()
+  plots.confusion(confusion_of(names, matrix, [5] * classes), tmp_path / 'x.png')
+  axes, renderer = figures[0].axes[0], FigureCanvasAgg(figures[0]).get_renderer()
+  for labels, side in ((axes.get_yticklabels(), 'y'), (axes.get_xticklabels(), 'x')):
+    assert len({label.get_text() for label in labels}) == len(labels)
+    assert min(label.get_fontsize() for label in labels) >= plots._SMALLEST_FONT
+    boxes = [label.get_window_extent(renderer) for label in labels]
+    if side == 'x' and classes <= 20:
+      continue  # slanted: their boxes overlap, they do not
+    ends = sorted((getattr(box, f'{side}0'), getattr(box, f'{side}1')) for box in boxes)
+    assert all(end <= start + 1 for (_, end), (start, _) in itertools.pairwise(ends))
+
+
+DOLLARS = ('$5_$10_', r'$\frac{$', 'a')
+
+
+def test_names_with_dollars_are_no_formulas_in_any_picture(figures, tmp_path):
+  conflict = dataclasses.replace(make(layers=2), class_names=DOLLARS)
+  layers = tuple(layer.replace('layer', '$_$') for layer in conflict.layers)
+  conflict = dataclasses.replace(conflict, scopes=(*conflict.scopes[:-2], *layers))
+  snapshots = [dataclasses.replace(make(step=s), class_names=DOLLARS) for s in (1, 2)]
+  steps, flows = flow.over_training(snapshots)
+  results = {'$r_$': {'class_names': DOLLARS, 'class_counts': [5, 50, 20]}}
+  results['$r_$']['per_class'] = {'f1': [0.1, 0.9, 0.5]}
+  plots.heat_map(conflict, tmp_path / '1.png', layers[0])
+  plots.difference(conflict, conflict, [layers[0]], tmp_path / '2.png')
+  plots.class_f1(results, tmp_path / '3.png')
+  plots.layers(conflict, tmp_path / '4.png')
+  plots.gradient_flow(conflict, flow.flow(conflict), tmp_path / '5.png')
+  plots.over_training(steps, flows, snapshots, tmp_path / '6.png')
+  plots.confusion(confusion_of(DOLLARS, np.eye(3, dtype=int), [5, 50, 20]), tmp_path / '7.png')
+  assert [is_png(tmp_path / f'{i}.png') for i in range(1, 8)] == [True] * 7
+  assert figures[0].axes[0].get_yticklabels()[1].get_text() == r'\$5_\$10_ (40)'
+
+
+def test_long_names_are_cut_and_stay_distinct(figures, tmp_path):
+  names = tuple(f'Electrical-damage of the panel, {side}' for side in ('left', 'right', 'top'))
+  plots.heat_map(dataclasses.replace(make(), class_names=names), tmp_path / 'x.png')
+  labels = [t.get_text() for t in figures[0].axes[0].get_yticklabels()]
+  assert len(set(labels)) == 3
+  assert max(len(label) for label in labels) <= plots.LONGEST_NAME + len(' (500)')
+
+
+def test_letters_without_a_font_are_no_warning_and_other_fonts_are_tried(
+  figures, tmp_path, monkeypatch
+):
+  from matplotlib import font_manager
+  from matplotlib.text import Text
+
+  plots.heat_map(dataclasses.replace(make(), class_names=('日本', 'b', 'c')), tmp_path / 'x.png')
+  assert is_png(tmp_path / 'x.png')
+  fonts = [font_manager.FontEntry(name=name) for name in ('DejaVu Sans', 'Noto Sans CJK JP')]
+  monkeypatch.setattr(font_manager.fontManager, 'ttflist', fonts)
+  plots._add_letters(figures[0])
+  families = {t.get_text(): t.get_fontfamily() for t in figures[0].findobj(Text)}
+  assert families['日本 (40)'] == ['DejaVu Sans', 'Noto Sans CJK JP']
+  assert families['b (500)'] == ['sans-serif']

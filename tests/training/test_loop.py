@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -647,3 +648,24 @@ def test_step_keys_depend_on_seed_and_step_only(driver):
   later = step(state.replace(step=state.step + 1), some_data(), key)[1]['loss']
   other = step(state, some_data(), jax.random.key(1))[1]['loss']
   assert len({float(first), float(later), float(other)}) == 3  # other crops
+
+
+@pytest.mark.parametrize(
+  ('counts', 'named'),
+  [
+    ([5, 70, 8], 'b 70, c 8, a 5'),
+    (list(range(1, 31)), f'{chr(97 + 29)} 30 to a 1'),
+  ],
+)
+def test_the_classes_of_the_training_part_are_named_from_the_largest(counts, named):
+  data = types.SimpleNamespace(
+    train=[0] * 9,
+    val=[0] * 2,
+    test=[0],
+    class_counts=np.array(counts),
+    class_names=[chr(97 + c) for c in range(len(counts))],
+  )
+  assert loop._about_data(data) == (
+    f'9 training, 2 validation, 1 test images of {len(counts)} classes; '
+    f'training images by class: {named}'
+  )

@@ -56,9 +56,9 @@ def describe(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
   """
   first = next(iter(results.values()))
   rows = [['F1 of class', 'training images', *results]]
-  for c, name in enumerate(first[0]['class_names']):
+  for c, name in table.names_in_order(first[0]):
     f1 = [_cell([r['per_class']['f1'][c] for r in of_net]) for of_net in results.values()]
-    rows.append([str(name), _range([r['class_counts'][c] for r in first]), *f1])
+    rows.append([name, _range([r['class_counts'][c] for r in first]), *f1])
   rows.append([])
   for title, key in table.HEADLINES:
     rows.append([title, '', *(_cell([r[key] for r in of_net]) for of_net in results.values())])

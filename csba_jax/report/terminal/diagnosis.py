@@ -27,25 +27,26 @@ def _matrix(conflict: Conflict) -> str:
   order, sampled = conflict.by_frequency, conflict.errors.any()
   cosines = np.where(conflict.resolvable(), conflict.cosine(), np.nan)
   known = conflict.distinguishable() & sampled
-  rows = [['conflict matrix', *(conflict.class_names[c][:8] for c in order)]]
-  for c in order:
-    cells = [_cell(cosines[c, d]) + ('*' if known[c, d] and c != d else ' ') for d in order]
-    rows.append([f'{conflict.class_names[c]} ({conflict.class_counts[c]})', *cells])
+  names, counts = [conflict.class_names[c] for c in order], conflict.class_counts[order].tolist()
+  cells = [
+    [_cell(cosines[c, d]) + ('*' if known[c, d] and c != d else ' ') for d in order] for c in order
+  ]
   stars = '* 95 % interval without 0 (one in twenty by chance); ' if sampled else ''
-  return f'{text_table.align(rows)}\n{stars}-: not resolvable'
+  return f'{text_table.matrix("conflict matrix", names, counts, cells)}\n{stars}-: not resolvable'
 
 
 def _classes(conflict: Conflict, flow: flow_lib.Flow) -> str:
   at, sampled = conflict.at('shared'), conflict.errors.any()
   values, intervals = conflict.class_measures(), conflict.class_intervals
   rows = [['class', 'images', 'loss', '|g_c|', 'share', 'cos with g', 'interference']]
+  names = text_table.fit(conflict.class_names, text_table.LONGEST_NAME)
   for c in conflict.by_frequency:
     cells = [_cell(value) for value in values[:, c]]
     if sampled and intervals is None:
       cells = ['-' for _ in cells]
     elif sampled:
       cells = [_with_interval(*of) for of in zip(values[:, c], *intervals[:, :, c].T, strict=True)]
-    name, n = conflict.class_names[c], conflict.class_counts[c]
+    name, n = names[c], conflict.class_counts[c]
     rows.append([name, str(n), f'{conflict.losses[c]:.3f}', _cell(flow.norms[at, c]), *cells])
   said = '\nwith 95 % intervals; -: no interval' if sampled else ''
   return f'{text_table.align(rows)}{said}'

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from csba_jax.data.class_counts import by_frequency
 from csba_jax.report.terminal import same_splits
 from csba_jax.run.workdir import read_result
 from csba_jax.runtime import text_table
@@ -31,9 +32,9 @@ def comparison(results: Mapping[str, Mapping[str, Any]]) -> str:
   """
   first = next(iter(results.values()))
   rows = [['F1 of class', 'training images', *results]]
-  for c, name in enumerate(first['class_names']):
+  for c, name in names_in_order(first):
     f1 = [_number(result['per_class']['f1'][c]) for result in results.values()]
-    rows.append([str(name), str(first['class_counts'][c]), *f1])
+    rows.append([name, str(first['class_counts'][c]), *f1])
   rows.append([])
   for title, key in HEADLINES:
     rows.append([title, '', *(_number(result[key]) for result in results.values())])
@@ -60,10 +61,10 @@ def single(result: Mapping[str, Any]) -> str:
   """Every metric of one evaluation: a row for each class, then the summary."""
   per_class = result['per_class']
   rows = [['class', 'training images', 'precision', 'recall', 'F1', 'support']]
-  for c, name in enumerate(result['class_names']):
+  for c, name in names_in_order(result):
     numbers = [_number(per_class[key][c]) for key in ('precision', 'recall', 'f1')]
     support = str(per_class['support'][c])
-    rows.append([str(name), str(result['class_counts'][c]), *numbers, support])
+    rows.append([name, str(result['class_counts'][c]), *numbers, support])
   rows.append([])
   rows += [[title, _number(result[key])] for title, key in HEADLINES]
   rows += [
@@ -73,6 +74,12 @@ def single(result: Mapping[str, Any]) -> str:
   ]
   rows.append(['calibration error', _number(result['expected_calibration_error'])])
   return text_table.align(rows)
+
+
+def names_in_order(result: Mapping[str, Any]) -> list[tuple[int, str]]:
+  """(class, name to print) from the largest class of training to the smallest."""
+  names = text_table.fit([str(name) for name in result['class_names']], text_table.LONGEST_NAME)
+  return [(c, names[c]) for c in by_frequency(result['class_counts']).tolist()]
 
 
 def _number(value: float | None) -> str:

@@ -1,8 +1,9 @@
 """Tables of results, to the letter."""
 
+import numpy as np
 import pytest
 
-from csba_jax.report.terminal import table
+from csba_jax.report.terminal import by_net, table
 
 
 def result(f1, **changes):
@@ -84,3 +85,23 @@ def test_a_missing_number_is_a_dash_and_a_missing_group_no_row(missing):
 def test_class_names_need_not_be_strings():
   text = table.comparison({'a': result([0.1, 0.2, 0.3], class_names=[0, 1, 2])})
   assert [line.split()[0] for line in text.splitlines()[1:4]] == ['0', '1', '2']
+
+
+def test_classes_stand_from_the_largest_to_the_smallest():
+  found = result([0.1, 0.2, 0.3], class_counts=[5, 50, 500], confusion_matrix=np.eye(3, dtype=int))
+  for text in (
+    table.single(found),
+    table.comparison({'a': found}),
+    by_net.describe({'a': [found] * 2, 'b': [found] * 2}),
+  ):
+    assert [line.split()[0] for line in text.splitlines()[1:4]] == ['ox', 'physical', 'cat']
+  assert table.comparison({'a': found}).splitlines()[1].split() == ['ox', '500', '0.300']
+
+
+def test_a_name_that_is_too_long_is_cut_and_stays_distinct():
+  names = [
+    f'{"Electrical-damage of the junction box, "}{side}' for side in ('left', 'right', 'top')
+  ]
+  rows = table.single(result([0.1, 0.2, 0.3], class_names=names)).splitlines()[1:4]
+  assert len({row.split('  ')[0] for row in rows}) == 3
+  assert max(len(row.split('  ')[0]) for row in rows) == 40

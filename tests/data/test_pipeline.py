@@ -1,0 +1,59 @@
+"""What loading a folder of photos says before a run begins."""
+
+import pytest
+from PIL import Image
+
+from csba_jax import config as config_lib
+from csba_jax.data import pipeline
+from csba_jax.errors import UserError
+
+
+@pytest.fixture
+def config(tmp_path):
+  """The data section for a folder of two classes, one of a single image and one of eight."""
+  for name in ('cat/0.png', *(f'dog/{i}.png' for i in range(8))):
+    path = tmp_path / 'photos' / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', (8, 8), (len(name), 0, 9)).save(path)
+  found = config_lib.default()
+  found.data.update(source='image_folder', dir=str(tmp_path / 'photos'), channels=3, num_classes=0)
+  found.data.cache_dir = str(tmp_path / 'cache')
+  found.data.profile = 'natural'
+  return found
+
+
+def test_what_is_left_out_and_what_parts_lack_is_said_at_every_start(config, tmp_path):
+  (tmp_path / 'photos/cat/1.heic').write_bytes(b'x')
+  for _ in range(2):  # decoded, then from the cache
+    lines = []
+    pipeline.load(config, lines.append)
+    assert lines[0] == 'left out of photos: cat: 1 .heic'
+    assert [line.partition(':')[0] for line in lines[-2:]] == [
+      'no test image of cat',
+      'no validation image of cat',
+    ]
+
+
+def test_nothing_is_said_of_a_validation_part_that_is_not_asked_for(config):
+  config.data.val_fraction = 0.0
+  lines = []
+  pipeline.load(config, lines.append)
+  assert not any('validation' in line for line in lines)
+
+
+def test_names_of_parts_are_classes_where_the_config_says_so(config, tmp_path):
+  for part in ('train', 'val'):
+    (tmp_path / 'parts').mkdir(exist_ok=True)
+    (tmp_path / 'parts' / part).symlink_to(tmp_path / 'photos')
+  config.data.dir = str(tmp_path / 'parts')
+  with pytest.raises(UserError, match='parts of a data set, not classes'):
+    pipeline.load(config, print)
+  config.data.layout = 'classes'
+  assert pipeline.load(config, print).class_names == ('train', 'val')
+
+
+def test_the_layout_of_what_is_no_folder(config):
+  digits = config_lib.default()
+  digits.data.layout = 'classes'
+  with pytest.raises(UserError, match=r'data\.layout only with data\.source=image_folder'):
+    pipeline.load(digits, print)
