@@ -54,6 +54,7 @@ def default() -> ml_collections.ConfigDict:
   # image_folder: CSV file in the folder, or a path; columns `file` and group_column
   config.data.manifest = ''
   config.data.group_column = ''  # duplicates of one group stay on one side of every split
+  config.data.group_copies = True  # so do byte-identical images, also without a manifest
 
   config.augment = ml_collections.ConfigDict()
   config.augment.crop_padding = 0  # pixels of zero padding for random crops
@@ -345,8 +346,8 @@ def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:
-  """A config as nested dicts. Fields that were added after it was stored have their default."""
-  return _merged(_plain_default(), with_new_names(config))
+  """A config as nested dicts. Fields that were added after it was stored say what was done then."""
+  return _merged(_merged(_plain_default(), _BEFORE), with_new_names(config))
 
 
 def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -376,6 +377,11 @@ def _merged(like: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any
 
 
 _WHERE = ('parallel.', 'data.input', 'data.cache_dir')  # where a run is done, not what it is
+# What it does shows in the splits, whose digests are compared. So a run from before this field goes
+# on with its default where there are no copies.
+_IN_SPLITS = ('data.group_copies',)
+# what was done before there was the field, where today's default is something else
+_BEFORE = {'data': {'group_copies': False}}
 
 
 def differences(
@@ -383,12 +389,13 @@ def differences(
 ) -> list[str]:
   """Fields in which two configs differ, as 'field: THERE there, HERE here'.
 
-  Fields that say where a run is done, not what it is, count with `everything` only.
+  Fields that say where a run is done, not what it is, count with `everything` only; so do those
+  whose effect is compared as splits.
   """
   there, here = flatten(there), flatten(here)
   fields = sorted(there.keys() | here.keys())
   if not everything:
-    fields = [field for field in fields if not field.startswith(_WHERE)]
+    fields = [field for field in fields if not field.startswith((*_WHERE, *_IN_SPLITS))]
   return [
     f'{field}: {there.get(field, "absent")!r} there, {here.get(field, "absent")!r} here'
     for field in fields

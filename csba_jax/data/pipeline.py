@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 from jax import Array
 
-from csba_jax.data import cache, splits
+from csba_jax.data import cache, copies, splits
 from csba_jax.data.image_folder import ImageFolderSource
 from csba_jax.data.rows import Rows
 from csba_jax.data.sources import DigitsSource, Source
@@ -53,6 +53,7 @@ class Data:
   splits: splits.Splits
   source_counts: np.ndarray  # [C] images of each class in the training source, before any split
   skipped: tuple[tuple[str, str], ...]  # (name, reason) of images that could not be read
+  names: tuple[str, ...]  # of the images of train, then val, then test
 
   @property
   def class_counts(self) -> np.ndarray:
@@ -89,9 +90,13 @@ def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data
   where = (config.data.cache_dir, warn, mapped)
   images = cache.load_arrays(training, *where)
   test_images = cache.load_arrays(separate_test, *where) if separate_test else None
+  identical = copies.find(images.sums)
+  together = config.data.group_copies
+  for line in copies.lines(identical, images, test_images, together):
+    warn(line)
   split = splits.make_splits(
     images.labels,
-    images.groups,
+    copies.joined(identical, images.groups) if together else images.groups,
     test_images.labels if test_images else None,
     class_names=images.class_names,
     imbalance_factor=config.data.imbalance_factor,
@@ -103,8 +108,12 @@ def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data
     fold=config.data.fold,
     seed=config.data.seed,
   )
-  digest = _digest(images, test_images)
-  split = dataclasses.replace(split, source_sha256=digest)
+  sides = [(images, split.train), (images, split.val), (test_images or images, split.test)]
+  split = dataclasses.replace(
+    split,
+    source_sha256=_digest(images, test_images),
+    content=np.concatenate([arrays.sums[index, :8] for arrays, index in sides]).view('<u8')[:, 0],
+  )
   if split.classes_without_val and config.data.val_fraction:
     names = ', '.join(images.class_names[c] for c in split.classes_without_val)
     warn(f'no validation image of: {names} (too few images, or all of them in one duplicate group)')
@@ -118,14 +127,16 @@ def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data
       images = arrays.images[indices]
     return Part(images, arrays.labels[indices])
 
+  train, val, test = (part(*side) for side in sides)
   return Data(
-    train=part(images, split.train),
-    val=part(images, split.val),
-    test=part(test_images or images, split.test),
+    train=train,
+    val=val,
+    test=test,
     class_names=images.class_names,
     splits=split,
     source_counts=np.bincount(images.labels, minlength=len(images.class_names)),
     skipped=images.skipped,
+    names=tuple(arrays.names[i] for arrays, index in sides for i in index.tolist()),
   )
 
 
@@ -195,15 +206,29 @@ def _check_declared(data: ml_collections.ConfigDict, source: Source) -> None:
       )
 
 
-def check_splits(splits_now: splits.Splits, path: Path) -> None:
-  """Raises UserError if the splits saved at `path` differ from these: the data has changed."""
+def check_splits(data: Data, path: Path) -> None:
+  """Raises UserError if the splits saved at `path` are not those of `data`: the data has changed.
+
+  The indices, names and labels are compared, and the content of the images where the file has it.
+  """
   kept = splits.Splits.load(path)
-  there, here = (f'{s.sha256[:12]} of {s.source_sha256[:12]}' for s in (kept, splits_now))
+  there, here = (f'{s.sha256[:12]} of {s.source_sha256[:12]}' for s in (kept, data.splits))
+  before, now = kept.content, data.splits.content
   if there != here:
+    old = ', or, as the run is of an older version, set --config.data.group_copies=False'
     raise UserError(
       f'the splits that {path} holds (sha256 {there})',
-      f'others (sha256 {here}): the data has changed',
-      'restore the old data, or use another --workdir',
+      f'others (sha256 {here}): the data has changed, or data.group_copies',
+      f'restore the old data and field, or use another --workdir{old if before is None else ""}',
+    )
+  if before is None or now is None:
+    return
+  (changed,) = np.nonzero(before != now)
+  if len(changed):
+    raise UserError(
+      f'the {len(now)} images that {path} was made of',
+      f'{len(changed)} with the same name and another content, such as {data.names[changed[0]]}',
+      'restore the old files, or use another --workdir to train on the new ones',
     )
 
 

@@ -27,6 +27,9 @@ class Splits:
     classes_without_val: indices of the classes without a validation image; empty if there is no
       validation part at all.
     source_sha256: digest of the names and labels of the source; the caller sets it.
+    content: [n_train + n_val + n_test] uint64, what says whether the images of the three parts are
+      still the same ones (the first eight bytes of `sources.content_sum`); the caller sets it. None
+      in files of versions that did not keep it.
   """
 
   train: np.ndarray
@@ -36,6 +39,7 @@ class Splits:
   class_counts: np.ndarray
   classes_without_val: tuple[int, ...]
   source_sha256: str = ''
+  content: np.ndarray | None = None
 
   @property
   def sha256(self) -> str:
@@ -49,6 +53,8 @@ class Splits:
   def save(self, path: str | os.PathLike) -> None:
     """Writes an npz file, atomically and without pickle."""
     arrays = dataclasses.asdict(self) | {'sha256': self.sha256}
+    if self.content is None:
+      del arrays['content']
     arrays['classes_without_val'] = np.asarray(self.classes_without_val, np.int64)
     write_atomically(pathlib.Path(path), lambda file: np.savez(file, **arrays))
 
@@ -72,6 +78,9 @@ class Splits:
       raise _unusable(path, f'{type(error).__name__}: {error}') from error
     if splits.sha256 != saved:
       raise _unusable(path, f'indices with sha256 {splits.sha256[:12]}, saved as {saved[:12]}')
+    images = len(splits.train) + len(splits.val) + len(splits.test)
+    if splits.content is not None and splits.content.shape != (images,):
+      raise _unusable(path, f'content sums of shape {splits.content.shape} for {images} images')
     return splits
 
 

@@ -91,7 +91,7 @@ def load_run(
   if data_dir is not None:
     config.data.dir = data_dir
   data = data or pipeline.load(config, say)
-  pipeline.check_splits(data.splits, folder / 'splits.npz')
+  pipeline.check_splits(data, folder / 'splits.npz')
   # A run from before net.json has its metadata from the data.
   metadata = net_lib.read(folder) if (folder / net_lib.FILE).exists() else Metadata.of(data)
   if which != 'init':

@@ -522,6 +522,18 @@ def test_indices_that_do_not_have_their_sha256(tmp_path):
     splits.Splits.load(path)
 
 
+def test_content_sums_are_kept_and_fit(tmp_path):
+  path, found = tmp_path / 'splits.npz', make(np.repeat([0, 1], 10))
+  found.save(path)
+  assert splits.Splits.load(path).content is None  # as in files of older versions
+  content = np.arange(20, dtype=np.uint64) << 59
+  dataclasses.replace(found, content=content).save(path)
+  assert splits.Splits.load(path).content.tolist() == content.tolist()
+  dataclasses.replace(found, content=content[1:]).save(path)
+  with pytest.raises(UserError, match=r'found content sums of shape \(19,\) for 20 images'):
+    splits.Splits.load(path)
+
+
 def test_a_missing_file_and_a_pickle(tmp_path):
   with pytest.raises(UserError, match=r'found FileNotFoundError.*correct the path'):
     splits.Splits.load(tmp_path / 'splits.npz')
