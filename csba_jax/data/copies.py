@@ -72,7 +72,7 @@ def lines(
     if not together:
       kept = 'data.group_copies=False does not keep them on one side of a split'
     said.append(
-      f'{more} byte-identical copies of other images, such as {second} of {first}: {kept}'
+      f'byte-identical copies of other images: {more}, such as {second} of {first}; {kept}'
     )
   said += _labels_to_check(copies, images)
   if test_images:
@@ -85,7 +85,7 @@ def _labels_to_check(copies: Copies, images: ImageArrays) -> list[str]:
   several = [s for s in copies.sets if len(set(images.labels[list(s)].tolist())) > 1]
   if not several:
     return []
-  said = [f'check the labels: {len(several)} times identical images are in different classes:']
+  said = [f'sets of identical images in different classes: {len(several)}; check their labels:']
   said += [f'  {" = ".join(images.names[i] for i in found)}' for found in several[:NAMED]]
   return said + ([f'  and {len(several) - NAMED} more'] if len(several) > NAMED else [])
 
@@ -99,8 +99,8 @@ def _in_both(images: ImageArrays, test_images: ImageArrays) -> list[str]:
     return []
   name, other = both[0]
   return [
-    f'{len(both)} of {len(test_images.names)} test images are byte-identical to others outside the '
-    f'test set, such as {name} to {other}'
+    f'test images that are byte-identical to one outside the test set: {len(both)} of '
+    f'{len(test_images.names)}, such as {name} to {other}'
   ]
 
 

@@ -53,7 +53,7 @@ class Data:
   splits: splits.Splits
   source_counts: np.ndarray  # [C] images of each class in the training source, before any split
   skipped: tuple[tuple[str, str], ...]  # (name, reason) of images that could not be read
-  names: tuple[str, ...]  # of the images of train, then val, then test
+  names: tuple[str, ...]  # of the training source, then of a separate test set
 
   @property
   def class_counts(self) -> np.ndarray:
@@ -108,11 +108,11 @@ def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data
     fold=config.data.fold,
     seed=config.data.seed,
   )
-  sides = [(images, split.train), (images, split.val), (test_images or images, split.test)]
+  sources = [arrays for arrays in (images, test_images) if arrays]
   split = dataclasses.replace(
     split,
-    source_sha256=_digest(images, test_images),
-    content=np.concatenate([arrays.sums[index, :8] for arrays, index in sides]).view('<u8')[:, 0],
+    source_sha256=_digest(*sources),
+    content=np.concatenate([arrays.sums[:, :8] for arrays in sources]).view('<u8')[:, 0],
   )
   if split.classes_without_val and config.data.val_fraction:
     names = ', '.join(images.class_names[c] for c in split.classes_without_val)
@@ -127,16 +127,15 @@ def load(config: ml_collections.ConfigDict, warn: Callable[[str], None]) -> Data
       images = arrays.images[indices]
     return Part(images, arrays.labels[indices])
 
-  train, val, test = (part(*side) for side in sides)
   return Data(
-    train=train,
-    val=val,
-    test=test,
+    train=part(images, split.train),
+    val=part(images, split.val),
+    test=part(test_images or images, split.test),
     class_names=images.class_names,
     splits=split,
     source_counts=np.bincount(images.labels, minlength=len(images.class_names)),
     skipped=images.skipped,
-    names=tuple(arrays.names[i] for arrays, index in sides for i in index.tolist()),
+    names=tuple(name for arrays in sources for name in arrays.names),
   )
 
 
@@ -180,13 +179,12 @@ def _streams(data: ml_collections.ConfigDict, *sources: Source | None) -> bool:
   return found > backend.IN_MEMORY_BYTES
 
 
-def _digest(*arrays: cache.ImageArrays | None) -> str:
+def _digest(*arrays: cache.ImageArrays) -> str:
   """Hex SHA-256 over names, labels and classes, which say what image an index means."""
   digest = hashlib.sha256()
   for part in arrays:
-    if part:
-      digest.update(json.dumps([part.class_names, part.names]).encode())
-      digest.update(part.labels.astype('<i4').tobytes())
+    digest.update(json.dumps([part.class_names, part.names]).encode())
+    digest.update(part.labels.astype('<i4').tobytes())
   return digest.hexdigest()
 
 
@@ -209,11 +207,15 @@ def _check_declared(data: ml_collections.ConfigDict, source: Source) -> None:
 def check_splits(data: Data, path: Path) -> None:
   """Raises UserError if the splits saved at `path` are not those of `data`: the data has changed.
 
-  The indices, names and labels are compared, and the content of the images where the file has it.
+  The indices, names and labels are compared, and the content of the images in the three parts where
+  the file has it.
   """
   kept = splits.Splits.load(path)
-  there, here = (f'{s.sha256[:12]} of {s.source_sha256[:12]}' for s in (kept, data.splits))
   before, now = kept.content, data.splits.content
+  same_names = kept.source_sha256 == data.splits.source_sha256
+  if same_names and before is not None and now is not None:
+    _check_content(data.names, kept, before, now, path)
+  there, here = (f'{s.sha256[:12]} of {s.source_sha256[:12]}' for s in (kept, data.splits))
   if there != here:
     old = ', or, as the run is of an older version, set --config.data.group_copies=False'
     raise UserError(
@@ -221,13 +223,18 @@ def check_splits(data: Data, path: Path) -> None:
       f'others (sha256 {here}): the data has changed, or data.group_copies',
       f'restore the old data and field, or use another --workdir{old if before is None else ""}',
     )
-  if before is None or now is None:
-    return
-  (changed,) = np.nonzero(before != now)
+
+
+def _check_content(
+  names: tuple[str, ...], kept: splits.Splits, before: np.ndarray, now: np.ndarray, path: Path
+) -> None:
+  """Raises UserError if images of the kept splits have another content than before."""
+  members = np.sort(kept.members)
+  changed = members[before[members] != now[members]]
   if len(changed):
     raise UserError(
-      f'the {len(now)} images that {path} was made of',
-      f'{len(changed)} with the same name and another content, such as {data.names[changed[0]]}',
+      f'the {len(members)} images that {path} was made of',
+      f'{len(changed)} with the same name and another content, such as {names[changed[0]]}',
       'restore the old files, or use another --workdir to train on the new ones',
     )
 

@@ -27,9 +27,9 @@ class Splits:
     classes_without_val: indices of the classes without a validation image; empty if there is no
       validation part at all.
     source_sha256: digest of the names and labels of the source; the caller sets it.
-    content: [n_train + n_val + n_test] uint64, what says whether the images of the three parts are
-      still the same ones (the first eight bytes of `sources.content_sum`); the caller sets it. None
-      in files of versions that did not keep it.
+    content: uint64 of every image of the training set, then of a separate test set: what says
+      whether it is still the same image (the first eight bytes of `sources.content_sum`); the
+      caller sets it. None in files of versions that did not keep it.
   """
 
   train: np.ndarray
@@ -49,6 +49,13 @@ class Splits:
       digest.update(np.asarray([len(part)], '<i8').tobytes())
       digest.update(np.ascontiguousarray(part, '<i8').tobytes())
     return digest.hexdigest()
+
+  @property
+  def members(self) -> np.ndarray:
+    """Positions in `content` of the images of train, then val, then test."""
+    assert self.content is not None
+    before_test = len(self.content) - len(self.test) if self.test_is_separate else 0
+    return np.concatenate([self.train, self.val, self.test + before_test])
 
   def save(self, path: str | os.PathLike) -> None:
     """Writes an npz file, atomically and without pickle."""
@@ -78,9 +85,10 @@ class Splits:
       raise _unusable(path, f'{type(error).__name__}: {error}') from error
     if splits.sha256 != saved:
       raise _unusable(path, f'indices with sha256 {splits.sha256[:12]}, saved as {saved[:12]}')
-    images = len(splits.train) + len(splits.val) + len(splits.test)
-    if splits.content is not None and splits.content.shape != (images,):
-      raise _unusable(path, f'content sums of shape {splits.content.shape} for {images} images')
+    if splits.content is not None:
+      last = int(splits.members.max())
+      if splits.content.ndim != 1 or len(splits.content) <= last:
+        raise _unusable(path, f'content sums {splits.content.shape} and an image {last}')
     return splits
 
 

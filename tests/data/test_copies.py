@@ -76,7 +76,7 @@ def lines(images, test_images=None, together=True):
 def test_lines():
   assert lines(arrays([1, 2, 3], [0, 0, 1])) == []
   images = arrays([1, 2, 2, 1, 2], [0, 1, 1, 0, 1])
-  start = '3 byte-identical copies of other images, such as 3 of 0: '
+  start = 'byte-identical copies of other images: 3, such as 3 of 0; '
   assert lines(images) == [start + 'all copies of an image stay on one side of every split']
   assert lines(images, together=False) == [
     start + 'data.group_copies=False does not keep them on one side of a split'
@@ -86,7 +86,7 @@ def test_lines():
 def test_copies_in_several_classes_are_labels_to_check(monkeypatch):
   images = arrays([1, 2, 2, 1, 2, 3, 3], [0, 1, 0, 1, 1, 1, 1])
   expected = [
-    'check the labels: 2 times identical images are in different classes:',
+    'sets of identical images in different classes: 2; check their labels:',
     '  0 = 3',
     '  1 = 2 = 4',
   ]
@@ -98,7 +98,7 @@ def test_copies_in_several_classes_are_labels_to_check(monkeypatch):
 def test_a_separate_test_set_that_holds_copies():
   images, test = arrays([1, 2, 3], [0, 0, 1]), arrays([4, 3, 3, 1], [1, 0, 1, 0], 't')
   assert lines(images, test) == [
-    '3 of 4 test images are byte-identical to others outside the test set, such as t1 to 2'
+    'test images that are byte-identical to one outside the test set: 3 of 4, such as t1 to 2'
   ]
   assert lines(images, arrays([4], [0], 't')) == []
 
@@ -122,14 +122,15 @@ KINDS = {'a': [*range(10), 0, 1, 2, 0, 1], 'b': [*range(20, 35), 20, 3]}
 def config_of(folder, tmp_path, **fields):
   config = config_lib.default()
   config.data.update(source='image_folder', dir=str(folder), cache_dir=str(tmp_path / 'cache'))
-  config.data.update(image_size=8, channels=3, num_classes=0, profile='natural', **fields)
+  config.data.update(image_size=8, channels=3, num_classes=0, profile='natural')
+  config.data.update(**fields)
   return config
 
 
 def sides_of_copies(data):
   """The number of parts that each photo's content lies in."""
-  content = np.split(data.splits.content, np.cumsum([len(data.train), len(data.val)]))
-  parts = [set(part.tolist()) for part in content]
+  content = data.splits.content
+  parts = [set(content[i].tolist()) for i in (data.splits.train, data.splits.val, data.splits.test)]
   return [sum(kind in part for part in parts) for kind in set().union(*parts)]
 
 
@@ -144,9 +145,9 @@ def test_copies_stay_on_one_side_without_a_manifest(tmp_path, folds):
       data = pipeline.load(config, said.append)
       assert set(sides_of_copies(data)) == {1}
       assert [line for line in said if not line.startswith('decoding')] == [
-        '7 byte-identical copies of other images, such as a/10.png of a/00.png: all copies of an '
+        'byte-identical copies of other images: 7, such as a/10.png of a/00.png; all copies of an '
         'image stay on one side of every split',
-        'check the labels: 1 times identical images are in different classes:',
+        'sets of identical images in different classes: 1; check their labels:',
         '  a/03.png = b/16.png',
       ]
       config.data.group_copies = False
@@ -179,8 +180,8 @@ def test_real_photos_have_the_copies_that_their_manifest_names(photo_folder):
   # all of them are in one group of the manifest, so that with it nothing changes
   assert copies.joined(found, images.groups).tolist() == images.groups.tolist()
   said = copies.lines(found, images, None, True)
-  assert said[0].startswith('93 byte-identical copies of other images, such as ')
-  assert said[1] == 'check the labels: 2 times identical images are in different classes:'
+  assert said[0].startswith('byte-identical copies of other images: 93, such as ')
+  assert said[1] == 'sets of identical images in different classes: 2; check their labels:'
 
 
 # ---- content that changes under a run
@@ -190,23 +191,41 @@ def other_pixels(path):
   Image.new('RGB', (8, 8), 'red').save(path)
 
 
-def test_replaced_pixels_are_noticed(tmp_path):
+@pytest.mark.parametrize('together', [True, False])
+def test_replaced_pixels_are_noticed(tmp_path, together):
   folder = photos(tmp_path / 'photos', {'a': range(10), 'b': range(20, 40)})
-  config = config_of(folder, tmp_path)
+  config = config_of(folder, tmp_path, profile='exp', imbalance_factor=4.0, group_copies=together)
+  path = tmp_path / 'splits.npz'
   data = pipeline.load(config, print)
-  data.splits.save(tmp_path / 'splits.npz')
-  pipeline.check_splits(pipeline.load(config, print), tmp_path / 'splits.npz')
-  train = data.names[: len(data.train)]
-  for name in (train[3], train[5], data.names[-1]):
-    other_pixels(folder / name)
-  config.data.group_copies = False  # they are copies of each other now
+  data.splits.save(path)
+  used = sorted(data.splits.members.tolist())
+  unused = sorted(set(range(30)) - set(used))
+  assert unused
+  other_pixels(folder / data.names[unused[0]])  # of no part: it does not matter
+  pipeline.check_splits(pipeline.load(config, print), path)
+  for i in (used[3], used[5], used[-1]):  # which become copies of each other
+    other_pixels(folder / data.names[i])
   with pytest.raises(UserError) as error:
-    pipeline.check_splits(pipeline.load(config, print), tmp_path / 'splits.npz')
+    pipeline.check_splits(pipeline.load(config, print), path)
   assert str(error.value) == (
-    f'expected the 30 images that {tmp_path}/splits.npz was made of; found 3 with the same name '
-    f'and another content, such as {train[3]}; to fix it: restore the old files, or use another '
-    '--workdir to train on the new ones'
+    f'expected the {len(used)} images that {path} was made of; found 3 with the same name and '
+    f'another content, such as {data.names[used[3]]}; to fix it: restore the old files, or use '
+    'another --workdir to train on the new ones'
   )
+
+
+def test_replaced_pixels_of_a_separate_test_set(tmp_path, monkeypatch):
+  sources = [
+    ImageFolderSource(photos(tmp_path / 'train', {'a': range(9), 'b': range(20, 40)}), 8),
+    ImageFolderSource(photos(tmp_path / 'test', {'a': [50, 51], 'b': [52, 53]}), 8),
+  ]
+  config = config_of(tmp_path / 'train', tmp_path)
+  monkeypatch.setattr(pipeline, 'open_sources', lambda data: tuple(sources))
+  pipeline.load(config, print).splits.save(tmp_path / 'splits.npz')
+  pipeline.check_splits(pipeline.load(config, print), tmp_path / 'splits.npz')
+  other_pixels(tmp_path / 'test/b/00.png')
+  with pytest.raises(UserError, match='found 1 with the same name .* such as b/00.png'):
+    pipeline.check_splits(pipeline.load(config, print), tmp_path / 'splits.npz')
 
 
 def test_splits_of_before_content_sums_are_as_good_as_they_were(tmp_path):
