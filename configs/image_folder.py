@@ -2,9 +2,9 @@ r"""A folder of photos, CLASS/file.jpg, with its own imbalance; the multi-branch
 
   csba-train --config=configs/image_folder.py --config.data.dir=PHOTOS --workdir=runs/photos
 
-Photos are resized to 64 pixels (shorter side) and cropped to a square. If some photos are copies of
-others, list them in a CSV file with a column `file` and a column of groups, so that no copy of a
-training photo is in the test part:
+Photos are resized to 64 pixels (shorter side) and cropped to a square. Byte-identical photos stay
+on one side of a split. If some photos are copies in another sense, list them in a CSV file with a
+column `file` and a column of groups, so that no copy of a training photo is in the test part:
 --config.data.manifest=PHOTOS/manifest.csv --config.data.group_column=dup_group.
 Result: not yet run.
 """

@@ -55,6 +55,7 @@ def default() -> ml_collections.ConfigDict:
   config.data.strict = False
   config.data.manifest = ''
   config.data.group_column = ''
+  config.data.group_copies = True
 
   config.augment = ml_collections.ConfigDict()
   config.augment.crop_padding = 0
@@ -207,8 +208,6 @@ def load(name: str) -> ml_collections.ConfigDict:
   return config_file.get_config(recipe_file(name))
 
 
-# What runs did before there was a field to choose it, where that is not the default.
-WITHOUT_A_CHOICE = {'diagnostics.statistics': 'frozen'}
 # Fields that were renamed: {old: new}. Stored configs are read under both names.
 RENAMED = {'diagnostics.moments': 'diagnostics.snapshots'}
 # field: (what is expected, test); every numeric field is here, and names of no table of functions
@@ -370,17 +369,8 @@ def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:
-  """A config as nested dicts. Fields that were added after it was stored have their default.
-
-  Or what they stood for when there was no choice, see WITHOUT_A_CHOICE.
-  """
-  found = _merged(_plain_default(), with_new_names(config))
-  there = flatten(with_new_names(config))
-  for field, value in WITHOUT_A_CHOICE.items():
-    section, _, name = field.partition('.')
-    if field not in there:
-      found[section][name] = value
-  return found
+  """A config as nested dicts. Fields that were added after it was stored say what was done then."""
+  return _merged(_merged(_plain_default(), _BEFORE), with_new_names(config))
 
 
 def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -410,6 +400,11 @@ def _merged(like: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any
 
 
 _WHERE = ('parallel.', 'data.input', 'data.cache_dir')  # where a run is done, not what it is
+# What it does shows in the splits, whose digests are compared. So a run from before this field goes
+# on with its default where there are no copies.
+_IN_SPLITS = ('data.group_copies',)
+# what was done before there was the field, where today's default is something else
+_BEFORE = {'data': {'group_copies': False}, 'diagnostics': {'statistics': 'frozen'}}
 
 
 def differences(
@@ -417,12 +412,13 @@ def differences(
 ) -> list[str]:
   """Fields in which two configs differ, as 'field: THERE there, HERE here'.
 
-  Fields that say where a run is done, not what it is, count with `everything` only.
+  Fields that say where a run is done, not what it is, count with `everything` only; so do those
+  whose effect is compared as splits.
   """
   there, here = flatten(there), flatten(here)
   fields = sorted(there.keys() | here.keys())
   if not everything:
-    fields = [field for field in fields if not field.startswith(_WHERE)]
+    fields = [field for field in fields if not field.startswith((*_WHERE, *_IN_SPLITS))]
   return [
     f'{field}: {there.get(field, "absent")!r} there, {here.get(field, "absent")!r} here'
     for field in fields

@@ -28,6 +28,7 @@ FIELDS = {
   'data.strict': 'image_folder: a file that cannot be read ends the run.',
   'data.manifest': 'image_folder: CSV file of duplicates, with the columns file and group_column.',
   'data.group_column': 'Column of the manifest; images of one group stay on one side of a split.',
+  'data.group_copies': 'Byte-identical images stay on one side of every split, as groups do.',
   'augment.crop_padding': 'Pixels of zero padding for random crops.',
   'augment.flip': 'Random horizontal flips.',
   'augment.policy': "Further operations; autoaugment is CIFAR-10's policy.",

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -14,13 +13,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from absl import logging
 
-from csba_jax.data.decoding import Unreadable
-from csba_jax.data.sources import Source
+from csba_jax.data import file_sums, locks
+from csba_jax.data.decoding import Unreadable, without_size_warnings
+from csba_jax.data.sources import Source, digest
 from csba_jax.errors import UserError
 from csba_jax.files import expanded
 
@@ -42,6 +42,7 @@ class ImageArrays:
     images: [N, H, W, channels] uint8, read-only; a np.memmap of the cache if asked for.
     labels: [N] int32.
     groups: [N] int64, equal for duplicates; None when every image is on its own.
+    sums: [N, 32] uint8, SHA-256 of what each image was decoded from (`sources.content_sum`).
     class_names: C names.
     names: N names.
     skipped: (name, reason) of each image that could not be decoded and was left out.
@@ -50,6 +51,7 @@ class ImageArrays:
   images: np.ndarray
   labels: np.ndarray
   groups: np.ndarray | None
+  sums: np.ndarray
   class_names: tuple[str, ...]
   names: tuple[str, ...]
   skipped: tuple[tuple[str, str], ...]
@@ -64,10 +66,11 @@ def load_arrays(
 ) -> ImageArrays:
   """The decoded images of a source; if the cache does not hold them, they are decoded and cached.
 
-  The cache is CACHE_DIR/NAME-FINGERPRINT/: .npy files and an index with their SHA-256. It is
-  renamed into place once it is complete, so several processes may write it at once. A damaged cache
-  is decoded again. If no cache can be written, the run continues without one. Both give one
-  warning.
+  The cache is CACHE_DIR/NAME-KEY/: .npy files and an index with their SHA-256. The key is a digest
+  of the source's fingerprint and of the content of its files (`file_sums`), so that other files
+  never get these pixels, and the same files do wherever they lie. The cache is renamed into place
+  once it is complete, so several processes may write it at once. A damaged cache is decoded again.
+  If no cache can be written, the run continues without one. Both give one warning.
 
   With `mapped` the images are never in memory as a whole. One process decodes them into the file,
   block by block, while the others wait; all read them from the file. The format is the same. At
@@ -82,20 +85,22 @@ def load_arrays(
     before: called before images are decoded, if they are; may raise.
 
   Raises:
-    UserError: an unreadable image in a strict source, or a class without a readable image; with
-      `mapped`, a cache that cannot be written or a disk that is too small (checked before
-      decoding).
+    UserError: an unreadable image in a strict source, or a class without a readable image; a file
+      that changes while it is decoded; with `mapped`, a cache that cannot be written or a disk that
+      is too small (checked before decoding).
   """
-  root = pathlib.Path(cache_dir or os.environ.get('CSBA_CACHE_DIR') or '~/.cache/csba_jax')
+  root = expanded(cache_dir or os.environ.get('CSBA_CACHE_DIR') or '~/.cache/csba_jax')
+  files = file_sums.read(source.files, root, log)
   safe_name = re.sub(r'[^\w.-]+', '-', source.name)
-  folder = expanded(root) / f'{safe_name}-{source.fingerprint[:16]}'
+  folder = root / f'{safe_name}-{digest([source.fingerprint, *files.sums])[:16]}'
   arrays = _read_or_warn(folder, mapped, log)
   if arrays is None:
     before()
   if arrays is None and mapped:
-    arrays = _decode_to_disk(source, folder, log)
+    arrays = _decode_to_disk(source, files, folder, log)
   elif arrays is None:
     arrays = decode_all(source, log)
+    _check_unchanged(source, files)
     _write_or_warn(folder, arrays, log)
   _check_readable(source, arrays)  # a cache may have been built by a run that was not strict
   if arrays.skipped:
@@ -111,35 +116,46 @@ def load_arrays(
 def decode_all(source: Source, log: Callable[[str], None] = logging.warning) -> ImageArrays:
   """Decodes every image once, in a few threads, and leaves out those that are Unreadable."""
   images = np.empty((len(source), *source.image_shape), np.uint8)
-  reasons, end = [], 0
-  for block, why in _decoded(source, log):
-    images[end : end + len(block)] = block
-    reasons += why
-    end += len(block)
-  return _aligned(source, images[:end], reasons)
+  sums, reasons, end = [], [], 0
+  for block in _decoded(source, log):
+    images[end : end + len(block.images)] = block.images
+    sums += block.sums
+    reasons += block.reasons
+    end += len(block.images)
+  return _aligned(source, images[:end], sums, reasons)
 
 
-def _decoded(source: Source, log: Callable[[str], None]) -> Iterator[tuple[np.ndarray, list[str]]]:
-  """By block: the images [n, H, W, ch] that can be read; for each image '' or why it cannot."""
+class _Block(NamedTuple):
+  """Some images in their order: [n, H, W, ch] and their content sums; for each '' or its fault."""
+
+  images: np.ndarray
+  sums: list[bytes]
+  reasons: list[str]
+
+
+def _decoded(source: Source, log: Callable[[str], None]) -> Iterator[_Block]:
+  """The images of a source, block by block."""
   total, size = len(source), int(np.prod(source.image_shape))
   log(f'decoding {total} images of {source.name}: {total * size / 1e6:.1f} MB')
   length = max(1, min(BLOCK, BLOCK_BYTES // size))
 
-  def decode(block: range) -> tuple[np.ndarray, list[str]]:
+  def decode(block: range) -> _Block:
     items = source.read(block)
-    kept = [item['image'] for item in items if not isinstance(item, Unreadable)]
-    images = np.stack(kept) if kept else np.empty((0, *source.image_shape), np.uint8)
-    return images, [str(item) if isinstance(item, Unreadable) else '' for item in items]
+    kept = [item for item in items if not isinstance(item, Unreadable)]
+    empty = np.empty((0, *source.image_shape), np.uint8)
+    images = np.stack([item['image'] for item in kept]) if kept else empty
+    reasons = [str(item) if isinstance(item, Unreadable) else '' for item in items]
+    return _Block(images, [item['sha256'] for item in kept], reasons)
 
   done, last = 0, time.monotonic()
-  for found in _in_order(
-    decode, (range(i, min(i + length, total)) for i in range(0, total, length))
-  ):
-    yield found
-    done += len(found[1])
-    if time.monotonic() - last >= 5:
-      last = time.monotonic()
-      log(f'decoded {done} of {total} images')
+  blocks = (range(i, min(i + length, total)) for i in range(0, total, length))
+  with without_size_warnings():
+    for found in _in_order(decode, blocks):
+      yield found
+      done += len(found.reasons)
+      if time.monotonic() - last >= 5:
+        last = time.monotonic()
+        log(f'decoded {done} of {total} images')
 
 
 def _in_order(function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
@@ -158,13 +174,16 @@ def _in_order(function: Callable[[Item], Found], items: Iterable[Item]) -> Itera
       pool.shutdown(cancel_futures=True)
 
 
-def _aligned(source: Source, images: np.ndarray, reasons: list[str]) -> ImageArrays:
+def _aligned(
+  source: Source, images: np.ndarray, sums: list[bytes], reasons: list[str]
+) -> ImageArrays:
   """The images that could be read, with their labels, groups and names."""
   kept = np.asarray([i for i, reason in enumerate(reasons) if not reason], np.int64)
   return ImageArrays(
     images,
     np.asarray(source.labels, np.int32)[kept],
     None if source.groups is None else np.asarray(source.groups, np.int64)[kept],
+    np.frombuffer(b''.join(sums), np.uint8).reshape(-1, 32),
     tuple(source.class_names),
     tuple(source.names[i] for i in kept.tolist()),
     tuple((source.names[i], reason) for i, reason in enumerate(reasons) if reason),
@@ -190,6 +209,16 @@ def _check_readable(source: Source, arrays: ImageArrays) -> None:
     found,
     'replace or delete it; for a folder, set data.strict=False to leave out unreadable files',
   )
+
+
+def _check_unchanged(source: Source, files: file_sums.FileSums) -> None:
+  """Raises UserError if a file is no longer what its sum was made of."""
+  if changed := files.changed():
+    raise UserError(
+      f'files of {source.name} that stay as they are while they are decoded',
+      f'{len(changed)} that changed, such as {changed[0]}',
+      'start again once nothing writes to them',
+    )
 
 
 def _read_or_warn(
@@ -228,6 +257,7 @@ def _read(folder: pathlib.Path, mapped: bool) -> ImageArrays:
     found[IMAGES],
     found['labels.npy'],
     found.get('groups.npy'),
+    found['sums.npy'],
     tuple(content['class_names']),
     tuple(content['names']),
     tuple((name, reason) for name, reason in content['skipped']),
@@ -260,7 +290,7 @@ def _write_or_warn(folder: pathlib.Path, arrays: ImageArrays, log: Callable[[str
 
 
 def _decode_to_disk(
-  source: Source, folder: pathlib.Path, log: Callable[[str], None]
+  source: Source, files: file_sums.FileSums, folder: pathlib.Path, log: Callable[[str], None]
 ) -> ImageArrays:
   """Decodes a source into its cache, block by block, and maps it."""
   part = folder.with_name(f'.{folder.name}.{DECODING}{secrets.token_hex(4)}')
@@ -272,6 +302,7 @@ def _decode_to_disk(
         part.mkdir()
         _check_room(source, folder.parent)
         _write(part, _decode_into(part / IMAGES, source, log))
+        _check_unchanged(source, files)
         _put_in_place(part, folder, True)
         arrays = _read(folder, mapped=True)
       return arrays
@@ -286,16 +317,16 @@ def _decode_into(path: pathlib.Path, source: Source, log: Callable[[str], None])
 
   Writing through a memory map would kill the process there.
   """
-  reasons, kept = [], 0
+  sums, reasons = [], []
   with path.open('wb') as file:
     _write_header(file, (len(source), *source.image_shape))
-    for block, why in _decoded(source, log):
-      file.write(block.data)
-      reasons += why
-      kept += len(block)
+    for block in _decoded(source, log):
+      file.write(block.images.data)
+      sums += block.sums
+      reasons += block.reasons
     file.seek(0)
-    _write_header(file, (kept, *source.image_shape))  # of the same length: numpy pads it
-  return _aligned(source, np.load(path, mmap_mode='r'), reasons)
+    _write_header(file, (len(sums), *source.image_shape))  # of the same length: numpy pads it
+  return _aligned(source, np.load(path, mmap_mode='r'), sums, reasons)
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
@@ -307,17 +338,12 @@ def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
 @contextlib.contextmanager
 def _alone(folder: pathlib.Path, log: Callable[[str], None]) -> Iterator[None]:
   """Lets one process at a time decode into a cache; it removes what killed processes left."""
-  with folder.with_name(f'.{folder.name}.lock').open('ab') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      log(f'waiting for another process that decodes into {folder}')
-      fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:  # a network drive without locks: each process decodes for itself
-      yield
-      return
-    for left in folder.parent.glob(f'.{folder.name}.{DECODING}*'):
-      shutil.rmtree(left, ignore_errors=True)
+  path = folder.with_name(f'.{folder.name}.lock')
+  waiting = f'waiting for another process that decodes into {folder}'
+  with locks.alone(path, waiting, log) as held:
+    if held:  # else each process decodes for itself
+      for left in folder.parent.glob(f'.{folder.name}.{DECODING}*'):
+        shutil.rmtree(left, ignore_errors=True)
     yield
 
 
@@ -341,7 +367,7 @@ def _no_cache(source: Source, root: pathlib.Path, found: str) -> UserError:
 def _write(folder: pathlib.Path, arrays: ImageArrays) -> None:
   """Writes the arrays and their index; the file of images may exist already."""
   files = {}
-  for name in ('images', 'labels', 'groups'):
+  for name in ('images', 'labels', 'groups', 'sums'):
     array = getattr(arrays, name)
     if array is not None:
       path = folder / f'{name}.npy'

@@ -1,6 +1,10 @@
 """Decodes image files to pixels (uint8, upright, square) without TensorFlow."""
 
+import contextlib
 import io
+import threading
+import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,15 +13,57 @@ if TYPE_CHECKING:
   from PIL.Image import Image as PillowImage
 
 PILLOW_FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')
-DECODING_VERSION = 1  # part of every fingerprint: increase it when a change alters the pixels
+DECODING_VERSION = 2  # part of every fingerprint: increase it when a change alters the pixels
+# Pixels that all threads together decode at a time, and so the largest image. Pillow takes up to 16
+# bytes for each of them (4 a copy, and four copies where transparency is removed): 1.6 GB in all.
+PIXELS_AT_ONCE = 100_000_000
+_BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE, _SAMPLE_FORMAT, _SIGNED = 258, 281, 339, 2  # of TIFF
 
 
 class Unreadable(ValueError):
   """One image that cannot be decoded; the message is the reason."""
 
 
+class PixelBudget:
+  """Lets threads decode as long as their images have at most `total` pixels together."""
+
+  def __init__(self, total: int):
+    self.total = total
+    self._taken = 0
+    self._freed = threading.Condition()
+
+  @contextlib.contextmanager
+  def take(self, pixels: int) -> Iterator[None]:
+    """Waits until `pixels` are free; Unreadable if there are never so many."""
+    if pixels > self.total:
+      raise Unreadable(_too_large(f'{pixels / 1e6:.0f}'))
+    with self._freed:
+      self._freed.wait_for(lambda: self._taken + pixels <= self.total)
+      self._taken += pixels
+    try:
+      yield
+    finally:
+      with self._freed:
+        self._taken -= pixels
+        self._freed.notify_all()
+
+
+_budget = PixelBudget(PIXELS_AT_ONCE)
+
+
 def decode_image(data: bytes, *, channels: int, image_size: int) -> np.ndarray:
   """Encoded bytes -> uint8 [H, W, channels]; with image_size > 0 upright and square.
+
+  Images of more than 8 bits a sample are made 8-bit by their upper bits. What range they have:
+    - The bits that the file declares: 0 to 65535 for 16 bits, 0 to 4095 for TIFF of 12 bits, 0 to
+      32767 for signed 16 bits. It does not matter which values occur.
+    - If a TIFF declares its largest value (MaxSampleValue): as many bits as that value needs.
+    - Else, for grey TIFF of 32 bits, which have no usual range: the smallest of 8, 12 and 16 bits
+      that holds all values of the image. With a value outside 0 to 65535 it is unreadable.
+    - Floating point: unreadable.
+  Pillow reduces colour images of 16 bits a sample to their upper 8 bits.
+
+  All threads together decode at most PIXELS_AT_ONCE pixels at a time; others wait.
 
   Args:
     data: BMP, GIF (first frame), JPEG, PNG, TIFF or WebP.
@@ -25,29 +71,59 @@ def decode_image(data: bytes, *, channels: int, image_size: int) -> np.ndarray:
     image_size: side of the square; with 0 size and orientation are not changed.
 
   Raises:
-    Unreadable: empty, truncated, another format, or pixels without a fixed range.
+    Unreadable: empty, truncated, another format, more than PIXELS_AT_ONCE pixels, or pixels without
+      a fixed range.
   """
-  from PIL import Image, ImageOps, UnidentifiedImageError
+  from PIL import Image, UnidentifiedImageError
 
   if not data:
     raise Unreadable('empty file')
   try:
     with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
+      whole = image.width * image.height
       if image_size:
         # JPEG can decode at 1/2, 1/4 or 1/8 of the size, which is faster; twice the size is kept.
         image.draft(None, (2 * image_size, 2 * image_size))
-        image = ImageOps.exif_transpose(image)
-      image = _flatten(image, 'RGB' if channels == 3 else 'L')
-      if image_size:
-        image = _centre_square(image, image_size)
-      pixels = np.array(image)
+      pixels = image.width * image.height
+      if image.info.get('progressive'):  # whose coefficients are kept whole, in up to 6 bytes each
+        pixels = max(pixels, whole // 2)
+      with _budget.take(pixels):
+        found = _pixels(image, 'RGB' if channels == 3 else 'L', image_size)
   except UnidentifiedImageError:
     raise Unreadable('not an image of a known format') from None  # its text holds a memory address
+  except Image.DecompressionBombError:  # Pillow's own limit, which also holds for JPEG
+    raise Unreadable(_too_large(f'over {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f}')) from None
   except (Unreadable, MemoryError):
     raise
   except Exception as error:  # Pillow raises a dozen types on damaged files
     raise Unreadable(f'{type(error).__name__}: {error}') from error
-  return pixels if channels == 3 else pixels[..., None]
+  return found if channels == 3 else found[..., None]
+
+
+@contextlib.contextmanager
+def without_size_warnings() -> Iterator[None]:
+  """Silences Pillow's warning of large images: `decode_image` has a limit of its own."""
+  with warnings.catch_warnings():
+    warnings.filterwarnings('ignore', message=r'Image size \(\d+ pixels\) exceeds limit')
+    yield
+
+
+def _too_large(megapixels: str) -> str:
+  return (
+    f'{megapixels} megapixels, and at most {PIXELS_AT_ONCE / 1e6:.0f} are decoded: make it smaller'
+  )
+
+
+def _pixels(image: 'PillowImage', mode: str, image_size: int) -> np.ndarray:
+  """The pixels of an opened image, as `decode_image` describes them: [H, W, 3] or [H, W]."""
+  from PIL import ImageOps
+
+  if image_size:
+    ImageOps.exif_transpose(image, in_place=True)
+  image = _flatten(image, mode)
+  if image_size:
+    image = _centre_square(image, image_size)
+  return np.array(image)
 
 
 def _flatten(image: 'PillowImage', mode: str) -> 'PillowImage':
@@ -56,13 +132,49 @@ def _flatten(image: 'PillowImage', mode: str) -> 'PillowImage':
 
   if image.mode == 'F':
     raise Unreadable('floating-point pixels have no fixed range')
-  if image.mode.startswith('I'):  # 16-bit grey: take the high byte; Pillow would clip at 255
-    values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-    image = Image.fromarray((values >> 8).astype(np.uint8))
+  if image.mode.startswith('I'):  # grey of more than 8 bits, at which Pillow would clip
+    image = _upper_bits(image)
   if image.mode in ('RGBA', 'RGBa', 'LA', 'La', 'PA') or 'transparency' in image.info:
     white = Image.new('RGBA', image.size, 'white')
-    image = Image.alpha_composite(white, image.convert('RGBA'))
-  return image.convert(mode)
+    image = Image.alpha_composite(white, _converted(image, 'RGBA'))
+  return _converted(image, mode)
+
+
+def _upper_bits(image: 'PillowImage') -> 'PillowImage':
+  """A grey image of 16 or 32 bits as 8-bit grey; see `decode_image` for its range."""
+  from PIL import Image
+
+  values = np.array(image, np.int32)
+  smallest, largest = int(values.min()), int(values.max())
+  bits, declared = _declared(image)
+  if declared >= largest > 0:
+    bits = declared.bit_length()
+  elif bits > 16:
+    if smallest < 0 or largest > 65535:
+      raise Unreadable(
+        f'32-bit pixels from {smallest} to {largest} have no fixed range: save it as 16-bit'
+      )
+    bits = next(n for n in (8, 12, 16) if largest < 1 << n)
+  np.clip(values, 0, (1 << bits) - 1, out=values)
+  values >>= max(bits - 8, 0)
+  return Image.fromarray(values.astype(np.uint8))
+
+
+def _declared(image: 'PillowImage') -> tuple[int, int]:
+  """(bits of a grey sample without the sign, largest value; 0 if none is declared)."""
+  tags = getattr(image, 'tag_v2', None)
+  if not tags:  # PNG: 16 bits
+    return 16, 0
+  bits, kind, largest = (
+    max(found) if isinstance(found := tags.get(tag, 0), tuple) else found
+    for tag in (_BITS_PER_SAMPLE, _SAMPLE_FORMAT, _MAX_SAMPLE_VALUE)
+  )
+  return bits - (kind == _SIGNED and bits <= 16), largest
+
+
+def _converted(image: 'PillowImage', mode: str) -> 'PillowImage':
+  """The image in a mode; no copy if it has the mode."""
+  return image if image.mode == mode else image.convert(mode)
 
 
 def _centre_square(image: 'PillowImage', image_size: int) -> 'PillowImage':

@@ -9,7 +9,7 @@ import numpy as np
 
 from csba_jax.data.decoding import Unreadable, decode_image, decoder_version
 from csba_jax.data.folder_listing import list_images, portable
-from csba_jax.data.sources import Source, digest, file_state
+from csba_jax.data.sources import Source, content_sum, digest, disk_error
 from csba_jax.errors import UserError
 from csba_jax.files import expanded
 
@@ -58,7 +58,7 @@ class ImageFolderSource(Source):
     self.strict = strict
     self._directory = expanded(directory)
     listing = list_images(self._directory, layout)
-    self._paths, self.names, self.labels = listing.paths, listing.names, listing.labels
+    self.files, self.names, self.labels = listing.paths, listing.names, listing.labels
     self.class_names, self.left_out = listing.class_names, listing.left_out
     self.name = self._directory.resolve().name
     self.image_shape = (image_size, image_size, 3)
@@ -69,20 +69,19 @@ class ImageFolderSource(Source):
       self.groups = _manifest_groups(found, group_column, file_column, self.names)
 
   def __len__(self) -> int:
-    return len(self._paths)
+    return len(self.files)
 
   def __getitem__(self, i: int) -> dict:
-    size = self.image_shape[0]
-    image = decode_image(_read_image(self._paths[i]), channels=3, image_size=size)
-    return {'image': image, 'label': int(self.labels[i])}
+    data = _read_image(self.files[i])
+    image = decode_image(data, channels=3, image_size=self.image_shape[0])
+    return {'image': image, 'label': int(self.labels[i]), 'sha256': content_sum(data)}
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Digest of image_size, groups, and name, length, time and readability of every file."""
-    files = [(n, *file_state(p)) for n, p in zip(self.names, self._paths, strict=True)]
+    """Digest of image_size, decoder, groups, and the names of classes and images."""
     groups = b'' if self.groups is None else self.groups.tobytes()
     return digest(
-      ['folder', *decoder_version(), self.image_shape, self.class_names, groups, *files]
+      ['folder', *decoder_version(), self.image_shape, self.class_names, groups, *self.names]
     )
 
 
@@ -93,7 +92,7 @@ def _read_image(path: pathlib.Path) -> bytes:
   except (PermissionError, FileNotFoundError) as error:
     raise Unreadable(error.strerror) from error
   except OSError as error:
-    raise UserError(f'to read {path}', str(error), 'check the disk or the network drive') from error
+    raise disk_error(path, error) from error
 
 
 def _manifest_groups(

@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 from jax import Array
 
-from csba_jax.data import cache, splits
+from csba_jax.data import cache, copies, splits
 from csba_jax.data.image_folder import ImageFolderSource
 from csba_jax.data.rows import Rows
 from csba_jax.data.sources import DigitsSource, Source
@@ -54,6 +54,7 @@ class Data:
   splits: splits.Splits
   source_counts: np.ndarray  # [C] images of each class in the training source, before any split
   skipped: tuple[tuple[str, str], ...]  # (name, reason) of images that could not be read
+  names: tuple[str, ...]  # of the training source, then of a separate test set
 
   @property
   def class_counts(self) -> np.ndarray:
@@ -99,17 +100,27 @@ def load(
     warn(training.left_out)
   _check_declared(config.data, training)
   mapped = _streams(config.data, training, separate_test)
-  before = functools.cache(lambda: check(_split(config.data, training, separate_test)))
+  before = functools.cache(
+    lambda: check(_split(config.data, training, separate_test, training.groups))
+  )
   where = (config.data.cache_dir, warn, mapped, before)
   images = cache.load_arrays(training, *where)
   test_images = cache.load_arrays(separate_test, *where) if separate_test else None
-  split = _split(config.data, images, test_images)
-  digest = _digest(images, test_images)
-  split = dataclasses.replace(split, source_sha256=digest)
+  identical = copies.find(images.sums)
+  together = config.data.group_copies
+  for line in copies.lines(identical, images, test_images, together):
+    warn(line)
+  groups = copies.joined(identical, images.groups) if together else images.groups
+  sources = [arrays for arrays in (images, test_images) if arrays]
+  split = dataclasses.replace(
+    _split(config.data, images, test_images, groups),
+    source_sha256=_digest(*sources),
+    content=np.concatenate([arrays.sums[:, :8] for arrays in sources]).view('<u8')[:, 0],
+  )
   for line in splits.absences(
     split,
     images.labels,
-    images.groups,
+    groups,
     test_images.labels if test_images else None,
     class_names=images.class_names,
     folds=config.data.folds,
@@ -133,6 +144,7 @@ def load(
     splits=split,
     source_counts=np.bincount(images.labels, minlength=len(images.class_names)),
     skipped=images.skipped,
+    names=tuple(name for arrays in sources for name in arrays.names),
   )
 
 
@@ -140,11 +152,12 @@ def _split(
   data: ml_collections.ConfigDict,
   images: Source | cache.ImageArrays,
   test_images: Source | cache.ImageArrays | None,
+  groups: np.ndarray | None,
 ) -> splits.Splits:
   """The splits that a config's data section describes, of images or of a source's labels."""
   return splits.make_splits(
     images.labels,
-    images.groups,
+    groups,
     test_images.labels if test_images else None,
     class_names=images.class_names,
     imbalance_factor=data.imbalance_factor,
@@ -201,13 +214,12 @@ def _streams(data: ml_collections.ConfigDict, *sources: Source | None) -> bool:
   return found > backend.IN_MEMORY_BYTES
 
 
-def _digest(*arrays: cache.ImageArrays | None) -> str:
+def _digest(*arrays: cache.ImageArrays) -> str:
   """Hex SHA-256 over names, labels and classes, which say what image an index means."""
   digest = hashlib.sha256()
   for part in arrays:
-    if part:
-      digest.update(json.dumps([part.class_names, part.names]).encode())
-      digest.update(part.labels.astype('<i4').tobytes())
+    digest.update(json.dumps([part.class_names, part.names]).encode())
+    digest.update(part.labels.astype('<i4').tobytes())
   return digest.hexdigest()
 
 
@@ -227,15 +239,38 @@ def _check_declared(data: ml_collections.ConfigDict, source: Source) -> None:
       )
 
 
-def check_splits(splits_now: splits.Splits, path: Path) -> None:
-  """Raises UserError if the splits saved at `path` differ from these: the data has changed."""
+def check_splits(data: Data, path: Path) -> None:
+  """Raises UserError if the splits saved at `path` are not those of `data`: the data has changed.
+
+  The indices, names and labels are compared, and the content of the images in the three parts where
+  the file has it.
+  """
   kept = splits.Splits.load(path)
-  there, here = (f'{s.sha256[:12]} of {s.source_sha256[:12]}' for s in (kept, splits_now))
+  before, now = kept.content, data.splits.content
+  same_names = kept.source_sha256 == data.splits.source_sha256
+  if same_names and before is not None and now is not None:
+    _check_content(data.names, kept, before, now, path)
+  there, here = (f'{s.sha256[:12]} of {s.source_sha256[:12]}' for s in (kept, data.splits))
   if there != here:
+    old = ', or, as the run is of an older version, set --config.data.group_copies=False'
     raise UserError(
       f'the splits that {path} holds (sha256 {there})',
-      f'others (sha256 {here}): the data has changed',
-      'restore the old data, or use another --workdir',
+      f'others (sha256 {here}): the data has changed, or data.group_copies',
+      f'restore the old data and field, or use another --workdir{old if before is None else ""}',
+    )
+
+
+def _check_content(
+  names: tuple[str, ...], kept: splits.Splits, before: np.ndarray, now: np.ndarray, path: Path
+) -> None:
+  """Raises UserError if images of the kept splits have another content than before."""
+  members = np.sort(kept.members)
+  changed = members[before[members] != now[members]]
+  if len(changed):
+    raise UserError(
+      f'the {len(members)} images that {path} was made of',
+      f'{len(changed)} with the same name and another content, such as {names[changed[0]]}',
+      'restore the old files, or use another --workdir to train on the new ones',
     )
 
 

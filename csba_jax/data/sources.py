@@ -1,7 +1,6 @@
 """Sources of images, read by index; the digits. See also `tfds_source` and `image_folder`."""
 
 import hashlib
-import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -9,13 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from csba_jax.data.decoding import DECODING_VERSION, Unreadable
+from csba_jax.errors import UserError
 
 
 class Source:
   """Images by index. A subclass has `__len__`, `__getitem__` and the attributes below.
 
-  source[i] is {'image': uint8 [H, W, channels], 'label': int}; it raises Unreadable for an image
-  that cannot be decoded. `data.cache.load_arrays` decodes each image once and leaves these out.
+  source[i] is {'image': uint8 [H, W, channels], 'label': int, 'sha256': bytes}, where sha256 is the
+  `content_sum` of what the image was decoded from; it raises Unreadable for an image that cannot be
+  decoded. `data.cache.load_arrays` decodes each image once and leaves these out.
 
   Attributes:
     name: for messages and folder names.
@@ -24,7 +25,9 @@ class Source:
     labels: [N] int32.
     groups: [N] int64, equal for duplicates; None when every image is on its own.
     names: N names, the same on every machine.
-    fingerprint: hex digits that change with the files and with the decoding; quick to compute.
+    files: the files that hold the images; `data.file_sums` tells whether they have changed.
+    fingerprint: hex digits that change with all that decides the images but the content of `files`:
+      names, classes, groups, size and decoding; quick to compute.
     strict: whether an unreadable image is an error.
     left_out: one line on files of the source that are not read; '' if there are none.
   """
@@ -33,6 +36,7 @@ class Source:
   class_names: tuple[str, ...]
   image_shape: tuple[int, int, int]
   groups: np.ndarray | None = None
+  files: Sequence[pathlib.Path] = ()
   strict: bool = True
   left_out: str = ''
 
@@ -74,7 +78,12 @@ class DigitsSource(Source):
     return len(self.labels)
 
   def __getitem__(self, i: int) -> dict:
-    return {'image': self._images[i], 'label': int(self.labels[i])}
+    image = self._images[i]
+    return {
+      'image': image,
+      'label': int(self.labels[i]),
+      'sha256': content_sum(image.tobytes()),
+    }
 
   @property
   def fingerprint(self) -> str:
@@ -90,13 +99,14 @@ def or_unreadable(decode: Callable[..., dict], argument: object) -> dict | Unrea
     return error
 
 
-def file_state(path: pathlib.Path) -> tuple[int, ...]:
-  """(size, modification time, whether it is readable); empty for a broken link."""
-  try:
-    state = path.stat()
-  except FileNotFoundError:
-    return ()
-  return state.st_size, state.st_mtime_ns, os.access(path, os.R_OK)
+def content_sum(data: bytes) -> bytes:
+  """SHA-256 of an image before it is decoded, 32 bytes."""
+  return hashlib.sha256(data).digest()
+
+
+def disk_error(path: pathlib.Path, error: OSError) -> UserError:
+  """A failing disk or network drive, which is not an unreadable image."""
+  return UserError(f'to read {path}', str(error), 'check the disk or the network drive')
 
 
 def digest(parts: Iterable) -> str:

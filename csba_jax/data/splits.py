@@ -30,6 +30,9 @@ class Splits:
     classes_without_val: indices of the classes without a validation image; empty if there is no
       validation part at all.
     source_sha256: digest of the names and labels of the source; the caller sets it.
+    content: uint64 of every image of the training set, then of a separate test set: what says
+      whether it is still the same image (the first eight bytes of `sources.content_sum`); the
+      caller sets it. None in files of versions that did not keep it.
   """
 
   train: np.ndarray
@@ -39,6 +42,7 @@ class Splits:
   class_counts: np.ndarray
   classes_without_val: tuple[int, ...]
   source_sha256: str = ''
+  content: np.ndarray | None = None
 
   @property
   def sha256(self) -> str:
@@ -49,9 +53,18 @@ class Splits:
       digest.update(np.ascontiguousarray(part, '<i8').tobytes())
     return digest.hexdigest()
 
+  @property
+  def members(self) -> np.ndarray:
+    """Positions in `content` of the images of train, then val, then test."""
+    assert self.content is not None
+    before_test = len(self.content) - len(self.test) if self.test_is_separate else 0
+    return np.concatenate([self.train, self.val, self.test + before_test])
+
   def save(self, path: str | os.PathLike) -> None:
     """Writes an npz file, atomically and without pickle."""
     arrays = dataclasses.asdict(self) | {'sha256': self.sha256}
+    if self.content is None:
+      del arrays['content']
     arrays['classes_without_val'] = np.asarray(self.classes_without_val, np.int64)
     write_atomically(pathlib.Path(path), lambda file: np.savez(file, **arrays))
 
@@ -79,6 +92,10 @@ class Splits:
       raise _unusable(path, f'{type(error).__name__}: {error}') from error
     if splits.sha256 != saved:
       raise _unusable(path, f'indices with sha256 {splits.sha256[:12]}, saved as {saved[:12]}')
+    if splits.content is not None:
+      last = int(splits.members.max())
+      if splits.content.ndim != 1 or len(splits.content) <= last:
+        raise _unusable(path, f'content sums {splits.content.shape} and an image {last}')
     return splits
 
 

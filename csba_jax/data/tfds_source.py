@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from csba_jax.data.decoding import Unreadable, decode_image, decoder_version
-from csba_jax.data.sources import Source, digest, file_state, or_unreadable
+from csba_jax.data.sources import Source, content_sum, digest, or_unreadable
 from csba_jax.errors import UserError
 from csba_jax.files import expanded
 
@@ -54,7 +54,7 @@ class TfdsSource(Source):
     self.image_shape, self._image_size = _tfds_image_shape(name, feature, image_size)
     self._image_key = image_key
     self._info, self._folder, self._split = builder.info, folder, split
-    self._files = _shards(builder.info, split)
+    self.files = _shards(builder.info, split)
     self._records = _records(builder, split, self._label_key)
 
   def __len__(self) -> int:
@@ -83,7 +83,7 @@ class TfdsSource(Source):
     image = decode_image(data, channels=channels, image_size=self._image_size)
     if image.shape != self.image_shape:
       raise Unreadable(f'decodes to {image.shape}, but the set declares {self.image_shape}')
-    return {'image': image, 'label': int(record[self._label_key])}
+    return {'image': image, 'label': int(record[self._label_key]), 'sha256': content_sum(data)}
 
   def _read(self, positions: Sequence[int]) -> list[dict]:
     """Records; only their labels are decoded."""
@@ -116,9 +116,9 @@ class TfdsSource(Source):
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Digest of name, split, size, classes, both JSON files, and name, size and time of shards."""
+    """Digest of name, split, size, decoder, classes, both JSON files, and the names of shards."""
     described = [(self._folder / n).read_bytes() for n in ('dataset_info.json', 'features.json')]
-    shards = [(path.name, *file_state(path)) for path in self._files]
+    shards = [path.name for path in self.files]
     request = [self._info.full_name, self._split, self._image_size, self.class_names]
     return digest(['tfds', *decoder_version(), *request, *described, *shards])
 

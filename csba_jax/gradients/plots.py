@@ -446,7 +446,7 @@ def _name_both(axes: 'Axes', left: Sequence[str], below: Sequence[str]) -> None:
   turn = 45 if size == 10 else 90  # upright where 45 degrees would lay one name over the next
   axes.set_xticks(at, below[::every], rotation=turn, ha='right', rotation_mode='anchor')
   for label in axes.get_xticklabels():
-    label.set_va('top' if turn == 45 else 'center')
+    label.set_verticalalignment('top' if turn == 45 else 'center')
   axes.set_yticks(at, left[::every])
   axes.tick_params(labelsize=size)
 

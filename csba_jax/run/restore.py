@@ -96,7 +96,7 @@ def load_run(
   if which != 'init':
     _check_named(folder, which)  # before the data is decoded
   data = data or pipeline.load(config, say)
-  pipeline.check_splits(data.splits, folder / 'splits.npz')
+  pipeline.check_splits(data, folder / 'splits.npz')
   # A run from before net.json has its metadata from the data.
   metadata = net_lib.read(folder) if (folder / net_lib.FILE).exists() else Metadata.of(data)
   if which != 'init':

@@ -24,7 +24,8 @@ _SET |= {'model.attention': 'variants'} | dict.fromkeys(protocol.PLAIN, 'methods
 OF_RUN = (
   *_SET,
   *('model.name', 'model.width', 'model.depth', 'train.learning_rate'),
-  *('data.imbalance_factor', 'data.profile', 'data.manifest', 'data.group_column'),
+  *('data.imbalance_factor', 'data.profile'),
+  *('data.manifest', 'data.group_column', 'data.group_copies'),
 )
 
 
@@ -361,6 +362,7 @@ def _config(
   config.data.seed = data_seed(study, unit)
   if unit['split'] == 'naive':
     config.data.manifest = config.data.group_column = ''
+    config.data.group_copies = False
   if 'learning_rate' in at:
     config.train.learning_rate = float(at['learning_rate'])
   elif rates is not None:

@@ -159,7 +159,7 @@ def _keep_splits(folder: Workdir, data: pipeline.Data) -> None:
   if not distributed.is_first():
     return  # all processes have the same data, and the first one may be writing just now
   if path.exists():
-    pipeline.check_splits(data.splits, path)
+    pipeline.check_splits(data, path)
   else:
     with writing_to(folder.path):
       data.splits.save(path)

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from csba_jax.data import cache
+from csba_jax.data import cache, locks
 from csba_jax.data.decoding import Unreadable
 from csba_jax.data.image_folder import ImageFolderSource
-from csba_jax.data.sources import DigitsSource, Source
+from csba_jax.data.sources import DigitsSource, Source, content_sum, digest
 from csba_jax.data.tfds_source import TfdsSource
 from csba_jax.errors import UserError
 
@@ -44,7 +44,11 @@ class FakeSource(Source):
     self.decoded += 1
     if i in self.bad:
       raise Unreadable(f'bad {i}')
-    return {'image': np.full(self.image_shape, i, np.uint8), 'label': int(self.labels[i])}
+    image = np.full(self.image_shape, i, np.uint8)
+    return {'image': image, 'label': int(self.labels[i]), 'sha256': content_sum(bytes([i]))}
+
+
+FOLDER = 'fake-set-train-' + digest(['f' * 64])[:16]  # of its cache
 
 
 class Lines(list):
@@ -61,6 +65,7 @@ def assert_same(a, b):
   assert (a.groups is None) == (b.groups is None)
   if a.groups is not None:
     assert a.groups.tolist() == b.groups.tolist()
+  assert a.sums.tolist() == b.sums.tolist()
   assert (a.class_names, a.names, a.skipped) == (b.class_names, b.names, b.skipped)
 
 
@@ -74,7 +79,7 @@ def test_first_load_decodes_and_second_does_not(tmp_path):
   first = cache.load_arrays(source, tmp_path, lines)
   assert source.decoded == 10
   assert lines == ['decoding 10 images of fake set/train: 0.0 MB']
-  assert cache_folder(tmp_path).name == 'fake-set-train-' + 'f' * 16
+  assert cache_folder(tmp_path).name == FOLDER
   again = cache.load_arrays(source, tmp_path, lines)
   assert source.decoded == 10
   assert len(lines) == 1
@@ -130,6 +135,8 @@ def test_bad_images_are_left_out_and_the_rest_stays_aligned(tmp_path, monkeypatc
     assert arrays.images[:, 0, 0, 0].tolist() == [1, 2, 3, 4, 5, 6, 8, 9]
     assert arrays.labels.tolist() == [1, 0, 1, 0, 1, 0, 0, 1]
     assert arrays.groups.tolist() == [0, 1, 1, 2, 2, 3, 4, 4]
+    expected = [content_sum(bytes([i])) for i in (1, 2, 3, 4, 5, 6, 8, 9)]
+    assert [row.tobytes() for row in arrays.sums] == expected
     assert arrays.names == ('é1', 'é2', 'é3', 'é4', 'é5', 'é6', 'é8', 'é9')
     assert lines.count('2 of 10 images cannot be decoded and are left out:') == times
     assert lines.count('  é0 (bad 0)') == lines.count('  é7 (bad 7)') == times
@@ -169,7 +176,7 @@ def test_cache_dir_comes_from_the_environment(tmp_path, monkeypatch):
   assert len(list((tmp_path / 'home/.cache/csba_jax').iterdir())) == 1
 
 
-FILES = ('images.npy', 'labels.npy', 'groups.npy', 'index.json')
+FILES = ('images.npy', 'labels.npy', 'groups.npy', 'sums.npy', 'index.json')
 
 
 def damage(path, kind):
@@ -221,6 +228,7 @@ def test_index_tells_dtype_shape_and_sha256(tmp_path):
     'images.npy': ('uint8', [10, 2, 3, 1]),
     'labels.npy': ('int32', [10]),
     'groups.npy': ('int64', [10]),
+    'sums.npy': ('uint8', [10, 32]),
   }
   for name, described in files.items():
     assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == described['sha256']
@@ -233,7 +241,7 @@ def test_an_unwritable_cache_dir_is_no_obstacle(tmp_path):
     arrays = cache.load_arrays(source, tmp_path / 'file/cache', lines)
     assert len(arrays.images) == 10
   assert source.decoded == 20
-  assert lines[1].startswith(f'no cache at {tmp_path}/file/cache/fake-set-train-ffff')
+  assert lines[1].startswith(f'no cache at {tmp_path}/file/cache/{FOLDER}')
   assert 'Not a directory' in lines[1]
 
 
@@ -523,7 +531,7 @@ def test_an_error_while_decoding_to_disk_leaves_nothing(tmp_path):
 def test_killed_while_decoding_to_disk_there_is_no_half_cache(tmp_path):
   code = """
 import importlib.util, os, signal, sys
-from csba_jax.data import cache
+from csba_jax.data import cache, locks
 spec = importlib.util.spec_from_file_location('test_cache', sys.argv[1])
 tests = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tests)
@@ -545,7 +553,7 @@ cache.load_arrays(Killed(), sys.argv[2], print, mapped=True)
   assert source.decoded == 10
   assert len(lines) == 1
   assert arrays.images[:, 0, 0, 0].tolist() == list(range(10))
-  assert left_behind(tmp_path) == ['fake-set-train-' + 'f' * 16]
+  assert left_behind(tmp_path) == [FOLDER]
 
 
 def test_of_many_at_once_one_decodes_to_disk_and_the_others_wait(tmp_path):
@@ -589,7 +597,7 @@ def test_without_locks_each_decodes_for_itself(tmp_path, monkeypatch):
   def unsupported(*_):
     raise OSError(95, 'Operation not supported')
 
-  monkeypatch.setattr(cache.fcntl, 'flock', unsupported)
+  monkeypatch.setattr(locks.fcntl, 'flock', unsupported)
   source = FakeSource()
   assert len(load_mapped(source, tmp_path).images) == source.decoded == 10
 
@@ -604,4 +612,5 @@ def test_real_cifar10_through_the_cache(data_root, tmp_path):
   assert (first.images == again.images).all()
   assert again.images[43210].tolist() == source[43210]['image'].tolist()
   assert sum(line.startswith('decoding ') for line in lines) == 1
-  shutil.rmtree(tmp_path / next(tmp_path.iterdir()).name)
+  for path in tmp_path.glob('*/'):
+    shutil.rmtree(path)

@@ -1,19 +1,23 @@
 """Sources: every image mode, every broken file, every wrong folder; no TensorFlow."""
 
+import hashlib
 import importlib.util
 import io
 import json
 import os
 import pathlib
+import struct
 import subprocess
 import sys
+import threading
 import unicodedata
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from csba_jax.data import decoding, image_folder, sources, tfds_source
+from csba_jax.data import cache, decoding, image_folder, sources, tfds_source
 from csba_jax.errors import UserError
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
@@ -137,9 +141,125 @@ def test_16_bit_grey_is_not_clipped(suffix):
   assert pixels[..., 0].tolist() == [[0, 0, 1, 128], [255] * 4] * 2
 
 
-def test_32_bit_grey():
-  image = Image.fromarray(np.full((4, 4), 70000, np.int32))
-  assert (decode(encoded(image, 'tif')) == 255).all()
+GREY_32 = {  # largest value of an image: the 8-bit values of 0, 7, 200 and itself
+  255: [0, 7, 200, 255],
+  256: [0, 0, 12, 16],
+  4095: [0, 0, 12, 255],
+  4096: [0, 0, 0, 16],
+  65535: [0, 0, 0, 255],
+}
+
+
+@pytest.mark.parametrize('largest', GREY_32)
+def test_32_bit_grey_has_the_smallest_range_that_holds_its_values(largest):
+  image = Image.fromarray(np.array([[0, 7, 200, largest]] * 4, np.int32))
+  assert image.mode == 'I'
+  assert decode(encoded(image, 'tif'))[0, :, 0].tolist() == GREY_32[largest]
+
+
+@pytest.mark.parametrize('values', [(0, 65536), (-1, 255), (-(2**31), 2**31 - 1)])
+def test_32_bit_grey_of_no_usual_range(values):
+  data = encoded(Image.fromarray(np.array([values] * 2, np.int32)), 'tif')
+  message = f'32-bit pixels from {values[0]} to {values[1]} have no fixed range: save it as 16-bit'
+  with pytest.raises(decoding.Unreadable, match=message):
+    decode(data)
+
+
+def test_12_bit_tiff():
+  """Pillow reads it and cannot write it: two samples in three bytes, upper bits first."""
+  values = np.array([[0, 15, 16, 4095]] * 4)
+  bits = ''.join(f'{v:012b}' for v in values.flat)
+  data = int(bits, 2).to_bytes(len(bits) // 8, 'big')
+  pixels = decode(tiff(data, {258: 12}))
+  assert pixels[..., 0].tolist() == [[0, 0, 1, 255]] * 4
+
+
+def tiff(data, tags):
+  """An uncompressed little-endian grey TIFF of 4x4 pixels, whose tags hold one short each."""
+  tags = {256: 4, 257: 4, 259: 1, 262: 1, 273: 8, 277: 1, 278: 4, 279: len(data)} | tags
+  entries = b''.join(struct.pack('<HHIHH', tag, 3, 1, tags[tag], 0) for tag in sorted(tags))
+  directory = struct.pack('<H', len(tags)) + entries + bytes(4)
+  return b'II*\0' + struct.pack('<I', 8 + len(data)) + data + directory
+
+
+def test_a_tiff_that_declares_its_largest_value_has_that_range():
+  data = np.array([[0, 15, 16, 4095]] * 4, '<u2').tobytes()
+  assert decode(tiff(data, {258: 16, 281: 4095}))[0, :, 0].tolist() == [0, 0, 1, 255]
+  assert decode(tiff(data, {258: 16, 281: 1000}))[0, :, 0].tolist() == [0, 0, 0, 15]  # it does not
+  assert decode(tiff(data, {258: 16}))[0, :, 0].tolist() == [0, 0, 0, 15]
+
+
+def test_signed_16_bit_tiff():
+  data = np.array([[-5, 0, 128, 32767]] * 4, '<i2').tobytes()
+  assert decode(tiff(data, {258: 16, 339: 2}))[0, :, 0].tolist() == [0, 0, 1, 255]
+
+
+def png_header(width, height):
+  """A PNG that says how large it is, and ends there."""
+  data = b'IHDR' + struct.pack('>IIBBBBB', width, height, 8, 6, 0, 0, 0)
+  header = struct.pack('>I', 13) + data + struct.pack('>I', zlib.crc32(data))
+  return b'\x89PNG\r\n\x1a\n' + header + struct.pack('>I', 10) + b'IDAT'
+
+
+@pytest.mark.parametrize(
+  ('side', 'words'), [(13000, '169 megapixels'), (30000, 'over 179 megapixels')]
+)
+def test_an_image_that_is_too_large_is_refused_by_its_size(side, words):
+  with (
+    decoding.without_size_warnings(),
+    pytest.raises(
+      decoding.Unreadable, match=f'^{words}, and at most 100 are decoded: make it smaller$'
+    ),
+  ):
+    decode(png_header(side, side))
+
+
+def test_pixels_are_counted_as_they_are_decoded(monkeypatch):
+  taken = []
+  monkeypatch.setattr(decoding, '_budget', decoding.PixelBudget(640 * 480 // 2))
+  take = decoding.PixelBudget.take
+  monkeypatch.setattr(
+    decoding.PixelBudget, 'take', lambda self, n: taken.append(n) or take(self, n)
+  )
+  photo = Image.new('RGB', (640, 480), RED)
+  decode(encoded(photo, 'jpg'), 16)  # at an eighth of the size
+  decode(encoded(photo, 'jpg', progressive=True), 16)  # whose coefficients are all in memory
+  assert taken == [80 * 60, 640 * 480 // 2]
+  with pytest.raises(decoding.Unreadable, match='megapixels'):
+    decode(encoded(photo), 16)
+  assert taken[2] == 640 * 480
+
+
+def test_threads_share_the_budget():
+  budget, inside, most = decoding.PixelBudget(10), [], []
+  entered, go_on = threading.Semaphore(0), threading.Event()
+
+  def work(pixels):
+    with budget.take(pixels):
+      inside.append(pixels)
+      most.append(sum(inside))
+      entered.release()
+      go_on.wait(10)
+      inside.remove(pixels)
+
+  threads = [threading.Thread(target=work, args=[n]) for n in (6, 4, 5, 10, 1)]
+  for thread in threads[:2]:
+    thread.start()
+    assert entered.acquire(timeout=10)
+  for thread in threads[2:]:
+    thread.start()
+  assert not entered.acquire(timeout=0.1)  # the budget is used up
+  go_on.set()
+  for thread in threads:
+    thread.join(10)
+  assert len(most) == 5
+  assert max(most) == 10
+  with pytest.raises(decoding.Unreadable), budget.take(11):
+    pass
+  with pytest.raises(KeyError), budget.take(10):
+    raise KeyError
+  with budget.take(10):  # an error gives back what it took
+    pass
 
 
 def test_cmyk():
@@ -249,6 +369,7 @@ def test_digits():
   assert item['image'].dtype == np.uint8
   assert item['image'][..., 0].tolist() == np.rint(digits.images[5] * 15.9375).tolist()
   assert item['label'] == digits.target[5]
+  assert item['sha256'] == hashlib.sha256(item['image'].tobytes()).digest()
   assert [i['label'] for i in source.read([3, 5])] == digits.target[[3, 5]].tolist()
   assert source.fingerprint == sources.DigitsSource().fingerprint
 
@@ -284,6 +405,8 @@ def test_folder_order_labels_and_items(folder):
   assert source.image_shape == (4, 4, 3)
   assert (source[2]['image'] == BLUE).all()
   assert source[2]['label'] == 1
+  expected = hashlib.sha256((folder / 'b/2.png').read_bytes()).digest()
+  assert source[2]['sha256'] == expected
   assert [(i['image'][0, 0].tolist(), i['label']) for i in source.read([0, 2])] == [
     ([*WHITE], 0),
     ([*BLUE], 1),
@@ -354,15 +477,17 @@ def test_fingerprint_changes_with_files_and_decoding(folder):
   first = open_folder(folder).fingerprint
   assert first == open_folder(folder).fingerprint
   found = {first, open_folder(folder, 5).fingerprint}
-  path = folder / 'b/2.png'
-  state = path.stat()
-  os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
-  found.add(open_folder(folder).fingerprint)
   (folder / 'b/3.png').write_bytes(b'x')
   found.add(open_folder(folder).fingerprint)
   (folder / 'b/3.png').rename(folder / 'b/4.png')
   found.add(open_folder(folder).fingerprint)
-  assert len(found) == 5
+  assert len(found) == 4
+  assert [path.name for path in open_folder(folder).files] == [
+    '1.tiff',
+    '10.JPG',
+    '2.png',
+    '4.png',
+  ]
 
 
 def test_fingerprint_changes_with_the_decoder(folder, monkeypatch):
@@ -596,7 +721,9 @@ def test_png_records_keep_their_pixels(tmp_path):
   assert source.image_shape == (4, 4, 3)
   assert source.groups is None
   for i in range(5):
-    assert source[np.int64(i)]['image'].tolist() == np.asarray(PICTURES[i]).tolist()
+    item = source[np.int64(i)]
+    assert item['image'].tolist() == np.asarray(PICTURES[i]).tolist()
+    assert item['sha256'] == hashlib.sha256(encoded(PICTURES[i])).digest()
     assert source[i]['label'] == i % 2
   assert [item['label'] for item in source.read([3, 0])] == [1, 0]
 
@@ -662,9 +789,8 @@ def test_fingerprint_of_a_set(tmp_path):
   (folder / 'label.labels.txt').write_text('dog\ncat\n')
   found.add(open_tfds(tmp_path).fingerprint)
   shard = folder / 'tiny-train.array_record-00000-of-00001'
-  os.utime(shard, ns=(0, 0))
-  found.add(open_tfds(tmp_path).fingerprint)
-  assert len(found) == 4
+  assert open_tfds(tmp_path).files == (shard,)
+  assert len(found) == 3
 
 
 def test_newest_version_a_named_version_and_configurations(tmp_path):
@@ -865,6 +991,22 @@ def test_damaged_json(tmp_path, file):
     open_tfds(tmp_path)
 
 
+def test_a_cache_belongs_to_the_content_of_the_shards(tmp_path):
+  pictures = {'v1': PICTURES, 'v2': PICTURES[::-1]}
+  for version in pictures:
+    for path in write_tfds(tmp_path / version, records(pictures[version], 'bmp')).iterdir():
+      os.utime(path, (1, 1))
+  shards = {v: open_tfds(tmp_path / v).files[0].stat().st_size for v in pictures}
+  assert shards['v1'] == shards['v2']
+  lines = []
+  for version in ('v1', 'v2', 'v1', 'v2'):
+    source = open_tfds(tmp_path / version)
+    arrays = cache.load_arrays(source, tmp_path / 'cache', lines.append)
+    assert arrays.images.tolist() == [np.asarray(image).tolist() for image in pictures[version]]
+    assert [s.tobytes() for s in arrays.sums] == [source[i]['sha256'] for i in range(5)]
+  assert len([line for line in lines if line.startswith('decoding')]) == 2
+
+
 def test_real_cifar10(data_root):
   source = tfds_source.TfdsSource('cifar10', 'test', data_root)
   assert len(source) == 10000
@@ -884,7 +1026,7 @@ def test_import_is_light_and_tensorflow_never_comes(tmp_path):
   write_tfds(tmp_path, records(PICTURES))
   code = (
     'import sys\n'
-    'from csba_jax.data import cache, image_folder, rows, sampling, splits, tfds_source\n'
+    'from csba_jax.data import cache, copies, image_folder, rows, sampling, splits, tfds_source\n'
     "heavy = {'PIL', 'sklearn', 'tensorflow_datasets', 'tensorflow', 'jax', 'matplotlib'}\n"
     'assert not heavy & set(sys.modules), heavy & set(sys.modules)\n'
     "source = tfds_source.TfdsSource('tiny', 'train', sys.argv[1])\n"

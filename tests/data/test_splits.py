@@ -667,6 +667,24 @@ def test_indices_that_do_not_have_their_sha256(tmp_path):
     splits.Splits.load(path)
 
 
+def test_content_sums_are_kept_and_fit(tmp_path):
+  path, found = tmp_path / 'splits.npz', make(np.repeat([0, 1], 10))
+  found.save(path)
+  assert splits.Splits.load(path).content is None  # as in files of older versions
+  content = np.arange(20, dtype=np.uint64) << 59
+  dataclasses.replace(found, content=content).save(path)
+  again = splits.Splits.load(path)
+  assert again.content.tolist() == content.tolist()
+  assert again.members.tolist() == [*found.train, *found.val, *found.test]
+  for wrong in (content[1:], content[:, None]):
+    dataclasses.replace(found, content=wrong).save(path)
+    with pytest.raises(UserError, match=r'found content sums \(.*\) and an image 19'):
+      splits.Splits.load(path)
+  separate = make(np.repeat([0, 1], 10), test_labels=np.array([0, 1, 1]))
+  dataclasses.replace(separate, content=np.arange(23, dtype=np.uint64)).save(path)
+  assert splits.Splits.load(path).members[-3:].tolist() == [20, 21, 22]
+
+
 def test_a_missing_file_and_a_pickle(tmp_path):
   with pytest.raises(UserError, match=r'found FileNotFoundError.*correct the path'):
     splits.Splits.load(tmp_path / 'splits.npz')

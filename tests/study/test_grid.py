@@ -416,6 +416,7 @@ def test_folds_of_repeated_cross_validations():
     )
     assert run.config.data.manifest == ('' if naive else 'm.csv')
     assert run.config.data.group_column == ('' if naive else 'dup')
+    assert run.config.data.group_copies == (not naive)
     assert run.config.data.folds == 3
 
 

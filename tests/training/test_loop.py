@@ -22,6 +22,7 @@ from csba_jax.errors import UserError
 from csba_jax.measure import evaluate
 from csba_jax.methods import losses, metrics, optimizers
 from csba_jax.models import registry
+from csba_jax.run import restore
 from csba_jax.run import state as state_lib
 from csba_jax.run.checkpoint import Checkpoints
 from csba_jax.run.net import Metadata, Net, Preprocessing
@@ -551,6 +552,27 @@ def test_data_that_changed_under_a_run(driver, tmp_path, monkeypatch):
     run_here(driver, workdir, train__epochs=1)
   with pytest.raises(UserError, match='the data has changed'):
     evaluate.evaluate_run(str(workdir))
+
+
+def test_pixels_that_changed_under_a_run(driver, tmp_path, monkeypatch):
+  workdir = tmp_path / 'run'
+  run_here(driver, workdir, train__epochs=1)
+  (workdir / 'result.json').unlink()
+  honest = pipeline.cache.load_arrays
+
+  def another(*args):  # the same names and labels, but two images have another content
+    arrays = honest(*args)
+    sums = arrays.sums.copy()
+    sums[:2] += 1
+    return pipeline.dataclasses.replace(arrays, sums=sums)
+
+  monkeypatch.setattr(pipeline.cache, 'load_arrays', another)
+  message = r'found 2 with the same name and another content, such as digits/000[01]; to fix it'
+  with pytest.raises(UserError, match=message):
+    run_here(driver, workdir, train__epochs=1)
+  for command in (evaluate.evaluate_run, restore.load_run):
+    with pytest.raises(UserError, match=message):
+      command(str(workdir))
 
 
 @pytest.fixture

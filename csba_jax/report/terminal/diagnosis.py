@@ -42,9 +42,9 @@ def _classes(conflict: Conflict, flow: flow_lib.Flow) -> str:
   names = text_table.fit(conflict.class_names, text_table.LONGEST_NAME)
   for c in conflict.by_frequency:
     cells = [_cell(value) for value in values[:, c]]
-    if sampled and intervals is None:
+    if sampled:
       cells = ['-' for _ in cells]
-    elif sampled:
+    if sampled and intervals is not None:
       cells = [_with_interval(*of) for of in zip(values[:, c], *intervals[:, :, c].T, strict=True)]
     name, n = names[c], conflict.class_counts[c]
     rows.append([name, str(n), f'{conflict.losses[c]:.3f}', _cell(flow.norms[at, c]), *cells])
@@ -65,7 +65,7 @@ def _layers(conflict: Conflict, flow: flow_lib.Flow) -> str:
 def _summary(conflict: Conflict) -> str:
   found = conflict.summary()
   pairs = len(conflict.class_names) * (len(conflict.class_names) - 1) // 2
-  statistics = STATISTICS.get(conflict.about.get('statistics'), '')
+  statistics = STATISTICS.get(conflict.about.get('statistics', ''), '')
   return (
     f'target {conflict.about["target"]}, {conflict.counts.sum()} images{statistics}; of {pairs} '
     f'pairs in the shared scope {found["pairs_in_conflict"]} in conflict, '
