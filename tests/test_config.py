@@ -331,6 +331,18 @@ def test_differences():
   ]
 
 
+def test_copies_are_compared_as_splits():
+  """A run from before the field goes on where there are no copies; the splits decide."""
+  stored = config_lib.default().to_dict()
+  del stored['data']['group_copies']
+  there, here = config_lib.completed(stored), config_lib.default().to_dict()
+  assert (there['data']['group_copies'], here['data']['group_copies']) == (False, True)
+  assert config_lib.differences(there, here) == []
+  assert config_lib.differences(there, here, everything=True) == [
+    'data.group_copies: False there, True here'
+  ]
+
+
 def test_a_field_that_says_absent_differs_from_an_absent_one():
   assert config_lib.differences({'data': {'name': 'absent'}}, {}) == [
     "data.name: 'absent' there, 'absent' here"
