@@ -8,14 +8,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-SHARES = ('macro_f1', 'accuracy', 'balanced_accuracy', 'expected_calibration_error')
-SHARES += ('validation_macro_f1',)
+MEANS = ('macro_f1', 'accuracy', 'balanced_accuracy', 'expected_calibration_error')
+SHARES = (*MEANS, 'validation_macro_f1')  # the last is null in a run without validation
 COUNTS = ('examples', 'classes_without_examples', 'checkpoint_step', 'parameters')
 TEXTS = ('splits_sha256', 'source_sha256')
 TOLERANCE = 1e-6  # of rounding, above 1
-UNDEFINED = 'validation_macro_f1'  # also null in a run without validation
 # What is reported of each run.
-REPORTED: dict[str, tuple[str, ...]] = dict.fromkeys((*SHARES[:4], *TEXTS), ())
+REPORTED: dict[str, tuple[str, ...]] = dict.fromkeys((*MEANS, *TEXTS), ())
 REPORTED |= dict.fromkeys(('class_names', 'class_counts', 'checkpoint_step'), ())
 REPORTED |= {'per_class': ('precision', 'recall', 'f1', 'support')}
 REPORTED |= {'group_accuracy': ('many', 'medium', 'few')}
@@ -102,8 +101,8 @@ def _check_confusion(result: Mapping[str, Any], classes: int | None) -> None:
 
 def _check_defined(result: Mapping[str, Any]) -> None:
   """What is null only in an evaluation without images."""
-  for name in SHARES:
-    if name in result and result[name] is None and name != UNDEFINED and result.get('examples'):
+  for name in MEANS:
+    if name in result and result[name] is None and result.get('examples'):
       raise ValueError(f'{name} is null for {result["examples"]} examples')
 
 
