@@ -85,11 +85,10 @@ def run_study(
     _check_outcome(study, finished)
     study_json.claim(folder, study, command, number, at_ends)
     missing = [run for run in mine if not _is_among(finished, run, folder)]
-    for words in [*planned.too_few_seeds(study, runs), *at_ends]:
+    idle = _idle_cores(jobs, study.threads, len(missing))
+    for words in [*planned.too_few_seeds(study, runs), *at_ends, *idle]:
       say(words)
     say(f'{len(mine)} runs, {len(mine) - len(missing)} of them done; {jobs} at a time')
-    if words := _idle_cores(jobs, study.threads, len(missing)):
-      say(words)
     about = {
       'schema': SCHEMA,
       'study': study.name,
@@ -351,15 +350,13 @@ def _share_cores(jobs: int) -> list[list[int]]:
   return [cores[i::jobs] for i in range(jobs)]
 
 
-def _idle_cores(jobs: int, threads: int, runs: int) -> str:
-  """Advice where the workers of a study leave cores without work; '' where they do not."""
+def _idle_cores(jobs: int, threads: int, runs: int) -> list[str]:
+  """Advice where the workers of a study leave cores without work, a line; else none."""
   cores, best = numerics.cores(), numerics.cores() // threads
   if jobs * threads >= cores or min(best, runs) <= jobs:
-    return ''
-  return (
-    f'each run computes in {threads} of {cores} cores, so that its numbers do not depend on --jobs;'
-    f' --jobs={min(best, runs)} uses the others too'
-  )
+    return []
+  why = f'each run computes in {threads} of {cores} cores, so that --jobs does not change numbers'
+  return [f'{why}; --jobs={min(best, runs)} uses the others too']
 
 
 def _serve(connection: Connection, place: _Place, cores: Sequence[int]) -> None:

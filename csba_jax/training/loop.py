@@ -39,8 +39,9 @@ def train_and_evaluate(
   """Trains, selects a step on the validation part, evaluates the test set once: result.json.
 
   A run that is killed at any time and started again goes on from its last checkpoint. It ends as if
-  nothing had happened, on CPU to the bit. Where a run has several processes, each of them calls
-  this with the same arguments, and the first one writes the records.
+  nothing had happened, on CPU to the bit if `csba_jax.runtime.numerics.record` is as it was. Where
+  a run has several processes, each of them calls this with the same arguments, and the first one
+  writes the records.
 
   Args:
     config: see csba_jax.config.

@@ -87,10 +87,10 @@ def test_workers_of_a_study_are_prepared_before_they_run(monkeypatch, determinis
   done = []
   monkeypatch.setattr(runner.signal, 'signal', lambda *_: None)
   monkeypatch.setattr(runner, '_end_with_parent', lambda: None)
-  monkeypatch.setattr(jax_setup, 'prepare', lambda deterministic: done.append(deterministic))
+  monkeypatch.setattr(jax_setup, 'prepare', lambda *of: done.append(of))
   monkeypatch.setattr(runner, 'do_run', lambda name, *_: done.append(name))
   connection = types.SimpleNamespace(
     recv=lambda: ('run', 'shape', config.to_dict()), send=lambda found: None
   )
-  runner._serve(connection, None, [])
-  assert done == [deterministic, 'run']
+  runner._serve(connection, types.SimpleNamespace(threads=3), [])
+  assert done == [(deterministic, 3), 'run']

@@ -861,7 +861,7 @@ def test_a_worker_stays_with_the_shape_it_knows():
 )
 def test_idle_cores_are_told(monkeypatch, cores, jobs, threads, runs, advised):
   monkeypatch.setattr(runner.numerics, 'cores', lambda: cores)
-  words = runner._idle_cores(jobs, threads, runs)
+  words = ' '.join(runner._idle_cores(jobs, threads, runs))
   assert words == '' if advised is None else f'in {threads} of {cores} cores' in words
   assert advised is None or f' --jobs={advised} uses the others too' in words
 

@@ -11,17 +11,22 @@ from csba_jax.report.terminal import by_net
 
 
 def result(macro_f1, f1=(0.5, None), counts=(50, 5), splits='a'):
+  support = [0 if score is None else n for score, n in zip(f1, (10, 4), strict=True)]
   return {
     'accuracy': 0.75,
     'macro_f1': macro_f1,
     'balanced_accuracy': 0.625,
-    'per_class': {'f1': list(f1), 'support': [10, 4]},
+    'per_class': {name: list(f1) for name in ('precision', 'recall', 'f1')} | {'support': support},
+    'checkpoint_step': 1,
     'class_names': ['cat', 'ox'],
     'class_counts': list(counts),
-    'confusion_matrix': [[8, 2], [1, 3]],
+    'confusion_matrix': [[n, 0] for n in support],
     'splits_sha256': splits,
     'source_sha256': 's',
   }
+
+
+GROUPS = dict.fromkeys(('many', 'medium', 'few'))
 
 
 @pytest.fixture
@@ -35,7 +40,7 @@ def runs(tmp_path):
     folder = tmp_path / name
     folder.mkdir()
     (folder / 'config.json').write_text(json.dumps({'config': config.to_dict()}))
-    found = found | {'expected_calibration_error': 0.1, 'group_accuracy': {}}
+    found = found | {'expected_calibration_error': 0.1, 'group_accuracy': GROUPS}
     (folder / 'result.json').write_text(json.dumps(found))
     return str(folder)
 
