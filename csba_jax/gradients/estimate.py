@@ -23,7 +23,13 @@ from csba_jax.data.random_draws import draws, permutation
 from csba_jax.errors import UserError
 from csba_jax.gradients import arguments, batches
 from csba_jax.gradients import per_example as per_example_lib
-from csba_jax.gradients.conflict import SCOPES, Conflict, conflict_matrix, name_classes, shares
+from csba_jax.gradients.conflict import (
+  SCOPES,
+  Conflict,
+  conflict_matrix,
+  name_classes,
+  weigh_classes,
+)
 from csba_jax.gradients.dataset import Examples, Tick, group_grams_of
 from csba_jax.gradients.gram import LayerFn, Layers
 from csba_jax.gradients.per_class import LossesFn
@@ -327,11 +333,11 @@ def describe_result(
   about: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
   """The descriptive fields of a result, with the defaults of `exact_conflict`."""
-  class_counts = np.asarray(counts if class_counts is None else class_counts)
+  class_counts, prior = weigh_classes(class_counts, prior, counts)
   return {
     'class_names': name_classes(class_names, len(counts)),
     'class_counts': class_counts,
-    'prior': shares(class_counts if prior is None else prior),
+    'prior': prior,
     'about': {**drawn, **(about or {})},
   }
 
