@@ -35,7 +35,8 @@ def check(batch: Batch, num_classes: int) -> None:
 
   Args:
     batch: dict of arrays whose first dimensions are those of 'label': [N], or [C, n] with the
-      images of class c in row c. The optional 'mask' is 0 or False for padding.
+      images of class c in row c. The optional 'mask' is 0 or False for padding, and 1
+      or True elsewhere.
     num_classes: C.
   """
   check_num_classes(num_classes)

@@ -191,10 +191,30 @@ def shares(weights: np.ndarray) -> np.ndarray:
   return weights / weights.sum()
 
 
+def weigh_classes(
+  class_counts: np.ndarray | None, prior: np.ndarray | None, counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """class_counts [C], by default counts, and the prior [C], by default their shares; checked."""
+  found = []
+  for name, given in (('class_counts', class_counts), ('prior', prior)):
+    weights = np.asarray(counts if given is None else given)
+    numbers = weights.dtype.kind in 'biuf' and weights.shape == np.shape(counts)
+    if not numbers or not (weights >= 0).all() or not 0 < weights.sum() < np.inf:
+      raise UserError(
+        f'{name}, {len(counts)} numbers of at least 0, not all 0',
+        repr(weights.tolist())[:80],
+        'give one for each class, in the order of the labels',
+      )
+    found.append(weights)
+  return found[0], shares(found[0] if prior is None else found[1])
+
+
 def name_classes(class_names: Sequence[str] | None, classes: int) -> tuple[str, ...]:
   """The names as strings; 'class 0', 'class 1', ... for None."""
   if class_names is None:
     return tuple(f'class {c}' for c in range(classes))
+  if not hasattr(class_names, '__len__') or isinstance(class_names, Mapping):
+    raise UserError(f'{classes} class names', type(class_names).__name__, 'pass a list of names')
   if len(class_names) != classes:
     raise UserError(f'{classes} class names', f'{len(class_names)}', 'name every class once')
   return tuple(map(str, class_names))
@@ -274,7 +294,7 @@ class Conflict:
     grams = np.stack([found.shared, found.total, *found.grams.values()]).astype(np.float64)
     cosines = conflict_matrix(grams)
     counts = np.asarray(found.counts)
-    class_counts = counts if class_counts is None else np.asarray(class_counts)
+    class_counts, prior = weigh_classes(class_counts, prior, counts)
     return cls(
       scopes=scopes,
       grams=grams,
@@ -285,7 +305,7 @@ class Conflict:
       counts=counts,
       class_names=name_classes(class_names, len(counts)),
       class_counts=class_counts,
-      prior=shares(class_counts if prior is None else prior),
+      prior=prior,
       about={'target': 'batch', **(about or {})},
     )
 
@@ -352,13 +372,17 @@ class Conflict:
     }
 
   def save(self, path: str | os.PathLike) -> None:
-    """Writes an npz file without pickles, as a whole or not at all."""
+    """Writes an npz file without pickles, as a whole or not at all; UserError for a bad `about`."""
     names = {'scopes': self.scopes, 'class_names': self.class_names, 'about': dict(self.about)}
     arrays = {name: getattr(self, name) for name in _ARRAYS}
     if self.class_intervals is not None:
       arrays['class_intervals'] = self.class_intervals
+    try:
+      text = json.dumps(names)
+    except (TypeError, ValueError) as error:
+      raise UserError('about as JSON', str(error), 'use numbers, strings and lists') from error
     path = Path(path)
-    write_atomically(path, lambda file: np.savez(file, names=json.dumps(names), **arrays))
+    write_atomically(path, lambda file: np.savez(file, names=text, **arrays))
 
   @classmethod
   def load(cls, path: str | os.PathLike) -> 'Conflict':

@@ -30,7 +30,7 @@ from csba_jax.gradients.conflict import (
   class_measures,
   conflict_matrix,
   name_classes,
-  shares,
+  weigh_classes,
 )
 from csba_jax.gradients.dataset import Examples, Tick, group_grams_of
 from csba_jax.gradients.gram import LayerFn, Layers
@@ -394,11 +394,11 @@ def describe_result(
   about: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
   """The descriptive fields of a result, with the defaults of `exact_conflict`."""
-  class_counts = np.asarray(counts if class_counts is None else class_counts)
+  class_counts, prior = weigh_classes(class_counts, prior, counts)
   return {
     'class_names': name_classes(class_names, len(counts)),
     'class_counts': class_counts,
-    'prior': shares(class_counts if prior is None else prior),
+    'prior': prior,
     'about': {**drawn, **(about or {})},
   }
 

@@ -56,6 +56,10 @@ def over_training(snapshots: Sequence[Conflict]) -> tuple[np.ndarray, list[Flow]
   """
   if not snapshots:
     raise UserError('at least one snapshot', 'none', 'train with --config.diagnostics.every=K')
+  if not all('step' in snapshot.about for snapshot in snapshots):
+    raise UserError(
+      "snapshots with about['step']", 'one without', "measure with about={'step': step}"
+    )
   ordered = sorted(snapshots, key=lambda snapshot: snapshot.about['step'])
   for snapshot in ordered:
     if snapshot.scopes != ordered[0].scopes or snapshot.class_names != ordered[0].class_names:

@@ -179,6 +179,35 @@ def test_what_is_no_known_class_grams_is_refused():
     Conflict.of(gram)
 
 
+@pytest.mark.parametrize(
+  ('given', 'words'),
+  [
+    ({'class_counts': [5, 4]}, r'class_counts, 5 numbers .*; found .5, 4.'),
+    ({'class_counts': [-1, 1, 1, 1, 1]}, 'at least 0'),
+    ({'class_counts': [0] * 5}, 'not all 0'),
+    ({'class_counts': list('abcde')}, 'one for each class'),
+    ({'prior': [0.5, 0.5]}, 'prior, 5 numbers'),
+    ({'prior': [np.nan] * 5}, 'prior, 5 numbers'),
+    ({'class_names': ['a']}, '5 class names; found 1'),
+    ({'class_names': 5}, '5 class names; found int'),
+    ({'class_names': {'a': 0}}, '5 class names; found dict'),
+  ],
+)
+def test_what_describes_the_classes_is_checked(given, words):
+  vectors = rows()
+  gram = vectors @ vectors.T
+  found = ClassGrams({'a': gram}, gram, gram, np.full(CLASSES, 4), np.ones(CLASSES))
+  with pytest.raises(UserError, match=words):
+    Conflict.of(found, **given)
+
+
+def test_about_that_is_no_json_is_refused_before_anything_is_written(tmp_path):
+  found = dataclasses.replace(conflict_of(rows()), about={'rate': np.ones(2)})
+  with pytest.raises(UserError, match='about as JSON; found .*ndarray'):
+    found.save(tmp_path / 'x.npz')
+  assert not list(tmp_path.iterdir())
+
+
 def test_order_by_frequency_keeps_ties():
   assert conflict_of(rows(), counts=np.array([3, 9, 3, 50, 9])).by_frequency.tolist() == [
     3,

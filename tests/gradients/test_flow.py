@@ -72,5 +72,7 @@ def test_snapshots_of_different_runs_are_refused():
   other = dataclasses.replace(conflict_of(layers(), 5), class_names=('a', 'b', 'c', 'd'))
   with pytest.raises(UserError, match='snapshots of one run; found other layers .* at step 5'):
     lib.over_training([conflict_of(layers(), 1), other])
+  with pytest.raises(UserError, match="about.'step'.; found one without"):
+    lib.over_training([dataclasses.replace(conflict_of(layers()), about={})])
   with pytest.raises(UserError, match='at least one snapshot'):
     lib.over_training([])

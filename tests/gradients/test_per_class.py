@@ -365,7 +365,7 @@ def test_the_order_of_images_and_the_form_of_the_batch_are_irrelevant(cnn, cnn_g
 
 
 def test_masks_of_floats_and_integers_are_masks(cnn):
-  masks = [PADDED, PADDED.astype(np.int32), 0.5 * PADDED]
+  masks = [PADDED, PADDED.astype(np.int32), 1.0 * PADDED]
   first, *others = (
     class_grams(*cnn[:2], {**cnn[2], 'mask': mask}, num_classes=C) for mask in masks
   )
