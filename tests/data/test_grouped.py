@@ -44,7 +44,8 @@ def lacks(labels, at, sides):
 @pytest.mark.parametrize('way', ['folds', 'part'])
 def test_a_split_with_every_class_on_every_side_is_found_where_there_is_one(way):
   found, moved = 0, 0
-  for seed in range(60):
+  of_folds = (152, 239, 404, 487)  # where a fold of scikit-learn lacks a class
+  for seed in (*range(40), *of_folds):
     labels, groups, sides = random_data(seed)
     if way == 'part':
       at, sides = np.zeros(len(labels), int), 2
@@ -59,8 +60,8 @@ def test_a_split_with_every_class_on_every_side_is_found_where_there_is_one(way)
     found += not lacks(labels, at, sides)
     start = np.random.default_rng(seed).integers(0, sides, 40)[groups]
     moved += bool(lacks(labels, start, sides))
-  assert found > 25
-  assert moved > 5
+  assert found > 20
+  assert moved > 4
 
 
 def test_from_any_start_nothing_is_lost():
