@@ -444,9 +444,8 @@ def _name_both(axes: 'Axes', left: Sequence[str], below: Sequence[str]) -> None:
   every = math.ceil(_SMALLEST_FONT / (0.8 * room))
   size, at = min(10, 0.8 * room * every), range(0, len(left), every)
   turn = 45 if size == 10 else 90  # upright where 45 degrees would lay one name over the next
-  axes.set_xticks(at, below[::every], rotation=turn, ha='right', rotation_mode='anchor')
-  for label in axes.get_xticklabels():
-    label.set_verticalalignment('top' if turn == 45 else 'center')
+  across = 'top' if turn == 45 else 'center'
+  axes.set_xticks(at, below[::every], rotation=turn, ha='right', va=across, rotation_mode='anchor')
   axes.set_yticks(at, left[::every])
   axes.tick_params(labelsize=size)
 

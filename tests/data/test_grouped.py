@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from csba_jax.data import grouped, splits
+from csba_jax.data import folds, grouped, splits
 
 
 def can_be(labels, groups, sides):
@@ -44,7 +44,8 @@ def lacks(labels, at, sides):
 @pytest.mark.parametrize('way', ['folds', 'part'])
 def test_a_split_with_every_class_on_every_side_is_found_where_there_is_one(way):
   found, moved = 0, 0
-  for seed in range(60):
+  of_folds = (152, 239, 404, 487)  # where a fold of scikit-learn lacks a class
+  for seed in (*range(40), *of_folds):
     labels, groups, sides = random_data(seed)
     if way == 'part':
       at, sides = np.zeros(len(labels), int), 2
@@ -53,14 +54,14 @@ def test_a_split_with_every_class_on_every_side_is_found_where_there_is_one(way)
       continue
     else:
       names = tuple(map(str, range(labels.max() + 1)))
-      at = splits.cross_validation_folds(labels, sides, seed, groups, names)
+      at = folds.cross_validation_folds(labels, sides, seed, groups, names)
     assert all(len(set(at[groups == group])) == 1 for group in set(groups))
     assert (not lacks(labels, at, sides)) == can_be(labels, groups, sides)
     found += not lacks(labels, at, sides)
     start = np.random.default_rng(seed).integers(0, sides, 40)[groups]
     moved += bool(lacks(labels, start, sides))
-  assert found > 25
-  assert moved > 5
+  assert found > 20
+  assert moved > 4
 
 
 def test_from_any_start_nothing_is_lost():
@@ -98,12 +99,15 @@ def test_the_search_ends_where_nothing_can_be_found(monkeypatch):
   monkeypatch.setattr(
     grouped._Search, '_move', lambda self, *where: (tries.append(1), move(self, *where))
   )
-  n = 400
-  labels, groups = np.tile([0, 1], n), np.repeat(np.arange(n), 2)
-  labels, groups = np.append(labels, [2, 2]), np.append(groups, [0, 1])  # two groups, three sides
-  at = grouped.every_class_everywhere(labels, groups, groups % 3, [1 / 3] * 3)
-  assert lacks(labels, at, 3) == {(2, 2)}
-  assert 0 < len(tries) <= grouped.TRIES
+  labels, groups = np.repeat([0, 1], 60), np.tile(np.arange(60), 2)
+  labels, groups = np.append(labels, [2, 2, 3, 3]), np.append(groups, [0, 1, 0, 1])
+  for limit in (1, 2, grouped.TRIES):  # two groups with the classes 2 and 3, on three sides
+    monkeypatch.setattr(grouped, 'TRIES', limit)
+    tries.clear()
+    at = grouped.every_class_everywhere(labels, groups, groups % 3, [1 / 3] * 3)
+    assert lacks(labels, at, 3) == {(2, 2), (3, 2)}
+    assert 0 < len(tries) <= limit
+  assert len(tries) > 2
 
 
 def test_absent_and_groups_of_classes():

@@ -10,6 +10,7 @@ import pytest
 
 from csba_jax.data import splits
 from csba_jax.data.class_counts import profile_counts
+from csba_jax.data.folds import cross_validation_folds
 from csba_jax.errors import UserError
 
 NAMES = ('bird', 'clean', 'dust')
@@ -219,7 +220,7 @@ def test_subset_is_pinned():
 
 def folds_of(labels, folds, seed=0, groups=None):
   names = tuple(f'class {c}' for c in range(int(max(labels)) + 1))
-  return splits.cross_validation_folds(labels, folds, seed, groups, names)
+  return cross_validation_folds(labels, folds, seed, groups, names)
 
 
 @pytest.mark.parametrize('folds', [2, 3, 5])
@@ -272,7 +273,7 @@ def test_a_class_with_fewer_images_than_folds(smallest):
   names = ('clean', 'dust')
   for groups in (None, np.arange(len(labels))):
     with pytest.raises(UserError) as error:
-      splits.cross_validation_folds(labels, 5, 0, groups, names)
+      cross_validation_folds(labels, 5, 0, groups, names)
     assert str(error.value) == (
       f'expected at least as many images of every class as data.folds = 5; found {smallest} of '
       f'dust; to fix it: set data.folds to {smallest} or fewer'
