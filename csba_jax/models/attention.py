@@ -118,7 +118,7 @@ class ClassGate(nn.Module):
   @nn.compact
   def __call__(self, z: Array) -> Array:
     _, branches, channels = z.shape
-    hidden = hidden_units(channels, self.reduction)
+    hidden = max(1, channels // self.reduction)
     per_branch = nn.initializers.variance_scaling(
       1.0, 'fan_in', 'truncated_normal', batch_axis=(0,)
     )
