@@ -205,12 +205,26 @@ def _links(study: Study, cell: Cell, pair: tuple[str, str], at: str, judged: boo
       continue
     ratio, often = study.test_to_rest, study.resamples
     ratios = (ratio,) if ratio is None else (ratio, None)
-    within, *independent = stats.associations(reduction, gain, ratios, resamples=often)
+    within, *others = stats.associations(reduction, gain, ratios, resamples=often)
+    independent = others[0] if others else None
     across = stats.across_classes(reduction, gain, ratio, resamples=often)
     where = f'{words} (common parameters, training images, {wording.snapshot(at)})'
     verdict = link_verdict(within) if judged else ''
-    numbers = (within, across, reduction, gain, verdict, *independent)
-    found.append(Link(*pair, dict(cell), where, *numbers))
+    treatment, control = pair
+    found.append(
+      Link(
+        treatment=treatment,
+        control=control,
+        cell=dict(cell),
+        measure=where,
+        within=within,
+        across=across,
+        reduction=reduction,
+        gain=gain,
+        verdict=verdict,
+        uncorrected=independent,
+      )
+    )
   return found
 
 
@@ -275,7 +289,7 @@ def mantel(study: Study, means: Sequence[Matrix]) -> tuple[tuple[str, Estimate, 
         rates = _confusion_rates(list(study.results.runs(cell, control).values()))
         test = stats.mantel(-cosine, rates, resamples=study.resamples)
         questions.append(('confused', title, test))
-  adjusted = {}
+  adjusted: dict[str, float] = {}
   for question in dict.fromkeys(question for question, _, _ in questions):
     own = [(title, test.p) for asked, title, test in questions if asked == question]
     by_holm = stats.holm(np.array([p for _, p in own]))

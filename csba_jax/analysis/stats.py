@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.stats
 
-from csba_jax.analysis import resampling
+from csba_jax.analysis import ranks, resampling
 from csba_jax.errors import UserError
 
 NAN = float('nan')
@@ -229,11 +229,11 @@ def associations(
   if n < 2 or used == 0:
     return [Estimate(NAN, NAN, NAN, 0.95, n, NAN, f'no test: {words}') for _ in ratios]
   # r of any order of the seeds is a sum of n entries of this [S, S] matrix
-  products = _unit_ranks(x.T).T @ _unit_ranks(y.T) / used
+  products = ranks.unit_ranks(x.T).T @ ranks.unit_ranks(y.T) / used
   value = float(np.trace(products))
   if n < 4:
     return [Estimate(value, NAN, NAN, 0.95, n, NAN, f'no test: {words}') for _ in ratios]
-  drawn, found = _resampled_association(x, y, seed, resamples), []
+  drawn, found = ranks.resampled_association(x, y, seed, resamples), []
   for ratio in ratios:
     low, high, p = _z_interval(value, *drawn, n, ratio or 0.0)
     if ratio is None:
@@ -264,16 +264,16 @@ def across_classes(
   x, y = _seeds_and_classes(reduction, gain)
   seeds, n = x.shape
   words = f'Spearman over {n} of {np.shape(gain)[1]} classes, means of {seeds} units'
-  value = float(_spearman(x.mean(0), y.mean(0))) if seeds and n > 1 else NAN
+  value = float(ranks.spearman(x.mean(0), y.mean(0))) if seeds and n > 1 else NAN
   if math.isnan(value) or n < 4:
     return Estimate(value, NAN, NAN, 0.95, n, NAN, f'no test: {words}')
-  products = np.outer(_unit_ranks(x.mean(0)), _unit_ranks(y.mean(0)))
+  products = np.outer(ranks.unit_ranks(x.mean(0)), ranks.unit_ranks(y.mean(0)))
   p = resampling.order_p(products, seed, resamples)
   if seeds < 4:
     return Estimate(value, NAN, NAN, 0.95, n, p, f'no interval: {words}')
   counts, weights = resampling.multisets(seeds, seed, resamples)
   # rounded: means that are equal but for rounding must have one rank
-  drawn = _spearman(*(np.round(counts @ z / seeds, 12) for z in (x, y)))
+  drawn = ranks.spearman(*(np.round(counts @ z / seeds, 12) for z in (x, y)))
   low, high, _ = _z_interval(value, drawn, weights, seeds, test_to_rest or 0.0)
   return Estimate(value, low, high, 0.95, n, p, words)
 
@@ -298,11 +298,11 @@ def mantel(a: np.ndarray, b: np.ndarray, seed: int = 0, resamples: int = 9999) -
   n = len(kept)
   words = f'Mantel, Spearman, {n} of {classes} classes'
   rows, columns = np.triu_indices(n, 1)
-  value = float(_spearman(a[rows, columns], b[rows, columns])) if n > 2 else NAN
+  value = float(ranks.spearman(a[rows, columns], b[rows, columns])) if n > 2 else NAN
   if n < 4 or math.isnan(value):
     return Estimate(value, NAN, NAN, 0.95, n, NAN, f'no test: {words}')
   p = resampling.permutation_p(
-    lambda order: _spearman(a[rows, columns], b[order[..., rows], order[..., columns]]),
+    lambda order: ranks.spearman(a[rows, columns], b[order[..., rows], order[..., columns]]),
     n,
     len(rows),
     seed,
@@ -372,52 +372,6 @@ def _without_interval(kept: np.ndarray, level: float, left_out: str) -> Estimate
   value = float(kept[0]) if n else NAN
   units = '1 unit' if n == 1 else '0 units'
   return Estimate(value, NAN, NAN, level, n, NAN, f'no interval: {units}{left_out}')
-
-
-def _resampled_association(
-  x: np.ndarray, y: np.ndarray, seed: int, resamples: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """(r, probability) of each bootstrap sample of the seeds of x and y [S, C].   [M], [M]
-
-  r is the mean over the classes that vary in the sample, NaN without any.
-  """
-  n = len(x)
-  counts, chances = resampling.multisets(n, seed, resamples)
-
-  def ranks(z: np.ndarray) -> np.ndarray:
-    """Ranks of the units of one class in each sample, about their mean.   [S] -> [M, S]"""
-    before = (z[:, None] < z) + 0.5 * (z[:, None] == z)
-    return counts @ before - n / 2
-
-  total, varying = np.zeros(len(counts)), np.zeros(len(counts))
-  for own_x, own_y in zip(x.T, y.T, strict=True):
-    a, b = ranks(own_x), ranks(own_y)
-    weighted = counts * a
-    variances = (weighted * a).sum(1) * (counts * b * b).sum(1)
-    some = variances > 0
-    r = np.divide((weighted * b).sum(1), np.sqrt(variances), where=some, out=np.zeros(len(counts)))
-    total, varying = total + r, varying + some
-  return np.divide(total, varying, where=varying > 0, out=np.full(len(counts), np.nan)), chances
-
-
-def _unit_ranks(x: np.ndarray) -> np.ndarray:
-  """Ranks along the last axis, of mean 0 and norm 1, whose products sum to Spearman's r."""
-  ranks = scipy.stats.rankdata(x, axis=-1) - (x.shape[-1] + 1) / 2
-  return ranks / np.linalg.norm(ranks, axis=-1, keepdims=True)
-
-
-def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-  """Spearman's r along the last axis, of entries that neither misses; NaN where one is constant."""
-  x, y = np.broadcast_arrays(x, y)
-  present = ~(np.isnan(x) | np.isnan(y))
-  middle = (present.sum(-1, keepdims=True) + 1) / 2
-  # what is missing takes the last ranks, then no part in the sums
-  x, y = (
-    np.where(present, scipy.stats.rankdata(np.where(present, z, np.inf), axis=-1) - middle, 0.0)
-    for z in (x, y)
-  )
-  variances = (x * x).sum(-1) * (y * y).sum(-1)
-  return np.where(variances, (x * y).sum(-1) / np.sqrt(np.where(variances, variances, 1)), np.nan)
 
 
 def _z_interval(

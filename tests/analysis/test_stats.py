@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from csba_jax.analysis import resampling, stats
+from csba_jax.analysis import ranks, resampling, stats
 from csba_jax.errors import UserError
 
 DIFFERENCES = np.array([0.8, -0.3, 1.9, 0.4, 1.1, 0.2, 2.5, -0.7, 0.9, 1.4])
@@ -461,7 +461,7 @@ def test_sums_of_all_orders_are_those_of_the_loop(n):
 def test_ten_units_have_all_their_orders():
   """A perfect correlation of ten ranks: it and its mirror image, of 10! orders."""
   x = np.arange(10.0)
-  products = np.outer(stats._unit_ranks(x), stats._unit_ranks(x))
+  products = np.outer(ranks.unit_ranks(x), ranks.unit_ranks(x))
   assert resampling.order_p(products, 0, 99) == pytest.approx(2 / math.factorial(10))
 
 
