@@ -338,7 +338,7 @@ def test_report_of_a_study_and_in_a_readme(tmp_path):
   simulated.study(tmp_path / 'results/one', seeds=2, variants=('none',))
   code, out, err = call('report', '--workdir=results/one', cwd=tmp_path)
   assert (code, err) == (0, '')
-  assert 'Overall: less conflict makes a better tail: undecided' in out.splitlines()
+  assert 'Overall: CSBA makes a better tail by less conflict: undecided' in out.splitlines()
   assert (tmp_path / 'results/one/report.html').exists()
   readme = tmp_path / 'README.md'
   readme.write_text('no marks')

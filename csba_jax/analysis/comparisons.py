@@ -2,10 +2,11 @@
 
 The protocol, fixed before any run is looked at (docs/study.md):
 
-- Units (split, repeat, fold, seed) pair two variants within a cell. Over seeds the interval is the
-  bootstrap-t one and the test flips signs; over folds both are Nadeau and Bengio's corrected t.
-- Where seeds redraw training and test images from one set, the corrected t stands beside them, with
-  the verdict that it would give; it was added after the digits were run, and decides nothing.
+- Units (split, repeat, fold, seed) pair two variants within a cell. Of seeds whose images are
+  independent the interval is the bootstrap-t one and the test flips signs. Where units share
+  images, which are folds, and seeds that redraw training and test images from one set, both are
+  Nadeau and Bengio's corrected t, and every verdict is by it. Of such seeds the interval that takes
+  them as independent stands beside it, and decides nothing.
 - Test metrics lie in [0, 1]: intervals are cut to that, those of differences to [-1, 1].
 - The primary family is csba and csba_class, each against none and none_wide, in every main cell, on
   the primary outcome; Holm over all of it. se, cbam and none_wide against none are shown beside it.
@@ -16,7 +17,6 @@ The protocol, fixed before any run is looked at (docs/study.md):
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -81,27 +81,34 @@ class Study:
     """See `Results.folds`."""
     return self.results.folds
 
+  @property
+  def units(self) -> str:
+    """What pairs two runs, for a sentence: 'folds' or 'seeds'."""
+    return 'folds' if self.folds else 'seeds'
+
   @functools.cached_property
   def redrawn(self) -> bool:
     """Whether seeds redraw training and test images from one set.
 
     Not so with folds, with a separate test set, and where all seeds have the same split.
     """
-    data = self._data
-    if self.folds or (data.get('source') == 'tfds' and data.get('test_split')):
+    if self.folds or not protocol.redraws(self._data):
       return False
     splits: dict[tuple, set] = {}
     for record in self.results.done:
       at = (results_lib.cell(record), record['axes']['variant'])
       splits.setdefault(at, set()).add(record['result'].get('splits_sha256'))
-    return bool(data.get('test_fraction')) and any(len(s) > 1 for s in splits.values())
+    return any(len(s) > 1 for s in splits.values())
 
   @property
-  def test_to_rest(self) -> float:
+  def test_to_rest(self) -> float | None:
     """Test images / all other images of the set, also those that a cut tail leaves out.
 
-    One rule for folds and for seeds that redraw one set, see `stats.corrected_resampled_t`.
+    One rule for folds and for seeds that redraw one set, see `stats.corrected_resampled_t`. None
+    where units do not share images.
     """
+    if not (self.folds or self.redrawn):
+      return None
     share = 1 / self.folds if self.folds else float(self._data['test_fraction'])
     return share / (1 - share)
 
@@ -160,16 +167,16 @@ class Study:
 
   def non_inferiority(self, differences: np.ndarray, margin: float) -> Estimate:
     """The same for an interval of 90 % that is judged by a margin."""
-    ratio = self.test_to_rest if self.folds and len(differences) else None
-    found = stats.non_inferiority(differences, margin, ratio, resamples=self.resamples)
+    found = stats.non_inferiority(
+      differences, margin, self.test_to_rest, resamples=self.resamples, units=self.units
+    )
     return found.cut(-1, 1)
 
-  def corrected(self, differences: np.ndarray, level: float = 0.95) -> Estimate | None:
-    """Of seeds that redraw one set: what `estimate` leaves out, the overlap of their images."""
+  def uncorrected(self, differences: np.ndarray, level: float = 0.95) -> Estimate | None:
+    """Of seeds that redraw one set: as if their images were independent."""
     if not self.redrawn:
       return None
-    found = stats.corrected_resampled_t(differences, self.test_to_rest, level, 'seeds')
-    return found.cut(-1, 1)
+    return stats.paired_difference(differences, level, resamples=self.resamples).cut(-1, 1)
 
   def mean(self, values: np.ndarray) -> Estimate:
     """Interval of the mean of one variant's metric [n]; a test against 0 would say nothing."""
@@ -178,8 +185,8 @@ class Study:
     return dataclasses.replace(found, p=NAN, method=method)
 
   def _estimate(self, values: np.ndarray) -> Estimate:
-    if self.folds and len(values) > 1:
-      return stats.corrected_resampled_t(values, self.test_to_rest)
+    if self.test_to_rest is not None:
+      return stats.corrected_resampled_t(values, self.test_to_rest, units=self.units)
     return stats.paired_difference(values, resamples=self.resamples)
 
 
@@ -232,7 +239,7 @@ def compare_outcome(
     control_mean=mean_of(control, treated),
     difference=difference,
     missing=missing,
-    corrected=study.corrected(treated - control, difference.level),
+    uncorrected=study.uncorrected(treated - control, difference.level),
   )
 
 
@@ -253,18 +260,14 @@ def primary(study: Study) -> tuple[Comparison, ...]:
     for candidates in (study.family, study.secondary)
   )
   adjusted = stats.holm(np.array([c.difference.p for c in family], np.float64))
-  corrected = stats.holm(np.array([c.corrected.p if c.corrected else NAN for c in family]))
   judged = [
     dataclasses.replace(
       comparison,
       adjusted_p=float(p),
       verdict=gain_verdict(comparison.difference, float(p), study.smallest_effect),
-      corrected_verdict=gain_verdict(comparison.corrected, float(other), study.smallest_effect)
-      if comparison.corrected
-      else '',
       limits=(0.0, study.smallest_effect),
     )
-    for comparison, p, other in zip(family, adjusted, corrected, strict=True)
+    for comparison, p in zip(family, adjusted, strict=True)
   ]
   return (*judged, *others)
 
@@ -287,12 +290,8 @@ def offsets(study: Study) -> tuple[Comparison, ...]:
     for pair in study.pairs_of(cell, study.of_attention):
       for measure in OFFSETS:
         comparison = compare_outcome(study, cell, pair, measure, study.margin)
-        verdict, corrected = (
-          offset_verdict(estimate, study.margin) if estimate else ''
-          for estimate in (comparison.difference, comparison.corrected)
-        )
-        comparison = dataclasses.replace(comparison, limits=(-study.margin,))
-        found.append(dataclasses.replace(comparison, verdict=verdict, corrected_verdict=corrected))
+        verdict = offset_verdict(comparison.difference, study.margin)
+        found.append(dataclasses.replace(comparison, verdict=verdict, limits=(-study.margin,)))
   return tuple(found)
 
 
@@ -307,6 +306,8 @@ def offset_verdict(difference: Estimate, margin: float) -> str:
 
 def noise(study: Study, cell: Cell, variant: str, outcome: str, values: np.ndarray) -> Comparison:
   """A variant against itself, half of its units against the other half; must come out null.
+
+  The images that all units share are on both sides, where they cancel: no correction is due.
 
   Args:
     outcome: what the values [n], in [0, 1], are, in words.
@@ -325,8 +326,8 @@ def noise(study: Study, cell: Cell, variant: str, outcome: str, values: np.ndarr
 def leak(study: Study) -> tuple[Comparison, ...]:
   """Naive split against grouped, by variant: what near-duplicates across the split are worth.
 
-  The test images differ, so the runs are not paired: Welch's t interval of the difference of means.
-  It takes folds as independent, which they are not quite, and is somewhat too short for that.
+  The test images differ, so the runs are not paired: Welch's t, of means that know the overlap of
+  their folds; beside it, as if folds were independent.
   """
   found = []
   for cell in study.cells:
@@ -349,14 +350,20 @@ def leak(study: Study) -> tuple[Comparison, ...]:
           outcome=wording.metric(study.outcome),
           treatment_mean=mean_of(a, a),
           control_mean=mean_of(b, b),
-          difference=welch(a, b).cut(-1, 1),
+          difference=welch(a, b, study.test_to_rest or 0.0).cut(-1, 1),
+          uncorrected=welch(a, b).cut(-1, 1),
         )
       )
   return tuple(found)
 
 
-def welch(a: np.ndarray, b: np.ndarray) -> Estimate:
-  """mean(a) - mean(b) of two independent samples, Welch's t; `n` counts both."""
+def welch(a: np.ndarray, b: np.ndarray, test_to_rest: float = 0.0) -> Estimate:
+  """mean(a) - mean(b) of two samples, Welch's t; `n` counts both.
+
+  The variance of either mean is (1 / n + n_test / n_rest) s^2, as in `stats.corrected_resampled_t`,
+  and the degrees of freedom are those of Welch and Satterthwaite for these variances. A ratio of 0
+  takes the units of a sample as independent.
+  """
   a, b = a[~np.isnan(a)], b[~np.isnan(b)]
   n, words = len(a) + len(b), f'{len(a)} against {len(b)} runs, not paired'
   value = float(a.mean() - b.mean()) if len(a) and len(b) else NAN
@@ -364,8 +371,12 @@ def welch(a: np.ndarray, b: np.ndarray) -> Estimate:
     return Estimate(value, NAN, NAN, 0.95, n, NAN, f'no interval: {words}')
   if np.ptp(a) == 0 and np.ptp(b) == 0:
     return Estimate(value, NAN, NAN, 0.95, n, NAN, f'no interval: no spread in {words}')
-  with warnings.catch_warnings():
-    warnings.simplefilter('ignore', RuntimeWarning)  # one side may do without spread
-    test = scipy.stats.ttest_ind(a, b, equal_var=False)
-  low, high = test.confidence_interval(0.95)
-  return Estimate(value, float(low), float(high), 0.95, n, float(test.pvalue), f'Welch t, {words}')
+  variances = [(1 / len(x) + test_to_rest) * x.var(ddof=1) for x in (a, b)]
+  freedom = sum(variances) ** 2 / (
+    variances[0] ** 2 / (len(a) - 1) + variances[1] ** 2 / (len(b) - 1)
+  )
+  error = float(np.sqrt(sum(variances)))
+  low, high = (float(end) for end in scipy.stats.t.interval(0.95, freedom, value, error))
+  p = float(2 * scipy.stats.t.sf(abs(value) / error, freedom))
+  name = 'Welch t corrected for the overlap' if test_to_rest else 'Welch t'
+  return Estimate(value, low, high, 0.95, n, p, f'{name}, {words}')

@@ -170,8 +170,8 @@ def links(study: Study) -> tuple[Link, ...]:
 
   paired by unit s, where conflict_c is the interference with c, or the mean over d != c of
   max(0, -cos[c, d]), of the net that was tested, to which the F1 belongs. Rank statistics: a class
-  that misses a value in a unit is left out, and a unit that misses all, see `stats.association`,
-  whose permutations take folds as exchangeable.
+  that misses a value in a unit is left out, and a unit that misses all. Where units share images,
+  interval and p know it, see `stats.association`, and `uncorrected` has those that do not.
 
   Beside it, without a verdict: the same at the end of the run; of the other variants against none;
   and of each variant against itself (-conflict_c against F1 of its own runs), which shows what runs
@@ -203,11 +203,28 @@ def _links(study: Study, cell: Cell, pair: tuple[str, str], at: str, judged: boo
     reduction, gain = (-level[0], f1[0]) if alone else (level[1] - level[0], f1[0] - f1[1])
     if np.isnan(reduction).all():
       continue
-    within = stats.association(reduction, gain, resamples=study.resamples)
-    across = stats.across_classes(reduction, gain, resamples=study.resamples)
+    ratio, often = study.test_to_rest, study.resamples
+    ratios = (ratio,) if ratio is None else (ratio, None)
+    within, *others = stats.associations(reduction, gain, ratios, resamples=often)
+    independent = others[0] if others else None
+    across = stats.across_classes(reduction, gain, ratio, resamples=often)
     where = f'{words} (common parameters, training images, {wording.snapshot(at)})'
     verdict = link_verdict(within) if judged else ''
-    found.append(Link(*pair, dict(cell), where, within, across, reduction, gain, verdict))
+    treatment, control = pair
+    found.append(
+      Link(
+        treatment=treatment,
+        control=control,
+        cell=dict(cell),
+        measure=where,
+        within=within,
+        across=across,
+        reduction=reduction,
+        gain=gain,
+        verdict=verdict,
+        uncorrected=independent,
+      )
+    )
   return found
 
 
@@ -249,33 +266,43 @@ def matrices(study: Study) -> tuple[Matrix, ...]:
   return tuple(found)
 
 
-def mantel(study: Study, means: Sequence[Matrix]) -> tuple[tuple[str, Estimate], ...]:
+def mantel(study: Study, means: Sequence[Matrix]) -> tuple[tuple[str, Estimate, float], ...]:
   """Mantel tests of mean matrices at the end, on training images, in every main cell.
 
   Do a control (`none`) and its treatment have the same classes in conflict (scope common)? Are the
   classes that the control confuses (mean of both directions' rates) those in conflict (minus
-  cosine, scope shared)?
+  cosine, scope shared)? Each with its p by Holm over the tests of the same question.
   """
   at = {(m.variant, m.scope, tuple(m.cell.items())): m.cosine for m in means if _at_end(m)}
-  found = []
+  questions: list[tuple[str, str, Estimate]] = []  # (question, title, test)
   for cell in study.main_cells:
     words = study.condition(dict(cell))
     for treatment, control in study.of_attention:
       before, after = (at.get((variant, 'common', cell)) for variant in (control, treatment))
       if before is not None and after is not None:
         title = f'conflict matrices of {control} and {treatment}, {words}'
-        found.append((title, stats.mantel(before, after, resamples=study.resamples)))
+        questions.append(('alike', title, stats.mantel(before, after, resamples=study.resamples)))
     for control in dict.fromkeys(control for _, control in study.of_attention):
       cosine = at.get((control, 'shared', cell))
-      if cosine is None:
-        continue
-      runs = study.results.runs(cell, control).values()
-      counts = np.sum([run['result']['confusion_matrix'] for run in runs], axis=0, dtype=np.float64)
-      support = counts.sum(1, keepdims=True)
-      rates = counts / np.where(support > 0, support, np.nan)
-      title = f'conflict against confusion of {control}, {words}'
-      found.append((title, stats.mantel(-cosine, (rates + rates.T) / 2, resamples=study.resamples)))
-  return tuple(found)
+      if cosine is not None:
+        title = f'conflict against confusion of {control}, {words}'
+        rates = _confusion_rates(list(study.results.runs(cell, control).values()))
+        test = stats.mantel(-cosine, rates, resamples=study.resamples)
+        questions.append(('confused', title, test))
+  adjusted: dict[str, float] = {}
+  for question in dict.fromkeys(question for question, _, _ in questions):
+    own = [(title, test.p) for asked, title, test in questions if asked == question]
+    by_holm = stats.holm(np.array([p for _, p in own]))
+    adjusted.update(zip((title for title, _ in own), by_holm.tolist(), strict=True))
+  return tuple((title, test, adjusted[title]) for _, title, test in questions)
+
+
+def _confusion_rates(runs: Sequence[Record]) -> np.ndarray:
+  """How often two classes are taken for each other, mean of both directions' rates.   [C, C]"""
+  counts = np.sum([run['result']['confusion_matrix'] for run in runs], axis=0, dtype=np.float64)
+  support = counts.sum(1, keepdims=True)
+  rates = counts / np.where(support > 0, support, np.nan)
+  return (rates + rates.T) / 2
 
 
 def flows(study: Study) -> tuple[MeanFlow, ...]:

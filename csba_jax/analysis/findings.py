@@ -56,7 +56,7 @@ class Findings:
   flows: tuple[MeanFlow, ...]
   branch_similarity: tuple[BranchSimilarity, ...]
   similarity_differences: tuple[Comparison, ...]  # of the branches' features, treatment - control
-  mantel: tuple[tuple[str, Estimate], ...]
+  mantel: tuple[tuple[str, Estimate, float], ...]  # (matrices, test, its p by Holm)
   noise: tuple[Comparison, ...]  # a variant against itself
   leak: tuple[Comparison, ...]  # naive split against grouped folds
   size_guides: tuple[SizeGuide, ...] = ()  # conflict against outcome over widths and depths
@@ -109,7 +109,7 @@ def analyse(results: Results, resamples: int = 9999) -> Findings:
   links = conflict_analysis.links(study)
   matrices = conflict_analysis.matrices(study)
   noise = _noise(measured)
-  cautions = (*_untuned(study), *_redrawn(study, primary, conflict, links, offsets))
+  cautions = (*_untuned(study), *_redrawn(study))
   *claims, overall = verdicts.claims(study, primary, conflict, links, offsets)
   sentences = (*overall.sentences, *(f'Caution: {caution}.' for caution in cautions))
   claims.append(dataclasses.replace(overall, sentences=sentences))
@@ -237,8 +237,8 @@ def _notes(
     )
   if study.folds:
     notes.append(
-      'folds share training images: the tests of links and of the noise floor take them as '
-      'independent, which makes their p-values somewhat too small'
+      'folds share training images: intervals and p-values know it (corrected resampled t), but '
+      'for those of permuted classes'
     )
   notes += cautions
   wrong = [c for c in noise if c.difference.excludes(0)]
@@ -297,43 +297,22 @@ def _untuned(study: Study) -> list[str]:
   ]
 
 
-def _redrawn(
-  study: Study,
-  primary: Sequence[Comparison],
-  conflict: Sequence[Comparison],
-  links: Sequence[Link],
-  offsets: Sequence[Comparison],
-) -> list[str]:
-  """Of seeds that redraw one set of images, and what the corrected intervals would say."""
+def _redrawn(study: Study) -> list[str]:
+  """Of seeds that redraw one set of images: what their intervals are, and what they speak of."""
   if not study.redrawn:
     return []
-  other = [
-    f'{c.treatment} against {c.control}, {study.condition(c.cell)}: '
-    f'{c.corrected_verdict} instead of {c.verdict}'
-    for c in primary
-    if c.corrected_verdict != c.verdict
-  ]
-  judged = (
-    [dataclasses.replace(c, verdict=c.corrected_verdict) for c in those]
-    for those in (primary, offsets)
-  )
-  before = verdicts.claims(study, primary, conflict, links, offsets)[-1].verdict
-  after = verdicts.claims(study, next(judged), conflict, links, next(judged))[-1].verdict
-  if after != before:
-    other.append(f'the whole argument: {after} instead of {before}')
-  found = f'would give {"; ".join(other)}' if other else 'would change no verdict on the outcome'
   return [
-    'every seed redraws training and test images from one set of images: intervals and p-values '
-    'take the seeds as independent, which makes them too short and too small, and they speak of '
-    f'this set, not of new data; the corrected resampled t, which knows the overlap, {found}'
+    'every seed redraws training and test images from one set of images: intervals, p-values and '
+    'verdicts are those of the corrected resampled t, which knows the overlap; they speak of this '
+    'set, not of new data'
   ]
 
 
 def _power(study: Study, family: Sequence[Comparison]) -> list[str]:
   """Whether any result could have been significant."""
   tested = [c for c in family if not math.isnan(c.difference.p)]
-  if study.folds or not tested:
-    return []
+  if study.test_to_rest is not None or not tested:
+    return []  # another test, which knows no such bound
   found = protocol.too_few_seeds(len(tested), max(c.difference.n for c in tested))
   return [found] if found else []
 

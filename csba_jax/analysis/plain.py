@@ -8,7 +8,15 @@ from typing import Any
 from csba_jax.analysis import wording
 from csba_jax.analysis.comparisons import Study
 from csba_jax.analysis.conflict import END
-from csba_jax.analysis.types import REFUTED, SUPPORTED, UNDECIDED, Comparison, Link
+from csba_jax.analysis.types import (
+  REFUTED,
+  SUPPORTED,
+  UNDECIDED,
+  UNTESTED,
+  VERDICTS,
+  Comparison,
+  Link,
+)
 
 MOST_NAMED = 3  # conditions whose numbers are written out; of more, the smallest and the largest
 
@@ -18,7 +26,7 @@ class Statement:
   """What a verdict on one link means, and the numbers that go with it."""
 
   study: Study
-  says: Mapping[str, str]  # by verdict
+  says: Mapping[str, str]  # by verdict; of UNTESTED what was not tested, 'whether ...'
   title: str  # of the numbers, such as 'difference of macro-F1'
   # of a Comparison or a Link, None for what is not shown; of several of one condition the lowest is
   number: Callable[[Any], float | None]
@@ -29,6 +37,7 @@ class Statement:
     numbers: Sequence[Comparison | Link],
     pair: tuple[str, str],
     conditions: int,
+    failed: str = '',
   ) -> str:
     """One sentence.
 
@@ -37,9 +46,11 @@ class Statement:
       numbers: the comparisons or links that it was read off.
       pair: (treatment, control) that decides.
       conditions: in which something was measured.
+      failed: title of the link that this one rests on, if that one is not supported.
     """
-    if not conditions:
-      return f'{self.says[UNDECIDED]}: nothing was run or measured that could tell.'
+    if verdict == UNTESTED:
+      why = f'"{failed}" is {REFUTED}' if failed else 'nothing was run or measured that could tell'
+      return f'It was not tested {self.says[UNTESTED]}: {why}.'
     shown: dict[str, float] = {}
     for one in numbers:
       value = self.number(one) if (one.treatment, one.control) == pair else None
@@ -59,6 +70,7 @@ def gain(study: Study, name: str, control: str) -> Statement:
       SUPPORTED: f'{name} has a higher {outcome} than {control}',
       REFUTED: f'{name} does not raise {outcome} over {control}{enough}',
       UNDECIDED: f'It is open whether {name} has a higher {outcome} than {control}',
+      UNTESTED: f'whether {name} has a higher {outcome} than {control}',
     },
     f'difference of {outcome}',
     lambda c: c.difference.value,
@@ -77,10 +89,11 @@ def reduction(study: Study, name: str, control: str) -> Statement:
     study,
     {
       SUPPORTED: f'The gradients of the classes conflict less with {name} than with {control}',
-      REFUTED: f'These runs show no sign that {name} reduces the conflict between the gradients of '
-      'the classes',
+      REFUTED: f'{name} does not reduce the conflict between the gradients of the classes by a '
+      f'tenth or more, compared with {control}',
       UNDECIDED: f'It is open whether {name} reduces the conflict between the gradients of the '
       'classes',
+      UNTESTED: f'whether {name} reduces the conflict between the gradients of the classes',
     },
     'difference of the share of head-tail pairs in conflict at the end of the run',
     number,
@@ -99,6 +112,7 @@ def association(study: Study, name: str) -> Statement:
       SUPPORTED: f'Where {name} reduces the conflict of a class more, the class gains more F1',
       REFUTED: f'Where {name} reduces the conflict of a class more, the class gains no more F1',
       UNDECIDED: 'It is open whether less conflict goes with more F1',
+      UNTESTED: 'whether less conflict goes with more F1',
     },
     'rank correlation of the reduction with the gain',
     number,
@@ -113,10 +127,12 @@ def offset(study: Study, name: str, control: str) -> Statement:
     {
       SUPPORTED: f'{name} costs less than {margin} of accuracy and of F1 of the large classes, '
       f'compared with {control}',
-      REFUTED: f'{name} costs more than {margin} of accuracy or of F1 of the large classes, '
+      REFUTED: f'{name} costs more than {margin} of accuracy and of F1 of the large classes, '
       f'compared with {control}',
       UNDECIDED: f'It is open whether {name} costs more than {margin} of accuracy or of F1 of the '
       'large classes',
+      UNTESTED: f'whether {name} costs more than {margin} of accuracy or of F1 of the large '
+      'classes',
     },
     'lower of the two differences',
     lambda c: c.difference.value,
@@ -126,12 +142,12 @@ def offset(study: Study, name: str, control: str) -> Statement:
 def overall(name: str, verdict: str, verdicts: Sequence[str]) -> str:
   """On the whole argument."""
   says = {
-    SUPPORTED: f'{name} reduces the conflict between classes, and with it improves the result',
-    REFUTED: f'These runs do not support the argument that {name} helps because it reduces the '
+    SUPPORTED: f'{name} makes a better tail, and less conflict between classes goes with it',
+    REFUTED: f'These runs do not support the argument that {name} makes a better tail by less '
     'conflict between classes',
-    UNDECIDED: f'It is open whether {name} helps because it reduces the conflict between classes',
+    UNDECIDED: f'It is open whether {name} makes a better tail by less conflict between classes',
   }[verdict]
-  numbers = [f'{verdicts.count(v)} {v}' for v in (SUPPORTED, REFUTED, UNDECIDED)]
+  numbers = [f'{verdicts.count(v)} {v}' for v in VERDICTS if v != UNTESTED or UNTESTED in verdicts]
   return f'{says}: of {len(verdicts)} links {", ".join(numbers)}.'
 
 

@@ -8,7 +8,10 @@ import numpy as np
 
 from csba_jax.analysis.stats import Estimate
 
+# of one comparison, and of a link of the argument
 SUPPORTED, REFUTED, UNDECIDED = 'supported', 'not supported', 'undecided'
+UNTESTED = 'untested'  # of a link that was not put to a test
+VERDICTS = (SUPPORTED, REFUTED, UNDECIDED, UNTESTED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +29,8 @@ class Comparison:
   verdict: str = ''  # supported | not supported | undecided; '' where none is given
   limits: tuple[float, ...] = ()  # that the verdict holds the ends of the interval against
   missing: tuple[str, ...] = ()  # 'csba without seed 3': units that one side lacks
-  corrected: Estimate | None = None  # where seeds redraw one set: the interval that knows it
-  corrected_verdict: str = ''  # what that interval would say; takes no part in any claim
+  # where the difference knows that units share images: as if they were independent, for comparison
+  uncorrected: Estimate | None = None
   losses: tuple[float, float] | None = None  # of conflict: mean training losses of both sides
 
 
@@ -36,7 +39,7 @@ class Claim:
   """One link of the argument, with a verdict in plain words written from the numbers."""
 
   title: str  # 'CSBA helps', 'not by capacity alone', 'CSBA reduces conflict', ...
-  verdict: str  # supported | not supported | undecided
+  verdict: str  # supported | not supported | undecided | untested
   sentences: tuple[str, ...]  # each with its numbers and intervals
   plain: str = ''  # the whole of it in one sentence, for a reader who knows no statistics
 
@@ -109,6 +112,7 @@ class Link:
   reduction: np.ndarray  # [S, C]
   gain: np.ndarray  # [S, C]
   verdict: str  # '' of what is shown beside the claim and takes no part in it
+  uncorrected: Estimate | None = None  # `within` as if units were independent, where they are not
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

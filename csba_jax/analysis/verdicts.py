@@ -1,12 +1,20 @@
 """The argument, link by link, in plain words written from the numbers.
 
-Rules, the same for every claim. Each comparison has its own verdict (see `gain_verdict`,
-`offset_verdict`, `reduction_verdict`, `link_verdict`). Several of one cell (measures, snapshots):
-supported if all are; not supported if none is supported and at least one is not supported; else
-undecided. Cells: supported if supported in every cell, not supported if not supported in every
-cell, else undecided. The verdict of a claim is that of the first pair of the family whose treatment
-was run: csba, and csba_class where csba was not run. Sentences on the other pairs stand beside it
-and do not enter. What was not run or measured is undecided.
+One rule for every claim. Each comparison has its own verdict (see `gain_verdict`, `offset_verdict`,
+`reduction_verdict`, `link_verdict`); what several of them say together (measures and snapshots of a
+condition, then conditions) is what all of them say: supported if each is, not supported if each is
+not, else undecided. Neither verdict is easier to have than the other, and more comparisons make
+neither likelier by chance. The verdict of a claim is that of the first pair of the family whose
+treatment was run: csba, and csba_class where csba was not run. Sentences on the other pairs stand
+beside it and do not enter.
+
+A link is untested where it was not put to a test: nothing was run or measured for it, or a link
+that it rests on is not supported. Capacity and offsets are questions about a gain, and rest on the
+link that there is one; that less conflict goes with more F1 is shown by a reduction of conflict,
+and rests on the link that there is one (`RESTS_ON`).
+
+The argument is as good as its weakest link: supported if every link is, not supported if one is not
+supported, else undecided.
 """
 
 import math
@@ -15,22 +23,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from csba_jax.analysis import plain, wording
 from csba_jax.analysis.comparisons import Study
 from csba_jax.analysis.conflict import END, SMALLEST_CORRELATION, are_matched
-from csba_jax.analysis.types import REFUTED, SUPPORTED, UNDECIDED, Claim, Comparison, Link
+from csba_jax.analysis.stats import Estimate
+from csba_jax.analysis.types import (
+  REFUTED,
+  SUPPORTED,
+  UNDECIDED,
+  UNTESTED,
+  VERDICTS,
+  Claim,
+  Comparison,
+  Link,
+)
 
 CONFLICT_MEASURES = ('head_tail_conflict', 'minority_interference')  # that the claim rests on
+
+GAIN, CAPACITY, REDUCTION, ASSOCIATION, OFFSETS = range(5)  # the links
+RESTS_ON = {CAPACITY: GAIN, ASSOCIATION: REDUCTION, OFFSETS: GAIN}
 
 Judged = Sequence[tuple[str, Sequence[tuple[str, str]]]]  # (cell, [(sentence, verdict)])
 
 
-def within_cell(verdicts: Sequence[str]) -> str:
-  """One verdict of several in a cell."""
-  if verdicts and all(v == SUPPORTED for v in verdicts):
-    return SUPPORTED
-  return REFUTED if REFUTED in verdicts and SUPPORTED not in verdicts else UNDECIDED
-
-
-def over_cells(verdicts: Sequence[str]) -> str:
-  """One verdict of one for each cell: what holds in all of them."""
+def agreed(verdicts: Sequence[str]) -> str:
+  """One verdict of several: that of all of them, else undecided."""
   return verdicts[0] if verdicts and len(set(verdicts)) == 1 else UNDECIDED
 
 
@@ -58,56 +72,63 @@ def claims(
   name = {'csba': 'CSBA'}.get(pairs[0][0], pairs[0][0])
   outcome = wording.metric(study.outcome)
   control = 'the same net without attention' if pairs[0][1] == 'none' else pairs[0][1]
-  parts = (  # title, what speaks for it by pair, findings, statement in plain words
+  parts = (  # link, title, what speaks for it by pair, findings, statement in plain words
     (
+      GAIN,
       f'{name} improves {outcome} over {control}',
       {pair: _gains(study, comparisons, pair) for pair in pairs},
       comparisons,
       plain.gain(study, name, control),
     ),
     (
+      CAPACITY,
       f'The gain in {outcome} is not by capacity alone',
       {pair: _gains(study, comparisons, pair) for pair in wide},
       comparisons,
       plain.gain(study, name, 'a net without attention that has as many parameters'),
     ),
     (
+      REDUCTION,
       f'{name} reduces gradient conflict',
       {pair: _reductions(study, conflict, pair) for pair in pairs},
       conflict,
       plain.reduction(study, name, control),
     ),
     (
+      ASSOCIATION,
       'Less conflict goes with more F1',
       {pair: _links(study, links, pair) for pair in pairs},
       links,
       plain.association(study, name),
     ),
     (
+      OFFSETS,
       'Without offsetting problems',
       {pair: _offsets(study, offsets, pair) for pair in pairs},
       offsets,
       plain.offset(study, name, control),
     ),
   )
-  found = []
-  for title, judged, numbers, statement in parts:
+  found: dict[int, Claim] = {}
+  for link, title, judged, numbers, statement in parts:
     if judged:
-      found.append(_claim(title, judged, statement, numbers))
-  verdicts = [claim.verdict for claim in found]
+      # links stand after those that they rest on
+      found[link] = _claim(title, judged, statement, numbers, found.get(RESTS_ON.get(link, -1)))
+  return (*found.values(), _overall(name, tuple(found.values())))
+
+
+def _overall(name: str, links: Sequence[Claim]) -> Claim:
+  """The argument, of its links."""
+  verdicts = [claim.verdict for claim in links]
   verdict = chain(verdicts)
-  counts = _counts(verdicts, 'links')
-  sentences = [
-    f'{counts.capitalize()}: the argument is supported if every link is, and not supported if one '
-    'is not.',
-    *(f'{claim.title}: {claim.verdict}.' for claim in found),
+  sentences = (
+    f'{_counts(verdicts, "links").capitalize()}: the argument is supported if every link is, and '
+    'not supported if one is not.',
+    *(f'{claim.title}: {claim.verdict}.' for claim in links),
     'Links are associations over runs and classes; they do not show that one causes the next.',
-  ]
-  words = plain.overall(name, verdict, verdicts)
-  return (
-    *found,
-    Claim('Overall: less conflict makes a better tail', verdict, (*sentences,), words),
   )
+  words = plain.overall(name, verdict, verdicts)
+  return Claim(f'Overall: {name} makes a better tail by less conflict', verdict, sentences, words)
 
 
 def _pairs_by_link(study: Study) -> tuple[tuple[tuple[str, str], ...], ...]:
@@ -119,26 +140,31 @@ def _claim(
   judged: Mapping[tuple[str, str], Judged],
   statement: plain.Statement,
   numbers: Sequence[Comparison | Link],
+  rests_on: Claim | None,
 ) -> Claim:
   """A claim about the first pair, with what the same numbers say of the others."""
   main, *_ = judged
   one_control = len({control for _, control in judged}) == 1
-  sentences, verdict = [], UNDECIDED
+  sentences, verdict = [], UNTESTED
   for pair, cells in judged.items():
     treatment, control = pair
     name = treatment if one_control else f'{treatment} against {control}'
-    verdicts = [within_cell([v for _, v in lines]) for _, lines in cells]
-    found = over_cells(verdicts)
-    verdict = found if pair == main else verdict
+    verdicts = [agreed([v for _, v in lines]) for _, lines in cells]
     sentences += [sentence for _, lines in cells for sentence, _ in lines]
     if len(cells) > 1:
       sentences.append(
-        f'{name}: {_counts(verdicts, "conditions")}, so {found} over all conditions.'
+        f'{name}: {_counts(verdicts, "conditions")}, so {agreed(verdicts)} over all conditions.'
       )
     elif not cells:
       words = f'{treatment} against {control}: nothing was run or measured that could tell'
-      sentences.append(f'{words}: {UNDECIDED}.')
-  words = statement.of(verdict, numbers, main, len(judged[main]))
+      sentences.append(f'{words}: {UNTESTED}.')
+    if pair == main and cells:
+      verdict = agreed(verdicts)
+  if rests_on is not None and rests_on.verdict == REFUTED and judged[main]:
+    verdict = UNTESTED
+    sentences.append(f'{UNTESTED.capitalize()}: it rests on "{rests_on.title}": {REFUTED}.')
+  failed = rests_on.title if rests_on is not None and rests_on.verdict == REFUTED else ''
+  words = statement.of(verdict, numbers, main, len(judged[main]), failed)
   return Claim(title, verdict, tuple(sentences), words)
 
 
@@ -206,15 +232,23 @@ def _links(study: Study, links: Sequence[Link], pair: tuple[str, str]) -> Judged
       words = (
         f'{" against ".join(pair)}, {cell}, {link.measure}: rank correlation over runs of its '
         f'reduction with the gain in F1, mean over classes, {within} '
-        f'({wording.within(link.within, (SMALLEST_CORRELATION,))}, '
-        f'p {wording.probability(link.within.p)}, {wording.pairs(link.within.n, "runs")}); '
+        f'({_interval_and_p(link.within)}, {wording.pairs(link.within.n, "runs")}); '
         f'over classes {across} (p {wording.probability(link.across.p)}, '
         f'{link.across.n} classes)'
       )
-      lines.append((f'{words}: {link.verdict}.', link.verdict))
+      beside = ''
+      if link.uncorrected is not None and link.uncorrected.known:
+        beside = f' (as if {study.units} shared no images: {_interval_and_p(link.uncorrected)})'
+      lines.append((f'{words}: {link.verdict}{beside}.', link.verdict))
     if lines:
       judged.append((cell, lines))
   return judged
+
+
+def _interval_and_p(correlation: Estimate) -> str:
+  """'95 % interval -0.1 to +0.5, p 0.200'"""
+  interval = wording.within(correlation, (SMALLEST_CORRELATION,))
+  return f'{interval}, p {wording.probability(correlation.p)}'
 
 
 def _offsets(study: Study, offsets: Iterable[Comparison], pair: tuple[str, str]) -> Judged:
@@ -246,12 +280,11 @@ def _sentence(
 ) -> str:
   """'csba against none, cross entropy: macro-F1 0.7 against 0.6, difference +0.1 (...): ...'"""
   c = comparison
-  units = wording.pairs(c.difference.n, 'folds' if study.folds else 'seeds')
+  units = wording.pairs(c.difference.n, study.units)
   numbers = [wording.within(c.difference, c.limits), extra, units]
-  if c.corrected is not None and c.corrected.known:
-    verdict = f', which would be {c.corrected_verdict}' if c.corrected_verdict else ''
-    corrected = wording.within(c.corrected, c.limits)
-    ending += f' (corrected for the overlap of seeds: {corrected}{verdict})'
+  if c.uncorrected is not None and c.uncorrected.known:
+    beside = wording.within(c.uncorrected, c.limits)
+    ending += f' (as if seeds shared no images: {beside})'
   means = f'{wording.number(c.treatment_mean)} against {wording.number(c.control_mean)}'
   return (
     f'{c.treatment} against {c.control}, {cell}: {_outcome_words(c)} {means}, '
@@ -262,8 +295,8 @@ def _sentence(
 
 def _counts(verdicts: Sequence[str], what: str) -> str:
   """'supported in 2 of 3 conditions, not supported in 1, undecided in 0'"""
-  counts = [(v, list(verdicts).count(v)) for v in (SUPPORTED, REFUTED, UNDECIDED)]
-  words = [f'{v} in {n}' for v, n in counts]
+  counts = [(v, list(verdicts).count(v)) for v in VERDICTS]
+  words = [f'{v} in {n}' for v, n in counts if n or v != UNTESTED]
   words[0] += f' of {len(verdicts)} {what}'
   return ', '.join(words)
 

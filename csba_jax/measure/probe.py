@@ -67,7 +67,7 @@ class ImageProbe:
   It measures the parameters that the optimiser moves, also where moving averages are kept.
 
   The sample is an array with one row of images for each pair (class, fold). It is drawn with
-  replacement, for an unbiased estimate. The whole measurement is one compiled step.
+  replacement, for an unbiased Gram. The whole measurement is one compiled step.
 
   Args:
     net: of the run; its variables may be shapes.

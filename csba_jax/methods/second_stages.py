@@ -34,7 +34,9 @@ SECOND_STAGES = {
   # learnable weight scaling (Kang et al. 2020): a factor for the logit of each class, nothing else
   'lws': SecondStage(trains='^head/scale$', fresh='^head/scale$', classifier='scaled'),
   # second stage of MiSLAS (Zhong et al. 2021): the classifier of the first stage, with a factor for
-  # each class, is trained further under label_aware_smoothing
+  # each class, is trained further under label_aware_smoothing; here with one learning rate, and
+  # without weight decay of the factors (their code halves the rate of the classifier on CIFAR, and
+  # decays the factors)
   'label_aware': SecondStage(trains='^head/', fresh='^head/scale$', classifier='scaled'),
   # tau-normalisation (Kang et al. 2020): w_k / |w_k|^tau, without any training
   'tau_norm': SecondStage(trains=None, classifier='linear'),

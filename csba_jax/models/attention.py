@@ -12,12 +12,22 @@ from jax import Array
 
 from csba_jax.models import layers
 
+LEAST_HIDDEN = 8  # units of a bottleneck: narrow nets would have one or two of them
+
+
+def hidden_units(channels: int, reduction: int) -> int:
+  """Units between both layers of a gate: channels // reduction, but at least LEAST_HIDDEN.
+
+  Never more than channels, which they are with reduction 1, as CSBA has it.
+  """
+  return max(channels // reduction, min(LEAST_HIDDEN, channels))
+
 
 class ChannelGate(nn.Module):
   """Channel gate sigmoid(W2 relu(W1 z)), both layers with bias.   [N, D] -> [N, D] in (0, 1)
 
-  The hidden layer has D // reduction units, at least one. With reduction 1 and one gate a branch,
-  CSBA is larger than its control by what the paper states (+32.6 %).
+  The hidden layer has `hidden_units`. With reduction 1 and one gate a branch, CSBA is larger than
+  its control by what the paper states (+32.6 %).
   """
 
   reduction: int = 1
@@ -26,7 +36,8 @@ class ChannelGate(nn.Module):
   @nn.compact
   def __call__(self, z: Array) -> Array:
     channels = z.shape[-1]
-    hidden = nn.Dense(max(1, channels // self.reduction), dtype=self.dtype, name='squeeze')(z)
+    hidden = hidden_units(channels, self.reduction)
+    hidden = nn.Dense(hidden, dtype=self.dtype, name='squeeze')(z)
     return nn.sigmoid(nn.Dense(channels, dtype=self.dtype, name='excite')(nn.relu(hidden)))
 
 
@@ -54,7 +65,8 @@ class BranchAttention(nn.Module):
 class SqueezeExcite(nn.Module):
   """One channel gate after aggregation, x * s(mean_hw x).   [N, H, W, C] -> [N, H, W, C]
 
-  Hu et al. 2018, with their reduction of 16. It is the same in training and evaluation.
+  Hu et al. 2018, with their reduction of 16, which leaves at least 16 units in their nets; narrower
+  nets keep 8 (`hidden_units`). It is the same in training and evaluation.
   """
 
   reduction: int = 16
@@ -72,7 +84,7 @@ class CBAM(nn.Module):
 
   x <- x * sigmoid(mlp(mean_hw x) + mlp(max_hw x)), with one mlp for both;
   x <- x * sigmoid(norm(conv7x7([mean_c x, max_c x])))  (Woo et al. 2018; norm and
-  reduction 16 as in their code).
+  reduction 16 as in their code, and at least 8 hidden units, see `hidden_units`).
   """
 
   reduction: int = 16
@@ -82,7 +94,8 @@ class CBAM(nn.Module):
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
     channels = x.shape[-1]
-    squeeze = nn.Dense(max(1, channels // self.reduction), dtype=self.dtype, name='squeeze')
+    hidden = hidden_units(channels, self.reduction)
+    squeeze = nn.Dense(hidden, dtype=self.dtype, name='squeeze')
     excite = nn.Dense(channels, dtype=self.dtype, name='excite')
     pooled = (x.mean((1, 2)), x.max((1, 2)))
     gate = nn.sigmoid(sum(excite(nn.relu(squeeze(z))) for z in pooled))

@@ -18,8 +18,10 @@ class BatchNorm(nn.Module):
   """(x - mean) / sqrt(var + eps) * scale + bias by channel.   [..., C] -> [..., C]
 
   In training, mean and var are those of the batch, and the running ones move towards them by a
-  tenth of the difference; otherwise the running ones are used. They are float32 whatever the type
-  of the computation. The variables are those of Flax's BatchNorm.
+  tenth of the difference; otherwise the running ones are used. The running var is that of the
+  batch, its sum of squares over n; torch's is over n - 1, and larger by 1 / (n - 1): by 14 % where
+  a batch of 8 images meets a map of one pixel, by 0.01 % where 32 images meet one of 16 x 16. All
+  are float32 whatever the type of the computation. The variables are those of Flax's BatchNorm.
   """
 
   use_running_average: bool

@@ -28,7 +28,7 @@ def all_runs(study: ml_collections.ConfigDict) -> list[grid.Run]:
 
 def too_few_seeds(study: ml_collections.ConfigDict, runs: Sequence[grid.Run]) -> list[str]:
   """A line if no seed of the study can make a comparison of its family significant; else none."""
-  if study.base.data.folds or not study.test:
+  if study.base.data.folds or protocol.redraws(study.base.data) or not study.test:
     return []
   cells = {results.cell({'axes': run.axes}) for run in runs}
   pairs = [pair for pair in protocol.family(study) if set(pair) <= set(study.variants)]

@@ -51,8 +51,16 @@ def seeds_needed(tests: int) -> int:
   return 1 + math.floor(math.log2(tests / SIGNIFICANCE)) + 1
 
 
+def redraws(data: Mapping[str, Any]) -> bool:
+  """Whether seeds draw test and training images from one set; not of sources with a test set."""
+  own = data.get('source') == 'tfds' and data.get('test_split')
+  return bool(data.get('test_fraction')) and not own
+
+
 def too_few_seeds(tests: int, seeds: int) -> str:
   """That nothing can be supported by a family of so many tests over so many seeds; '' if it can.
+
+  Of independent seeds: those that redraw one set of images (`redraws`) have another test.
 
   Sign flips of n seeds have p >= 2^(1 - n), and Holm multiplies the smallest p by the number of
   tests.

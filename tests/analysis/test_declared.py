@@ -65,7 +65,7 @@ def test_the_first_pair_decides_and_there_is_no_link_on_capacity(found):
     'CSBA reduces gradient conflict',
     'Less conflict goes with more F1',
     'Without offsetting problems',
-    'Overall: less conflict makes a better tail',
+    'Overall: CSBA makes a better tail by less conflict',
   ]
   gain = found.claims[0]
   assert gain.verdict == SUPPORTED  # csba has the effect, se has none

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 import math
 import random
@@ -16,12 +17,12 @@ import scipy.stats
 from csba_jax.analysis import comparisons, findings, stats, verdicts, wording
 from csba_jax.analysis import conflict as conflict_analysis
 from csba_jax.analysis.stats import Estimate
-from csba_jax.analysis.types import REFUTED, SUPPORTED, UNDECIDED
+from csba_jax.analysis.types import REFUTED, SUPPORTED, UNDECIDED, UNTESTED
 from csba_jax.errors import UserError
 from csba_jax.gradients import conflict as conflict_lib
 from csba_jax.gradients import flow as flow_lib
 from csba_jax.gradients.conflict import Conflict
-from csba_jax.report.study import markdown, page
+from csba_jax.report.study import markdown, page, readme, write
 from csba_jax.study import protocol, results
 
 simulated = types.SimpleNamespace(**runpy.run_path(Path(__file__).parents[1] / 'simulated.py'))
@@ -147,15 +148,20 @@ def test_link_verdict(within, wanted):
 
 def test_verdicts_of_several():
   s, r, u = SUPPORTED, REFUTED, UNDECIDED
-  assert [verdicts.within_cell(v) for v in ([s, s], [s, u], [s, r], [r, u], [r, r], [u], [])] == [
-    s, u, u, r, r, u, u,
+  several = ([s, s], [s, u], [s, r], [r, u], [r, r], [s, s, r], [r, r, s], [u], [])
+  assert [verdicts.agreed(v) for v in several] == [s, u, u, u, r, u, u, u, u]
+  n = UNTESTED
+  assert [verdicts.chain(v) for v in ([s, s], [s, u], [s, r], [r, u], [r, n], [s, n], [u], [])] == [
+    s, u, r, r, r, u, u, u,
   ]  # fmt: skip
-  assert [verdicts.over_cells(v) for v in ([s, s], [s, u], [s, r], [r, u], [r, r], [])] == [
-    s, u, u, u, r, u,
-  ]  # fmt: skip
-  assert [verdicts.chain(v) for v in ([s, s], [s, u], [s, r], [r, u], [u], [])] == [
-    s, u, r, r, u, u,
-  ]  # fmt: skip
+
+
+def test_no_verdict_is_easier_to_have_than_its_opposite():
+  """The rule for several verdicts says of the opposite of each the opposite."""
+  opposite = {SUPPORTED: REFUTED, REFUTED: SUPPORTED, UNDECIDED: UNDECIDED}
+  for several in itertools.product(opposite, repeat=4):
+    mirrored = verdicts.agreed([opposite[v] for v in several])
+    assert mirrored == opposite[verdicts.agreed(several)]
 
 
 def test_an_effect_is_found(full):
@@ -182,7 +188,7 @@ def test_sentences_have_the_numbers(full):
 
 def test_nothing_is_made_of_nothing(null):
   assert claim(null, 'improves macro-F1').verdict in (REFUTED, UNDECIDED)
-  assert claim(null, 'capacity').verdict in (REFUTED, UNDECIDED)
+  assert claim(null, 'capacity').verdict != SUPPORTED
   assert claim(null, 'reduces').verdict != SUPPORTED
   assert claim(null, 'Overall').verdict != SUPPORTED
   assert all(c.verdict != SUPPORTED for c in null.comparisons)
@@ -192,10 +198,56 @@ def test_a_gain_that_is_excluded_is_not_supported(tmp_path):
   made = simulated.make(seeds=10, effect=-0.05, conflict_effect=-0.2, variants=TWO)
   found = analysed(tmp_path, *made)
   assert claim(found, 'improves').verdict == REFUTED
-  assert claim(found, 'offsetting').verdict == REFUTED
-  assert claim(found, 'reduces').verdict == REFUTED
-  assert claim(found, 'Overall').verdict == REFUTED
-  assert claim(found, 'Overall').sentences[0].startswith('Supported in 0 of 5 links, not supported')
+  overall = claim(found, 'Overall: CSBA makes a better tail by less conflict')
+  assert overall.verdict == REFUTED
+
+
+def test_what_rests_on_a_link_that_failed_is_untested(tmp_path):
+  """There is no gain to be explained or paid for, and no reduction to go with it."""
+  about, records = with_tested(
+    *simulated.make(seeds=8, effect=-0.05, variants=('none', 'none_wide', 'csba')),
+    lambda record, entry: entry,
+  )
+  rng = np.random.default_rng(0)
+  for record in records:
+    for entry in record['conflict']:
+      if entry['at'] != 'tested':  # more conflict with csba, by every measure
+        level = 0.4 + 0.2 * (record['axes']['variant'] == 'csba') + rng.normal(0, 0.02)
+        measures = dict.fromkeys(conflict_analysis.LESS_IS_BETTER, float(level))
+        entry |= {'grams': {}, 'scopes': {'common': measures}}
+  found = analysed(tmp_path, about, records)
+  gain, less = claim(found, 'improves'), claim(found, 'reduces')
+  assert (gain.verdict, less.verdict) == (REFUTED, REFUTED)
+  rests = {'capacity': gain, 'offsetting': gain, 'Less conflict goes': less}
+  for words, other in rests.items():
+    one = claim(found, words)
+    assert one.verdict == UNTESTED
+    assert one.sentences[-1] == f'Untested: it rests on "{other.title}": not supported.'
+    assert one.plain.startswith('It was not tested whether ')
+    assert one.plain.endswith(f': "{other.title}" is not supported.')
+    assert f'{one.title}: untested.' in claim(found, 'Overall').sentences
+  assert (
+    claim(found, 'Overall')
+    .sentences[0]
+    .startswith('Supported in 0 of 5 links, not supported in 2, undecided in 0, untested in 3: ')
+  )
+  assert claim(found, 'Overall').plain.endswith(
+    'of 5 links 0 supported, 2 not supported, 0 undecided, 3 untested.'
+  )
+  # what was measured for it stays in view, with its own verdict
+  assert claim(found, 'offsetting').sentences[0].endswith(': not supported.')
+  text, drawn, terminal = markdown.render(found), page.render(found), write.summary(found)
+  assert '- **UNTESTED** It was not tested whether CSBA costs more than 0.02' in text
+  assert '- **Without offsetting problems**: **UNTESTED**' in text
+  assert drawn.count('<span class="badge idle"><span aria-hidden="true">–</span> untested') == 6
+  assert 'Without offsetting problems: untested' in terminal.splitlines()
+  assert '| Without offsetting problems | **untested** |' in readme.of_study(found, 'folder')
+
+
+def test_an_undecided_link_leaves_the_others_to_their_numbers(redrawn):
+  found = findings.analyse(redrawn, resamples=499)
+  assert claim(found, 'improves').verdict == claim(found, 'Overall').verdict == UNDECIDED
+  assert claim(found, 'offsetting').verdict != UNTESTED
 
 
 def test_capacity_is_told_from_attention(tmp_path):
@@ -209,7 +261,9 @@ def test_a_gain_at_the_cost_of_the_head_is_an_offset(tmp_path):
   # the others gain what the head loses
   found = analysed(tmp_path, *simulated.make(seeds=10, effect=0.15, accuracy=-0.25, variants=TWO))
   assert claim(found, 'improves').verdict == SUPPORTED
-  assert claim(found, 'offsetting').verdict == REFUTED
+  # the accuracy and the head itself do not say the same
+  assert claim(found, 'offsetting').verdict == UNDECIDED
+  assert [c.verdict for c in found.offsets] == [UNDECIDED, REFUTED]
   assert {c.outcome for c in found.offsets} == {'accuracy', 'head F1'}
   assert all(c.difference.level == 0.9 for c in found.offsets)
 
@@ -253,7 +307,10 @@ def test_one_seed_has_no_interval_and_says_so(tmp_path):
   assert not math.isnan(one.difference.value)
   assert 'no interval' in claim(found, 'improves').sentences[0]
   assert '1 pair of seeds' in claim(found, 'improves').sentences[0]
-  assert {c.verdict for c in found.claims} == {UNDECIDED}
+  assert {c.verdict for c in found.claims} == {UNDECIDED, UNTESTED}
+  assert [c.title for c in found.claims if c.verdict == UNTESTED] == [
+    'The gain in macro-F1 is not by capacity alone',  # no none_wide
+  ]
   assert (
     'csba against none, cross entropy: 1 pair of runs; with fewer than two seeds there is no '
     'interval'
@@ -293,7 +350,7 @@ def test_a_variant_that_was_not_planned_is_no_comparison(tmp_path):
   found = analysed(tmp_path, *simulated.make(seeds=2, variants=TWO))
   assert [(c.treatment, c.control) for c in found.comparisons] == [('csba', 'none')]
   assert claim(found, 'capacity').sentences == (
-    'csba against none_wide: nothing was run or measured that could tell: undecided.',
+    'csba against none_wide: nothing was run or measured that could tell: untested.',
   )
 
 
@@ -393,7 +450,7 @@ def estimates_of(found):
     (0, 1): {'means': [e for s in found.scores for e in (*s.metrics.values(), *s.per_class_f1)]},
     (-1, 1): {
       'differences': [c.difference for c in compared],
-      'corrected': [c.corrected for c in compared if c.corrected],
+      'uncorrected': [c.uncorrected for c in compared if c.uncorrected],
       'conflict': rates,
       'noise': [c.difference for c in found.noise],
       'leak': [c.difference for c in found.leak],
@@ -422,7 +479,7 @@ def wild(**options):
 def test_no_interval_ends_where_its_number_cannot_be(tmp_path, monkeypatch, options):
   read = written(tmp_path, *wild(**{'seeds': 4, **options}))
   found = findings.analyse(read, resamples=499)
-  absent = 'corrected' if 'folds' in options else 'leak'
+  absent = 'uncorrected' if 'folds' in options else 'leak'
   for (low, high), groups in estimates_of(found).items():
     for where, estimates in groups.items():
       ends = [end for e in estimates if e.known for end in (e.low, e.high)]
@@ -433,7 +490,7 @@ def test_no_interval_ends_where_its_number_cannot_be(tmp_path, monkeypatch, opti
   assert [c.verdict for c in uncut.claims] == [c.verdict for c in found.claims]
   for group in ('comparisons', 'offsets', 'conflict', 'noise', 'leak'):
     for a, b in zip(getattr(uncut, group), getattr(found, group), strict=True):
-      assert (a.verdict, a.corrected_verdict) == (b.verdict, b.corrected_verdict)
+      assert a.verdict == b.verdict
       assert a.difference.excludes(0) == b.difference.excludes(0)
 
 
@@ -472,23 +529,40 @@ def redrawn(tmp_path_factory):
   return written(tmp_path_factory.mktemp('redrawn'), about, records)
 
 
-def test_seeds_that_redraw_one_set_have_a_corrected_interval_beside(redrawn):
+def test_seeds_that_redraw_one_set_are_judged_by_the_corrected_interval(redrawn):
   found = findings.analyse(redrawn, resamples=499)
   (one,) = found.comparisons
   differences = 0.02 * (-1.0) ** np.arange(10) - 0.008
-  assert one.difference.method == 'bootstrap-t over 10 seeds'
   expected = stats.corrected_resampled_t(differences, 0.3 / 0.7)
-  assert (one.corrected.low, one.corrected.high) == pytest.approx((expected.low, expected.high))
-  assert one.corrected.method == 'corrected resampled t over 10 seeds'
-  assert one.corrected.low < one.difference.low
-  assert one.corrected.high > one.difference.high
-  # the verdict is that of the test stated before; the other stands beside it
-  assert (one.verdict, one.corrected_verdict) == (REFUTED, UNDECIDED)
-  assert claim(found, 'improves').verdict == REFUTED
-  ends = wording.within(one.corrected)
-  words_of_it = f': not supported (corrected for the overlap of seeds: {ends}, which would be '
-  assert f'{words_of_it}undecided).' in claim(found, 'improves').sentences[0]
-  assert all(c.corrected.level == 0.9 and c.corrected_verdict for c in found.offsets)
+  assert (one.difference.low, one.difference.high, one.difference.p) == pytest.approx(
+    (expected.low, expected.high, expected.p)
+  )
+  assert one.difference.method == 'corrected resampled t over 10 seeds'
+  assert one.uncorrected.method == 'exact bootstrap-t over 10 seeds'
+  assert one.difference.low < one.uncorrected.low
+  assert one.uncorrected.high < 0.01 < one.difference.high
+  assert (one.verdict, one.adjusted_p) == (UNDECIDED, pytest.approx(expected.p))
+  assert claim(found, 'improves').verdict == UNDECIDED
+  ends = wording.within(one.uncorrected, (0, 0.01))
+  words_of_it = f': undecided (as if seeds shared no images: {ends}).'
+  assert claim(found, 'improves').sentences[0].endswith(words_of_it)
+  assert all(c.difference.level == c.uncorrected.level == 0.9 for c in found.offsets)
+  for every in (found.offsets, found.conflict, found.similarity_differences):
+    known = [c.difference for c in every if c.difference.known]
+    assert {e.method.partition(' over')[0] for e in known} == {'corrected resampled t'}
+  assert 'corrected resampled t' in found.scores[0].metrics['macro_f1'].method
+  links = [link for link in found.links if link.verdict]
+  assert all('corrected for the overlap' in link.within.method for link in links)
+  for link in links:
+    expected = stats.association(link.reduction, link.gain, 3 / 7)
+    assert (link.within.low, link.within.p) == pytest.approx((expected.low, expected.p))
+    assert link.uncorrected == stats.association(link.reduction, link.gain)
+
+
+def test_independent_seeds_are_not_corrected(full):
+  every = (*full.comparisons, *full.offsets, *full.conflict, *full.similarity_differences)
+  assert not [c for c in every if 'corrected' in c.difference.method or c.uncorrected]
+  assert not [x for x in full.links if 'corrected' in x.within.method or x.uncorrected]
 
 
 def test_seeds_that_redraw_one_set_are_cautioned_about(redrawn, full, folded):
@@ -496,19 +570,19 @@ def test_seeds_that_redraw_one_set_are_cautioned_about(redrawn, full, folded):
   (caution,) = found.cautions
   assert caution in found.notes
   assert claim(found, 'Overall').sentences[-1] == f'Caution: {caution}.'
-  assert 'they speak of this set, not of new data; the corrected resampled t' in caution
   assert caution.endswith(
-    'would give csba against none, cross entropy: undecided instead of not supported; '
-    'the whole argument: undecided instead of not supported'
+    'verdicts are those of the corrected resampled t, which knows the overlap; they speak of this '
+    'set, not of new data'
   )
   for other in (full, folded):  # a separate test set, and folds, which have a note of their own
     assert other.cautions == ()
-    assert all(c.corrected is None for c in (*other.comparisons, *other.offsets))
-    assert 'corrected interval' not in markdown.render(other)
+    assert all(c.uncorrected is None for c in (*other.comparisons, *other.offsets))
+    text = markdown.render(other).partition('## Paired differences')[2].partition('\n## ')[0]
+    assert 'uncorrected interval' not in text
   text = ' '.join(markdown.render(found).split())
-  assert '| corrected interval | verdict by it |' in text
-  ends = wording.ends(found.comparisons[0].corrected, signed=True)
-  assert f'| not supported | {ends} | undecided |' in text
+  assert '| uncorrected interval |' in text
+  ends = wording.ends(found.comparisons[0].uncorrected, signed=True, limits=(0, 0.01))
+  assert f'| undecided | {ends} |' in text
   assert caution in text
 
 
@@ -545,7 +619,11 @@ def test_a_leak_is_measured(folded, full):
     assert one.difference.low > 0
     assert one.treatment_mean > one.control_mean
     assert 'split' not in one.cell
-    assert one.difference.method == 'Welch t, 10 against 10 runs, not paired'
+    words = 'corrected for the overlap, 10 against 10 runs, not paired'
+    assert one.difference.method == f'Welch t {words}'
+    assert one.uncorrected.method == 'Welch t, 10 against 10 runs, not paired'
+    assert one.difference.low < one.uncorrected.low
+    assert one.uncorrected.high < one.difference.high
   assert full.leak == ()
 
 
@@ -557,6 +635,18 @@ def test_welch():
   half = scipy.stats.t.ppf(0.975, freedom) * math.sqrt(1 / 3 + 1 / 4)
   assert (found.value, found.n) == (1.5, 5)
   assert (found.low, found.high) == pytest.approx((1.5 - half, 1.5 + half))
+  known, rest = a[:3], np.array([0.0, 1.0, 0.5, 0.7])
+  scipys = scipy.stats.ttest_ind(known, rest, equal_var=False)
+  ends = scipys.confidence_interval(0.95)
+  found = comparisons.welch(known, rest)
+  assert (found.low, found.high, found.p) == pytest.approx((ends.low, ends.high, scipys.pvalue))
+  # by hand, as if either mean were of fewer units: 1 / n + ratio = 1 / m
+  variances = [(1 / 3 + 0.25) * known.var(ddof=1), (1 / 4 + 0.25) * rest.var(ddof=1)]
+  freedom = sum(variances) ** 2 / (variances[0] ** 2 / 2 + variances[1] ** 2 / 3)
+  half = scipy.stats.t.ppf(0.975, freedom) * math.sqrt(sum(variances))
+  found = comparisons.welch(known, rest, 0.25)
+  assert (found.low, found.high) == pytest.approx((1.45 - half, 1.45 + half))
+  assert comparisons.welch(np.array([1.0, 1.0]), rest).known  # one side may do without spread
   assert not comparisons.welch(a[:1], b).known
   flat = comparisons.welch(np.ones(2), np.zeros(2))
   assert (flat.value, flat.known) == (1, False)
@@ -708,7 +798,11 @@ def test_without_measurements_there_is_still_a_report(tmp_path):
     del record['conflict'], record['branches']
   found = analysed(tmp_path, about, records)
   assert (found.conflict, found.links, found.flows, found.branch_similarity) == ((), (), (), ())
-  assert claim(found, 'Less conflict goes').verdict == UNDECIDED
+  for words in ('reduces', 'Less conflict goes'):
+    one = claim(found, words)
+    assert one.verdict == UNTESTED
+    assert one.plain.startswith('It was not tested whether ')
+    assert one.plain.endswith(': nothing was run or measured that could tell.')
   assert len(found.scores) == 2
 
 
@@ -920,7 +1014,7 @@ def test_similarity_of_the_branches_is_compared_with_none(tmp_path):
 
 
 def test_mantel(full):
-  titles = [title for title, _ in full.mantel]
+  titles = [title for title, _, _ in full.mantel]
   assert titles == [
     'conflict matrices of none and csba, cross entropy',
     'conflict matrices of none and csba_class, cross entropy',
@@ -935,6 +1029,11 @@ def test_mantel(full):
   shared = mean['none', '1', 'train', 'shared']
   expected = stats.mantel(-shared, (rates + rates.T) / 2, resamples=499)
   assert str(full.mantel[2][1]) == str(expected)
+  # two tests of one question, one of the other
+  ps = [test.p for _, test, _ in full.mantel]
+  adjusted = [p for _, _, p in full.mantel]
+  assert adjusted == pytest.approx([*stats.holm(ps[:2]), ps[2]])
+  assert '| p (Holm) |' in ' '.join(markdown.render(full).partition('Mantel tests')[2].split())
 
 
 def test_the_noise_floor_is_null(full):

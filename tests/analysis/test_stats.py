@@ -7,10 +7,20 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from csba_jax.analysis import stats
+from csba_jax.analysis import ranks, resampling, stats
 from csba_jax.errors import UserError
 
 DIFFERENCES = np.array([0.8, -0.3, 1.9, 0.4, 1.1, 0.2, 2.5, -0.7, 0.9, 1.4])
+
+
+@pytest.fixture
+def drawn_at_random(monkeypatch):
+  """As for many units: simulations of hundreds of samples cannot enumerate the cases of each."""
+  resampling.multisets.cache_clear()
+  monkeypatch.setattr(resampling, 'MOST_CASES', 1000)
+  monkeypatch.setattr(resampling, 'MOST_ORDERED', 1)
+  yield
+  resampling.multisets.cache_clear()
 
 
 def within(rejected, expected, tail=1e-4):
@@ -80,18 +90,77 @@ def test_cut_intervals_cover_as_often():
 def test_the_sign_flip_p_is_that_of_the_loop_over_all_signs(n):
   d = DIFFERENCES[:n]
   null = [np.mean(d * signs) for signs in itertools.product([-1, 1], repeat=n)]
-  assert stats.paired_difference(d).p == pytest.approx(two_sided(null, d.mean()), rel=1e-12)
+  p = stats.paired_difference(d, resamples=99).p
+  assert p == pytest.approx(two_sided(null, d.mean()), rel=1e-12)
+  scipys = scipy.stats.permutation_test((d,), np.mean, permutation_type='samples')
+  assert p == pytest.approx(scipys.pvalue, rel=1e-12)
 
 
-def test_the_interval_is_bootstrap_t():
-  """Its own loop, its own draws: equal up to the error of 20,000 resamples."""
+@pytest.mark.parametrize(
+  'd', [[0.1, 0.2, -0.3], [0.1, 0.2, 0.3, -0.6], [0.7, 0.1, -0.8, 0.3, -0.3], [0.1] * 3 + [-0.3]]
+)
+def test_sign_flip_p_of_a_mean_of_0_is_1(d):
+  """The sums of these differ from 0 and from each other by rounding."""
+  assert stats.paired_difference(np.array(d)).p == 1
+  assert stats.paired_difference(1e-6 * np.array(d)).p == 1
+
+
+def test_many_units_are_flipped_at_random(drawn_at_random):
+  exact = scipy.stats.permutation_test((DIFFERENCES,), np.mean, permutation_type='samples').pvalue
+  p = stats.paired_difference(DIFFERENCES, resamples=20_000).p
+  assert p != exact
+  assert p == pytest.approx(exact, abs=0.01)
+
+
+def bootstrap_samples(n):
+  """Every multiset of n units with n! / prod k! / n^n."""
+  for drawn in itertools.combinations_with_replacement(range(n), n):
+    times = map(math.factorial, np.bincount(drawn).tolist())
+    yield drawn, math.factorial(n) / math.prod(times) / n**n
+
+
+def spread(values, chances):
+  """Standard deviation of values that are not equally probable."""
+  chances = np.array(chances) / np.sum(chances)
+  return math.sqrt(chances @ (values - chances @ np.array(values)) ** 2)
+
+
+def exact_bootstrap_t(d, level):
+  """(low, high): every multiset by a loop, with n! / prod k! / n^n, and its quantiles of t."""
+  n, found = len(d), []
+  for drawn, chance in bootstrap_samples(n):
+    sample, gap = d[list(drawn)], d[list(drawn)].mean() - d.mean()
+    error = sample.std(ddof=1) / math.sqrt(n)
+    unbounded = math.copysign(math.inf, gap) if abs(gap) > 1e-12 else 0.0
+    found.append((gap / error if error > 1e-12 else unbounded, chance))
+  assert math.fsum(chance for _, chance in found) == pytest.approx(1)
+
+  def quantile(sign):
+    total = 0.0
+    for t, chance in sorted((sign * t, chance) for t, chance in found):
+      total += chance
+      if total >= (1 - level) / 2:
+        return sign * t
+
+  return d.mean() - np.array([quantile(-1), quantile(1)]) * scipy.stats.sem(d)
+
+
+@pytest.mark.parametrize(('n', 'level'), [(4, 0.95), (5, 0.9), (6, 0.95)])
+def test_of_few_units_all_bootstrap_samples_are_taken(n, level):
+  d = DIFFERENCES[:n]
+  e = stats.paired_difference(d, level, resamples=99)
+  assert (e.low, e.high) == pytest.approx(exact_bootstrap_t(d, level), rel=1e-9)
+  assert e.method == f'exact bootstrap-t over {n} seeds'
+  other = stats.paired_difference(d, level, seed=1)
+  assert (other.low, other.high) == (e.low, e.high)
+
+
+def test_the_interval_is_bootstrap_t(drawn_at_random):
+  """Its own draws: equal up to the error of 20,000 resamples."""
   rng, d = np.random.default_rng(7), DIFFERENCES
-  t = []
-  for _ in range(20_000):
-    drawn = rng.choice(d, len(d))
-    error = scipy.stats.sem(drawn)
-    if error > 0:
-      t.append((drawn.mean() - d.mean()) / error)
+  drawn = rng.choice(d, (20_000, len(d)))
+  drawn = drawn[np.ptp(drawn, axis=1) > 0]
+  t = (drawn.mean(1) - d.mean()) / scipy.stats.sem(drawn, axis=1)
   expected = d.mean() - np.quantile(t, [0.975, 0.025]) * scipy.stats.sem(d)
   e = stats.paired_difference(d, resamples=20_000)
   assert (e.low, e.high) == pytest.approx(expected, abs=0.06 * (e.high - e.low))
@@ -136,7 +205,7 @@ def test_the_same_seed_gives_the_same_answer_and_another_one_a_close_one():
 def test_nan_differences_are_left_out_and_counted():
   e = stats.paired_difference([*DIFFERENCES, math.nan, math.nan])
   clean = stats.paired_difference(DIFFERENCES)
-  assert e.method == 'bootstrap-t over 10 seeds (2 NaN left out)'
+  assert e.method == 'exact bootstrap-t over 10 seeds (2 NaN left out)'
   assert (e.value, e.low, e.high, e.n, e.p) == (clean.value, clean.low, clean.high, 10, clean.p)
 
 
@@ -186,7 +255,7 @@ def test_where_bootstrap_t_is_unbounded_the_t_interval_takes_its_place(d):
 
 @pytest.mark.parametrize('skewed', [False, True])
 @pytest.mark.parametrize(('n', 'bca'), [(5, 0.83), (10, 0.90)])
-def test_the_interval_covers_where_bca_does_not(n, bca, skewed):
+def test_the_interval_covers_where_bca_does_not(n, bca, skewed, drawn_at_random):
   """BCa covers 83 % and 79 % at n = 5, 89 % and 88 % at n = 10."""
   rng = np.random.default_rng(n)
   draws = rng.exponential(size=(1000, n)) - 1 if skewed else rng.normal(size=(1000, n))
@@ -195,7 +264,7 @@ def test_the_interval_covers_where_bca_does_not(n, bca, skewed):
   assert np.mean(covered) < 0.98
 
 
-def test_paired_difference_has_its_size_and_power():
+def test_paired_difference_has_its_size_and_power(drawn_at_random):
   rng = np.random.default_rng(3)
   null = [stats.paired_difference(d, resamples=1999) for d in rng.normal(size=(400, 10))]
   assert within([e.p <= 0.05 for e in null], 0.05)
@@ -312,7 +381,7 @@ def test_non_inferiority_is_the_lower_end_of_the_90_percent_interval():
   over_seeds = stats.non_inferiority(DIFFERENCES - 1, 0.5)
   same = stats.paired_difference(DIFFERENCES - 1, level=0.9)
   assert (over_seeds.low, over_seeds.high, over_seeds.p) == (same.low, same.high, same.p)
-  assert over_seeds.method == 'bootstrap-t over 10 seeds, margin 0.5'
+  assert over_seeds.method == 'exact bootstrap-t over 10 seeds, margin 0.5'
   over_folds = stats.non_inferiority(DIFFERENCES - 1, 0.5, test_to_rest=0.25)
   same = stats.corrected_resampled_t(DIFFERENCES - 1, 0.25, level=0.9)
   assert (over_folds.low, over_folds.high, over_folds.p) == (same.low, same.high, same.p)
@@ -322,7 +391,9 @@ def test_non_inferiority_is_the_lower_end_of_the_90_percent_interval():
     assert not stats.is_non_inferior(e, -e.low)
 
 
-def test_non_inferiority_is_not_shown_without_an_interval_and_is_5_percent_at_the_margin():
+def test_non_inferiority_is_not_shown_without_an_interval_and_is_5_percent_at_the_margin(
+  drawn_at_random,
+):
   assert not stats.is_non_inferior(stats.non_inferiority([1.0], 100), 100)
   draws = np.random.default_rng(8).normal(-1, 1, (500, 10))
   yes = [stats.is_non_inferior(stats.non_inferiority(d, 1.0, resamples=999), 1.0) for d in draws]
@@ -358,16 +429,83 @@ def test_the_interval_of_association_is_that_of_resampled_seeds():
 
 
 def test_the_interval_of_a_correlation_by_hand():
-  """sd of -1 and 1 is sqrt(2), t_4(0.975) = 2.776445."""
-  low, high = stats._z_interval(math.tanh(0.5), np.tanh([-1.0, 1.0, math.nan]), 5)
-  half = 2.776445 * math.sqrt(2)
+  """sd of -1 and 1, equally probable, is 1; t_4(0.975) = 2.776445."""
+  drawn, chances = np.tanh([-1.0, 1.0, math.nan]), np.array([0.25, 0.25, 0.5])
+  low, high, p = stats._z_interval(math.tanh(0.5), drawn, chances, 5)
+  half = 2.776445
   assert (low, high) == pytest.approx((math.tanh(0.5 - half), math.tanh(0.5 + half)), abs=1e-6)
+  assert p == pytest.approx(2 * scipy.stats.t.sf(0.5, 4))
+  wide = stats._z_interval(math.tanh(0.5), drawn, chances, 5, test_to_rest=0.25)
+  factor = math.sqrt(1 + 5 / 4)  # (1 / n + ratio) in place of 1 / n
+  ends = math.tanh(0.5 - factor * half), math.tanh(0.5 + factor * half)
+  assert wide == pytest.approx((*ends, 2 * scipy.stats.t.sf(0.5 / factor, 4)), abs=1e-6)
 
 
 def test_random_permutations_come_from_the_seed():
-  x, y = seeds_and_classes(1, 10, 10, r=0.2)
-  assert stats.association(x, y) == stats.association(x, y)
-  assert stats.association(x, y).p != stats.association(x, y, seed=1).p
+  x, y = seeds_and_classes(1, 12, 10, r=0.2)
+  assert stats.association(x, y, resamples=999) == stats.association(x, y, resamples=999)
+  other = stats.association(x, y, seed=1, resamples=999)
+  assert stats.association(x, y, resamples=999).p != other.p
+
+
+@pytest.mark.parametrize('n', [4, 5, 7])
+def test_sums_of_all_orders_are_those_of_the_loop(n):
+  products = np.random.default_rng(n).normal(size=(n, n))
+  found = np.concatenate([batch.ravel() for batch in resampling._sums_of_orders(products)])
+  orders = itertools.permutations(range(n))
+  assert np.sort(found) == pytest.approx(
+    np.sort([sum(products[i, j] for i, j in enumerate(order)) for order in orders])
+  )
+
+
+def test_ten_units_have_all_their_orders():
+  """A perfect correlation of ten ranks: it and its mirror image, of 10! orders."""
+  x = np.arange(10.0)
+  products = np.outer(ranks.unit_ranks(x), ranks.unit_ranks(x))
+  assert resampling.order_p(products, 0, 99) == pytest.approx(2 / math.factorial(10))
+
+
+@pytest.mark.parametrize('ties', [False, True])
+def test_of_few_seeds_association_takes_all_bootstrap_samples(ties):
+  x, y = seeds_and_classes(2, 5, 3, r=0.5)
+  if ties:
+    x, y = np.round(x), np.round(y)
+  values, chances = [], []
+  for drawn, chance in bootstrap_samples(5):
+    own = [
+      scipy.stats.spearmanr(a, b).statistic
+      for a, b in zip(x[list(drawn)].T, y[list(drawn)].T, strict=True)
+      if len(set(a)) > 1 and len(set(b)) > 1
+    ]
+    if own:
+      values.append(math.atanh(np.clip(np.mean(own), -0.999, 0.999)))
+      chances.append(chance)
+  half = scipy.stats.t.ppf(0.975, 4) * spread(values, chances)
+  e = stats.association(x, y, resamples=99)
+  centre = math.atanh(e.value)
+  assert (e.low, e.high) == pytest.approx(np.tanh([centre - half, centre + half]), abs=1e-9)
+  corrected, plain = stats.associations(x, y, (0.25, None), resamples=99)
+  assert plain == e
+  assert corrected == stats.association(x, y, 0.25, resamples=99)
+  half *= math.sqrt(1 + 5 * 0.25)
+  ends = np.tanh([centre - half, centre + half])
+  assert (corrected.low, corrected.high) == pytest.approx(ends, abs=1e-9)
+  t = centre / (half / scipy.stats.t.ppf(0.975, 4))
+  assert corrected.p == pytest.approx(2 * scipy.stats.t.sf(abs(t), 4), abs=1e-9)
+  assert corrected.method == f'{e.method}, corrected for the overlap'
+
+
+def test_across_classes_takes_all_bootstrap_samples():
+  x, y = np.random.default_rng(3).normal(size=(2, 4, 6))
+  values, chances = [], []
+  for drawn, chance in bootstrap_samples(4):
+    r = scipy.stats.spearmanr(x[list(drawn)].mean(0), y[list(drawn)].mean(0)).statistic
+    values.append(math.atanh(np.clip(r, -0.999, 0.999)))
+    chances.append(chance)
+  half = scipy.stats.t.ppf(0.975, 3) * spread(values, chances)
+  e = stats.across_classes(x, y, resamples=99)
+  centre = math.atanh(e.value)
+  assert (e.low, e.high) == pytest.approx(np.tanh([centre - half, centre + half]), abs=1e-9)
 
 
 def test_association_sees_ranks_alone_and_no_names_of_classes():
@@ -414,7 +552,7 @@ def test_association_has_no_test_below_4_seeds_or_without_a_class():
   assert not perfect.known
 
 
-def test_association_has_its_size_and_power_with_dependent_classes():
+def test_association_has_its_size_and_power_with_dependent_classes(drawn_at_random):
   null = [
     stats.association(*seeds_and_classes(s, 8, 6, shared=0.7), resamples=199) for s in range(300)
   ]
@@ -557,7 +695,7 @@ def test_mantel_leaves_out_absent_classes():
     assert math.isnan(e.p)
 
 
-def test_mantel_has_its_size_and_power():
+def test_mantel_has_its_size_and_power(drawn_at_random):
   """Pairs that share a class depend on each other: the plain p of spearmanr is no test."""
   rng = np.random.default_rng(4)
   rows, columns = np.triu_indices(10, 1)
@@ -596,7 +734,7 @@ def test_noise_floor_is_the_paired_difference_of_two_halves():
     expected.p,
     5,
   )
-  assert e.method == 'noise floor, bootstrap-t over 5 pairs of units'
+  assert e.method == 'noise floor, exact bootstrap-t over 5 pairs of units'
   shifted = stats.noise_floor(values + 10, seed=3)
   assert (shifted.low, shifted.high) == pytest.approx((e.low, e.high), rel=1e-9)
   assert stats.noise_floor([*values, math.nan], seed=3).method.endswith('(1 NaN left out)')
@@ -604,12 +742,12 @@ def test_noise_floor_is_the_paired_difference_of_two_halves():
   assert stats.noise_floor(values, level=0.5).level == 0.5
 
 
-def test_noise_floor_is_null_95_percent_of_the_time():
+def test_noise_floor_is_null_95_percent_of_the_time(drawn_at_random):
   draws = np.random.default_rng(5).normal(size=(400, 20))
   assert within([stats.noise_floor(v, resamples=999).excludes(0) for v in draws], 0.05)
 
 
-def test_halves_of_the_same_seeds_seldom_differ():
+def test_halves_of_the_same_seeds_seldom_differ(drawn_at_random):
   """Of 200 splits of one sample's 20 seeds into halves, about one in twenty excludes 0."""
   rng, rates = np.random.default_rng(6), []
   for values in rng.normal(size=(10, 20)):

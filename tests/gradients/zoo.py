@@ -53,7 +53,7 @@ def fill(shapes, seed=0):
       return jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), jnp.float32)
     fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 10
     value = rng.normal(size=leaf.shape) / np.sqrt(fan_in)
-    # a gate with one hidden unit stays alive
+    # a gate of few hidden units stays alive
     alive = name == 'bias' and any(getattr(key, 'key', '') == 'squeeze' for key in path)
     return jnp.asarray(abs(value) + 1 if alive else value, jnp.float32)
 

@@ -49,14 +49,22 @@ def close(found, expected):
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(('reduction', 'hidden'), [(1, 6), (3, 2), (16, 1)])
+@pytest.mark.parametrize(('reduction', 'hidden'), [(1, 10), (3, 8), (16, 8)])
 def test_channel_gate(reduction, hidden):
-  module, z = attn.ChannelGate(reduction), draw(4, 6)
+  module, z = attn.ChannelGate(reduction), draw(4, 10)
   variables = random_variables(module, z)
-  assert variables['params']['squeeze']['kernel'].shape == (6, hidden)
+  assert variables['params']['squeeze']['kernel'].shape == (10, hidden)
   found = module.apply(variables, z)
   close(found, channel_gate(float64(variables['params']), z))
   assert ((np.asarray(found) > 0) & (np.asarray(found) < 1)).all()
+
+
+@pytest.mark.parametrize(
+  ('channels', 'reduction', 'hidden'),
+  [(3, 16, 3), (16, 16, 8), (127, 16, 8), (144, 16, 9), (256, 16, 16), (5, 1, 5), (40, 1, 40)],
+)
+def test_a_bottleneck_keeps_8_units_where_it_can(channels, reduction, hidden):
+  assert attn.hidden_units(channels, reduction) == hidden
 
 
 def test_branch_attention_gates_each_branch_by_its_own_channels():
@@ -82,7 +90,7 @@ def test_branch_attention_shares_nothing_between_branches():
   assert (np.asarray(before[1]) != np.asarray(after[1])).any()
 
 
-@pytest.mark.parametrize(('channels', 'hidden'), [(8, 1), (48, 3)])
+@pytest.mark.parametrize(('channels', 'hidden'), [(3, 3), (8, 8), (48, 8), (160, 10)])
 def test_squeeze_excite(channels, hidden):
   module, x = attn.SqueezeExcite(), draw(2, 4, 5, channels)
   variables = random_variables(module, x)
@@ -119,7 +127,7 @@ def test_cbam(train):
   module, x = attn.CBAM(), draw(2, 5, 4, 32)
   variables = random_variables(module, x, train)
   params, stats = float64(variables['params']), float64(variables['batch_stats']['spatial_norm'])
-  assert params['squeeze']['kernel'].shape == (32, 2)
+  assert params['squeeze']['kernel'].shape == (32, 8)
   gated, convolved = cbam_maps(params, x.astype(np.float64))
   mean, var = (convolved.mean(), convolved.var()) if train else (stats['mean'][0], stats['var'][0])
   norm = params['spatial_norm']

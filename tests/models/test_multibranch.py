@@ -23,8 +23,8 @@ EXTREMES = ((2, 0.5), (1000, 1.0))
 PARAMETERS = {
   'none': 1351978,
   'none_wide': 1785594,
-  'se': 1387422,
-  'cbam': 1387822,
+  'se': 1387938,
+  'cbam': 1388338,
   'csba': 1785130,
   'csba_class': 1943530,
 }
@@ -57,7 +57,7 @@ def random_variables(model, image_shape, seed=0):
       return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
     fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 25
     value = (rng.normal(size=leaf.shape) * fan_in**-0.5).astype(np.float32)
-    # a gate with one hidden unit stays alive
+    # a gate of few hidden units stays alive
     return abs(value) + 1 if name == 'bias' and path[-2].key == 'squeeze' else value
 
   return jax.tree.map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0), image))

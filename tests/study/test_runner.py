@@ -336,9 +336,12 @@ def test_dry_run_lists_the_runs_of_a_shard(tmp_path):
   assert not (tmp_path / 'st').exists()
 
 
+OWN_TEST_SET = ('--config.base.data.source=tfds', '--config.base.data.name=cifar10')
+
+
 def test_dry_run_says_that_the_seeds_are_too_few(tmp_path):
   code, out, err = finish(
-    binary(tmp_path / 'st', '--dry_run', "--config.variants=('none', 'csba')")
+    binary(tmp_path / 'st', '--dry_run', "--config.variants=('none', 'csba')", *OWN_TEST_SET)
   )
   assert code == 0, err
   assert out.splitlines()[-1] == (
@@ -791,6 +794,7 @@ def test_seeds_that_are_too_few_to_support_anything(
   tmp_path, monkeypatch, capsys, fields, tests, smallest, needed
 ):
   in_process(monkeypatch)
+  fields |= {'base__data__source': 'tfds', 'base__data__name': 'cifar10'}  # a test set of its own
   start(small(**fields), tmp_path / 'few')
   assert (
     f'cannot support any comparison: the smallest p of {tests} '
@@ -806,6 +810,7 @@ def test_seeds_that_are_too_few_to_support_anything(
     {'variants': ('none', 'se')},  # no comparison of the family
     {'test': False},  # none at all
     {'base__data__folds': 2, 'seeds': 10},  # another test, which knows no such bound
+    {},  # the same: digits of all seeds come from one set
   ],
 )
 def test_where_few_seeds_are_no_matter(tmp_path, monkeypatch, capsys, fields):

@@ -30,6 +30,7 @@ def _links(findings: Findings) -> Section | None:
     figure = _link(findings, link, name)
     blocks.append(figure if i == 0 else Fold(f'{wording.clean(link.measure)}: {name}', [figure]))
   several = len({wording.cell(link.cell, findings.cells) for link in findings.links}) > 1
+  beside = any(link.uncorrected is not None for link in findings.links)
   head = [
     *(['condition'] * several),
     'comparison',
@@ -40,6 +41,7 @@ def _links(findings: Findings) -> Section | None:
     'across classes',
     'p (across)',
     'verdict',
+    *(['uncorrected', 'p (uncorrected)'] * beside),
   ]
   rows = [
     [
@@ -52,6 +54,7 @@ def _links(findings: Findings) -> Section | None:
       wording.interval(link.across, 2, signed=True),
       wording.probability(link.across.p),
       link.verdict or wording.NONE,
+      *(_uncorrected(link) * beside),
     ]
     for link in findings.links
   ]
@@ -64,9 +67,22 @@ def _links(findings: Findings) -> Section | None:
     ' rows.'
     f' Method: {wording.methods(estimates)}.'
   )
+  if beside:
+    caption += (
+      ' Uncorrected: within class, as if units shared no images, p from permuted units; it decides'
+      ' nothing.'
+    )
   table = Table(caption, head, rows, 2 + several)
   blocks = [blocks[0], table, *tables.reasons(estimates), *blocks[1:]]
   return Section('Conflict reduction and F1 gain', 'links', blocks)
+
+
+def _uncorrected(link: Link) -> list[str]:
+  """Interval and p of a link as if units were independent."""
+  if link.uncorrected is None:
+    return [wording.NONE] * 2
+  ends = wording.ends(link.uncorrected, 2, signed=True, limits=(SMALLEST_CORRELATION,))
+  return [ends, wording.probability(link.uncorrected.p)]
 
 
 def _pair(link: Link) -> str:
@@ -147,15 +163,17 @@ def _mantel(findings: Findings) -> Section | None:
       str(e.n),
       wording.number(e.value, 2, signed=True),
       wording.probability(e.p),
+      wording.probability(adjusted),
     ]
-    for name, e in findings.mantel
+    for name, e, adjusted in findings.mantel
   ]
-  estimates = [e for _, e in findings.mantel]
+  estimates = [e for _, e, _ in findings.mantel]
   caption = (
     'Mantel tests: correlation of two class-by-class matrices over the pairs of classes; p from'
-    f' permuted classes, no intervals; n counts classes. Method: {wording.methods(estimates)}.'
+    ' permuted classes, no intervals; n counts classes. p (Holm) is adjusted over the tests of the'
+    f' same question. Method: {wording.methods(estimates)}.'
   )
-  table = Table(caption, ['matrices', 'n', 'correlation', 'p'], rows)
+  table = Table(caption, ['matrices', 'n', 'correlation', 'p', 'p (Holm)'], rows)
   return Section('Are the matrices alike?', 'mantel', [table])
 
 

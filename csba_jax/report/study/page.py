@@ -6,7 +6,7 @@ from importlib import resources
 
 from csba_jax.analysis import wording
 from csba_jax.analysis.findings import Findings
-from csba_jax.analysis.types import REFUTED, SUPPORTED, UNDECIDED
+from csba_jax.analysis.types import REFUTED, SUPPORTED, UNDECIDED, UNTESTED
 from csba_jax.report.study import content, svg
 from csba_jax.report.study.blocks import (
   Block,
@@ -21,7 +21,12 @@ from csba_jax.report.study.blocks import (
   Verdict,
 )
 
-_BADGES = {SUPPORTED: ('yes', '✓'), REFUTED: ('no', '✕'), UNDECIDED: ('open', '?')}
+_BADGES = {
+  SUPPORTED: ('yes', '✓'),
+  REFUTED: ('no', '✕'),
+  UNDECIDED: ('open', '?'),
+  UNTESTED: ('idle', '–'),
+}
 _OTHER = ('open', '?')  # of any other verdict
 # the browser itself refuses to load or to run anything, whatever a class is named
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"

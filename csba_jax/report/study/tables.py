@@ -39,7 +39,7 @@ def comparison_table(
   several = len({wording.cell(c.cell, findings.cells) for c in comparisons}) > 1
   means = any(not math.isnan(c.treatment_mean) for c in comparisons)
   judged = any(c.verdict for c in comparisons)
-  corrected = any(c.corrected is not None for c in comparisons)
+  beside = [c.uncorrected for c in comparisons if c.uncorrected is not None]
   head = [
     *(['condition'] * several),
     *(['outcome'] * outcome),
@@ -50,8 +50,7 @@ def comparison_table(
     'p',
     *(['p (Holm)'] * adjusted),
     *(['verdict'] * judged),
-    *(['corrected interval'] * corrected),
-    *(['verdict by it'] * (corrected and judged)),
+    *(['uncorrected interval'] * bool(beside)),
   ]
   rows = [
     [
@@ -64,18 +63,16 @@ def comparison_table(
       wording.probability(c.difference.p),
       *([wording.probability(c.adjusted_p)] * adjusted),
       *([c.verdict or wording.NONE] * judged),
-      *([wording.ends(c.corrected, signed=True, limits=c.limits)] * corrected),
-      *([c.corrected_verdict or wording.NONE] * (corrected and judged)),
+      *([wording.ends(c.uncorrected, signed=True, limits=c.limits)] * bool(beside)),
     ]
     for c in comparisons
   ]
   sizes = wording.level(c.difference for c in comparisons)
-  if corrected:
-    how = wording.methods([c.corrected for c in comparisons if c.corrected is not None])
+  if beside:
     sizes += (
-      f'. Corrected interval, and the verdict by it: {how}, which knows that seeds redraw one'
+      f'. Uncorrected interval: {wording.methods(beside)}, as if units shared no images; it decides'
+      ' nothing'
     )
-    sizes += ' set of images; beside the test that was stated before the runs, and not in its place'
   return Table(f'{caption} {sizes}.', head, rows, 1 + several + outcome)
 
 

@@ -51,17 +51,18 @@ def test_every_section_in_order(text):
 
 def test_overall_verdict_first(text):
   shown, folded = text.split('## Summary\n\n')[1].split('</details>')[0].split('<details>')
-  assert shown.split('\n\n')[:5] == [
+  assert shown.split('\n\n')[:6] == [
     '- **UNDECIDED** It is open whether all links hold.',
     '- **SUPPORTED** CSBA has a higher macro-F1 than none.',
     '- **NOT SUPPORTED** It is capacity.',
     '- **UNDECIDED** It is open.',
+    '- **UNTESTED** It was not tested.',
     '![forest plot](forest.svg)',
   ]
   head, overall = folded.split('\n\n')[:2]
   assert head == '\n<summary>Every comparison behind these verdicts</summary>'
   assert overall.splitlines() == [
-    '- **Overall: less conflict makes a better tail**: **UNDECIDED**',
+    '- **Overall: CSBA makes a better tail by less conflict**: **UNDECIDED**',
     '  - The chain breaks at its second link.',
   ]
 

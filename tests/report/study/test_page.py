@@ -107,10 +107,11 @@ def test_verdicts_overall_first(text):
     ('yes', 'CSBA has a higher macro-F1 than none.'),
     ('no', 'It is capacity.'),
     ('open', 'It is open.'),
+    ('idle', 'It was not tested.'),
   ]
   assert '<article' not in shown
   first, second = re.findall('<article class="claim ([a-z]+)"><h3>(.*?) <span', folded)[:2]
-  assert first == ('open', 'Overall: less conflict makes a better tail')
+  assert first == ('open', 'Overall: CSBA makes a better tail by less conflict')
   assert second == ('yes', 'CSBA helps')
 
 
