@@ -44,7 +44,8 @@ class Findings:
   # majority and in the minority: 0 or 1 but where runs differ
   variants: tuple[str, ...]
   cells: tuple[Mapping[str, Any], ...]
-  about: Mapping[str, Any]  # commands, versions, commits, devices, runs, failed, seconds, config
+  about: Mapping[str, Any]  # commands, versions, commits, devices, runs, failed, seconds, config,
+  # statistics: of BatchNorm, of all measurements of conflict
   notes: tuple[str, ...]  # torn lines, missing runs, fewer than two seeds, ...
   claims: tuple[Claim, ...]
   scores: tuple[Score, ...]
@@ -180,6 +181,11 @@ def _about(results: Results) -> dict[str, Any]:
     'failed': len(results.failed),
     'seconds': float(sum(record.get('seconds') or 0 for record in done)),
     'config': study['config'],
+    'statistics': several(
+      entry.get('statistics', 'frozen')  # the only ones before they were recorded
+      for record in done
+      for entry in record.get('conflict') or ()
+    ),
   }
 
 

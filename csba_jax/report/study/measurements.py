@@ -23,10 +23,16 @@ _GLOSSARY = (
   ' layers, wider, so that its differences have no verdict). Part train or val: the images measured'
   ' on.'
 )
-_STATISTICS = (
+_FROZEN = (
   ' Statistics of BatchNorm are estimated anew at every snapshot, but for the tested net (the'
   ' checkpoint whose test metrics are reported), which is measured as it was tested.'
 )
+_GRADIENT = {  # which gradient was measured, by the statistics of BatchNorm
+  'frozen': ' The gradients are those of the net as it is used, with fixed statistics of BatchNorm,'
+  ' and not those that training takes.',
+  'batch': ' The gradients are those that training takes, estimated from training batches: Grams'
+  ' without bias, but cosines of weak gradients are noisy, and conflict rates then near one half.',
+}
 _FIRST = ('common', 'train')  # scope and part that are shown open
 _MOST_FOLDED = 24  # pairs of matrices in the details
 
@@ -63,7 +69,9 @@ def _matrices(findings: Findings) -> Section | None:
     return None
   pairs.sort(key=lambda pair: pair[:2])
   anew = any(flow.at == TESTED for flow in findings.flows)  # else a note says how
-  glossary = _GLOSSARY + _STATISTICS * anew
+  kinds = findings.about.get('statistics', ())
+  glossary = _GLOSSARY + ''.join(_GRADIENT.get(kind, '') for kind in kinds)
+  glossary += _FROZEN * (anew and 'frozen' in kinds)
   blocks: list[Block] = [Text(glossary, 'small'), *tables_lib.groups(findings)]
   most = _MOST_FOLDED if len(findings.class_names) <= 20 else 0
   folded = []
@@ -360,9 +368,10 @@ def _gates(findings: Findings, one: BranchSimilarity) -> Table:
     f'Mean gate of each branch over the images of a class and all channels, {place}; means over'
     ' units. Of csba_class the block head: what logit c lets through of images of class c.'
   )
-  head = ['block, branch', *map(wording.clean, findings.class_names)]
+  order = figures.order(findings, one.cell)
+  head = ['block, branch', *(wording.clean(findings.class_names[c]) for c in order)]
   rows = [
-    [f'{wording.clean(block)}, {branch}', *map(wording.number, values)]
+    [f'{wording.clean(block)}, {branch}', *(wording.number(values[c]) for c in order)]
     for block, gates in one.gates.items()
     for branch, values in enumerate(gates, 1)
   ]

@@ -229,3 +229,42 @@ def test_what_was_measured_on_one_part_only(made_up):
   flows = [flow for flow in made.flows if flow.part == 'val' or flow.at == '0']
   text = markdown.render(dataclasses.replace(made, flows=flows))
   assert 'Norm of each class gradient in the scope shared, logarithmic; snapshot start' in text
+
+
+@pytest.mark.parametrize(
+  ('kinds', 'there', 'absent'),
+  [
+    (
+      ('frozen',),
+      ['of the net as it is used'],
+      ['those that training takes, est'],
+    ),
+    (
+      ('batch',),
+      ['those that training takes, estimated from'],
+      ['as it is used', 'estimated anew'],
+    ),
+    (('none',), [], ['as it is used', 'training takes', 'estimated anew']),
+  ],
+)
+def test_it_says_which_gradient_was_measured(made_up, kinds, there, absent):
+  made = made_up.findings()
+  made = dataclasses.replace(made, about={**made.about, 'statistics': kinds})
+  text = ' '.join(markdown.render(made).split())
+  assert all(words in text for words in there)
+  assert not any(words in text for words in absent)
+
+
+def test_gates_stand_in_the_order_of_class_sizes(made_up):
+  made = made_up.findings()
+  (one, *_) = (found for found in made.branch_similarity if found.gates)
+  counts = tuple(of_cell[::-1] for of_cell in made.class_counts)  # the last class is the largest
+  for turned, names in ((made, made.class_names), (None, made.class_names[::-1])):
+    turned = turned or dataclasses.replace(made, class_counts=counts)
+    part = markdown.render(turned).split(f'Mean gates by class, {one.variant}')[1]
+    table = next(lines for lines in tables(part) if cells(lines[0])[0] == 'block, branch')
+    assert cells(table[0])[1:] == [wording.clean(name) for name in names]
+    block, gates = next(iter(one.gates.items()))
+    values = gates[0] if turned is made else gates[0][::-1]
+    assert cells(table[2])[0] == f'{wording.clean(block)}, 1'
+    assert cells(table[2])[1:] == [wording.number(value) for value in values]
