@@ -394,11 +394,3 @@ def test_letters_that_a_terminal_cannot_show_are_escapes_in_every_binary(monkeyp
   written = {name: stream.buffer.getvalue().decode('ascii') for name, stream in streams.items()}
   assert written['stdout'] == '\\u65e5\\u672c, caf\\udce9\n'
   assert written['stderr'] == 'csba-x: expected \\xc4; found \\xf6; to fix it: \\xfc\n'
-
-
-def test_a_terminal_that_is_none_is_left_alone(monkeypatch):
-  from csba_jax.bin import _main
-
-  monkeypatch.setattr(sys, 'stdout', None)
-  monkeypatch.setattr(sys, 'stderr', io.StringIO())
-  _main._print_anything()

@@ -4,6 +4,7 @@ import pytest
 
 from csba_jax import config as config_lib
 from csba_jax import fields as fields_lib
+from csba_jax.models import registry
 from csba_jax.planning import hardware
 from csba_jax.report.terminal import fields
 from csba_jax.study import grid
@@ -54,7 +55,7 @@ def test_a_list_has_name_value_meaning_and_range_of_every_field():
   )
   assert by_name['train.momentum'].split()[1] == '0.9'
   assert by_name['augment.flip'].endswith('[True or False]')
-  assert by_name['model.name'].endswith('[multibranch, resnet32, resnet32_branches, vit]')
+  assert by_name['model.name'].endswith(f'[{", ".join(registry.MODELS)}]')
   assert f"'{'x' * 30}'*" in by_name['data.dir']  # whole, and before its meaning
   assert lines[-1] == '* differs from the default'
   plain = fields.of_run(None).splitlines()

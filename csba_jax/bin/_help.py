@@ -12,7 +12,10 @@ ASKS_ALL = {'--helpfull', '-helpfull', '--helpxml', '-helpxml'}  # flags of libr
 ASKS = {'--help', '-help', '-h', '--helpshort', '-helpshort', '-?', *ASKS_ALL}
 WIDTH, COLUMN = 100, 34  # characters of a line, and before a flag's description
 # Groups by the module that defines their flags. A binary's own module has the first group.
-GROUPS = {'csba_jax.bin._distributed': 'Several processes (docs/launching.md)'}
+GROUPS = {
+  'csba_jax.bin._sample': 'What is measured',
+  'csba_jax.bin._distributed': 'Several processes (docs/launching.md)',
+}
 # What --config.FIELD is, by binary.
 CONFIG = {
   'train': 'Any field of csba_jax/config.py, such as --config.train.epochs=20.',

@@ -398,7 +398,7 @@ def _no_test(test_fraction: float) -> UserError:
     return UserError('test images', 'none with data.test_fraction 0', do)
   return UserError(
     'images that can be held out for the test',
-    'none: every class has one image, or one group of images that stay together',
+    'none: every class has one image, or one group of images that stay together, as copies do',
     'add images, or correct the groups in data.group_column',
   )
 

@@ -34,12 +34,12 @@ from csba_jax.gradients.conflict import (
 )
 from csba_jax.gradients.dataset import Tick
 from csba_jax.gradients.estimate import (
-  LEVEL,
   add_scopes,
   describe_result,
   make_conflict,
   no_tick,
 )
+from csba_jax.gradients.fold_statistics import LEVEL
 from csba_jax.gradients.gram import LayerFn, Layers, gram
 from csba_jax.gradients.per_class import LossesFn, check_finite, class_sums
 from csba_jax.runtime import backend

@@ -17,6 +17,7 @@ from csba_jax.gradients import (
   estimate,
   estimated_conflict,
   exact_conflict,
+  fold_statistics,
 )
 from csba_jax.gradients.gram import Layers
 
@@ -184,7 +185,9 @@ def test_unbiased_against_loops(target):
   )
   vectors = rng.normal(size=(3, 1, 9)) * sizes[:, :, None] + 0.3 * rng.normal(size=(3, 4, 9))
   vectors = np.where(sizes[:, :, None] > 0, vectors, 0).reshape(12, 9)
-  gram, errors, low, high = estimate.unbiased(vectors @ vectors.T, sizes, np.array([50, 50, 3]))
+  gram, errors, low, high = fold_statistics.unbiased(
+    vectors @ vectors.T, sizes, np.array([50, 50, 3])
+  )
   entry, cosine, error = slow_unbiased(vectors, sizes)
   quantile = {1: 12.7062047, 2: 4.3026527, 3: 3.1824463}
   for c, d in np.ndindex(3, 3):
@@ -210,7 +213,7 @@ def test_intervals_of_class_measures_leave_out_fold_by_fold(lacking):
 
   def measures(sizes):
     there = g * (sizes.reshape(-1, 1) > 0)
-    gram = estimate.unbiased(there @ there.T, sizes)[0]
+    gram = fold_statistics.unbiased(there @ there.T, sizes)[0]
     total = gram @ prior
     own = np.diagonal(gram)
     undone = np.maximum(0, -(total - prior * own)) / (prior * own)
@@ -218,7 +221,7 @@ def test_intervals_of_class_measures_leave_out_fold_by_fold(lacking):
     raw = *shown[:2], -(total - prior * own) / (prior * own)
     return np.stack(shown), np.stack(raw)
 
-  found = estimate.class_intervals_over_folds(g @ g.T, sizes, counts, prior)
+  found = fold_statistics.class_intervals_over_folds(g @ g.T, sizes, counts, prior)
   variance = np.zeros((3, classes))
   for c in range(classes):
     without = []
@@ -271,7 +274,7 @@ def resample(gradients, label, target, images, folds, repetitions=REPETITIONS):
     used = np.arange(index.shape[2]) < sizes[:, :, None]
     sums = np.where(used[..., None], gradients[index], 0).sum(2)
     flat = sums.reshape(-1, sums.shape[-1])
-    found.append(estimate.unbiased(flat @ flat.T, sizes, COUNTS))
+    found.append(fold_statistics.unbiased(flat @ flat.T, sizes, COUNTS))
     means = sums.sum(1) / sizes.sum(1)[:, None]
     naive.append(means @ means.T)
   return [np.stack(part) for part in zip(*found, strict=True)], np.stack(naive)
@@ -331,7 +334,7 @@ def test_the_population_is_estimated_without_bias():
     index, sizes = estimate.draw_folds({'label': label}, 2, 'population', 64, 8, seed)
     used = np.arange(index.shape[2]) < sizes[:, :, None]
     sums = np.where(used[..., None], images[index], 0).sum(2).reshape(16, 20)
-    found.append(estimate.unbiased(sums @ sums.T, sizes, counts))
+    found.append(fold_statistics.unbiased(sums @ sums.T, sizes, counts))
   grams, _, low, high = (np.stack(part) for part in zip(*found, strict=True))
   assert deviations(grams, means @ means.T).max() < 4
   expected = conflict_matrix(means @ means.T)[0, 1]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from csba_jax.errors import UserError
-from csba_jax.gradients import flow, plots
+from csba_jax.gradients import drawing, flow, plots
 from csba_jax.gradients.conflict import Conflict, conflict_matrix
 from csba_jax.gradients.gram import ClassGrams
 
@@ -29,13 +29,13 @@ def make(classes=3, counts=COUNTS, layers=2, step=3, seed=0):
 @pytest.fixture
 def figures(monkeypatch):
   """Every figure that is saved."""
-  kept, save = [], plots._save
+  kept, save = [], drawing.save
 
   def keep(figure, path):
     kept.append(figure)
     save(figure, path)
 
-  monkeypatch.setattr(plots, '_save', keep)
+  monkeypatch.setattr(drawing, 'save', keep)
   return kept
 
 
@@ -198,10 +198,10 @@ def test_matrices_that_share_a_scale_of_colours_end_at_their_largest_entry():
   nothing = np.full((2, 2), np.nan)
   small = np.array([[1, -0.01], [-0.01, 1]])
   large = np.array([[1, -0.7], [0.2, 1]])
-  assert plots.color_limit([small, nothing, large]) == 0.7  # the diagonal is not drawn
-  assert plots.color_limit([small, nothing]) == plots.SMALLEST_LIMIT == 0.05
-  assert plots.color_limit([nothing]) == plots.color_limit([np.ones((1, 1))]) == 1.0
-  assert plots.color_limit([]) == 1.0
+  assert drawing.color_limit([small, nothing, large]) == 0.7  # the diagonal is not drawn
+  assert drawing.color_limit([small, nothing]) == drawing.SMALLEST_LIMIT == 0.05
+  assert drawing.color_limit([nothing]) == drawing.color_limit([np.ones((1, 1))]) == 1.0
+  assert drawing.color_limit([]) == 1.0
 
 
 def test_gradient_flow(figures, tmp_path):
@@ -330,7 +330,7 @@ def test_names_of_classes_do_not_overlap(figures, tmp_path, classes):
   axes, renderer = figures[0].axes[0], FigureCanvasAgg(figures[0]).get_renderer()
   for labels, side in ((axes.get_yticklabels(), 'y'), (axes.get_xticklabels(), 'x')):
     assert len({label.get_text() for label in labels}) == len(labels)
-    assert min(label.get_fontsize() for label in labels) >= plots._SMALLEST_FONT
+    assert min(label.get_fontsize() for label in labels) >= drawing.SMALLEST_FONT
     boxes = [label.get_window_extent(renderer) for label in labels]
     if side == 'x' and classes <= 20:
       continue  # slanted: their boxes overlap, they do not
@@ -365,7 +365,7 @@ def test_long_names_are_cut_and_stay_distinct(figures, tmp_path):
   plots.heat_map(dataclasses.replace(make(), class_names=names), tmp_path / 'x.png')
   labels = [t.get_text() for t in figures[0].axes[0].get_yticklabels()]
   assert len(set(labels)) == 3
-  assert max(len(label) for label in labels) <= plots.LONGEST_NAME + len(' (500)')
+  assert max(len(label) for label in labels) <= drawing.LONGEST_NAME + len(' (500)')
 
 
 def test_letters_without_a_font_are_no_warning_and_other_fonts_are_tried(
@@ -378,7 +378,7 @@ def test_letters_without_a_font_are_no_warning_and_other_fonts_are_tried(
   assert is_png(tmp_path / 'x.png')
   fonts = [font_manager.FontEntry(name=name) for name in ('DejaVu Sans', 'Noto Sans CJK JP')]
   monkeypatch.setattr(font_manager.fontManager, 'ttflist', fonts)
-  plots._add_letters(figures[0])
+  drawing._add_letters(figures[0])
   families = {t.get_text(): t.get_fontfamily() for t in figures[0].findobj(Text)}
   assert families['日本 (40)'] == ['DejaVu Sans', 'Noto Sans CJK JP']
   assert families['b (500)'] == ['sans-serif']

@@ -54,6 +54,23 @@ def branches(rng):
   }
 
 
+RESULT = dict.fromkeys(collect.OF_TUNING, 7) | {
+  'validation_macro_f1': 0.7,
+  'macro_f1': 0.123456789,
+  'accuracy': 0.5,
+  'balanced_accuracy': 0.123456789,
+  'expected_calibration_error': float('nan'),
+  'group_accuracy': {'many': 0.25, 'medium': None, 'few': None},
+  'per_class': {name: [0.123456789] * 10 for name in ('precision', 'recall', 'f1')}
+  | {'support': [3] * 10},
+  'class_names': list('0123456789'),
+  'class_counts': [9] * 10,
+  'splits_sha256': 'x',
+  'source_sha256': 'y',
+  'timing': {'devices': 1},
+}
+
+
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
   """A csba_class net at the start, at the end, and at the one of two losses that it reached."""
@@ -70,8 +87,7 @@ def workdir(tmp_path_factory):
         records.progress.step = step
         found = {p: (made_up(names, rng, step, p), branches(rng)) for p in ('train', 'val')}
         records.snapshot_line(snapshot, step / 11, found, 1.0)
-    result = dict.fromkeys(collect.OF_TUNING, 7) | {'macro_f1': 0.123456789, 'splits_sha256': 'x'}
-    folder.write_result(result | {'class_names': list('0123456789'), 'accuracy': float('nan')})
+    folder.write_result(RESULT)
   return path
 
 

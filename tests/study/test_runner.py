@@ -341,7 +341,13 @@ OWN_TEST_SET = ('--config.base.data.source=tfds', '--config.base.data.name=cifar
 
 def test_dry_run_says_that_the_seeds_are_too_few(tmp_path):
   code, out, err = finish(
-    binary(tmp_path / 'st', '--dry_run', "--config.variants=('none', 'csba')", *OWN_TEST_SET)
+    binary(
+      tmp_path / 'st',
+      '--dry_run',
+      "--config.variants=('none', 'csba')",
+      '--config.base.model.name=multibranch',
+      *OWN_TEST_SET,
+    )
   )
   assert code == 0, err
   assert out.splitlines()[-1] == (

@@ -80,7 +80,7 @@ def test_a_run_learns_and_leaves_whole_records(driver, finished):
   assert training[-1]['step'] == total
   assert training[-1]['train_loss'] < 0.7 * training[0]['train_loss']
   assert config['versions']['jax'] == jax.__version__
-  assert set(config) == {'config', 'versions', 'commit', 'environment'}
+  assert set(config) == {'config', 'versions', 'commit', 'environment', 'numerics'}
   assert set(result) >= {'accuracy', 'macro_f1', 'balanced_accuracy', 'per_class', 'parameters'}
   assert set(result['per_class']) == {'precision', 'recall', 'f1', 'support'}
   assert result['group_accuracy']['few'] is not None

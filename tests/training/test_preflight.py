@@ -45,7 +45,7 @@ DEVICES = {
 # what only the data can tell, before they are decoded
 DATA = {
   'batch': ({'train.batch_size': 5000}, 'a batch larger than the data'),
-  'imbalance': ({'data.imbalance_factor': 900.0}, 'set imbalance_factor to 1'),
+  'imbalance': ({'data.imbalance_factor': 900.0}, 'set data.imbalance_factor to 1'),
   'classes': ({'data.num_classes': 9}, r'data.num_classes as in the data \(10\); found 9'),
   'size': ({'data.image_size': 16}, 'set --config.data.image_size=8'),
   'folds': ({'data.folds': 1000}, 'as data.folds = 1000'),

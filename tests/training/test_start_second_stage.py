@@ -271,7 +271,7 @@ def test_a_first_stage_that_is_not_there(driver, first, tmp_path):
     run_here(driver, tmp_path / 'run', stage__source=str(tmp_path / 'nix'), **stage)
   shutil.copytree(first, tmp_path / 'copy')
   shutil.rmtree(tmp_path / 'copy' / 'checkpoints')
-  with pytest.raises(UserError, match='a run with checkpoints in .*; found none; .* csba-train'):
+  with pytest.raises(UserError, match='a run with checkpoints in .*; found none yet; .* csba-'):
     run_here(driver, tmp_path / 'run', stage__source=str(tmp_path / 'copy'), **stage)
 
 

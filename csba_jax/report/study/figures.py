@@ -10,7 +10,7 @@ from csba_jax.analysis import wording
 from csba_jax.analysis.findings import Findings
 from csba_jax.analysis.stats import Estimate
 from csba_jax.analysis.types import BranchSimilarity, Comparison, Link, Matrix, MeanFlow, Score
-from csba_jax.gradients.plots import color_limit
+from csba_jax.gradients.drawing import color_limit
 from csba_jax.report.study import svg
 
 MEASURES = ('head_tail_conflict', 'minority_interference', 'mean_cosine')

@@ -29,6 +29,7 @@ def result(splits='a', source='s', macro_f1=0.5):
     'confusion_matrix': [[8, 2], [1, 3]],
     'splits_sha256': splits,
     'source_sha256': source,
+    'checkpoint_step': 3,
   }
 
 
