@@ -25,7 +25,10 @@ from csba_jax.report.study.blocks import (
 )
 
 FOREST = 'forest.svg'  # the picture of the summary, in a file of its own for Markdown
-_KNOWN = ('runs', 'failed', 'seconds', 'devices', 'commits', 'commands', 'versions', 'config')
+_KNOWN = (
+  *('runs', 'failed', 'seconds', 'devices', 'commits', 'commands', 'versions', 'config'),
+  'statistics',  # of BatchNorm: it stands beside the matrices
+)
 
 
 def title(findings: Findings) -> str:
