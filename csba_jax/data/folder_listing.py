@@ -202,11 +202,10 @@ def _is_system(folder: str) -> bool:
 
 def _counted(kinds: collections.Counter[str]) -> list[str]:
   """'15 .heic', '1 image', 'folder @eaDir': most frequent first."""
-  ordered = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
-  named = [
-    f'{n} {_NOUN.sub(r"\1s", kind, count=1)}' if n > 1 else re.sub('^(?!folder )', '1 ', kind)
-    for kind, n in ordered
-  ]
+  named = []
+  for kind, n in sorted(kinds.items(), key=lambda item: (-item[1], item[0])):
+    one = kind if kind.startswith('folder ') else f'1 {kind}'
+    named.append(one if n == 1 else f'{n} ' + _NOUN.sub(r'\1s', kind, count=1))
   return [*named[:NAMED], f'{len(named) - NAMED} more kinds'] if len(named) > NAMED + 1 else named
 
 
