@@ -41,7 +41,7 @@ class Sampling:
   """The images that a diagnosis takes; see `estimate.estimated_conflict`."""
 
   # every image, and the fields below have no effect; None: where it takes at most SECONDS
-  exact: bool | None = None
+  exact: bool | None = False
   target: str = 'train'
   images: int = 64  # of each class
   folds: int = 8
