@@ -22,6 +22,8 @@ from csba_jax.runtime.signals import StopRequest
 from csba_jax.study import collect, grid, results, runner, store, study_json, tuning
 from csba_jax.training import loop
 
+pytestmark = pytest.mark.usefixtures('driver')  # whose model the studies have
+
 ROOT = Path(__file__).parents[2]
 CONFIG = """
 from csba_jax.study import grid

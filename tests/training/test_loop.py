@@ -305,15 +305,12 @@ KILLS = [
 def copied(workdir, copy):
   """Copies a workdir as it is at one moment, although a thread may be saving to it."""
   while workdir.exists():
-    before = sorted(workdir.rglob('*'))
     with contextlib.suppress(OSError, shutil.Error):  # a file was renamed meanwhile
+      before = sorted(workdir.rglob('*'))
       shutil.copytree(workdir, copy)
-    if (
-      sorted(workdir.rglob('*'))
-      == before
-      == sorted(workdir / p.relative_to(copy) for p in copy.rglob('*'))
-    ):
-      return
+      there = sorted(workdir / path.relative_to(copy) for path in copy.rglob('*'))
+      if sorted(workdir.rglob('*')) == before == there:
+        return
     shutil.rmtree(copy, ignore_errors=True)
 
 
