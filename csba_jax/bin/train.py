@@ -32,9 +32,7 @@ def main() -> int:
   config_lib.check(config)
   if _DRY_RUN.value:
     from csba_jax.planning import dry_run
-    from csba_jax.runtime import backend
 
-    backend.start()
     print(dry_run.describe(config))
     return 0
   workdir = _main.required(_WORKDIR, 'runs/digits')

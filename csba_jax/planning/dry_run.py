@@ -181,6 +181,7 @@ def describe(config: ml_collections.ConfigDict) -> str:
     use_fake_devices(config.parallel.fake_devices)
     config = config.copy_and_resolve_references()
     config.parallel.devices = config.parallel.fake_devices
+  backend.start()
   setting = Setting.of(config)
   devices, images = setting.layout.devices, Images.of(setting)
   costs, refused = {'training step': Cost.of(compile_training(setting), devices)}, []
