@@ -137,7 +137,7 @@ def measure(
   """The conflict of a net over a part of its run's data."""
   losses_fn = Partial(losses_of(net, config), net.batch_stats)
   images = {'image': part.images, 'label': part.labels}
-  about = {'statistics': 'frozen' if jax.tree.leaves(net.batch_stats) else 'none', **about}
+  about = {'statistics': statistics_of(net, in_training=False), **about}
   common = describe_net(net, config, data, about) | {
     'num_classes': net.num_classes,
     'layer_fn': layer_fn,
@@ -150,6 +150,13 @@ def measure(
     return estimate.exact_conflict(losses_fn, net.params, images, **common)
   chosen = {k: v for k, v in dataclasses.asdict(sample).items() if k != 'exact'}
   return estimate.estimated_conflict(losses_fn, net.params, images, **common, **chosen)
+
+
+def statistics_of(net: Net, in_training: bool) -> str:
+  """The statistics of BatchNorm that a measurement has: batch or frozen; none without BatchNorm."""
+  if not jax.tree.leaves(net.batch_stats):
+    return 'none'
+  return 'batch' if in_training else 'frozen'
 
 
 def describe_net(

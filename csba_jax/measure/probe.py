@@ -113,7 +113,7 @@ class ImageProbe:
     )
     about = {
       'target': 'train',
-      'statistics': 'frozen',
+      'statistics': diagnose.statistics_of(net, in_training=False),
       'folds': FOLDS,
       'images': self._config.diagnostics.images,
     }

@@ -29,8 +29,6 @@ from csba_jax.run.net import Net
 from csba_jax.run.schedule import training_stream
 from csba_jax.runtime.progress import say
 
-KINDS = ('batch', 'frozen')
-
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
@@ -60,7 +58,7 @@ def choose(asked: str, net: Net, config: ml_collections.ConfigDict) -> str:
     raise UserError(
       'a run that trains, for the conflict of its training batches',
       f'stage.method={config.stage.method}',
-      'set the statistics to frozen',
+      'set --statistics=frozen, in a run --config.diagnostics.statistics=frozen',
     )
   if asked != 'auto':
     return asked
@@ -129,10 +127,11 @@ def measure(
     UserError: fewer than two batches, or as in `diagnose.diagnose_run`.
   """
   layer_fn = None if layers is None else diagnose.choose_layers(layers, net.params)
+  stage = second_stages.find(config.stage, config.model.head)
   name = 'training' if part is data.train else 'validation'
   about = {
     'target': f'{name} batches',
-    'statistics': 'batch',
+    'statistics': diagnose.statistics_of(net, stage.updates_statistics),
     'seed': batches.seed,
     'layers': layers or '',
   }

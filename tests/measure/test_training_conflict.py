@@ -185,7 +185,8 @@ def test_auto_is_what_training_takes(run, stage, of_batchnorm):
     training_conflict.choose('batch', run.net, config)
   assert str(error.value) == (
     'expected a run that trains, for the conflict of its training batches; found '
-    'stage.method=tau_norm; to fix it: set the statistics to frozen'
+    'stage.method=tau_norm; to fix it: set --statistics=frozen, in a run '
+    '--config.diagnostics.statistics=frozen'
   )
 
 
