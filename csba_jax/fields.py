@@ -83,7 +83,7 @@ FIELDS = {
   'parallel.fake_devices': '--dry_run for devices that are not there; 0: those that are.',
   'parallel.hardware': '--dry_run: the accelerator whose times are estimated.',
   'diagnostics.every': 'Steps between measurements of class-gradient conflict; 0: never.',
-  'diagnostics.statistics': 'Of BatchNorm: batch, frozen (running ones), or auto, as training has.',
+  'diagnostics.statistics': 'Of BatchNorm: batch, frozen (running ones), or auto.',
   'diagnostics.batches': 'With batch: training batches of a measurement.',
   'diagnostics.images': 'With frozen: images of each class in the fixed sample of `every`.',
   'diagnostics.snapshots': 'When conflict is measured over the parts, and for the tested net.',

@@ -21,7 +21,9 @@ _STATISTICS = flags.DEFINE_enum(
   'Of BatchNorm: of each batch, as in training, or running ones (frozen), as evaluated.',
 )
 _BATCHES = flags.DEFINE_integer('batches', 64, 'With --statistics=batch: how many batches.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Seed of the images or batches that are drawn.', lower_bound=0)
+_SEED = flags.DEFINE_integer(
+  'seed', 0, 'Seed of the images or batches that are drawn.', lower_bound=0
+)
 _OF_SAMPLE = (_TARGET, _IMAGES, _FOLDS)  # only a sample of images reads them
 _OF_IMAGES = (_EXACT, *_OF_SAMPLE)  # only frozen statistics read them
 FLAGS = (_STATISTICS, *_OF_IMAGES, _BATCHES, _SEED)
