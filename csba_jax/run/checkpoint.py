@@ -13,6 +13,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,24 @@ from csba_jax.runtime import distributed
 PyTree = Any
 # Orbax logs its errors with tracebacks, once in each of its threads, and raises the first as well.
 logging.get_absl_logger().addFilter(lambda record: '/orbax/' not in record.pathname)
+
+
+def _without_late_answers(report: Callable[[Any], Any]) -> Callable[[Any], Any]:
+  """A `sys.unraisablehook` like `report`, silent about files that are written after a failed save.
+
+  The first write that fails ends the event loop of the save. Writes that end afterwards find it
+  closed, and tensorstore's threads print a traceback for each, with no object and no message.
+  """
+
+  def hook(unraisable: Any) -> None:
+    late = isinstance(unraisable.exc_value, RuntimeError) and unraisable.object is None
+    if not (late and str(unraisable.exc_value) == 'Event loop is closed'):
+      report(unraisable)
+
+  return hook
+
+
+sys.unraisablehook = _without_late_answers(sys.unraisablehook)
 
 # Files that orbax writes again after the sums are taken. The first name is private to orbax; it was
 # read in orbax-checkpoint 0.12.8.

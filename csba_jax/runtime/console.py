@@ -6,7 +6,6 @@ Standard error may be closed, a pipe without a reader, or a file on a full disk.
 import atexit
 import os
 import sys
-import types
 from typing import Any, TextIO, cast
 
 
@@ -67,19 +66,6 @@ def secure(command: str) -> None:
   output, sys.stderr = Forgiving(sys.stdout), standard_error()
   sys.stdout = cast(TextIO, output)
   atexit.register(_report, command, output)  # the first that is registered is called last
-  sys.excepthook = _hook
-
-
-def _hook(
-  kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
-) -> None:
-  """Shows an error that nothing handles, but not one that follows another which is reported.
-
-  Where a save fails, C++ threads of TensorStore still call the loop of it, which is closed.
-  """
-  begins_in = trace and trace.tb_frame.f_code.co_name  # in the program, unless C++ called it
-  if begins_in != 'call_soon_threadsafe' or str(error) != 'Event loop is closed':
-    sys.__excepthook__(kind, error, trace)
 
 
 def _fill(number: int) -> None:

@@ -481,3 +481,32 @@ raise jax.errors.JaxRuntimeError({message!r})
   assert found.returncode == code
   assert said in found.stderr
   assert ('Traceback' in found.stderr) == (code == 1)
+
+
+def test_a_file_written_after_a_failed_save_is_not_reported():
+  program = """
+import asyncio, sys, tensorstore
+from csba_jax.run import checkpoint
+async def wait_for(future):
+  await future
+def finish(result):
+  promise, future = tensorstore.Promise.new()
+  loop = asyncio.new_event_loop()
+  task = loop.create_task(wait_for(future))
+  loop.run_until_complete(asyncio.sleep(0.01))  # now the task waits
+  loop.close()
+  promise.set_result(result)
+  return task
+class Other:
+  def __del__(self):
+    raise RuntimeError('of another kind')
+tasks = [finish(i) for i in range(2)]
+Other()
+sys.stderr.flush()
+import os; os._exit(0)
+"""
+  found = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+  assert found.returncode == 0
+  assert 'Event loop is closed' not in found.stderr
+  assert found.stderr.count('Traceback') == 1
+  assert found.stderr.endswith('RuntimeError: of another kind\n')

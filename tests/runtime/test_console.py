@@ -1,6 +1,5 @@
 """Standard streams that are closed, full, or of another encoding: no run ends because of them."""
 
-import asyncio
 import io
 import os
 import subprocess
@@ -114,17 +113,3 @@ def test_a_reader_that_leaves_is_told_nothing():
   code, _, err = child(SPEAK, stdout=writer)
   os.close(writer)
   assert (code, err) == (1, 'progress\n')
-
-
-def test_only_what_follows_another_error_is_not_shown(capsys):
-  loop = asyncio.new_event_loop()
-  loop.close()
-  with pytest.raises(RuntimeError, match='Event loop is closed') as caught:
-    loop.call_soon_threadsafe(print)
-  here, late = caught.tb, caught.value
-  console._hook(RuntimeError, late, here.tb_next)  # as where C++ made the call
-  assert capsys.readouterr().err == ''
-  console._hook(RuntimeError, late, here)
-  assert capsys.readouterr().err.endswith('RuntimeError: Event loop is closed\n')
-  console._hook(ValueError, ValueError('new'), None)
-  assert capsys.readouterr().err == 'ValueError: new\n'
