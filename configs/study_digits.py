@@ -17,7 +17,6 @@ def get_config():
   c.name = 'digits_lt'
   c.base = config.sibling(__file__, 'digits_lt')
   c.base.train.log_every = 4  # so that levels of loss are met closely
-  c.base.diagnostics.statistics = 'frozen'  # as results/ has them, see docs/study.md
   c.base.diagnostics.snapshots = '0,0.1,0.5,1'
   c.base.diagnostics.loss_levels = '1,0.3'
   c.variants = ('none', 'none_wide', 'se', 'cbam', 'csba', 'csba_class')

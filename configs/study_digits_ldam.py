@@ -13,7 +13,6 @@ from csba_jax import config
 def get_config():
   """The study."""
   c = config.sibling(__file__, 'study_digits')
-  c.base.diagnostics.statistics = 'auto'
   c.name = 'digits_lt_ldam'
   c.variants = ('none', 'se', 'csba')
   c.pairs = (('csba', 'none'), ('csba', 'se'))  # the first decides

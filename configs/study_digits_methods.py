@@ -11,7 +11,6 @@ from csba_jax import config
 def get_config():
   """The study."""
   c = config.sibling(__file__, 'study_digits')
-  c.base.diagnostics.statistics = 'auto'
   c.name = 'digits_lt_methods'
   c.methods = ('class_balanced', 'drw')
   c.tuned_by = ''
