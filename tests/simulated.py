@@ -114,7 +114,8 @@ def make(
                 'device': 'simulated CPU',
                 'seconds': round(10 + 5 * own.random(), 1),
                 'result': _result(np.clip(recall, 0.02, 0.98), variant, own, 5 if folds else 1)
-                | {'splits_sha256': _sha([split, seed, fold]), 'source_sha256': _sha(name)},
+                | {'splits_sha256': _sha([split, seed, fold]), 'source_sha256': _sha(name)}
+                | {'content_sha256': '7' * 64},
                 'conflict': _conflict(shared, conflict_effect * treated, treated, own),
                 'branches': _branches(variant, own),
               }

@@ -102,15 +102,10 @@ class Study:
 
   @property
   def test_to_rest(self) -> float | None:
-    """Test images / all other images of the set, also those that a cut tail leaves out.
-
-    One rule for folds and for seeds that redraw one set, see `stats.corrected_resampled_t`. None
-    where units do not share images.
-    """
+    """See `protocol.test_to_rest`; None where units do not share images."""
     if not (self.folds or self.redrawn):
       return None
-    share = 1 / self.folds if self.folds else float(self._data['test_fraction'])
-    return share / (1 - share)
+    return protocol.test_to_rest({**self._data, 'folds': self.folds})
 
   @property
   def _data(self) -> Mapping[str, Any]:

@@ -55,6 +55,13 @@ class Splits:
     return digest.hexdigest()
 
   @property
+  def content_sha256(self) -> str:
+    """Hex SHA-256 over `content` as '<u8' bytes; '' without it."""
+    if self.content is None:
+      return ''
+    return hashlib.sha256(np.ascontiguousarray(self.content, '<u8').tobytes()).hexdigest()
+
+  @property
   def members(self) -> np.ndarray:
     """Positions in `content` of the images of train, then val, then test."""
     assert self.content is not None

@@ -12,6 +12,7 @@ MEANS = ('macro_f1', 'accuracy', 'balanced_accuracy', 'expected_calibration_erro
 SHARES = (*MEANS, 'validation_macro_f1')  # the last is null in a run without validation
 COUNTS = ('examples', 'classes_without_examples', 'checkpoint_step', 'parameters')
 TEXTS = ('splits_sha256', 'source_sha256')
+LATER_TEXTS = ('content_sha256',)  # absent in results of earlier versions
 TOLERANCE = 1e-6  # of rounding, above 1
 # What is reported of each run.
 REPORTED: dict[str, tuple[str, ...]] = dict.fromkeys((*MEANS, *TEXTS), ())
@@ -40,7 +41,7 @@ def check_result(result: Any) -> None:
       _count(result[name], name)
   for name in ('loss', 'post_hoc_tau'):
     _number(result.get(name), name)
-  for name in TEXTS:
+  for name in (*TEXTS, *LATER_TEXTS):
     if name in result and not isinstance(result[name], str):
       raise ValueError(f'{name} is {_shown(result[name])} and no text')
   for name, value in _object(result.get('group_accuracy', {}), 'group_accuracy').items():

@@ -57,6 +57,18 @@ def redraws(data: Mapping[str, Any]) -> bool:
   return bool(data.get('test_fraction')) and not own
 
 
+def test_to_rest(data: Mapping[str, Any]) -> float:
+  """Test images / all other images of the set, also those that a cut tail leaves out.
+
+  Of folds, and of seeds that redraw one set; see `csba_jax.analysis.stats.corrected_resampled_t`.
+
+  Args:
+    data: the section of a config.
+  """
+  share = 1 / data['folds'] if data.get('folds') else float(data['test_fraction'])
+  return share / (1 - share)
+
+
 def too_few_seeds(tests: int, seeds: int) -> str:
   """That nothing can be supported by a family of so many tests over so many seeds; '' if it can.
 

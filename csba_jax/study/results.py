@@ -263,8 +263,9 @@ def _provenance(found: Results, folder: Path, pool: bool) -> list[str]:
   strict += [_mixed('config_sha256', (str(r['config_sha256'])[:12] for r in without))]
   versions = _versions(done)
   strict += [_mixed(name, (v for v in of if v)) for name, of in versions]
-  photos = (r['result'].get('source_sha256') for r in done)  # not kept by runs that only tune
-  strict += [_mixed('source_sha256', (str(sha)[:12] for sha in photos if sha))]
+  for name in ('source_sha256', 'content_sha256'):  # earlier versions did not keep them
+    images = (r['result'].get(name) for r in done)
+    strict += [_mixed(name, (str(sha)[:12] for sha in images if sha))]
   strict += [*_configs(found), _splits(found)]
   mixed = [words for words in strict if words]
   if mixed and not pool:

@@ -181,6 +181,7 @@ def _result(
     'parameters': sum(x.size for x in jax.tree.leaves(state.params)),
     'splits_sha256': data.splits.sha256,
     'source_sha256': data.splits.source_sha256,
+    'content_sha256': data.splits.content_sha256,
     'unreadable_images': data.skipped,
     'timing': {
       'seconds': seconds,

@@ -676,6 +676,9 @@ def test_content_sums_are_kept_and_fit(tmp_path):
   dataclasses.replace(found, content=content).save(path)
   again = splits.Splits.load(path)
   assert again.content.tolist() == content.tolist()
+  sum_of_bytes = hashlib.sha256(b''.join(int(x).to_bytes(8, 'little') for x in content))
+  assert again.content_sha256 == sum_of_bytes.hexdigest()
+  assert found.content_sha256 == ''
   assert again.members.tolist() == [*found.train, *found.val, *found.test]
   for wrong in (content[1:], content[:, None]):
     dataclasses.replace(found, content=wrong).save(path)

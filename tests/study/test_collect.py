@@ -67,6 +67,7 @@ RESULT = dict.fromkeys(collect.OF_TUNING, 7) | {
   'class_counts': [9] * 10,
   'splits_sha256': 'x',
   'source_sha256': 'y',
+  'content_sha256': 'z',
   'timing': {'devices': 1},
 }
 
@@ -224,6 +225,7 @@ def test_tuning_keeps_no_number_of_the_test_part(workdir):
     'timing',
     'splits_sha256',
     'source_sha256',
+    'content_sha256',
   }
   assert kept['result'] == {name: whole[name] for name in kept['result']}
 

@@ -338,6 +338,7 @@ def test_two_runs_of_the_same_axes_are_refused(tmp_path, new):
     ({'config': {'train': {'epochs': 3}}}, r'train.epochs: 10 in 5 runs, 3 in 1'),
     ({'study': 'other'}, r'study: simulated in 5 runs, other in 1'),
     ({'result': {'source_sha256': 'e' * 64}}, 'source_sha256: [0-9a-f]{12} in 5 runs, e{12} in 1'),
+    ({'result': {'content_sha256': 'e' * 64}}, 'content_sha256: 7{12} in 5 runs, e{12} in 1'),
     (
       {'result': {'splits_sha256': 'e' * 64}},
       'splits_sha256: of seed 1 not the same for all variants',

@@ -12,6 +12,7 @@ from csba_jax.errors import UserError
 from csba_jax.report.terminal import same_splits, seeds, table
 from csba_jax.run.workdir import read_config, read_result
 from csba_jax.runtime import text_table
+from csba_jax.study import protocol
 
 SEEDS = ('seed', 'data.seed', 'data.fold')  # fields in which runs of one net may differ
 
@@ -44,15 +45,18 @@ def of_workdirs(workdirs: Sequence[str]) -> str:
     results = {of_net[0]: [found[path] for path in of_net] for of_net in paths}
   for of_seed in zip(*paths, strict=True):
     same_splits.check({path: found[path] for path in of_seed})
-  return describe(results)
+  return describe(results, _test_to_rest(paths[0], found))
 
 
-def describe(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def describe(
+  results: Mapping[str, Sequence[Mapping[str, Any]]], test_to_rest: float | None = None
+) -> str:
   """Table of means and standard deviations over seeds, then what the seeds say of macro-F1.
 
   Args:
     results: content of result.json by net and seed, the same seeds in the same order. The first
       net is the one that the others are compared with.
+    test_to_rest: as in `seeds.describe`.
   """
   first = next(iter(results.values()))
   rows = [['F1 of class', 'training images', *results]]
@@ -64,8 +68,18 @@ def describe(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     rows.append([title, '', *(_cell([r[key] for r in of_net]) for of_net in results.values())])
   lines = [text_table.align(rows), '', f'Mean ± standard deviation over {len(first)} seeds.']
   control, *others = results
-  lines += [seeds.describe(results[net], first, (net, control)) for net in others]
+  lines += [seeds.describe(results[net], first, (net, control), test_to_rest) for net in others]
   return '\n'.join(lines)
+
+
+def _test_to_rest(
+  workdirs: Sequence[str], results: Mapping[str, Mapping[str, Any]]
+) -> float | None:
+  """Of runs of one net: the ratio where they share images, else None."""
+  data = read_config(workdirs[0])['data']
+  redrawn = len({results[path]['splits_sha256'] for path in workdirs}) > 1
+  shared = data['folds'] or protocol.redraws(data)
+  return protocol.test_to_rest(data) if redrawn and shared else None
 
 
 def _name(workdirs: Sequence[str]) -> str:

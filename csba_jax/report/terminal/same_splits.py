@@ -9,14 +9,19 @@ from csba_jax.run.workdir import read_config
 
 
 def check(results: Mapping[str, Mapping[str, Any]]) -> None:
-  """Raises UserError unless all runs have the same splits of the same data.
+  """Raises UserError unless all runs have the same splits of the same data, to the pixel.
+
+  Results of earlier versions do not say which pixels; they are taken to be those of the others.
 
   Args:
     results: content of result.json by workdir.
   """
-  groups: dict[tuple[str, str], list[str]] = {}
+  known = [sha for result in results.values() if (sha := result.get('content_sha256'))]
+  groups: dict[tuple[str, ...], list[str]] = {}
   for path, result in results.items():
-    groups.setdefault((result['splits_sha256'], result['source_sha256']), []).append(path)
+    content = result.get('content_sha256') or (known or [''])[0]
+    names = (result['splits_sha256'], result['source_sha256'])
+    groups.setdefault((*names, content), []).append(path)
   if len(groups) == 1:
     return
   first, *others = groups.values()

@@ -13,13 +13,17 @@ Results = Sequence[Mapping[str, Any]]  # content of result.json by seed
 RESAMPLES = 500
 
 
-def describe(treated: Results, control: Results, names: tuple[str, str]) -> str:
+def describe(
+  treated: Results, control: Results, names: tuple[str, str], test_to_rest: float | None = None
+) -> str:
   """Lines on macro-F1 of the test part, every number computed from the results.
 
   Args:
     treated: of one kind of net.
     control: of the other, the same seeds in the same order.
     names: what to call the two.
+    test_to_rest: of seeds that share images (`csba_jax.study.protocol.test_to_rest`); None of
+      seeds with test images of their own.
   """
   if not 0 < len(treated) == len(control):
     raise UserError(
@@ -28,7 +32,7 @@ def describe(treated: Results, control: Results, names: tuple[str, str]) -> str:
   lines = _one(treated[0], control[0], names)
   if len(treated) > 1:
     differences = [t['macro_f1'] - c['macro_f1'] for t, c in zip(treated, control, strict=True)]
-    lines = _several(np.array(differences), names)
+    lines = _several(np.array(differences), names, test_to_rest)
   return '\n'.join([*lines, _smallest_class(treated[0])])
 
 
@@ -49,8 +53,20 @@ def _one(
   ]
 
 
-def _several(differences: np.ndarray, names: tuple[str, str]) -> list[str]:
-  found, seeds = stats.paired_difference(differences).cut(-1, 1), len(differences)
+def _several(
+  differences: np.ndarray, names: tuple[str, str], test_to_rest: float | None
+) -> list[str]:
+  seeds = len(differences)
+  if test_to_rest is None:
+    found = stats.paired_difference(differences)
+    test = f'With {seeds} seeds a sign-flip test gives p = {2 ** (1 - seeds):.2g} at best; here '
+  else:
+    found = stats.corrected_resampled_t(differences, test_to_rest, units='seeds')
+    test = (
+      'All seeds draw their images from one set, and the interval allows for that (Nadeau and '
+      'Bengio 2003); '
+    )
+  found = found.cut(-1, 1)
   mean = f'{names[0]} - {names[1]}, mean of {seeds} seeds: macro-F1 {found.value:+.3f}'
   if not found.known:
     return [f'{mean}; {found.method}.']
@@ -60,8 +76,7 @@ def _several(differences: np.ndarray, names: tuple[str, str]) -> list[str]:
     f'The interval leaves out 0: {better} does better with this recipe on this data.'
     if found.excludes(0)
     else 'The interval contains 0, so these seeds do not show which is better.',
-    f'With {seeds} seeds a sign-flip test gives p = {2 ** (1 - seeds):.2g} at best; here '
-    f'p = {found.p:.2g}.',
+    f'{test}p = {found.p:.2g}.',
   ]
 
 

@@ -102,3 +102,32 @@ def test_what_does_not_go_together(runs):
   csba.append(runs('csba-s1', 1, 'csba', result(0.5, splits='b')))
   with pytest.raises(UserError, match=r'runs on the same splits, .*; found 2 different ones: '):
     by_net.of_workdirs([*none, *csba])
+
+
+@pytest.mark.parametrize(
+  ('fields', 'splits', 'shared'),
+  [
+    ({'source': 'digits', 'test_fraction': 0.3}, 'abc', 0.3 / 0.7),
+    ({'source': 'digits', 'test_fraction': 0.3}, 'aaa', None),  # the same test images each time
+    ({'source': 'image_folder', 'folds': 5, 'test_fraction': 0.0}, 'abc', 0.25),
+    ({'source': 'tfds', 'test_split': 'test', 'test_fraction': 0.0}, 'abc', None),
+  ],
+)
+def test_seeds_that_share_images(tmp_path, monkeypatch, fields, splits, shared):
+  paths, given = [], []
+  for name in ('none', 'csba'):
+    for seed, split in enumerate(splits):
+      config = config_lib.default()
+      config.seed = config.data.seed = seed
+      config.model.attention = name
+      config.data.update(fields)
+      folder = tmp_path / f'{name}-s{seed}'
+      folder.mkdir()
+      (folder / 'config.json').write_text(json.dumps({'config': config.to_dict()}))
+      found = result(0.5 + 0.1 * seed, splits=split)
+      found |= {'expected_calibration_error': 0.1, 'group_accuracy': GROUPS}
+      (folder / 'result.json').write_text(json.dumps(found))
+      paths.append(str(folder))
+  monkeypatch.setattr(by_net.seeds, 'describe', lambda *args: given.append(args[3]) or '')
+  by_net.of_workdirs(paths)
+  assert given == [shared if shared is None else pytest.approx(shared)]

@@ -81,6 +81,16 @@ def test_of_two_runs_none_can_be_compared(make):
   assert error.value.do.startswith('train c anew with the data fields of a, or ')
 
 
+def test_pixels_that_were_replaced_between_two_runs(make):
+  make('a', result() | {'content_sha256': 'x'})
+  make('b', result())  # of an earlier version
+  make('c', result() | {'content_sha256': 'x'})
+  by_net.of_workdirs(['a', 'b', 'c'])
+  make('d', result() | {'content_sha256': 'y'})
+  with pytest.raises(UserError, match=r'found 2 different ones: a, b, c; d \(other images in the'):
+    by_net.of_workdirs(['a', 'b', 'c', 'd'])
+
+
 def test_seeds_that_are_paired_are_told_apart_too(make):
   paths = []
   for seed in range(2):

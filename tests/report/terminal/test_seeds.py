@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from csba_jax.errors import UserError
 from csba_jax.methods import metrics
@@ -70,6 +71,24 @@ def test_several_seeds():
   clear = seeds.describe(shifted, [SAME, GOOD, GOOD, SAME], NAMES)
   assert 'leaves out 0: none does better with this recipe on this data.' in clear
   assert 'no interval' in seeds.describe([GOOD, GOOD], [SAME, SAME], NAMES)
+
+
+def test_seeds_that_share_images_have_the_interval_that_knows_it():
+  differences, ratio = np.array([0.1, 0.1, 0.04, 0.12]), 0.3 / 0.7
+  control = [GOOD, SAME, POOR, GOOD]
+  treated = [r | {'macro_f1': r['macro_f1'] + d} for r, d in zip(control, differences, strict=True)]
+  error = np.sqrt((1 / 4 + ratio) * differences.var(ddof=1))  # Nadeau and Bengio 2003
+  t = scipy.stats.t(3)
+  low, high = differences.mean() + np.array([-1, 1]) * t.ppf(0.975) * error
+  text = seeds.describe(treated, control, NAMES, ratio)
+  assert f'95 % interval {low:+.3f} to {high:+.3f}.' in text
+  p = 2 * t.sf(differences.mean() / error)
+  assert 'All seeds draw their images from one set, and the interval allows for that' in text
+  assert f'(Nadeau and Bengio 2003); p = {p:.2g}.' in text
+  assert 'contains 0' in text
+  alone = seeds.describe(treated, control, NAMES)
+  assert 'leaves out 0' in alone
+  assert 'sign-flip' in alone
 
 
 def test_an_interval_of_two_seeds_ends_where_f1_can_be():
