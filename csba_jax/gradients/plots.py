@@ -13,6 +13,7 @@ from csba_jax.gradients import blocks, drawing
 from csba_jax.gradients.conflict import Conflict, conflict_matrix
 from csba_jax.gradients.flow import Flow
 
+WIDEST = 24  # inches of a picture with one group of bars for each class
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
@@ -75,14 +76,18 @@ def class_f1(results: Mapping[str, Mapping[str, Any]], path: str | os.PathLike) 
   first = next(iter(results.values()))
   counts = np.asarray(first['class_counts'])
   order = by_frequency(counts)
-  figure = drawing.new_figure(max(6, 0.7 * len(order) + 2), 4)
+  crowded = 0.7 * len(order) + 2 > WIDEST
+  figure = drawing.new_figure(min(max(6, 0.7 * len(order) + 2), WIDEST), 4)
   axes = figure.subplots()
   wide = 0.8 / len(results)
   for i, (title, result) in enumerate(results.items()):
     f1 = np.array(result['per_class']['f1'], np.float64)[order]  # null, undefined: no bar
     axes.bar(np.arange(len(order)) - 0.4 + (i + 0.5) * wide, f1, wide, label=drawing.plain(title))
   labels = drawing.class_labels(first['class_names'], counts, order)
-  axes.set_xticks(range(len(order)), labels, rotation=45, ha='right', rotation_mode='anchor')
+  slanted = {'rotation': 45, 'ha': 'right', 'rotation_mode': 'anchor'}
+  upright = {'rotation': 90, 'fontsize': max(3, min(8, 0.7 * 72 * WIDEST / len(order)))}
+  axes.set_xticks(range(len(order)), labels, **(upright if crowded else slanted))
+  axes.set_xlim(-0.6, len(order) - 0.4)
   axes.set_ylim(0, 1)
   axes.set_ylabel('F1 on the test part')
   axes.set_xlabel('class (training images)')

@@ -87,10 +87,13 @@ def evaluate_run(
   """
   if post_hoc_tau is not None and not 0 <= post_hoc_tau < math.inf:
     raise UserError('a finite tau >= 0', str(post_hoc_tau), 'set --post_hoc_tau=1')
+  absent = UserError(f'a {split} part with images', 'none in this run', 'use --split=test')
+  if split == 'val' and not restore.config_of(workdir).data.val_fraction:
+    raise absent  # before the data is read
   run = restore.load_run(workdir, which, data_dir)
   part = run.data.val if split == 'val' else run.data.test
   if not len(part):
-    raise UserError(f'a {split} part with images', 'none in this run', 'use --split=test')
+    raise absent
   net = run.net
   if post_hoc_tau is not None:
     net = dataclasses.replace(net, post_hoc_tau=post_hoc_tau)

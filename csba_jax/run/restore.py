@@ -120,6 +120,16 @@ def load_state(
   return _load_state(folder, config, net_lib.find(folder, config), which, layout)[1]
 
 
+def shapes_of(workdir: str) -> TrainState:
+  """Shapes and dtypes of a run's training state, without its data or a checkpoint.
+
+  Raises:
+    UserError: there is no run, or it names no classes (see `csba_jax.run.net.find`).
+  """
+  config, folder = config_of(workdir), expanded(workdir)
+  return _shapes(config, net_lib.find(folder, config))[1]
+
+
 def config_of(workdir: str | Path) -> ml_collections.ConfigDict:
   """The checked config of a run; UserError if there is none, or not of this version."""
   config = ml_collections.ConfigDict(read_config(workdir))
@@ -183,14 +193,18 @@ def _load_state(
   layout: sharding.Layout | None,
 ) -> tuple[nn.Module, TrainState]:
   layout = layout or sharding.for_evaluation(config)
-  model = _model_of(config, metadata)
-  tx, _ = optimizers.build(config, total_steps=1)
-  shapes = state_lib.shapes(model, tx, metadata.image_shape, config.train.ema_decay > 0)
+  model, shapes = _shapes(config, metadata)
   like = layout.like(shapes)
   _check_named(folder, which)
   with Checkpoints(_checkpoints_of(folder), read_only=True, warn=say) as checkpoints:
     step = _find_step(checkpoints, folder, which, like, config.data.val_fraction > 0)
     return model, _restore(checkpoints, step, folder, like)[0]
+
+
+def _shapes(config: ml_collections.ConfigDict, metadata: Metadata) -> tuple[nn.Module, TrainState]:
+  model = _model_of(config, metadata)
+  tx, _ = optimizers.build(config, total_steps=1)
+  return model, state_lib.shapes(model, tx, metadata.image_shape, config.train.ema_decay > 0)
 
 
 def _initial_net(

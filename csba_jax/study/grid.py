@@ -183,9 +183,10 @@ def check(study: ml_collections.ConfigDict) -> None:
     raise UserError(
       'base.data.folds for repeats of a cross-validation', 'none', 'set --config.base.data.folds=5'
     )
-  if study.naive_repeats and not study.base.data.group_column:
+  data = study.base.data
+  if study.naive_repeats and not (data.group_column or data.group_copies):
     raise UserError(
-      'duplicate groups (base.data.group_column) that the naive split can ignore',
+      'duplicates that the naive split can ignore (base.data.group_copies or group_column)',
       'none',
       'set --config.naive_repeats=0',
     )

@@ -297,6 +297,18 @@ def test_f1_by_class(figures, tmp_path):
   assert [t.get_text() for t in axes.get_legend().get_texts()] == ['none', 'csba']
 
 
+def test_f1_of_a_hundred_classes_fits_a_page(figures, tmp_path):
+  names = [f'class {c}' for c in range(100)]
+  run = {'class_names': names, 'class_counts': list(range(100, 0, -1))}
+  runs = {'none': run | {'per_class': {'f1': [0.5] * 100}}}
+  plots.class_f1(runs, tmp_path / 'x.png')
+  figure = figures[0]
+  assert figure.get_size_inches()[0] == plots.WIDEST
+  figure.canvas.draw()
+  boxes = [t.get_window_extent() for t in figure.axes[0].get_xticklabels()]
+  assert all(a.x1 <= b.x0 for a, b in itertools.pairwise(boxes))  # no label on another
+
+
 # ---- names
 
 

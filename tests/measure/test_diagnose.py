@@ -435,7 +435,7 @@ def test_ctrl_c_leaves_whole_files_only(workdir, tmp_path):
     ([], 'expected --workdir'),
     (['--workdir=nix'], 'no config.json there'),
     (['--workdir={run}', '--checkpoint=7'], 'found 7'),
-    (['--workdir={run}', '--layers=nix'], 'which finds none of'),
+    (['--workdir={run}', '--layers=nix', '--data_dir=/nowhere'], 'which finds none of'),
     (['--workdir={run}', '--folds=1'], 'at least 2 folds'),
     (['--workdir={run}', '--target=test'], "--target: train or population; found 'test'"),
     (['--workdir={run}', '--images=two'], 'two'),

@@ -141,8 +141,9 @@ def test_evaluation_without_checkpoints_or_validation_part(driver, finished, tmp
   with pytest.raises(UserError, match='a saved checkpoint'):
     evaluate.evaluate_run(str(workdir))
   run_here(driver, tmp_path / 'all', data__val_fraction=0.0, train__epochs=1)
-  with pytest.raises(UserError, match='a val part with images'):
-    evaluate.evaluate_run(str(tmp_path / 'all'), split='val')
+  for data_dir in (None, '/nowhere'):  # which is not read
+    with pytest.raises(UserError, match='a val part with images'):
+      evaluate.evaluate_run(str(tmp_path / 'all'), split='val', data_dir=data_dir)
 
 
 def test_evaluation_counts_every_example_once(driver):

@@ -59,7 +59,7 @@ def describe(
     test_to_rest: as in `seeds.describe`.
   """
   first = next(iter(results.values()))
-  rows = [['F1 of class', 'training images', *results]]
+  rows = [['F1 of class', 'training images', *table.titles(results, first[0])]]
   for c, name in table.names_in_order(first[0]):
     f1 = [_cell([r['per_class']['f1'][c] for r in of_net]) for of_net in results.values()]
     rows.append([name, _range([r['class_counts'][c] for r in first]), *f1])

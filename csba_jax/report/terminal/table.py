@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from csba_jax.data.class_counts import by_frequency
@@ -15,6 +15,9 @@ HEADLINES = (
   ('macro-F1', 'macro_f1'),
   ('balanced accuracy', 'balanced_accuracy'),
   ('accuracy', 'accuracy'),
+)
+SHORTEST_TITLE = (
+  14  # columns that the title of a run has at least, as wide as a mean and its spread
 )
 LARGEST_MATRIX = 12  # classes; a wider one does not fit a terminal
 ONE_RUN = (
@@ -31,7 +34,7 @@ def comparison(results: Mapping[str, Mapping[str, Any]]) -> str:
     results: content of result.json by column title.
   """
   first = next(iter(results.values()))
-  rows = [['F1 of class', 'training images', *results]]
+  rows = [['F1 of class', 'training images', *titles(results, first)]]
   for c, name in names_in_order(first):
     f1 = [_number(result['per_class']['f1'][c]) for result in results.values()]
     rows.append([name, str(first['class_counts'][c]), *f1])
@@ -74,6 +77,18 @@ def single(result: Mapping[str, Any]) -> str:
   ]
   rows.append(['calibration error', _number(result['expected_calibration_error'])])
   return text_table.align(rows)
+
+
+def titles(names: Iterable[str], first: Mapping[str, Any]) -> list[str]:
+  """Titles of columns that fit beside the names of the classes, cut where they are too long.
+
+  Args:
+    names: of the runs or nets.
+    first: content of result.json of one of them.
+  """
+  found, left = list(names), max(len(name) for _, name in names_in_order(first))
+  room = text_table.columns() - max(left, len('balanced accuracy')) - len('  training images')
+  return text_table.fit(found, max(room // len(found) - 2, SHORTEST_TITLE))
 
 
 def names_in_order(result: Mapping[str, Any]) -> list[tuple[int, str]]:

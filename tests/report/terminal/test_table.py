@@ -51,6 +51,19 @@ def test_comparison_keeps_the_order_of_the_runs():
   assert table.comparison(runs).splitlines()[0].split()[-3:] == ['z', 'a', 'm']
 
 
+def test_long_titles_are_cut_and_stay_distinct(monkeypatch):
+  monkeypatch.setenv('COLUMNS', '90')
+  long = [f'a-study-of-many-things/multibranch-width-{width}-csba' for width in (8, 16)]
+  lines = table.comparison({name: result([0.1, 0.2, 0.3]) for name in long}).splitlines()
+  assert max(map(len, lines)) <= 90
+  first, second = lines[0].split()[-2:]
+  assert first != second
+  assert first.startswith('a-')
+  assert table.titles(['none', 'csba'], result([0.1, 0.2, 0.3])) == ['none', 'csba']
+  many = [f'runs-of-a-net-{i:02}' for i in range(20)]
+  assert table.titles(many, result([0.1, 0.2, 0.3])) == [f'runs-of-a-..{i:02}' for i in range(20)]
+
+
 def test_single():
   assert table.single(result([0.6667, 0.1667, None])) == '\n'.join(
     [
