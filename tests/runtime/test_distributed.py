@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -579,6 +580,35 @@ def test_an_evaluation_that_is_told_to_stop(driver, finished, number, expected):
   [(code, err)] = ends([child])
   assert code == expected, err
   assert err.endswith('stopped\n')
+
+
+DIAGNOSIS = """
+import sys
+sys.path.insert(0, {tests!r})
+import driver  # knows the net
+from csba_jax.bin import diagnose
+diagnose.cli()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_measure_the_batches_of_one(driver, finished, tmp_path):
+  program = ('-c', DIAGNOSIS.format(tests=str(Path(__file__).parents[1])))
+  arguments = ('--statistics=batch', '--batches=3', '--seed=5')
+  alone, together = tmp_path / 'alone', tmp_path / 'together'
+  for folder in (alone, together):
+    shutil.copytree(finished, folder)
+  children = start_binary(driver, 'diagnose', together, *arguments, program=program)
+  children += [driver.start(f'--workdir={alone}', *arguments, devices=2, program=program)]
+  for code, err in ends(children, 300):
+    assert code == 0, err
+  [name] = [path.name for path in (alone / 'conflict').glob('*_training_batches_seed5.npz')]
+  of_one, of_two = (np.load(folder / 'conflict' / name) for folder in (alone, together))
+  for key in ('grams', 'errors', 'losses', 'counts'):
+    scale = np.abs(of_one[key]).max()
+    assert scale > 0
+    np.testing.assert_allclose(of_two[key], of_one[key], atol=1e-5 * scale)
 
 
 @pytest.fixture
