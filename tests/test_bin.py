@@ -87,8 +87,15 @@ BAD_TRAINING = {
 }
 
 
-# what other tests try too, without a process
+# what other tests try too, without a process; and all but a few, since a process takes seconds
 ELSEWHERE = (
+  'no config',
+  'recipe not there',
+  'stray word',
+  'large batch',
+  'csba without branches',
+  'second stage of nothing',
+  'folder not there',
   'config not there',
   'config not a recipe',
   'config not Python',
@@ -124,6 +131,7 @@ def test_bad_input_ends_in_one_line(tmp_path, case):
   assert not (tmp_path / 'run').exists()  # nothing is left behind
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('arguments', [['--dry_run'], ['--workdir=run']])
 def test_a_device_that_is_not_here(tmp_path, arguments):
   code, out, err = call('train', DIGITS, *arguments, cwd=tmp_path, JAX_PLATFORMS='cuda')
@@ -133,6 +141,7 @@ def test_a_device_that_is_not_here(tmp_path, arguments):
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('files', 'expected'),
   [
@@ -157,6 +166,7 @@ def test_folders_that_are_no_data(tmp_path, files, expected):
   assert expected in err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_absent_tfds_set_names_folder_and_command(tmp_path):
   code, _, err = call('train', CIFAR, f'--config.data.dir={tmp_path}', f'--workdir={tmp_path}/run')
   assert code == 1
@@ -334,6 +344,7 @@ def test_train_evaluate_report(digits_runs):
   assert lines[-1].startswith('workdirs: ')
 
 
+@pytest.mark.slow
 def test_report_of_a_study_and_in_a_readme(tmp_path):
   simulated.study(tmp_path / 'results/one', seeds=2, variants=('none',))
   code, out, err = call('report', '--workdir=results/one', cwd=tmp_path)
@@ -352,6 +363,7 @@ def test_report_of_a_study_and_in_a_readme(tmp_path):
   assert '[results/one/report.md](results/one/report.md)' in readme.read_text()
 
 
+@pytest.mark.slow
 def test_report_refuses_runs_on_other_splits(digits_runs, tmp_path):
   result = json.loads((digits_runs / 'focal/result.json').read_text())
   shutil.copytree(digits_runs / 'focal', tmp_path / 'other')
@@ -361,6 +373,7 @@ def test_report_refuses_runs_on_other_splits(digits_runs, tmp_path):
   assert 'runs on the same splits' in err
 
 
+@pytest.mark.slow
 def test_the_same_command_again_and_another_config(digits_runs):
   arguments = [DIGITS, f'--workdir={digits_runs / "focal"}', '--config.model.width=0.05']
   arguments += ['--config.train.epochs=2', '--config.train.eval_every=1']

@@ -28,6 +28,7 @@ def trace(ended):
   return ended[0]
 
 
+@pytest.mark.slow
 def test_every_place_is_reached_in_one_run(driver, trace):
   assert trace[0] == 'start'
   assert set(trace[1:]) == set(driver.PLACES)

@@ -419,6 +419,7 @@ def in_memory(driver, tmp_path_factory):
   return end
 
 
+@pytest.mark.slow
 def test_a_streamed_run_is_that_from_memory_to_the_bit(driver, in_memory, tmp_path):
   run_here(driver, tmp_path / 'run', data__input='stream')
   assert end_of(driver, tmp_path / 'run') == (in_memory, 'stream')
@@ -434,6 +435,7 @@ def test_partners_are_streamed_to_the_bit_too(driver, tmp_path):
   assert ends[0] == ends[1]
 
 
+@pytest.mark.slow
 def test_a_killed_stream_goes_on_from_disk_or_from_memory(driver, in_memory, tmp_path):
   """kill -9 in the third epoch: streamed or from memory, the restarted run ends the same."""
   streamed = '--config.data.input="stream"'

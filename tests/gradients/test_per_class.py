@@ -72,7 +72,7 @@ def pairs(names, *dtypes):
 
 
 WIDE = pairs(SPREAD, 'float64')
-FAST = WIDE + pairs(['self_attention', 'equinox_cnn', 'cond'], 'float64')
+FAST = pairs(['resnet_blocks', 'scan_over_layers', 'self_attention', 'nnx_cnn'], 'float64')
 FAST += pairs(['mlp_layer_norm', 'batch_norm_in_training'], 'float32', 'bfloat16')
 EVERY = pairs((*BLOCKS, *NETS, *OTHERS), 'float64')
 EVERY += pairs((*BLOCKS, NETS[-1], *OTHERS), 'float32', 'bfloat16')  # the nets are their blocks
@@ -250,8 +250,10 @@ def test_grams_are_those_of_a_loop_of_gradients(zoo, name, dtype, strategy):
 @pytest.mark.parametrize(
   ('name', 'dtype', 'strategy'),
   variants(
-    with_strategies(WIDE),
-    with_strategies(pairs([name for name in (*BLOCKS, *OTHERS) if name not in SPREAD], 'float64')),
+    with_strategies(FAST[:2]),
+    with_strategies(
+      [pair for pair in pairs((*BLOCKS, *OTHERS), 'float64') if pair not in FAST[:2]]
+    ),
   ),
 )
 def test_gradients_are_those_of_a_loop(zoo, name, dtype, strategy):
@@ -271,6 +273,7 @@ def test_gradients_are_those_of_a_loop(zoo, name, dtype, strategy):
   examine(zoo, name, dtype, strategy, check)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('strategy', ['masked', 'stacked'])
 def test_a_batch_of_one_image(zoo, strategy):
   model = zoo.MODELS['mlp_layer_norm'](jnp.float32)
@@ -296,6 +299,7 @@ def cnn_grams(cnn):
   return class_grams(*cnn, num_classes=C, head='^head')
 
 
+@pytest.mark.slow
 def test_weighted_by_counts_they_sum_to_the_gradient_of_the_mean(cnn):
   losses_fn, params, batch = cnn
   found = class_gradients(*cnn, num_classes=C)
@@ -314,6 +318,7 @@ def test_grams_of_layers_sum_to_total_and_shared_leaves_out_the_head(cnn_grams):
   assert (abs(without - cnn_grams.shared) < 1e-6 * sizes).all()
 
 
+@pytest.mark.slow
 def test_shared_is_total_without_a_head_and_zero_where_all_is_head(cnn):
   found = class_grams(*cnn, num_classes=C)
   np.testing.assert_array_equal(found.shared, found.total)
@@ -329,6 +334,7 @@ def test_grams_are_symmetric_and_positive_semidefinite(cnn_grams):
     assert values.min() >= -1e-6 * values.max()
 
 
+@pytest.mark.slow
 def test_another_numbering_of_classes_permutes_rows_and_columns(cnn):
   losses_fn, params, batch = cnn
   losses_fn = Partial(_losses_of_targets, Partial(losses_fn))
@@ -345,6 +351,7 @@ def _losses_of_targets(losses_fn, params, batch):
   return losses_fn(params, {**batch, 'label': batch['target']})
 
 
+@pytest.mark.slow
 def test_scaled_losses_scale_grams_by_the_square(cnn, cnn_grams):
   losses_fn, params, batch = cnn
   scaled = class_grams(lambda p, b: 3 * losses_fn(p, b), params, batch, num_classes=C, head='^head')
@@ -373,6 +380,7 @@ def test_masks_of_floats_and_integers_are_masks(cnn):
     assert_same(other, first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stacked', [False, True])
 def test_under_jit_they_are_what_they_are_eagerly(cnn, cnn_grams, stacked):
   losses_fn, params, batch = cnn
@@ -401,6 +409,7 @@ def test_parameters_held_fixed_have_no_layer_and_layers_may_be_joined(cnn, cnn_g
   assert (abs(found.total - body) <= 1e-5 * sizes).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['cnn_group_norm', 'depthwise_separable'])
 @pytest.mark.parametrize('strategy', ['masked', 'stacked'])
 def test_several_passes_give_the_same_grams(zoo, name, strategy):
@@ -462,6 +471,7 @@ def test_memory_is_bounded_by_max_bytes_and_the_largest_layer(stacked):
   assert found[-1] - found[0] >= 0.9 * (limits[-1] - limits[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stacked', [True, False])
 def test_passes_shrink_the_memory_of_the_step(stacked):
   classes, width, depth = 16, 64, 8
@@ -492,6 +502,7 @@ def test_passes_shrink_the_memory_of_the_step(stacked):
   assert two < 3 * layer
 
 
+@pytest.mark.slow
 def test_other_values_of_the_same_shapes_trace_nothing_anew(zoo):
   model = zoo.MODELS['mlp_layer_norm'](jnp.float32)
   traces = []
@@ -524,6 +535,7 @@ def mesh():
   return jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('strategy', ['masked', 'stacked'])
 @pytest.mark.parametrize('images', [8, 11])
 def test_eight_devices_agree_with_one(zoo, mesh, strategy, images):
@@ -538,6 +550,7 @@ def test_eight_devices_agree_with_one(zoo, mesh, strategy, images):
   assert_same(class_grams(model.losses_fn, model.params, batch, mesh=mesh, **options), one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('strategy', ['masked', 'stacked'])
 def test_a_mesh_is_taken_as_jax_makes_it(strategy):
   batch = {'x': np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)}
@@ -551,6 +564,7 @@ def test_a_mesh_is_taken_as_jax_makes_it(strategy):
   assert_same(found, class_grams(losses_fn, jnp.ones(3), batch, **options))
 
 
+@pytest.mark.slow
 def test_devices_in_two_dimensions(zoo):
   model = zoo.MODELS['mlp_layer_norm'](jnp.float32)
   mesh = jax.make_mesh((4, 2), ('data', 'model'), axis_types=(AxisType.Auto,) * 2)
@@ -559,6 +573,7 @@ def test_devices_in_two_dimensions(zoo):
   assert_same(found, class_grams(model.losses_fn, model.params, batch, num_classes=C))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('strategy', ['masked', 'stacked'])
 def test_no_device_gathers_the_batch(zoo, mesh, strategy):
   model = zoo.MODELS['cnn_group_norm'](jnp.float32)

@@ -332,6 +332,7 @@ def test_confusion(figures, tmp_path):
   assert texts == {(0, 0): '16', (1, 0): '2', (2, 0): '2', (1, 1): '3', (2, 1): '1'}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('classes', [3, 100, 260])
 def test_names_of_classes_do_not_overlap(figures, tmp_path, classes):
   from matplotlib.backends.backend_agg import FigureCanvasAgg

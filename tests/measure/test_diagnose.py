@@ -73,6 +73,7 @@ def losses_and_data(run, dtype=jnp.float32):
   return losses_fn, {'image': images, 'label': run.data.train.labels}
 
 
+@pytest.mark.slow
 def test_the_diagnostic_predicts_what_a_step_does(run):
   """A step of plain SGD along class d's gradient changes L_c by -lr G[c, d], for all pairs.
 
@@ -116,6 +117,7 @@ def exact(run):
   return diagnose.diagnose_run(run, diagnose.Sampling(exact=True))
 
 
+@pytest.mark.slow
 def test_exact_is_the_run_on_all_its_training_images(run, exact):
   losses_fn, batch = losses_and_data(run)
   expected = class_grams(
@@ -140,6 +142,7 @@ def test_layers_come_from_input_to_output(exact):
   )
 
 
+@pytest.mark.slow
 def test_chosen_layers_alone(run, exact):
   found = diagnose.diagnose_run(run, diagnose.Sampling(exact=True), layers='stage2/.*conv/kernel')
   assert found.layers == tuple(
@@ -187,6 +190,7 @@ def test_snapshots_and_lines_of_a_run(workdir, run):
   assert any(b'conflict_rate' in path.read_bytes() for path in (workdir / 'tensorboard').iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('fields', 'room', 'expected'),
   [
@@ -278,6 +282,7 @@ def measured(driver, tmp_path_factory):
   return workdir
 
 
+@pytest.mark.slow
 def test_training_is_the_same_to_the_bit_with_diagnostics_and_without(driver, measured, tmp_path):
   run_here(driver.tiny_config(), tmp_path / 'plain')
   assert leaves_of(driver, measured) == leaves_of(driver, tmp_path / 'plain')
@@ -340,6 +345,7 @@ def test_the_prior_is_what_a_class_weighs_in_the_objective(driver):
   np.testing.assert_allclose(prior(18, **deferred), np.full(10, 0.1))
 
 
+@pytest.mark.slow
 def test_the_net_with_averages_is_diagnosed_as_it_is_evaluated(driver, tmp_path):
   config = driver.tiny_config(train__ema_decay=0.99, train__epochs=1)
   with StopRequest() as stop:
@@ -429,6 +435,7 @@ def test_ctrl_c_leaves_whole_files_only(workdir, tmp_path):
   assert sorted(path.name for path in (tmp_path / 'run/conflict').iterdir()) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('arguments', 'expected'),
   [

@@ -93,6 +93,7 @@ def test_cosine_sees_directions_only(gated):
     close(apply(module, params, -own)[:, 2], -SCALE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('gated', [False, True])
 def test_a_vector_without_direction_has_cosine_and_gradient_zero(gated):
   module, params, (z, *gate) = make('cosine', gated)
@@ -151,6 +152,7 @@ def test_permuting_the_classes_permutes_the_logits(kind, gated):
   close(apply(module, permuted, *inputs), apply(module, params, *inputs)[:, order])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('kind', 'gated'), CASES)
 def test_the_logit_of_a_class_reaches_only_its_own_parameters(kind, gated):
   module, params, inputs = make(kind, gated)

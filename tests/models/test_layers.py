@@ -90,6 +90,7 @@ def test_convolution_against_finite_differences(kernel_size, stride, size, c, d)
     check_grads(lambda x, k: jnp.sin(layers.convolve(x, k, stride)), args, order=1, modes=['rev'])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kernel_size', [(1, 1), (3, 3), (1, 5)])
 def test_convolution_under_vmap(kernel_size):
   """One kernel for each class, one batch for each class, or both."""
@@ -188,6 +189,7 @@ def test_conv_norm_relu_is_made_of_its_parts():
   close(y, np.maximum(u, 0), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('size', [(4, 6), (5, 7), (2, 3), (3, 2)])
 def test_max_pool(size):
   x = draw(2, *size, 3)
@@ -290,6 +292,7 @@ def test_batch_norm_sums_bfloat16_in_float32():
   close(y, normal * variables['params']['scale'] + variables['params']['bias'], 2e-2)
 
 
+@pytest.mark.slow
 def test_batch_norm_of_constant_and_of_shifted_channels():
   """No spread is no NaN; a mean of thirty standard deviations costs three digits of seven."""
   module = layers.BatchNorm(use_running_average=False)

@@ -95,6 +95,7 @@ def test_norm_that_a_model_cannot_have(name, norm, said):
   assert str(error.value) == said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('name', 'attention'), [e for e in EVERY if registry.MODELS[e[0]].norms])
 def test_a_net_with_group_norm_has_the_same_parameters_and_no_statistics(name, attention):
   found = {}
@@ -106,6 +107,7 @@ def test_a_net_with_group_norm_has_the_same_parameters_and_no_statistics(name, a
   assert set(found['batch']) == {'params', 'batch_stats'}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('attention', ['none', pytest.param('cbam', marks=pytest.mark.slow)])
 def test_with_group_norm_images_do_not_see_each_other_in_training(attention):
   model = registry.build(model_config(attention=attention, norm='group'), 4, (8, 8, 3))

@@ -205,6 +205,7 @@ checkpoints.wait()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('when', ['before', 'after'])
 def test_killed_at_the_sums_of_a_checkpoint_it_is_not_there(tmp_path, when):
   found = subprocess.run(
@@ -461,6 +462,7 @@ def test_a_lost_process_is_no_fault_of_the_disk(tmp_path, monkeypatch, count, me
         checkpoints.restore(1, LIKE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('message', 'code', 'said'),
   [

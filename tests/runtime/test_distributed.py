@@ -176,7 +176,7 @@ print(xla_bridge.CUDA_VISIBLE_DEVICES.value)
     (1, 0, {'JAX_LOCAL_DEVICE_IDS': '2,3'}, '2,3'),
   ],
 )
-@pytest.mark.parametrize('launcher', ['srun', 'mpirun'])
+@pytest.mark.parametrize('launcher', ['srun', pytest.param('mpirun', marks=pytest.mark.slow)])
 def test_the_gpus_that_a_task_uses(launcher, tasks, local, variables, sees):
   if launcher == 'srun':
     own = SLURM | {'SLURM_NTASKS': '12', 'SLURM_PROCID': '1', 'SLURM_LOCALID': str(local)}
@@ -251,6 +251,7 @@ def test_an_error_of_one_is_an_error_of_all(monkeypatch):
   assert len(said) == 2
 
 
+@pytest.mark.slow
 def test_configs_that_disagree_end_all_with_the_field(driver, tmp_path):
   workdir = tmp_path / 'run'
   children = driver.start_all(workdir, own={1: ['--config.train.momentum=0.5']})
@@ -378,6 +379,7 @@ def test_data_that_one_process_alone_has(driver, tmp_path, having):
   assert not (tmp_path / 'run/config.json').exists()  # the folder is still free
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('name', 'expected'), [('TERM', 75), pytest.param('INT', 130, marks=pytest.mark.slow)]
 )

@@ -157,6 +157,7 @@ def whole(tmp_path_factory):
 # ---- worker processes
 
 
+@pytest.mark.slow
 def test_a_study_ends_with_a_line_for_each_run(whole):
   found = lines(whole)
   assert sorted(record['run'] for record in found) == sorted(DONE)
@@ -358,6 +359,7 @@ def test_dry_run_says_that_the_seeds_are_too_few(tmp_path):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('arguments', 'expected'),
   [
@@ -536,6 +538,7 @@ def test_the_folder_of_a_run_goes_after_its_line_is_on_disk(tmp_path, monkeypatc
   assert [run.with_name(f'{run.name}.log').exists() for run in runs] == [keep, True, keep, keep]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('parts', [1, 2, 3, 4, 7])
 def test_shards_in_one_folder_or_in_several_are_the_whole(tmp_path, monkeypatch, parts):
   in_process(monkeypatch)

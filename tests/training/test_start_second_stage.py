@@ -60,6 +60,7 @@ def flat(params):
   }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', STAGES)
 def test_the_features_stay_and_the_classifier_moves(first, second, method):
   before = restore.load_state(str(first), 'best')
@@ -196,6 +197,7 @@ def test_a_stage_that_trains_nothing_repeats_no_line(driver, first, second, tmp_
   assert result['stage'] == expected['stage']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', ['tau_norm', 'label_aware', 'lws'])
 def test_the_factors_of_a_scaled_first_stage_are_not_lost(driver, second, method):
   """A further stage on LWS begins with LWS's predictions: its factors go into the kernel."""
@@ -215,6 +217,7 @@ def test_the_factors_of_a_scaled_first_stage_are_not_lost(driver, second, method
   np.testing.assert_allclose(new, old, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_averages_of_the_first_stage_are_what_the_second_builds_on(driver, tmp_path):
   run_here(driver, tmp_path / 'first', train__ema_decay=0.9, train__epochs=1)
   source = restore.load_state(str(tmp_path / 'first'), 'best')
