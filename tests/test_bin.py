@@ -179,15 +179,32 @@ def test_absent_tfds_set_names_folder_and_command(tmp_path):
   ('binary', 'arguments', 'expected'),
   [
     ('evaluate', [], 'expected --workdir'),
-    ('evaluate', ['--workdir=nix'], 'no config.json there'),
+    pytest.param('evaluate', ['--workdir=nix'], 'no config.json there', marks=pytest.mark.slow),
     ('evaluate', ['--workdir=nix', '--split=all'], "--split: test or val; found 'all'"),
     ('report', [], f'expected {REPORT_FLAGS}; found none; '),
-    ('report', ['--workdirs='], f'expected {REPORT_FLAGS}; found none; '),
-    ('report', ['--workdir=a', '--workdirs=a,b'], 'found --workdir and --workdirs; '),
-    ('report', ['--workdirs=a', '--readme=b'], 'found --workdirs and --readme; '),
+    pytest.param(
+      'report', ['--workdirs='], f'expected {REPORT_FLAGS}; found none; ', marks=pytest.mark.slow
+    ),
+    pytest.param(
+      'report',
+      ['--workdir=a', '--workdirs=a,b'],
+      'found --workdir and --workdirs; ',
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
+      'report',
+      ['--workdirs=a', '--readme=b'],
+      'found --workdirs and --readme; ',
+      marks=pytest.mark.slow,
+    ),
     ('report', ['--workdir=tests'], 'the folder of a study (csba-study) at tests; found no study'),
-    ('report', ['--readme=nix.md'], 'a README in UTF-8 at nix.md; found No such file'),
-    ('evaluate', ['--workdir='], 'expected --workdir'),
+    pytest.param(
+      'report',
+      ['--readme=nix.md'],
+      'a README in UTF-8 at nix.md; found No such file',
+      marks=pytest.mark.slow,
+    ),
+    pytest.param('evaluate', ['--workdir='], 'expected --workdir', marks=pytest.mark.slow),
     (
       'diagnose',
       ['--workdir=nix', '--statistics=batch', '--exact', '--folds=4'],
@@ -206,9 +223,19 @@ def test_absent_tfds_set_names_folder_and_command(tmp_path):
       'expected --images not set with --exact; found it set; to fix it: remove --images, or change '
       '--exact',
     ),
-    ('report', ['--workdirs=nix'], 'no result.json there'),
-    ('report', ['--workdirs=a', '--pool'], 'expected --pool with --workdir or --readme alone; '),
-    ('report', ['--workdir=a', '--results=b'], 'expected --results with --readme alone; found it'),
+    pytest.param('report', ['--workdirs=nix'], 'no result.json there', marks=pytest.mark.slow),
+    pytest.param(
+      'report',
+      ['--workdirs=a', '--pool'],
+      'expected --pool with --workdir or --readme alone; ',
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
+      'report',
+      ['--workdir=a', '--results=b'],
+      'expected --results with --readme alone; found it',
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_bad_input_of_the_others(binary, arguments, expected):

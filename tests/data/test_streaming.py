@@ -334,6 +334,7 @@ assert not {'tensorflow', 'torch', 'matplotlib'} & set(sys.modules)
   run_python(code, tmp_path / 'images.npy')
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_while_decoding_and_streaming(tmp_path):
   code = r"""
 import re, sys

@@ -354,6 +354,7 @@ def test_names_of_classes_do_not_overlap(figures, tmp_path, classes):
 DOLLARS = ('$5_$10_', r'$\frac{$', 'a')
 
 
+@pytest.mark.slow
 def test_names_with_dollars_are_no_formulas_in_any_picture(figures, tmp_path):
   conflict = dataclasses.replace(make(layers=2), class_names=DOLLARS)
   layers = tuple(layer.replace('layer', '$_$') for layer in conflict.layers)

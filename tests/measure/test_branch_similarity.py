@@ -208,6 +208,7 @@ def test_gates_are_those_of_the_layers(csba, part):
     assert np.isfinite(np.array(found['gates'][block])[:, :3]).all()
 
 
+@pytest.mark.slow
 def test_a_gate_is_sigmoid_of_its_own_branch(csba, part):
   """The features that are kept are those after the gate."""
   csba_net, _ = csba
@@ -223,6 +224,7 @@ def test_a_gate_is_sigmoid_of_its_own_branch(csba, part):
     np.testing.assert_allclose(gates[:, b], expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_cka_of_branches_is_over_all_images_and_symmetric(csba, part):
   csba_net, found = csba
   _, whole = kept(csba_net, part.images)
@@ -264,6 +266,7 @@ def test_untrained_class_gates_are_one(csba_class):
   assert np.isnan(head[:, 3]).all()
 
 
+@pytest.mark.slow
 def test_class_gates_are_of_the_logit_of_the_images_class(csba_class, part):
   csba_net, _ = csba_class
   csba_net = shaken(csba_net)

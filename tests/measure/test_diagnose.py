@@ -132,6 +132,7 @@ def test_exact_is_the_run_on_all_its_training_images(run, exact):
   assert wanted.items() <= exact.about.items()
 
 
+@pytest.mark.slow
 def test_layers_come_from_input_to_output(exact):
   assert exact.layers[0] == 'stem/full/conv'
   assert exact.layers[-1] == 'head'
@@ -310,6 +311,7 @@ def test_a_killed_run_ends_with_the_same_snapshots(driver, measured, tmp_path, e
     np.testing.assert_array_equal(ours.grams, theirs.grams)
 
 
+@pytest.mark.slow
 def test_the_untrained_net_has_statistics_of_the_training_images(driver, measured):
   """The driver's perceptron has one norm: its statistics by hand, batch by batch."""
   config = driver.tiny_config()
@@ -366,6 +368,7 @@ def _optimizer(run):
   return tx, run.data.image_shape
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_architecture(driver, workdir, measured, tmp_path):
   shutil.copytree(measured, tmp_path / 'run')
   shutil.rmtree(tmp_path / 'run/checkpoints')

@@ -64,6 +64,7 @@ def test_logits(kind, gated):
   close(apply(module, params, *inputs), reference(kind, wide[0], *wide[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('kind', 'gated'), CASES)
 def test_gradients_against_finite_differences(kind, gated):
   with jax.enable_x64(True):

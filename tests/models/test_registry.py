@@ -13,6 +13,7 @@ from csba_jax.models import classifiers, layers, multibranch, registry
 
 NAMES = list(registry.MODELS)
 EVERY = [(name, a) for name in NAMES for a in registry.attentions_of(name)]
+FAST = [('multibranch', 'csba'), ('resnet32', 'none'), ('resnet32_branches', 'cbam'), ('vit', 'se')]
 
 
 def model_config(**fields):
@@ -137,7 +138,10 @@ def test_config_decides_the_head(name, kind):
   assert model.classifier == classifiers.Classifier(kind, 30.0)
 
 
-@pytest.mark.parametrize(('name', 'attention'), EVERY)
+@pytest.mark.parametrize(
+  ('name', 'attention'),
+  [pytest.param(*net, marks=[pytest.mark.slow] * (net not in FAST)) for net in EVERY],
+)
 def test_every_model_gives_logits_and_has_a_head(name, attention):
   model = registry.build(model_config(name=name, attention=attention), 5, (8, 8, 1))
   image = jnp.zeros((2, 8, 8, 1))

@@ -166,13 +166,25 @@ print(xla_bridge.CUDA_VISIBLE_DEVICES.value)
   ('tasks', 'local', 'variables', 'sees'),
   [
     (1, 0, {}, 'all'),  # --ntasks-per-node=1 --gpus-per-node=8
-    (1, 0, {'CUDA_VISIBLE_DEVICES': '0,1,2,3'}, 'all'),
+    pytest.param(1, 0, {'CUDA_VISIBLE_DEVICES': '0,1,2,3'}, 'all', marks=pytest.mark.slow),
     (4, 1, {}, '1'),  # all see all: one for each
-    (4, 1, {'CUDA_VISIBLE_DEVICES': '0,1,2,3'}, '1'),
+    pytest.param(4, 1, {'CUDA_VISIBLE_DEVICES': '0,1,2,3'}, '1', marks=pytest.mark.slow),
     (4, 1, {'CUDA_VISIBLE_DEVICES': '0'}, 'all'),  # --gpus-per-task=1: each has its own
-    (2, 1, {'CUDA_VISIBLE_DEVICES': '0,1', 'SLURM_GPUS_PER_TASK': '2'}, 'all'),
+    pytest.param(
+      2,
+      1,
+      {'CUDA_VISIBLE_DEVICES': '0,1', 'SLURM_GPUS_PER_TASK': '2'},
+      'all',
+      marks=pytest.mark.slow,
+    ),
     (2, 1, {'CUDA_VISIBLE_DEVICES': '0,1', 'SLURM_TRES_PER_TASK': 'cpu=2,gres/gpu=2'}, 'all'),
-    (2, 1, {'CUDA_VISIBLE_DEVICES': '0,1', 'SLURM_TRES_PER_TASK': 'cpu=2'}, '1'),
+    pytest.param(
+      2,
+      1,
+      {'CUDA_VISIBLE_DEVICES': '0,1', 'SLURM_TRES_PER_TASK': 'cpu=2'},
+      '1',
+      marks=pytest.mark.slow,
+    ),
     (1, 0, {'JAX_LOCAL_DEVICE_IDS': '2,3'}, '2,3'),
   ],
 )

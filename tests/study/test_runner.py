@@ -183,6 +183,7 @@ def test_a_study_ends_with_a_line_for_each_run(whole):
   assert len(results.read(whole).done) == 4
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_finished_runs_and_nothing_tells_of_this_machine(whole, cache_dir):
   assert not (whole / 'runs').exists()
   text = (whole / 'results.jsonl').read_text()
