@@ -1,13 +1,13 @@
 """Times the full training step here and in PyTorch, alternating in one process.
 
-  make bench          # or: python -m benchmarks.train_step [--attention=none] [--out=FILE.json]
+  make bench          # or: python -m benchmarks.train_step [--net=resnet32] [--out=FILE.json]
 
-A step converts uint8 images to float, runs forward and backward, updates batch statistics, and
-takes a step of SGD with Nesterov momentum and weight decay, in float32 and without augmentation.
-Before timing, both nets get the same weights and must agree on logits and gradients. The time to
-the first step and peak memory are measured in a process for each side.
+The step is that of `benchmarks/training_sides.py`, in float32. Before timing, both nets get the
+same weights and must agree on logits and gradients. The time to the first step and peak memory are
+measured in a process for each side.
 """
 
+import dataclasses
 import json
 import os
 import statistics
@@ -17,157 +17,62 @@ import time
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import app, flags
 
-from benchmarks import environment
-from csba_jax import config as config_lib
-from csba_jax.methods import losses, optimizers
-from csba_jax.models import multibranch, registry
-from csba_jax.run import state as state_lib
-from csba_jax.runtime import sharding, text_table
-from csba_jax.training import step as step_lib
+from benchmarks import environment, training_sides
+from csba_jax.runtime import text_table
 
 _BATCH_SIZES = flags.DEFINE_list('batch_sizes', ['32', '64', '128'], 'Images a step.')
-_ATTENTION = flags.DEFINE_enum('attention', 'csba', ['none', 'csba'], 'Attention of both nets.')
-_WIDTH = flags.DEFINE_float('width', 1.0, 'Width of both nets.')
+_NET = flags.DEFINE_enum('net', 'multibranch', training_sides.NETS, 'Which net.')
+_ATTENTION = flags.DEFINE_enum('attention', 'csba', ['none', 'csba'], 'Of the multi-branch net.')
+_WIDTH = flags.DEFINE_float('width', 1.0, 'Of the multi-branch net.')
 _REPEATS = flags.DEFINE_integer('repeats', 15, 'Timed steps of each side and batch size.', 1)
 _OUT = flags.DEFINE_string('out', None, 'JSON file for the results.')
 _PROBE = flags.DEFINE_enum('probe', None, ['jax', 'torch'], 'Measure one side alone (internal).')
 
-CHANNELS, SIZE, CLASSES = 3, 32, 10
+
+def setting(batch: int) -> training_sides.Setting:
+  """What is timed."""
+  return training_sides.Setting(_NET.value, _ATTENTION.value, _WIDTH.value, batch=batch)
 
 
-def recipe():
-  """The default config, with the attention and width of this benchmark."""
-  config = config_lib.default()
-  config.model.attention, config.model.width = _ATTENTION.value, _WIDTH.value
-  return config
+def steps_of(side: str, batch: int):
+  """run(n) of one side."""
+  if side == 'jax':
+    return training_sides.jax_steps(setting(batch))
+  return training_sides.torch_steps(setting(batch), os.cpu_count())
 
 
-def images_and_labels(batch_size: int):
-  """Random uint8 images and labels."""
-  rng = np.random.default_rng(0)
-  images = rng.integers(0, 256, (batch_size, SIZE, SIZE, CHANNELS), dtype=np.uint8)
-  return images, rng.integers(0, CLASSES, batch_size, dtype=np.int32)
-
-
-def build_model(dtype: str = 'float32') -> multibranch.MultiBranch:
-  """The net under test."""
-  config = recipe()
-  config.model.dtype = dtype
-  return registry.build(config.model, CLASSES, (SIZE, SIZE, CHANNELS))
-
-
-def jax_step(batch_size: int):
-  """A function that does one step in JAX and waits for it."""
-  config, model = recipe(), build_model()
-  tx, _ = optimizers.build(config, total_steps=10_000)
-  state = state_lib.create(model, tx, (SIZE, SIZE, CHANNELS), 0)
-  layout = sharding.layout(config)
-  step_fn = step_lib.make_step(config, model, tx, np.ones(CLASSES), 10_000, layout)
-  images, labels = images_and_labels(batch_size)
-  data = jax.device_put({'image': images, 'label': labels})
-  indices, key = {'own': np.arange(batch_size, dtype=np.int32)[None]}, jax.random.key(0)
-
-  def step():
-    nonlocal state
-    state, metrics = step_lib.compiled_steps()(
-      state, data, indices, key, step_fn=step_fn, layout=layout
-    )
-    return float(jax.block_until_ready((state, metrics))[1]['loss'][0])
-
-  return step
-
-
-def torch_step(batch_size: int):
-  """A function that does one step in PyTorch, channels last, its fastest layout here."""
-  import torch
-
-  from benchmarks import torch_multibranch as twin
-
-  torch.set_num_threads(os.cpu_count())
-  net = twin.Net(build_model()).to(memory_format=torch.channels_last)
-  sgd = twin.optimizer(net, recipe().train)
-  images, labels = images_and_labels(batch_size)
-  images = torch.from_numpy(images).permute(0, 3, 1, 2)  # channels last already
-  labels = torch.from_numpy(labels.astype(np.int64))
-
-  def step():
-    sgd.zero_grad()
-    loss = torch.nn.functional.cross_entropy(net(images.float() / 127.5 - 1), labels)
-    loss.backward()
-    sgd.step()
-    return loss.item()
-
-  return step
-
-
-def check_twins() -> int:
-  """Asserts that both nets give the same in float64; returns the number of parameters."""
-  import torch
-
-  from benchmarks import torch_multibranch as twin
-
-  images, labels = images_and_labels(16)
-  with jax.enable_x64(True):
-    model = build_model('float64')
-    variables = model.init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, CHANNELS)))
-    variables = jax.tree.map(lambda x: x.astype(jnp.float64), variables)
-
-    def objective(params):
-      inputs = jnp.asarray(images) / 127.5 - 1
-      mutable = {'params': params, 'batch_stats': variables['batch_stats']}
-      logits, _ = model.apply(mutable, inputs, train=True, mutable=['batch_stats'])
-      return losses.cross_entropy(logits, labels).mean(), logits
-
-    (_, logits), grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(variables['params'])
-    expected = twin.from_flax(grads)
-  net = twin.Net(model).double()
-  net.load_state_dict(twin.from_flax(variables['params']), strict=False)
-  theirs = net(torch.from_numpy(images).permute(0, 3, 1, 2).double() / 127.5 - 1)
-  torch.nn.functional.cross_entropy(theirs, torch.from_numpy(labels).long()).backward()
-  np.testing.assert_allclose(theirs.detach().numpy(), logits, rtol=1e-6, atol=1e-6)
-  assert expected.keys() == dict(net.named_parameters()).keys()
-  for name, parameter in net.named_parameters():
-    error = (parameter.grad - expected[name]).norm() / expected[name].norm()
-    assert error < 1e-5, (name, error)  # our classifier computes in float32
-  return sum(x.size for x in jax.tree.leaves(variables['params']))
-
-
-def alternate(batch_size: int) -> dict[str, list[float]]:
+def alternate(batch: int) -> dict[str, list[float]]:
   """Seconds of each timed step; the two sides alternate."""
-  steps = {'jax': jax_step(batch_size), 'torch': torch_step(batch_size)}
-  for step in steps.values():
-    step(), step()
-  seconds = {side: [] for side in steps}
+  sides = {side: steps_of(side, batch) for side in ('jax', 'torch')}
+  for run in sides.values():
+    run(2)
+  seconds = {side: [] for side in sides}
   for _ in range(_REPEATS.value):
-    for side, step in steps.items():
+    for side, run in sides.items():
       start = time.perf_counter()
-      step()
+      run(1)
       seconds[side].append(time.perf_counter() - start)
   return seconds
 
 
-def probe(side: str, batch_size: int) -> None:
+def probe(side: str, batch: int) -> None:
   """Prints seconds from building the net to the end of the first step, and peak memory."""
   start = time.perf_counter()
-  step = {'jax': jax_step, 'torch': torch_step}[side](batch_size)
-  step()
+  run = steps_of(side, batch)
+  run(1)
   first = time.perf_counter() - start
-  for _ in range(3):
-    step()
+  run(3)
   peak = environment.peak_mebibytes()
   print(json.dumps({'first_step_seconds': first, 'peak_mebibytes': peak}))
 
 
-def probe_in_child(side: str, batch_size: int) -> dict[str, float]:
+def probe_in_child(side: str, batch: int) -> dict[str, float]:
   """`probe` in a new process."""
   command = [sys.executable, '-m', 'benchmarks.train_step', f'--probe={side}']
-  command += [f'--batch_sizes={batch_size}', f'--attention={_ATTENTION.value}']
-  command += [f'--width={_WIDTH.value}']
+  command += [f'--batch_sizes={batch}', f'--attention={_ATTENTION.value}']
+  command += [f'--width={_WIDTH.value}', f'--net={_NET.value}']
   out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
   return json.loads(out.splitlines()[-1])
 
@@ -178,8 +83,10 @@ def main(_) -> None:
   if _PROBE.value:
     probe(_PROBE.value, batch_sizes[0])
     return
-  record = {'attention': _ATTENTION.value, 'width': _WIDTH.value, 'repeats': _REPEATS.value}
-  record |= {'parameters': check_twins(), 'environment': environment.describe(), 'results': []}
+  about = dataclasses.asdict(setting(0)) | {'repeats': _REPEATS.value}
+  del about['batch']
+  record = about | {'parameters': training_sides.check_twins(setting(16))}
+  record |= {'environment': environment.describe(), 'results': []}
   heads = 'batch side images/s slowest fastest ms/step first-step-s peak-MiB ratio'
   rows = [heads.split()]
   for batch_size in batch_sizes:
