@@ -1,4 +1,4 @@
-# make demo | test | test-slow | test-all | soak | lint | format | docs | docs-links | bench | clean | python
+# make demo | test | test-most | test-slow | test-all | soak | lint | format | docs | docs-links | bench | clean | python
 # Pythons that the suite passes with, the first that is found is taken; or PYTHON=...
 TRIED := 3.13 3.12 3.11
 PYENV_ROOT ?= $(HOME)/.pyenv
@@ -20,12 +20,15 @@ comma := ,
 NAMES = $(subst $() ,$(comma) ,$(TRIED))
 FOUND = $(or $(shell $(PYTHON) --version 2>/dev/null),nothing that runs)
 
-.PHONY: demo test test-slow test-all soak lint format docs docs-links bench clean python
+.PHONY: demo test test-most test-slow test-all soak lint format docs docs-links bench clean python
 
 demo: $(VENV)/installed
 	BIN=$(BIN) bash launch/demo.sh
 
 test: $(VENV)/installed-test
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not seconds"
+
+test-most: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-slow: $(VENV)/installed-test

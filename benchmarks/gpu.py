@@ -1,18 +1,23 @@
-"""All that waits for a GPU, in ten minutes of one; the JSON file is whole after every row.
+"""Runs all measurements that need a GPU within so many minutes, and writes JSON after each row.
 
   python -m benchmarks.gpu --out=benchmarks/results/gpu.json
   python -m benchmarks.gpu --rehearse --out=gpu.json      # small numbers, on any device
 
-Rows, each in a process of its own, so that one that fails or takes too long costs no other:
+It needs JAX for CUDA, PyTorch for CUDA, and a C compiler for torch.compile. All rows use
+the first GPU. Each runs in a process of its own, so that one that fails or takes too long does not
+spoil the others; rows that are not begun in time are left out. Float32 means TF32 where a library
+takes it by default.
+
   step    training steps of both nets, float32 and bfloat16, here (1 and 97 steps in one dispatch;
           97 are an epoch of CIFAR-10-LT) and in PyTorch (eager and torch.compile, channels last)
   grams   class Grams of ResNet-32 and one ordinary gradient, 10 and 100 classes
   recipe  CIFAR-10-LT on ResNet-32, 200 epochs: cross-entropy and balanced softmax. Needs CIFAR-10
-          as array_record under $TFDS_DATA_DIR.
+          as array_record under $TFDS_DATA_DIR. The first one decodes the images, too.
 """
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -24,7 +29,7 @@ from typing import Any
 from absl import app, flags
 
 _OUT = flags.DEFINE_string('out', None, 'JSON file for the results.', required=True)
-_MINUTES = flags.DEFINE_float('minutes', 10.0, 'For all rows; those that are left are not begun.')
+_MINUTES = flags.DEFINE_float('minutes', 9.0, 'For all rows. No row begins later.')
 _REHEARSE = flags.DEFINE_bool('rehearse', False, 'Small numbers, to see that every row works.')
 _ROW = flags.DEFINE_string('row', None, 'JSON of the one row to measure (internal).')
 
@@ -33,7 +38,7 @@ RECIPES = {
   'balanced_softmax': 'cifar10_lt_balanced_softmax',
 }
 EPOCH = 97  # steps of CIFAR-10-LT at batch 128
-ROW_SECONDS = 240.0  # of one row at most; a whole recipe is one
+SECONDS = {'environment': 60.0, 'step': 60.0, 'grams': 60.0, 'recipe': 200.0}  # of a row, at most
 
 
 def rows() -> list[dict[str, Any]]:
@@ -53,7 +58,19 @@ def rows() -> list[dict[str, Any]]:
     for strategy in ('ordinary', 'stacked')
   ]
   recipes = [{'part': 'recipe', 'loss': loss} for loss in RECIPES]
-  return [*found[:4], *recipes, *found[4:]]
+  of_resnet = len(dtypes) * len(sides)
+  return [*found[:of_resnet], *found[-4:], *recipes, *found[of_resnet:-4]]
+
+
+def measure_environment(_: dict[str, Any]) -> dict[str, Any]:
+  """Devices and versions; an error where JAX has no accelerator and this is no rehearsal."""
+  import jax
+
+  from benchmarks import environment
+
+  if jax.default_backend() == 'cpu' and not _REHEARSE.value:
+    sys.exit('expected a GPU for JAX; found CPUs alone; to fix it: install jax[cuda12]')
+  return {'backend': jax.default_backend()} | environment.describe()
 
 
 def measure_step(row: dict[str, Any]) -> dict[str, Any]:
@@ -66,8 +83,13 @@ def measure_step(row: dict[str, Any]) -> dict[str, Any]:
   if row['side'] == 'jax':
     run, dispatches = training_sides.jax_steps(setting, row['at_once']), steps // row['at_once']
   else:
-    compiled = row['side'] == 'torch compiled'
-    run, dispatches = training_sides.torch_steps(setting, os.cpu_count(), compiled), steps
+    import torch
+
+    device, compiled = 'cuda' if torch.cuda.is_available() else 'cpu', 'compiled' in row['side']
+    if device == 'cpu' and not _REHEARSE.value:
+      sys.exit('expected a GPU for PyTorch; found none; to fix it: install its build for CUDA')
+    run = training_sides.torch_steps(setting, device, os.cpu_count(), compiled)
+    dispatches = steps
   start = time.perf_counter()
   run(1)
   first = time.perf_counter() - start
@@ -77,7 +99,8 @@ def measure_step(row: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     loss = run(dispatches)
     rates.append(batch * dispatches * row['at_once'] / (time.perf_counter() - start))
-  return {'batch': batch, 'first_call_seconds': first, 'last_loss': loss} | _spread(rates)
+  about = {'batch': batch, 'first_call_seconds': first, 'last_loss': loss}
+  return about | {'images_per_second': _spread(rates)}
 
 
 def measure_grams(row: dict[str, Any]) -> dict[str, Any]:
@@ -104,11 +127,11 @@ def measure_grams(row: dict[str, Any]) -> dict[str, Any]:
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
 
   flat = {key: jnp.asarray(x).reshape(-1, *x.shape[2:]) for key, x in batch.items()}
-  gradient = jax.jit(jax.grad(lambda params: losses_fn(params, flat).mean()))
+  gradient = jax.jit(jax.grad(lambda params, flat: losses_fn(params, flat).mean()))
 
   def call():
     if row['strategy'] == 'ordinary':
-      return jax.block_until_ready(gradient(variables['params']))
+      return jax.block_until_ready(gradient(variables['params'], flat))
     options = {'num_classes': classes, 'head': '^head/', 'per_example': True}
     grams = class_grams(losses_fn, variables['params'], batch, strategy='stacked', **options)
     return jax.block_until_ready(grams.total)
@@ -120,7 +143,8 @@ def measure_grams(row: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     call()
     seconds.append(time.perf_counter() - start)
-  return {'images_of_a_class': images, 'first_call_seconds': first} | _spread(seconds)
+  about = {'images_of_a_class': images, 'first_call_seconds': first}
+  return about | {'seconds': _spread(seconds)}
 
 
 def measure_recipe(row: dict[str, Any]) -> dict[str, Any]:
@@ -142,20 +166,36 @@ def _spread(values: list[float]) -> dict[str, float]:
   return {'median': statistics.median(values), 'lowest': min(values), 'highest': max(values)}
 
 
-MEASURE = {'step': measure_step, 'grams': measure_grams, 'recipe': measure_recipe}
+MEASURE = {
+  'environment': measure_environment,
+  'step': measure_step,
+  'grams': measure_grams,
+  'recipe': measure_recipe,
+}
 
 
 def measured(row: dict[str, Any], seconds: float) -> dict[str, Any]:
   """The row with what a process of its own measured, or with the reason why there is nothing."""
   command = [sys.executable, '-m', 'benchmarks.gpu', f'--out={_OUT.value}']
   command += [f'--row={json.dumps(row)}'] + ['--rehearse'] * _REHEARSE.value
-  try:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-  except subprocess.TimeoutExpired:
-    return row | {'reason': f'not done after {seconds:.0f} s'}
-  if done.returncode:
-    return row | {'reason': (done.stderr.strip().splitlines() or ['no message'])[-1][:300]}
-  return row | json.loads(done.stdout.splitlines()[-1])
+  environment = {'CUDA_VISIBLE_DEVICES': '0'} | os.environ
+  with tempfile.TemporaryFile('w+') as out, tempfile.TemporaryFile('w+') as err:
+    process = subprocess.Popen(
+      command, stdout=out, stderr=err, env=environment, start_new_session=True
+    )
+    try:
+      code = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+      os.killpg(process.pid, signal.SIGKILL)  # with what the row has started
+      process.wait()
+      return row | {'reason': f'not done after {seconds:.0f} s'}
+    said = []
+    for file in (out, err):
+      file.seek(0)
+      said.append(file.read().strip().splitlines())
+  if code:
+    return row | {'reason': said[1][-10:]}
+  return row | json.loads(said[0][-1])
 
 
 def main(_) -> None:
@@ -164,18 +204,19 @@ def main(_) -> None:
     row = json.loads(_ROW.value)
     print(json.dumps(MEASURE[row['part']](row)))
     return
-  from benchmarks import environment
-
   end = time.monotonic() + 60 * _MINUTES.value
-  record = {'environment': environment.describe(), 'rehearsal': _REHEARSE.value, 'rows': []}
-  for row in rows():
+  record: dict[str, Any] = {'rehearsal': _REHEARSE.value, 'rows': []}
+  for row in ({'part': 'environment'}, *rows()):
     left = end - time.monotonic()
-    found = measured(row, min(left, ROW_SECONDS)) if left > 0 else row | {'reason': 'no time left'}
+    limit = min(left, SECONDS[row['part']])
+    found = measured(row, limit) if left > 0 else row | {'reason': 'no time left'}
     print(json.dumps(found), flush=True)
     record['rows'].append(found)
     temporary = Path(f'{_OUT.value}.tmp')
     temporary.write_text(json.dumps(record, indent=1))
     temporary.replace(_OUT.value)
+    if row['part'] == 'environment' and 'reason' in found:
+      sys.exit(f'benchmarks.gpu: {found["reason"][-1]}')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""The multi-branch net in PyTorch, layer for layer: the peer of benchmarks/train_step.py."""
+"""The multi-branch net in PyTorch, layer for layer: a peer in benchmarks/training_sides.py."""
 
 import jax
 import numpy as np

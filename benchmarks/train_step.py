@@ -7,7 +7,6 @@ same weights and must agree on logits and gradients. The time to the first step 
 measured in a process for each side.
 """
 
-import dataclasses
 import json
 import os
 import statistics
@@ -40,7 +39,7 @@ def steps_of(side: str, batch: int):
   """run(n) of one side."""
   if side == 'jax':
     return training_sides.jax_steps(setting(batch))
-  return training_sides.torch_steps(setting(batch), os.cpu_count())
+  return training_sides.torch_steps(setting(batch), 'cpu', os.cpu_count())
 
 
 def alternate(batch: int) -> dict[str, list[float]]:
@@ -83,9 +82,9 @@ def main(_) -> None:
   if _PROBE.value:
     probe(_PROBE.value, batch_sizes[0])
     return
-  about = dataclasses.asdict(setting(0)) | {'repeats': _REPEATS.value}
-  del about['batch']
-  record = about | {'parameters': training_sides.check_twins(setting(16))}
+  model = setting(16).recipe().model  # ResNet-32 has neither attention nor another width
+  record = {'net': model.name, 'attention': model.attention, 'width': model.width}
+  record |= {'repeats': _REPEATS.value, 'parameters': training_sides.check_twins(setting(16))}
   record |= {'environment': environment.describe(), 'results': []}
   heads = 'batch side images/s slowest fastest ms/step first-step-s peak-MiB ratio'
   rows = [heads.split()]

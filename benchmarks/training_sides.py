@@ -86,22 +86,25 @@ def jax_steps(setting: Setting, at_once: int = 1) -> Callable[[int], float]:
   return run
 
 
-def torch_steps(setting: Setting, threads: int, compiled: bool = False) -> Callable[[int], float]:
-  """run(n): n steps in PyTorch with channels last, its fastest layout; returns the last loss.
+def torch_steps(
+  setting: Setting, device: str, threads: int, compiled: bool = False
+) -> Callable[[int], float]:
+  """run(n): n steps in PyTorch with channels last; returns the last loss.
 
-  It runs on a GPU where PyTorch sees one.
+  Products and convolutions of float32 may use TF32, as JAX's do on GPUs.
 
   Args:
+    device: 'cpu' or 'cuda'.
     threads: of the CPU.
-    compiled: whether torch.compile translates the net.
+    compiled: whether torch.compile translates the net; the optimiser stays as it is.
   """
   import torch
 
   from benchmarks import torch_multibranch
 
   torch.set_num_threads(threads)
-  device = 'cuda' if torch.cuda.is_available() else 'cpu'
   torch.backends.cudnn.benchmark = True
+  torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
   net = _twin(setting).to(device, memory_format=torch.channels_last)
   sgd = torch_multibranch.optimizer(net, setting.recipe().train)
   forward = torch.compile(net) if compiled else net

@@ -87,8 +87,8 @@ BAD_TRAINING = {
 }
 
 
-# what other tests try too, without a process; and all but a few, since a process takes seconds
-ELSEWHERE = (
+# a process takes seconds
+OTHERS = (
   'no config',
   'recipe not there',
   'stray word',
@@ -96,6 +96,9 @@ ELSEWHERE = (
   'csba without branches',
   'second stage of nothing',
   'folder not there',
+)
+# what other tests try too, without a process
+ELSEWHERE = (
   'config not there',
   'config not a recipe',
   'config not Python',
@@ -114,7 +117,13 @@ ELSEWHERE = (
 
 
 @pytest.mark.parametrize(
-  'case', [pytest.param(c, marks=[pytest.mark.slow] * (c in ELSEWHERE)) for c in BAD_TRAINING]
+  'case',
+  [
+    pytest.param(
+      c, marks=[pytest.mark.slow] * (c in ELSEWHERE) + [pytest.mark.seconds] * (c in OTHERS)
+    )
+    for c in BAD_TRAINING
+  ],
 )
 def test_bad_input_ends_in_one_line(tmp_path, case):
   arguments, expected = BAD_TRAINING[case]
@@ -131,7 +140,7 @@ def test_bad_input_ends_in_one_line(tmp_path, case):
   assert not (tmp_path / 'run').exists()  # nothing is left behind
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('arguments', [['--dry_run'], ['--workdir=run']])
 def test_a_device_that_is_not_here(tmp_path, arguments):
   code, out, err = call('train', DIGITS, *arguments, cwd=tmp_path, JAX_PLATFORMS='cuda')
@@ -141,7 +150,7 @@ def test_a_device_that_is_not_here(tmp_path, arguments):
   assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize(
   ('files', 'expected'),
   [
@@ -166,7 +175,7 @@ def test_folders_that_are_no_data(tmp_path, files, expected):
   assert expected in err.splitlines()[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_absent_tfds_set_names_folder_and_command(tmp_path):
   code, _, err = call('train', CIFAR, f'--config.data.dir={tmp_path}', f'--workdir={tmp_path}/run')
   assert code == 1
@@ -179,32 +188,32 @@ def test_absent_tfds_set_names_folder_and_command(tmp_path):
   ('binary', 'arguments', 'expected'),
   [
     ('evaluate', [], 'expected --workdir'),
-    pytest.param('evaluate', ['--workdir=nix'], 'no config.json there', marks=pytest.mark.slow),
+    pytest.param('evaluate', ['--workdir=nix'], 'no config.json there', marks=pytest.mark.seconds),
     ('evaluate', ['--workdir=nix', '--split=all'], "--split: test or val; found 'all'"),
     ('report', [], f'expected {REPORT_FLAGS}; found none; '),
     pytest.param(
-      'report', ['--workdirs='], f'expected {REPORT_FLAGS}; found none; ', marks=pytest.mark.slow
+      'report', ['--workdirs='], f'expected {REPORT_FLAGS}; found none; ', marks=pytest.mark.seconds
     ),
     pytest.param(
       'report',
       ['--workdir=a', '--workdirs=a,b'],
       'found --workdir and --workdirs; ',
-      marks=pytest.mark.slow,
+      marks=pytest.mark.seconds,
     ),
     pytest.param(
       'report',
       ['--workdirs=a', '--readme=b'],
       'found --workdirs and --readme; ',
-      marks=pytest.mark.slow,
+      marks=pytest.mark.seconds,
     ),
     ('report', ['--workdir=tests'], 'the folder of a study (csba-study) at tests; found no study'),
     pytest.param(
       'report',
       ['--readme=nix.md'],
       'a README in UTF-8 at nix.md; found No such file',
-      marks=pytest.mark.slow,
+      marks=pytest.mark.seconds,
     ),
-    pytest.param('evaluate', ['--workdir='], 'expected --workdir', marks=pytest.mark.slow),
+    pytest.param('evaluate', ['--workdir='], 'expected --workdir', marks=pytest.mark.seconds),
     (
       'diagnose',
       ['--workdir=nix', '--statistics=batch', '--exact', '--folds=4'],
@@ -223,18 +232,18 @@ def test_absent_tfds_set_names_folder_and_command(tmp_path):
       'expected --images not set with --exact; found it set; to fix it: remove --images, or change '
       '--exact',
     ),
-    pytest.param('report', ['--workdirs=nix'], 'no result.json there', marks=pytest.mark.slow),
+    pytest.param('report', ['--workdirs=nix'], 'no result.json there', marks=pytest.mark.seconds),
     pytest.param(
       'report',
       ['--workdirs=a', '--pool'],
       'expected --pool with --workdir or --readme alone; ',
-      marks=pytest.mark.slow,
+      marks=pytest.mark.seconds,
     ),
     pytest.param(
       'report',
       ['--workdir=a', '--results=b'],
       'expected --results with --readme alone; found it',
-      marks=pytest.mark.slow,
+      marks=pytest.mark.seconds,
     ),
   ],
 )
@@ -371,7 +380,7 @@ def test_train_evaluate_report(digits_runs):
   assert lines[-1].startswith('workdirs: ')
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_report_of_a_study_and_in_a_readme(tmp_path):
   simulated.study(tmp_path / 'results/one', seeds=2, variants=('none',))
   code, out, err = call('report', '--workdir=results/one', cwd=tmp_path)
@@ -390,7 +399,7 @@ def test_report_of_a_study_and_in_a_readme(tmp_path):
   assert '[results/one/report.md](results/one/report.md)' in readme.read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_report_refuses_runs_on_other_splits(digits_runs, tmp_path):
   result = json.loads((digits_runs / 'focal/result.json').read_text())
   shutil.copytree(digits_runs / 'focal', tmp_path / 'other')
@@ -400,7 +409,7 @@ def test_report_refuses_runs_on_other_splits(digits_runs, tmp_path):
   assert 'runs on the same splits' in err
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_the_same_command_again_and_another_config(digits_runs):
   arguments = [DIGITS, f'--workdir={digits_runs / "focal"}', '--config.model.width=0.05']
   arguments += ['--config.train.epochs=2', '--config.train.eval_every=1']

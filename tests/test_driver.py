@@ -28,7 +28,7 @@ def trace(ended):
   return ended[0]
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_every_place_is_reached_in_one_run(driver, trace):
   assert trace[0] == 'start'
   assert set(trace[1:]) == set(driver.PLACES)
@@ -37,7 +37,7 @@ def test_every_place_is_reached_in_one_run(driver, trace):
     assert calls == [before, after] * (len(calls) // 2), before
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_places_are_reached_as_often_and_in_the_order_of_a_run(trace):
   assert trace.count('before-step') == STEPS * EPOCHS
   assert trace.count('before-diagnosis') == STEPS * EPOCHS // 6

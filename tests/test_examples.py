@@ -31,7 +31,7 @@ def test_example_has_a_page_in_the_gallery(name):
   assert all(f'# .. image:: /_static/examples/{picture}' in lines for picture in drawn)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize(
   'name',
   [pytest.param(n, marks=[pytest.mark.slow] if n != 'linen_cnn' else []) for n in CLASSES],

@@ -40,13 +40,14 @@ ROWS = [
   *(('mixing', name) for name in mixing.MIXINGS),
   *(('augment', name) for name in policy.POLICIES),
 ]
-# one of each kind without make test-slow
+# those of make test, one of each kind
 FAST = [
   ('loss', 'balanced_softmax'),
   ('sampler', 'class'),
   ('mixing', 'cutmix'),
-  ('augment', 'none'),
+  ('augment', 'randaugment'),
 ]
+assert set(FAST) <= set(ROWS)
 
 
 def job_of(driver, data, **overrides):
@@ -71,7 +72,7 @@ def data_of(job):
 
 @pytest.mark.parametrize(
   ('section', 'name'),
-  [pytest.param(*row, marks=[pytest.mark.slow] * (row not in FAST)) for row in ROWS],
+  [pytest.param(*row, marks=[pytest.mark.seconds] * (row not in FAST)) for row in ROWS],
 )
 def test_every_row_trains_the_digits_and_can_be_taken_up_in_the_middle(driver, data, section, name):
   # a scale of 30 on cosines calls for a smaller step
@@ -114,7 +115,7 @@ def test_averages_follow_the_parameters_and_are_what_is_evaluated(driver, data):
   assert twin.variables()['params'] is twin.params
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_mixed_step_is_the_gradient_of_the_mixed_loss(driver, data):
   """One step of cmo by hand, from the same keys: augment both, paste, two losses by share."""
   job = job_of(driver, data, mixing__name='cmo', augment__crop_padding=0)
@@ -217,7 +218,7 @@ def test_imbalance_factors_up_to_500_are_one_override(factor):
     config_lib.check(config)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize(('optimizer', 'schedule'), [('adamw', 'cosine'), ('sgd', 'steps')])
 def test_other_optimizers_and_schedules_train(driver, data, optimizer, schedule):
   rate = 0.1 if optimizer == 'sgd' else 0.01

@@ -31,8 +31,7 @@ def main() -> int:
   from csba_jax.report.terminal import diagnosis
   from csba_jax.run import restore
 
-  if _LAYERS.value is not None:  # before the data is read
-    diagnose.choose_layers(_LAYERS.value, restore.shapes_of(workdir).params)
+  diagnose.check_layers(_LAYERS.value, workdir)
   run = restore.load_run(workdir, _CHECKPOINT.value, _DATA_DIR.value)
   statistics = training_conflict.choose(_sample.statistics(), run.net, run.config)
   _sample.check(statistics)

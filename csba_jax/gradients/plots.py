@@ -13,10 +13,12 @@ from csba_jax.gradients import blocks, drawing
 from csba_jax.gradients.conflict import Conflict, conflict_matrix
 from csba_jax.gradients.flow import Flow
 
-WIDEST = 24  # inches of a picture with one group of bars for each class
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
+
+WIDEST = 24.0  # inches of a picture with one group of bars for each class
+SMALLEST_LABEL = 4.0  # points
 
 
 def heat_map(conflict: Conflict, path: str | os.PathLike, scope: str = 'shared') -> None:
@@ -84,9 +86,11 @@ def class_f1(results: Mapping[str, Mapping[str, Any]], path: str | os.PathLike) 
     f1 = np.array(result['per_class']['f1'], np.float64)[order]  # null, undefined: no bar
     axes.bar(np.arange(len(order)) - 0.4 + (i + 0.5) * wide, f1, wide, label=drawing.plain(title))
   labels = drawing.class_labels(first['class_names'], counts, order)
-  slanted = {'rotation': 45, 'ha': 'right', 'rotation_mode': 'anchor'}
-  upright = {'rotation': 90, 'fontsize': max(3, min(8, 0.7 * 72 * WIDEST / len(order)))}
-  axes.set_xticks(range(len(order)), labels, **(upright if crowded else slanted))
+  room = 0.7 * 72 * WIDEST / len(order)  # points for the label of each class
+  every = math.ceil(SMALLEST_LABEL / room)  # of many classes some are named
+  slanted: dict[str, Any] = {'rotation': 45, 'ha': 'right', 'rotation_mode': 'anchor'}
+  upright: dict[str, Any] = {'rotation': 90, 'fontsize': min(8.0, every * room)}
+  axes.set_xticks(range(0, len(order), every), labels[::every], **(upright if crowded else slanted))
   axes.set_xlim(-0.6, len(order) - 0.4)
   axes.set_ylim(0, 1)
   axes.set_ylabel('F1 on the test part')

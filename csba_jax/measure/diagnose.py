@@ -20,11 +20,13 @@ from jax.tree_util import Partial
 from csba_jax.config import step_at
 from csba_jax.data import pipeline
 from csba_jax.errors import UserError
+from csba_jax.files import expanded
 from csba_jax.gradients import estimate, flow, plots
 from csba_jax.gradients.conflict import Conflict, shares
 from csba_jax.gradients.gram import Layers, layer_name, parameter_names
 from csba_jax.methods import losses
 from csba_jax.models import registry
+from csba_jax.run import net as net_lib
 from csba_jax.run import restore
 from csba_jax.run.net import Net, Preprocessing
 from csba_jax.run.schedule import training_stream
@@ -289,6 +291,18 @@ def _describe_work(net: Net, sample: Sampling, layer_fn: Callable[[str], str | N
     f'{rows} gradients of {images}, {largest / 2**20:.0f} MiB at a time in {len(passes)} pass'
     + ('es' if len(passes) > 1 else '')
   )
+
+
+def check_layers(layers: str | None, workdir: str) -> None:
+  """Raises the UserError of `choose_layers` before the data of a run is read.
+
+  A run of an earlier version that is not finished tells its number of classes with its data alone:
+  of it nothing is checked.
+  """
+  folder = expanded(workdir)
+  known = any((folder / name).exists() for name in (net_lib.FILE, 'result.json'))
+  if layers is not None and known:
+    choose_layers(layers, restore.shapes_of(workdir).params)
 
 
 def choose_layers(layers: str, params: Any) -> Callable[[str], str | None]:

@@ -87,13 +87,12 @@ def evaluate_run(
   """
   if post_hoc_tau is not None and not 0 <= post_hoc_tau < math.inf:
     raise UserError('a finite tau >= 0', str(post_hoc_tau), 'set --post_hoc_tau=1')
-  absent = UserError(f'a {split} part with images', 'none in this run', 'use --split=test')
   if split == 'val' and not restore.config_of(workdir).data.val_fraction:
-    raise absent  # before the data is read
+    raise _no_part(split)  # before the data is read
   run = restore.load_run(workdir, which, data_dir)
   part = run.data.val if split == 'val' else run.data.test
   if not len(part):
-    raise absent
+    raise _no_part(split)
   net = run.net
   if post_hoc_tau is not None:
     net = dataclasses.replace(net, post_hoc_tau=post_hoc_tau)
@@ -106,6 +105,10 @@ def evaluate_run(
     'class_names': list(net.metadata.class_names),
     'class_counts': net.metadata.class_counts.tolist(),
   }
+
+
+def _no_part(split: str) -> UserError:
+  return UserError(f'a {split} part with images', 'none in this run', 'use --split=test')
 
 
 def draw_confusion(result: Mapping[str, Any], workdir: str, split: str) -> str:

@@ -35,22 +35,23 @@ PyTree = Any
 logging.get_absl_logger().addFilter(lambda record: '/orbax/' not in record.pathname)
 
 
-def _without_late_answers(report: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _ignoring_closed_loops(report: Callable[[Any], Any]) -> Callable[[Any], Any]:
   """A `sys.unraisablehook` like `report`, silent about files that are written after a failed save.
 
   The first write that fails ends the event loop of the save. Writes that end afterwards find it
-  closed, and tensorstore's threads print a traceback for each, with no object and no message.
+  closed. Then tensorstore, from C++, prints a traceback for each.
   """
 
   def hook(unraisable: Any) -> None:
-    late = isinstance(unraisable.exc_value, RuntimeError) and unraisable.object is None
-    if not (late and str(unraisable.exc_value) == 'Event loop is closed'):
+    trace = unraisable.exc_traceback
+    from_cpp = trace is not None and trace.tb_frame.f_code.co_name == 'call_soon_threadsafe'
+    if not (from_cpp and str(unraisable.exc_value) == 'Event loop is closed'):
       report(unraisable)
 
   return hook
 
 
-sys.unraisablehook = _without_late_answers(sys.unraisablehook)
+sys.unraisablehook = _ignoring_closed_loops(sys.unraisablehook)
 
 # Files that orbax writes again after the sums are taken. The first name is private to orbax; it was
 # read in orbax-checkpoint 0.12.8.

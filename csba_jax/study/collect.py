@@ -20,13 +20,17 @@ from csba_jax.run.workdir import read_result
 
 BRANCH = 'branch'  # what names of branches begin with
 DIGITS = 5  # significant ones kept of every measured number
-OF_TUNING: tuple[str, ...] = ('validation_macro_f1', 'checkpoint_step', 'parameters')
-OF_TUNING += ('class_counts', 'timing')
-OF_TUNING += (
+# no number of the test part: of images, not of what a net made of them
+OF_TUNING: tuple[str, ...] = (
+  'validation_macro_f1',
+  'checkpoint_step',
+  'parameters',
+  'class_counts',
+  'timing',
   'splits_sha256',
   'source_sha256',
   'content_sha256',
-)  # of images, not of what a net made of them
+)
 
 
 def collect(workdir: Path, test: bool = True) -> dict[str, Any]:

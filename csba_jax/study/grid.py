@@ -188,7 +188,7 @@ def check(study: ml_collections.ConfigDict) -> None:
     raise UserError(
       'duplicates that the naive split can ignore (base.data.group_copies or group_column)',
       'none',
-      'set --config.naive_repeats=0',
+      'set --config.naive_repeats=0, or --config.base.data.group_copies=True',
     )
 
 

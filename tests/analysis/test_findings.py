@@ -194,7 +194,7 @@ def test_nothing_is_made_of_nothing(null):
   assert all(c.verdict != SUPPORTED for c in null.comparisons)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_gain_that_is_excluded_is_not_supported(tmp_path):
   made = simulated.make(seeds=10, effect=-0.05, conflict_effect=-0.2, variants=TWO)
   found = analysed(tmp_path, *made)
@@ -258,7 +258,7 @@ def test_capacity_is_told_from_attention(tmp_path):
   assert claim(found, 'capacity').verdict != SUPPORTED
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_gain_at_the_cost_of_the_head_is_an_offset(tmp_path):
   # the others gain what the head loses
   found = analysed(tmp_path, *simulated.make(seeds=10, effect=0.15, accuracy=-0.25, variants=TWO))
@@ -270,7 +270,7 @@ def test_a_gain_at_the_cost_of_the_head_is_an_offset(tmp_path):
   assert all(c.difference.level == 0.9 for c in found.offsets)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_holm_is_over_the_family_and_no_more(tmp_path):
   made = simulated.make(seeds=6, effect=0.01, methods=('cross_entropy', 'balanced_softmax'))
   found = analysed(tmp_path, *made)
@@ -432,7 +432,7 @@ def test_scores(full):
   )
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_folds_take_the_corrected_interval(folded):
   (one,) = pick(folded.comparisons, 'csba', 'none')
   assert one.difference.method == 'corrected resampled t over 10 folds'

@@ -139,7 +139,7 @@ def test_a_key_decides_everything():
   assert (a != c).any()
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_policy_comes_after_crop_and_flip_and_cutout_last():
   batch, key = images(n=32, height=8, width=8), jax.random.key(4)
   crop_key, flip_key, policy_key, cutout_key = jax.random.split(key, 4)

@@ -359,7 +359,7 @@ def test_a_repaired_file_comes_back(tmp_path):
   assert len(cache.load_arrays(ImageFolderSource(root, 4), tmp_path / 'cache', Lines()).images) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_real_photos_through_the_cache(photo_folder, tmp_path):
   manifest = os.path.join(photo_folder, 'manifest.csv')
   source = ImageFolderSource(photo_folder, 32, manifest=manifest, group_column='dup_group')

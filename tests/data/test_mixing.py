@@ -52,7 +52,7 @@ def test_nothing_is_mixed_without_mixing():
   assert found is given
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('name', ['mixup', 'remix'])
 @pytest.mark.parametrize('seed', range(5))
 def test_mixup_is_the_weighted_mean_of_two_images(name, seed):
@@ -117,7 +117,7 @@ def test_remix_gives_the_label_to_the_rarer_class(lam, monkeypatch):
     assert share == pytest.approx(expected)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('alpha', [0.3, 1.0])
 def test_shares_have_the_distribution_that_is_asked_for(alpha):
   given = with_partners(n=2, height=64, width=64)
@@ -146,7 +146,7 @@ def test_the_share_of_cutmix_by_the_expectation_of_its_box():
   assert abs(shares.mean() - expected) < 5 * shares.std() / np.sqrt(len(shares))
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('name', MIXED)
 def test_batches_are_mixed_with_the_probability_and_while_it_is_time(name):
   given = jax.tree.map(jnp.asarray, with_partners())
@@ -182,7 +182,7 @@ def test_partners_of_their_own_stream(name):
   assert (found.positions(0) != again.positions(0)).any()  # not the stream of a balanced sampler
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_the_same_key_gives_the_same_batch():
   given = with_partners()
   for name in MIXED:

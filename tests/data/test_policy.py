@@ -86,7 +86,7 @@ def applied(request):
   return {o: (found[name == o], expected[name == o], batch[name == o]) for o in OPERATIONS}
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('name', sorted(set(OPERATIONS) - {'auto_contrast', *BLENDS}))
 def test_operation_is_pillows_to_the_bit(applied, name):
   found, expected, images = applied[name]
@@ -201,7 +201,7 @@ def some_images(n, channels=3):
   return rng.integers(0, 256, (n, 12, 12, channels), dtype=np.uint8)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize(('name', 'channels'), [('autoaugment', 3), ('randaugment', 1)])
 def test_policy_is_pure_and_runs_in_a_compiled_scan(name, channels):
   batch = some_images(24, channels)

@@ -326,7 +326,7 @@ def test_a_fold_that_gets_no_group():
   assert set(folds_of(labels, 2, 0, groups)) == {0, 1}
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_advice_on_folds_is_not_refused_in_its_turn():
   seen = set()
   for seed in range(300):
@@ -562,7 +562,7 @@ def test_splits_of_the_photos_respect_their_duplicates(photo_folder):
     assert found.classes_without_val == ()
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_committed_studies_keep_their_splits(photo_folder):
   import json
   from pathlib import Path

@@ -334,7 +334,7 @@ assert not {'tensorflow', 'torch', 'matplotlib'} & set(sys.modules)
   run_python(code, tmp_path / 'images.npy')
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_memory_stays_flat_while_decoding_and_streaming(tmp_path):
   code = r"""
 import re, sys
@@ -420,7 +420,7 @@ def in_memory(driver, tmp_path_factory):
   return end
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_streamed_run_is_that_from_memory_to_the_bit(driver, in_memory, tmp_path):
   run_here(driver, tmp_path / 'run', data__input='stream')
   assert end_of(driver, tmp_path / 'run') == (in_memory, 'stream')
@@ -436,7 +436,7 @@ def test_partners_are_streamed_to_the_bit_too(driver, tmp_path):
   assert ends[0] == ends[1]
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_killed_stream_goes_on_from_disk_or_from_memory(driver, in_memory, tmp_path):
   """kill -9 in the third epoch: streamed or from memory, the restarted run ends the same."""
   streamed = '--config.data.input="stream"'

@@ -71,7 +71,7 @@ def by_hand(params, batches, layers, weight=lambda batch: np.ones(N, bool)):
   return gram(everything), [gram([a for a in everything if a != b]) for b in everything], sizes
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('max_bytes', [10**9, 1])
 def test_grams_and_errors_are_those_of_loops_over_pairs_of_batches(max_bytes):
   with jax.enable_x64(True):
@@ -160,7 +160,7 @@ def test_a_class_that_few_batches_have():
   assert np.isnan(two.low[at][2, 2])
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_where_images_are_independent_it_estimates_the_gradient_of_the_data():
   """Per-example losses, every image once: the mean over many batches is the exact matrix."""
 

@@ -22,7 +22,7 @@ def test_stack_keeps_every_image_once_in_the_row_of_its_class():
   assert sorted(np.asarray(flat['x'])[np.asarray(flat['mask'])]) == [0, 10, 20, 40, 50, 60]
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_stacks_are_less_than_a_half_longer_than_the_largest_class():
   for largest in range(1, 40):
     found = batches.stack({'label': np.repeat([0, 1], [largest, 1])}, 2)

@@ -516,7 +516,7 @@ def mesh_of(kind):
   return jax.make_mesh((2,), ('data',), axis_types=(kind,))
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('strategy', ['masked', 'stacked'])
 def test_arrays_on_explicit_axes_give_the_same_grams(strategy):
   """jax.make_mesh makes such axes by default."""

@@ -79,7 +79,7 @@ def close(found, expected, tolerance):
   assert (np.abs(found - expected) / scale).max() < tolerance
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_exact_is_all_images_at_once(params, data, exact, monkeypatch):
   at_once = class_grams(losses_fn, params, data, num_classes=len(COUNTS), head='^head/')
   for scope, gram in [('shared', at_once.shared), ('total', at_once.total), *at_once.grams.items()]:
@@ -428,7 +428,7 @@ class InOrder(NamedTuple):
   head: dict
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_layers_stand_in_one_order_everywhere():
   body = [{'w': jnp.eye(2)} for _ in range(11)]  # the names of 2 and 10 sort otherwise, too
   params = InOrder({'w': jnp.eye(2)}, body, {'w': jnp.ones((2, 2))})

@@ -108,7 +108,7 @@ def test_equals_a_python_loop(monkeypatch, name, at_once):
   compare(*task(name))
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('at_once', [1, 2])
 @pytest.mark.parametrize('name', ['strided', 'grouped', 'scan'])
 def test_equals_a_python_loop_on_the_path_of_accelerators(monkeypatch, name, at_once):

@@ -56,7 +56,7 @@ def test_statistics_of_batch_norm_are_no_parameters(model, form, function):
   assert 'graph, params, rest = nnx.split(model, nnx.Param, ...)' in message
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_what_the_message_says_gives_the_grams_of_plain_arrays(model):
   graph, params, rest = nnx.split(model, nnx.Param, ...)
 

@@ -63,8 +63,13 @@ CASES = {
 }
 
 
-def variants(fast, slow):
-  return [*fast, *(pytest.param(*v, marks=pytest.mark.slow) for v in slow)]
+def variants(fast, seconds, slow):
+  """Cases of make test, those that make test-most adds, and those that make test-slow adds."""
+  cases, known = list(fast), set(fast)
+  for more, mark in ((seconds, pytest.mark.seconds), (slow, pytest.mark.slow)):
+    cases += [pytest.param(*v, marks=mark) for v in more if v not in known]
+    known |= set(more)
+  return cases
 
 
 def pairs(names, *dtypes):
@@ -72,8 +77,10 @@ def pairs(names, *dtypes):
 
 
 WIDE = pairs(SPREAD, 'float64')
-FAST = pairs(['resnet_blocks', 'scan_over_layers', 'self_attention', 'nnx_cnn'], 'float64')
+FEW = pairs(['resnet_blocks', 'scan_over_layers'], 'float64')
+FAST = FEW + pairs(['self_attention', 'nnx_cnn'], 'float64')
 FAST += pairs(['mlp_layer_norm', 'batch_norm_in_training'], 'float32', 'bfloat16')
+MORE = WIDE + pairs(['equinox_cnn', 'cond'], 'float64')
 EVERY = pairs((*BLOCKS, *NETS, *OTHERS), 'float64')
 EVERY += pairs((*BLOCKS, NETS[-1], *OTHERS), 'float32', 'bfloat16')  # the nets are their blocks
 # Where the loop itself is 2e-5 off in float32 (a gradient of one image that cancels; `stacked` is
@@ -229,7 +236,7 @@ def test_the_zoo_is_whole(zoo):
 
 @pytest.mark.parametrize(
   ('name', 'dtype', 'strategy'),
-  variants(with_strategies(FAST), with_strategies([pair for pair in EVERY if pair not in FAST])),
+  variants(with_strategies(FAST), with_strategies(MORE), with_strategies(EVERY)),
 )
 def test_grams_are_those_of_a_loop_of_gradients(zoo, name, dtype, strategy):
   def check(model, params, batch, losses, rows, counts, tolerance):
@@ -250,10 +257,9 @@ def test_grams_are_those_of_a_loop_of_gradients(zoo, name, dtype, strategy):
 @pytest.mark.parametrize(
   ('name', 'dtype', 'strategy'),
   variants(
-    with_strategies(FAST[:2]),
-    with_strategies(
-      [pair for pair in pairs((*BLOCKS, *OTHERS), 'float64') if pair not in FAST[:2]]
-    ),
+    with_strategies(FEW),
+    with_strategies(WIDE),
+    with_strategies(pairs((*BLOCKS, *OTHERS), 'float64')),
   ),
 )
 def test_gradients_are_those_of_a_loop(zoo, name, dtype, strategy):
@@ -273,7 +279,7 @@ def test_gradients_are_those_of_a_loop(zoo, name, dtype, strategy):
   examine(zoo, name, dtype, strategy, check)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('strategy', ['masked', 'stacked'])
 def test_a_batch_of_one_image(zoo, strategy):
   model = zoo.MODELS['mlp_layer_norm'](jnp.float32)
@@ -299,7 +305,7 @@ def cnn_grams(cnn):
   return class_grams(*cnn, num_classes=C, head='^head')
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_weighted_by_counts_they_sum_to_the_gradient_of_the_mean(cnn):
   losses_fn, params, batch = cnn
   found = class_gradients(*cnn, num_classes=C)
@@ -318,7 +324,7 @@ def test_grams_of_layers_sum_to_total_and_shared_leaves_out_the_head(cnn_grams):
   assert (abs(without - cnn_grams.shared) < 1e-6 * sizes).all()
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_shared_is_total_without_a_head_and_zero_where_all_is_head(cnn):
   found = class_grams(*cnn, num_classes=C)
   np.testing.assert_array_equal(found.shared, found.total)
@@ -334,7 +340,7 @@ def test_grams_are_symmetric_and_positive_semidefinite(cnn_grams):
     assert values.min() >= -1e-6 * values.max()
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_another_numbering_of_classes_permutes_rows_and_columns(cnn):
   losses_fn, params, batch = cnn
   losses_fn = Partial(_losses_of_targets, Partial(losses_fn))
@@ -351,7 +357,7 @@ def _losses_of_targets(losses_fn, params, batch):
   return losses_fn(params, {**batch, 'label': batch['target']})
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_scaled_losses_scale_grams_by_the_square(cnn, cnn_grams):
   losses_fn, params, batch = cnn
   scaled = class_grams(lambda p, b: 3 * losses_fn(p, b), params, batch, num_classes=C, head='^head')
@@ -380,7 +386,7 @@ def test_masks_of_floats_and_integers_are_masks(cnn):
     assert_same(other, first)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('stacked', [False, True])
 def test_under_jit_they_are_what_they_are_eagerly(cnn, cnn_grams, stacked):
   losses_fn, params, batch = cnn
@@ -409,7 +415,7 @@ def test_parameters_held_fixed_have_no_layer_and_layers_may_be_joined(cnn, cnn_g
   assert (abs(found.total - body) <= 1e-5 * sizes).all()
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('name', ['cnn_group_norm', 'depthwise_separable'])
 @pytest.mark.parametrize('strategy', ['masked', 'stacked'])
 def test_several_passes_give_the_same_grams(zoo, name, strategy):
@@ -471,7 +477,7 @@ def test_memory_is_bounded_by_max_bytes_and_the_largest_layer(stacked):
   assert found[-1] - found[0] >= 0.9 * (limits[-1] - limits[0])
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('stacked', [True, False])
 def test_passes_shrink_the_memory_of_the_step(stacked):
   classes, width, depth = 16, 64, 8
@@ -502,7 +508,7 @@ def test_passes_shrink_the_memory_of_the_step(stacked):
   assert two < 3 * layer
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_other_values_of_the_same_shapes_trace_nothing_anew(zoo):
   model = zoo.MODELS['mlp_layer_norm'](jnp.float32)
   traces = []
@@ -535,7 +541,7 @@ def mesh():
   return jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('strategy', ['masked', 'stacked'])
 @pytest.mark.parametrize('images', [8, 11])
 def test_eight_devices_agree_with_one(zoo, mesh, strategy, images):
@@ -550,7 +556,7 @@ def test_eight_devices_agree_with_one(zoo, mesh, strategy, images):
   assert_same(class_grams(model.losses_fn, model.params, batch, mesh=mesh, **options), one)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('strategy', ['masked', 'stacked'])
 def test_a_mesh_is_taken_as_jax_makes_it(strategy):
   batch = {'x': np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)}
@@ -564,7 +570,7 @@ def test_a_mesh_is_taken_as_jax_makes_it(strategy):
   assert_same(found, class_grams(losses_fn, jnp.ones(3), batch, **options))
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_devices_in_two_dimensions(zoo):
   model = zoo.MODELS['mlp_layer_norm'](jnp.float32)
   mesh = jax.make_mesh((4, 2), ('data', 'model'), axis_types=(AxisType.Auto,) * 2)
@@ -573,7 +579,7 @@ def test_devices_in_two_dimensions(zoo):
   assert_same(found, class_grams(model.losses_fn, model.params, batch, num_classes=C))
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('strategy', ['masked', 'stacked'])
 def test_no_device_gathers_the_batch(zoo, mesh, strategy):
   model = zoo.MODELS['cnn_group_norm'](jnp.float32)

@@ -39,7 +39,7 @@ def differ(a, b):
   )
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('name', INDEPENDENT)
 def test_models_without_statistics_of_the_batch_may_be_stacked(zoo, name):
   model = zoo.MODELS[name](jnp.float32)
@@ -132,7 +132,7 @@ def test_flat_traced_labels_take_masked_and_refuse_stacked(zoo):
     under_jit(model, batch, strategy='stacked', per_example=True)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_traced_stacks_are_stacked_only_where_it_is_stated(zoo, trained):
   model = zoo.MODELS['mlp_layer_norm'](jnp.float32)
   batch = batches.stack({**model.inputs, 'label': LABEL}, C)

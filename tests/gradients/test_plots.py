@@ -297,10 +297,11 @@ def test_f1_by_class(figures, tmp_path):
   assert [t.get_text() for t in axes.get_legend().get_texts()] == ['none', 'csba']
 
 
-def test_f1_of_a_hundred_classes_fits_a_page(figures, tmp_path):
-  names = [f'class {c}' for c in range(100)]
-  run = {'class_names': names, 'class_counts': list(range(100, 0, -1))}
-  runs = {'none': run | {'per_class': {'f1': [0.5] * 100}}}
+@pytest.mark.parametrize('classes', [100, 1000])
+def test_f1_of_many_classes_fits_a_page(figures, tmp_path, classes):
+  names = [f'class {c}' for c in range(classes)]
+  run = {'class_names': names, 'class_counts': list(range(classes, 0, -1))}
+  runs = {'none': run | {'per_class': {'f1': [0.5] * classes}}}
   plots.class_f1(runs, tmp_path / 'x.png')
   figure = figures[0]
   assert figure.get_size_inches()[0] == plots.WIDEST
@@ -332,7 +333,7 @@ def test_confusion(figures, tmp_path):
   assert texts == {(0, 0): '16', (1, 0): '2', (2, 0): '2', (1, 1): '3', (2, 1): '1'}
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('classes', [3, 100, 260])
 def test_names_of_classes_do_not_overlap(figures, tmp_path, classes):
   from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -354,7 +355,7 @@ def test_names_of_classes_do_not_overlap(figures, tmp_path, classes):
 DOLLARS = ('$5_$10_', r'$\frac{$', 'a')
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_names_with_dollars_are_no_formulas_in_any_picture(figures, tmp_path):
   conflict = dataclasses.replace(make(layers=2), class_names=DOLLARS)
   layers = tuple(layer.replace('layer', '$_$') for layer in conflict.layers)

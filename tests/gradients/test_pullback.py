@@ -16,7 +16,7 @@ def coupled(params, x):
   return ((h - mean[None]) ** 2).sum(-1) + params['b'] * x[:, 0], mean
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_weights_over_examples_give_the_weighted_sum_of_gradients():
   rng = np.random.default_rng(0)
   params = {'w': jnp.asarray(rng.normal(size=(3, 2)), jnp.float32), 'b': jnp.float32(0.3)}

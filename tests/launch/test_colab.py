@@ -244,7 +244,7 @@ def test_run_again_it_goes_on_from_what_is_there(ran, execute):
     assert shown(again, 'stdout')[name] == shown(before, 'stdout')[name]
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize(
   ('settings', 'message'),
   [

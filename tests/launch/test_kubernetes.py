@@ -112,7 +112,7 @@ def passes(jobset):
   return True
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_misspelt_field_is_not(manifest):
   """Yields every name of the tree."""
   free = {'annotations', 'labels', 'nodeSelector', 'limits'}  # names that users make

@@ -190,7 +190,7 @@ def csba(part):
 BLOCKS = ['stage1/block1', 'stage2/block1', 'stage3/block1', 'stage3/block2']
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_gates_are_those_of_the_layers(csba, part):
   """Recomputed from the weights: sigmoid(W2 relu(W1 z)) of what the first block is given."""
   csba_net, found = csba
@@ -208,7 +208,7 @@ def test_gates_are_those_of_the_layers(csba, part):
     assert np.isfinite(np.array(found['gates'][block])[:, :3]).all()
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_gate_is_sigmoid_of_its_own_branch(csba, part):
   """The features that are kept are those after the gate."""
   csba_net, _ = csba
@@ -224,7 +224,7 @@ def test_a_gate_is_sigmoid_of_its_own_branch(csba, part):
     np.testing.assert_allclose(gates[:, b], expected, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_cka_of_branches_is_over_all_images_and_symmetric(csba, part):
   csba_net, found = csba
   _, whole = kept(csba_net, part.images)
@@ -240,7 +240,7 @@ def test_cka_of_branches_is_over_all_images_and_symmetric(csba, part):
     np.testing.assert_allclose(diagonal[~np.isnan(diagonal)], 1)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('batch_size', [5, 23, 64])
 def test_batches_and_padding_change_nothing(csba, part, batch_size):
   csba_net, found = csba
@@ -255,7 +255,7 @@ def csba_class(part):
   return initial, branch_similarity.measure(initial, part, 8)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_untrained_class_gates_are_one(csba_class):
   """2 sigmoid(0): V and E start at zero, and the net as plain CSBA."""
   _, found = csba_class
@@ -266,7 +266,7 @@ def test_untrained_class_gates_are_one(csba_class):
   assert np.isnan(head[:, 3]).all()
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_class_gates_are_of_the_logit_of_the_images_class(csba_class, part):
   csba_net, _ = csba_class
   csba_net = shaken(csba_net)
@@ -278,7 +278,7 @@ def test_class_gates_are_of_the_logit_of_the_images_class(csba_class, part):
   assert np.ptp(np.array(found['gates']['head'])[:, :3]) > 0.01
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize(
   'attention',
   ['none', *(pytest.param(a, marks=pytest.mark.slow) for a in ('none_wide', 'se', 'cbam'))],
@@ -294,7 +294,7 @@ def test_a_net_without_branches_has_nothing(driver, part):
   assert found == {'cka': {}, 'gates': {}, 'gate_spread': {}}
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_nothing_is_kept_unless_asked_for(csba_class, part):
   """Neither in a state nor in what a forward pass gives, and the logits are the same."""
   csba_net, _ = csba_class

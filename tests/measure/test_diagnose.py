@@ -73,7 +73,7 @@ def losses_and_data(run, dtype=jnp.float32):
   return losses_fn, {'image': images, 'label': run.data.train.labels}
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_the_diagnostic_predicts_what_a_step_does(run):
   """A step of plain SGD along class d's gradient changes L_c by -lr G[c, d], for all pairs.
 
@@ -117,7 +117,7 @@ def exact(run):
   return diagnose.diagnose_run(run, diagnose.Sampling(exact=True))
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_exact_is_the_run_on_all_its_training_images(run, exact):
   losses_fn, batch = losses_and_data(run)
   expected = class_grams(
@@ -132,7 +132,7 @@ def test_exact_is_the_run_on_all_its_training_images(run, exact):
   assert wanted.items() <= exact.about.items()
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_layers_come_from_input_to_output(exact):
   assert exact.layers[0] == 'stem/full/conv'
   assert exact.layers[-1] == 'head'
@@ -143,7 +143,7 @@ def test_layers_come_from_input_to_output(exact):
   )
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_chosen_layers_alone(run, exact):
   found = diagnose.diagnose_run(run, diagnose.Sampling(exact=True), layers='stage2/.*conv/kernel')
   assert found.layers == tuple(
@@ -191,7 +191,7 @@ def test_snapshots_and_lines_of_a_run(workdir, run):
   assert any(b'conflict_rate' in path.read_bytes() for path in (workdir / 'tensorboard').iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize(
   ('fields', 'room', 'expected'),
   [
@@ -283,7 +283,7 @@ def measured(driver, tmp_path_factory):
   return workdir
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_training_is_the_same_to_the_bit_with_diagnostics_and_without(driver, measured, tmp_path):
   run_here(driver.tiny_config(), tmp_path / 'plain')
   assert leaves_of(driver, measured) == leaves_of(driver, tmp_path / 'plain')
@@ -311,7 +311,7 @@ def test_a_killed_run_ends_with_the_same_snapshots(driver, measured, tmp_path, e
     np.testing.assert_array_equal(ours.grams, theirs.grams)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_the_untrained_net_has_statistics_of_the_training_images(driver, measured):
   """The driver's perceptron has one norm: its statistics by hand, batch by batch."""
   config = driver.tiny_config()
@@ -347,7 +347,7 @@ def test_the_prior_is_what_a_class_weighs_in_the_objective(driver):
   np.testing.assert_allclose(prior(18, **deferred), np.full(10, 0.1))
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_the_net_with_averages_is_diagnosed_as_it_is_evaluated(driver, tmp_path):
   config = driver.tiny_config(train__ema_decay=0.99, train__epochs=1)
   with StopRequest() as stop:
@@ -368,7 +368,7 @@ def _optimizer(run):
   return tx, run.data.image_shape
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_checkpoint_of_another_architecture(driver, workdir, measured, tmp_path):
   shutil.copytree(measured, tmp_path / 'run')
   shutil.rmtree(tmp_path / 'run/checkpoints')
@@ -438,7 +438,7 @@ def test_ctrl_c_leaves_whole_files_only(workdir, tmp_path):
   assert sorted(path.name for path in (tmp_path / 'run/conflict').iterdir()) == before
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize(
   ('arguments', 'expected'),
   [

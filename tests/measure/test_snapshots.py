@@ -237,7 +237,7 @@ def test_several_snapshots_at_one_step_are_measured_once(driver, tmp_path, monke
   assert [line['step'] for line in snapshot_lines(tmp_path)] == [5, 5, 5, 5, 14, 14, 14]
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_snapshots_of_averages_are_of_the_averages(driver, tmp_path):
   config = driver.tiny_config(
     train__ema_decay=0.99, train__epochs=1, diagnostics__snapshots='1', data__val_fraction=0.0

@@ -145,7 +145,7 @@ def test_chosen_layers_and_progress(run, measured):
   assert ticks == [(32, 64), (64, 64)]
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_moving_averages_are_not_what_training_moves(driver, run, tmp_path):
   with StopRequest() as stop:
     config = driver.tiny_config(augment__crop_padding=0, train__ema_decay=0.9)
@@ -191,7 +191,7 @@ def test_auto_is_what_training_takes(run, stage, of_batchnorm):
   )
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_batches_of_the_validation_part_are_its_images_in_another_order(run):
   """Of a part that fills one batch, every batch has all images: there is no sampling error."""
   config = run.config.copy_and_resolve_references()
@@ -212,7 +212,7 @@ def test_batches_of_the_validation_part_are_its_images_in_another_order(run):
   assert found.errors[found.at()].max() < 1e-3 * largest
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_the_same_on_one_device_and_on_eight(driver, run):
   state = restore.load_state(str(run.workdir), 'latest')
   config = run.config.copy_and_resolve_references()

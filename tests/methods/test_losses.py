@@ -191,7 +191,7 @@ def test_a_constant_added_to_all_logits_changes_nothing(name):
   np.testing.assert_allclose(shifted, expected, rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('gamma', [0.0, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize('name', REFERENCES)
 def test_large_logits_stay_finite(name, gamma):
@@ -250,7 +250,7 @@ def test_features_that_say_nothing_lead_to_the_right_posterior(name, optimum):
   np.testing.assert_allclose(at_optimum, np.zeros(4), atol=1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('weights', ['inverse', 'effective'])
 def test_weights_multiply_the_plain_loss_and_keep_the_mean_of_the_training_set(weights):
   labels = np.repeat(np.arange(4), COUNTS)
@@ -371,7 +371,7 @@ def test_a_tau_shifts_the_log_odds_of_every_classifier_by_the_log_prior():
     np.testing.assert_allclose(odds, -np.log(COUNTS[0] / COUNTS[3]), rtol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('name', sorted(losses.LOSSES))
 def test_only_a_loss_that_says_so_depends_on_the_counts(name):
   rng = np.random.default_rng(0)

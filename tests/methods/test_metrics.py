@@ -121,7 +121,7 @@ def test_merging_on_the_device_gives_the_same_sums():
   np.testing.assert_array_equal(merged.counts, sums(logits, labels).counts)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_jit_changes_nothing_and_types_are_as_documented():
   logits, labels = long_tailed(7, n=64)
   mask = np.arange(64) < 60

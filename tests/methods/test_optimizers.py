@@ -22,7 +22,7 @@ def schedule_reference(step, peak, warmup_fraction, total):
   return peak * 0.5 * (1 + math.cos(math.pi * share))
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize(
   ('warmup_fraction', 'total'),
   [(0.025, 1000), (0.0, 50), (0.5, 7), (0.1, 30), (0.0, 1), (0.025, 1)],

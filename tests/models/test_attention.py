@@ -158,7 +158,7 @@ def test_v_starts_at_zero_and_u_by_its_fan_in():
   assert np.asarray(gate['params']['squeeze']).std() == pytest.approx(64**-0.5, rel=0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize(
   'module', [attn.BranchAttention(NAMES[:1]), attn.SqueezeExcite(), attn.CBAM()]
 )
@@ -174,7 +174,7 @@ def test_images_do_not_see_each_other(module):
   np.testing.assert_allclose(apply(x)[1:2], apply(x[1:2]), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_half_precision_computes_in_half():
   x = draw(2, 4, 4, 8)
   for layer, extra in (

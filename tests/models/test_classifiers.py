@@ -64,7 +64,7 @@ def test_logits(kind, gated):
   close(apply(module, params, *inputs), reference(kind, wide[0], *wide[1]))
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize(('kind', 'gated'), CASES)
 def test_gradients_against_finite_differences(kind, gated):
   with jax.enable_x64(True):
@@ -94,7 +94,7 @@ def test_cosine_sees_directions_only(gated):
     close(apply(module, params, -own)[:, 2], -SCALE)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('gated', [False, True])
 def test_a_vector_without_direction_has_cosine_and_gradient_zero(gated):
   module, params, (z, *gate) = make('cosine', gated)
@@ -153,7 +153,7 @@ def test_permuting_the_classes_permutes_the_logits(kind, gated):
   close(apply(module, permuted, *inputs), apply(module, params, *inputs)[:, order])
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize(('kind', 'gated'), CASES)
 def test_the_logit_of_a_class_reaches_only_its_own_parameters(kind, gated):
   module, params, inputs = make(kind, gated)

@@ -79,7 +79,7 @@ def test_every_image_size_gives_logits_and_float32_parameters(name, attention, i
   assert not [name for name in flat(variables) if re.search(r'[A-Z]|_\d', name)]  # all are named
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize(
   ('name', 'attention', 'kind'),
   [(*net, 'linear') for net in EVERY]
@@ -97,7 +97,7 @@ def test_head_expression_matches_exactly_the_classifier(name, attention, kind):
   assert bool([p for p in names if p.startswith('class_gate/')]) == (attention == 'csba_class')
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('num_classes', [2, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('name', ['resnet32_branches', 'vit'])  # multibranch: its own test
 def test_wide_control_has_the_capacity_of_csba(name, num_classes):
@@ -111,7 +111,7 @@ def test_wide_control_has_the_capacity_of_csba(name, num_classes):
   assert wide == pytest.approx(csba, rel=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize(
   ('name', 'attention', 'kind'),
   [
@@ -149,7 +149,7 @@ def test_gradient_reaches_every_parameter_and_is_that_of_finite_differences(name
   assert not [name for name, leaf in flat(grads).items() if not leaf.any()]
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('name', CLASS_CONDITIONED)
 def test_csba_class_with_zero_v_and_e_is_csba(name):
   model, conditioned = net(name, 'csba'), net(name, 'csba_class')
@@ -167,7 +167,7 @@ def test_csba_class_with_zero_v_and_e_is_csba(name):
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize(('name', 'attention'), NEW)
 def test_half_precision_is_near_and_images_do_not_see_each_other(name, attention):
   variables, (images, _) = random_variables(net(name, attention)), batch(8)
@@ -185,7 +185,7 @@ def test_half_precision_is_near_and_images_do_not_see_each_other(name, attention
   assert (changed[1] != expected[1]).any()
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize(
   ('name', 'attention'),
   [pytest.param(*net, marks=[pytest.mark.slow] * (net[0] != 'vit')) for net in NEW],

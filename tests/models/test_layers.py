@@ -90,7 +90,7 @@ def test_convolution_against_finite_differences(kernel_size, stride, size, c, d)
     check_grads(lambda x, k: jnp.sin(layers.convolve(x, k, stride)), args, order=1, modes=['rev'])
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('kernel_size', [(1, 1), (3, 3), (1, 5)])
 def test_convolution_under_vmap(kernel_size):
   """One kernel for each class, one batch for each class, or both."""
@@ -139,7 +139,8 @@ def by_groups(x, scale, bias):
 
 
 @pytest.mark.parametrize(
-  'dtype', ['float64', *(pytest.param(d, marks=pytest.mark.slow) for d in ('float32', 'bfloat16'))]
+  'dtype',
+  ['float64', *(pytest.param(d, marks=pytest.mark.seconds) for d in ('float32', 'bfloat16'))],
 )
 @pytest.mark.parametrize('shape', [(3, 4, 5, 3), (2, 1, 1, 20), (2, 3, 3, 37), (2, 2, 2, 300)])
 def test_group_norm(shape, dtype):
@@ -191,7 +192,7 @@ def test_conv_norm_relu_is_made_of_its_parts():
   close(y, np.maximum(u, 0), 1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('size', [(4, 6), (5, 7), (2, 3), (3, 2)])
 def test_max_pool(size):
   x = draw(2, *size, 3)
@@ -294,7 +295,7 @@ def test_batch_norm_sums_bfloat16_in_float32():
   close(y, normal * variables['params']['scale'] + variables['params']['bias'], 2e-2)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_batch_norm_of_constant_and_of_shifted_channels():
   """No spread is no NaN; a mean of thirty standard deviations costs three digits of seven."""
   module = layers.BatchNorm(use_running_average=False)

@@ -107,7 +107,7 @@ def test_class_conditioning_adds_u_v_and_e():
   assert PARAMETERS['csba_class'] - PARAMETERS['csba'] == 2 * 3 * 160**2 + 10 * 3 * 160
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize(
   ('num_classes', 'width'),
   [
@@ -124,7 +124,7 @@ def test_wide_control_has_the_capacity_of_csba(num_classes, width):
   assert wide == pytest.approx(csba, rel=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize(('width', 'image_shape'), [(0.1, SMALL), (1.0, (224, 224, 3))])
 def test_wide_control_has_the_capacity_of_csba_elsewhere(width, image_shape):
   wide, csba = (
@@ -212,7 +212,7 @@ def test_head_expression_matches_exactly_the_classifier(attention):
 OTHER_SIZES = [12, 16, 20, 32, 48, 64, 256]
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('attention', ATTENTIONS)
 @pytest.mark.parametrize(
   'size', [8, 33, 224, *(pytest.param(n, marks=pytest.mark.slow) for n in OTHER_SIZES)]
@@ -257,7 +257,7 @@ def test_width_scales_every_number_of_channels(width, expected):
   assert (model.stem, model.stages) == expected
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('size', [8, 32])
 def test_a_real_forward_pass_is_finite_and_keeps_images_apart(size):
   image_shape = (size, size, 3)
@@ -275,7 +275,7 @@ def test_a_real_forward_pass_is_finite_and_keeps_images_apart(size):
   assert (changed[0] != logits[0]).any()
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('attention', ['csba_class', pytest.param('cbam', marks=pytest.mark.slow)])
 def test_half_precision_keeps_float32_parameters_and_logits(attention):
   full, half = build(attention), build(attention, dtype=jnp.bfloat16)
@@ -333,7 +333,7 @@ def gradients(attention):
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ('csba', 'none', 'se', 'cbam')]
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('attention', ['csba_class', *SLOW])
 def test_every_parameter_has_a_finite_gradient_that_is_not_zero(attention):
   grads, _, _ = gradients(attention)
@@ -341,7 +341,7 @@ def test_every_parameter_has_a_finite_gradient_that_is_not_zero(attention):
   assert not [name for name, leaf in grads.items() if not np.asarray(leaf).any()]
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_training_moves_the_statistics_and_evaluation_does_not():
   _, after, before = gradients('csba')
   assert after.keys() == before.keys()
@@ -381,7 +381,7 @@ def initial():
   return model, functools.cache(init)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_initialisation_is_a_function_of_the_seed(initial):
   _, init = initial
   once, again, other = flat(init(0)), flat(init.__wrapped__(0)), flat(init(1))

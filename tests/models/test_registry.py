@@ -14,6 +14,7 @@ from csba_jax.models import classifiers, layers, multibranch, registry
 NAMES = list(registry.MODELS)
 EVERY = [(name, a) for name in NAMES for a in registry.attentions_of(name)]
 FAST = [('multibranch', 'csba'), ('resnet32', 'none'), ('resnet32_branches', 'cbam'), ('vit', 'se')]
+assert set(FAST) <= set(EVERY)
 
 
 def model_config(**fields):
@@ -96,7 +97,7 @@ def test_norm_that_a_model_cannot_have(name, norm, said):
   assert str(error.value) == said
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize(('name', 'attention'), [e for e in EVERY if registry.MODELS[e[0]].norms])
 def test_a_net_with_group_norm_has_the_same_parameters_and_no_statistics(name, attention):
   found = {}
@@ -108,7 +109,7 @@ def test_a_net_with_group_norm_has_the_same_parameters_and_no_statistics(name, a
   assert set(found['batch']) == {'params', 'batch_stats'}
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('attention', ['none', pytest.param('cbam', marks=pytest.mark.slow)])
 def test_with_group_norm_images_do_not_see_each_other_in_training(attention):
   model = registry.build(model_config(attention=attention, norm='group'), 4, (8, 8, 3))
@@ -140,7 +141,7 @@ def test_config_decides_the_head(name, kind):
 
 @pytest.mark.parametrize(
   ('name', 'attention'),
-  [pytest.param(*net, marks=[pytest.mark.slow] * (net not in FAST)) for net in EVERY],
+  [pytest.param(*net, marks=[pytest.mark.seconds] * (net not in FAST)) for net in EVERY],
 )
 def test_every_model_gives_logits_and_has_a_head(name, attention):
   model = registry.build(model_config(name=name, attention=attention), 5, (8, 8, 1))

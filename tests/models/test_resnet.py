@@ -39,7 +39,7 @@ def test_resnet32_has_the_parameters_of_the_paper():
   assert shapes['head/kernel'] == (1, 64, 10)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('attention', PARAMETERS)
 def test_number_of_parameters_of_branches(attention):
   model = resnet.build_branches(10, CIFAR, attention, 1.0, jnp.float32)

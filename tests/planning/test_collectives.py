@@ -143,7 +143,7 @@ def of_tree(tree):
   return Counter(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_training_sends_gradients_sums_of_batch_norm_and_the_loss_and_nothing_else():
   """All-reduces: each gradient once, of each BatchNorm channel two sums, and the loss.
 
@@ -311,7 +311,7 @@ def test_the_same_matrices_on_one_device_and_on_eight(digits, way):
   assert np.all(np.abs(eight - one) <= 1e-5 * largest)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_pass_over_data_sends_only_its_losses(digits):
   """A dispatch of `exact` and `estimated` conflict; sums are reduced once, for the Grams."""
   _, data, model, state, layout = on(DEVICES, digits)

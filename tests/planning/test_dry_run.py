@@ -164,7 +164,7 @@ def images_of(**fields):
   return dry_run.Images.of(dry_run.Setting.of(config_of(**fields)))
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_images_count_where_it_is_said_what_fits(monkeypatch):
   monkeypatch.delenv('CSBA_IMAGE_FOLDER', raising=False)
   memory = images_of(data__input='memory')

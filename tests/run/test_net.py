@@ -59,7 +59,7 @@ def moved(workdir, tmp_path, no_data):
   return tmp_path / 'moved'
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_net_predicts_without_data_what_the_evaluation_counts_to_the_bit(moved, run):
   test = run.data.test
   net = restore.load_net(str(moved))

@@ -166,16 +166,16 @@ print(xla_bridge.CUDA_VISIBLE_DEVICES.value)
   ('tasks', 'local', 'variables', 'sees'),
   [
     (1, 0, {}, 'all'),  # --ntasks-per-node=1 --gpus-per-node=8
-    pytest.param(1, 0, {'CUDA_VISIBLE_DEVICES': '0,1,2,3'}, 'all', marks=pytest.mark.slow),
+    pytest.param(1, 0, {'CUDA_VISIBLE_DEVICES': '0,1,2,3'}, 'all', marks=pytest.mark.seconds),
     (4, 1, {}, '1'),  # all see all: one for each
-    pytest.param(4, 1, {'CUDA_VISIBLE_DEVICES': '0,1,2,3'}, '1', marks=pytest.mark.slow),
+    pytest.param(4, 1, {'CUDA_VISIBLE_DEVICES': '0,1,2,3'}, '1', marks=pytest.mark.seconds),
     (4, 1, {'CUDA_VISIBLE_DEVICES': '0'}, 'all'),  # --gpus-per-task=1: each has its own
     pytest.param(
       2,
       1,
       {'CUDA_VISIBLE_DEVICES': '0,1', 'SLURM_GPUS_PER_TASK': '2'},
       'all',
-      marks=pytest.mark.slow,
+      marks=pytest.mark.seconds,
     ),
     (2, 1, {'CUDA_VISIBLE_DEVICES': '0,1', 'SLURM_TRES_PER_TASK': 'cpu=2,gres/gpu=2'}, 'all'),
     pytest.param(
@@ -183,12 +183,12 @@ print(xla_bridge.CUDA_VISIBLE_DEVICES.value)
       1,
       {'CUDA_VISIBLE_DEVICES': '0,1', 'SLURM_TRES_PER_TASK': 'cpu=2'},
       '1',
-      marks=pytest.mark.slow,
+      marks=pytest.mark.seconds,
     ),
     (1, 0, {'JAX_LOCAL_DEVICE_IDS': '2,3'}, '2,3'),
   ],
 )
-@pytest.mark.parametrize('launcher', ['srun', pytest.param('mpirun', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('launcher', ['srun', pytest.param('mpirun', marks=pytest.mark.seconds)])
 def test_the_gpus_that_a_task_uses(launcher, tasks, local, variables, sees):
   if launcher == 'srun':
     own = SLURM | {'SLURM_NTASKS': '12', 'SLURM_PROCID': '1', 'SLURM_LOCALID': str(local)}
@@ -263,7 +263,7 @@ def test_an_error_of_one_is_an_error_of_all(monkeypatch):
   assert len(said) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_configs_that_disagree_end_all_with_the_field(driver, tmp_path):
   workdir = tmp_path / 'run'
   children = driver.start_all(workdir, own={1: ['--config.train.momentum=0.5']})
@@ -391,7 +391,7 @@ def test_data_that_one_process_alone_has(driver, tmp_path, having):
   assert not (tmp_path / 'run/config.json').exists()  # the folder is still free
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize(
   ('name', 'expected'), [('TERM', 75), pytest.param('INT', 130, marks=pytest.mark.slow)]
 )

@@ -201,7 +201,7 @@ def test_a_primitive_that_keeps_its_program_in_another_form():
   np.testing.assert_allclose(found, 3 * fun(X), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('kind', UNKNOWN)
 def test_grams_of_a_model_with_a_scan_do_not_depend_on_known_forms(monkeypatch, kind):
   """The public result is right, whichever form has changed."""

@@ -140,7 +140,7 @@ def begun(driver, data, **overrides):
   return job, job.begin()[0]
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('fsdp', [1, 2, 8])
 def test_steps_are_the_same_on_every_mesh(driver, data, fsdp):
   found = {}

@@ -45,7 +45,7 @@ def bits(threads, cores):
   return found, int(recorded)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.skipif(numerics.cores() < 2, reason='needs two cores')
 def test_the_threads_and_not_the_cores_decide_the_bits():
   alone, both = bits(2, 1), bits(2, 2)

@@ -230,7 +230,7 @@ def test_tuning_keeps_no_number_of_the_test_part(workdir):
   assert kept['result'] == {name: whole[name] for name in kept['result']}
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_run_without_snapshots_or_validation_has_no_entries(driver, tmp_path):
   for name, fields, parts in (
     ('plain', {}, []),
@@ -247,7 +247,7 @@ def test_a_run_without_snapshots_or_validation_has_no_entries(driver, tmp_path):
 # ---- common
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('attention', ['none', 'none_wide', 'se', 'cbam', 'csba', 'csba_class'])
 @pytest.mark.parametrize('depth', [1, 2])
 def test_common_is_what_the_control_has_too(attention, depth):

@@ -271,7 +271,7 @@ def test_default_is_locked_and_passes_and_is_new_each_time():
 # ---- runs
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_run_for_each_point_of_the_grid():
   c = with_fields(
     variants=('none', 'csba', 'se'),
@@ -602,7 +602,7 @@ def test_study_loads_passes_lists_its_runs_and_documents_itself(path):
   assert f'csba-study --config=configs/{path.name} --workdir=' in module.__doc__
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_the_docstring_of_a_study_says_how_many_runs_it_has():
   for path in STUDIES:
     said = re.search(r'\b(\d+) runs', load(path).__doc__)
@@ -633,7 +633,7 @@ def test_names_of_studies_differ():
   assert len(set(names)) == len(names)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('name', ['digits', 'solar', 'cifar10_lt'])
 def test_a_tuning_study_has_every_rate_its_study_needs_and_none_of_its_units(name):
   main, tuning = (

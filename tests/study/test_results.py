@@ -80,7 +80,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
   assert path.read_text() == '{"a": 1}\n'
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_kill_at_any_byte_of_the_last_line_loses_that_line_at_most(tmp_path, made):
   about, records = made
   short = [{k: v for k, v in r.items() if k not in ('conflict', 'branches')} for r in records]

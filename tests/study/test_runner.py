@@ -157,7 +157,7 @@ def whole(tmp_path_factory):
 # ---- worker processes
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_study_ends_with_a_line_for_each_run(whole):
   found = lines(whole)
   assert sorted(record['run'] for record in found) == sorted(DONE)
@@ -183,7 +183,7 @@ def test_a_study_ends_with_a_line_for_each_run(whole):
   assert len(results.read(whole).done) == 4
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_nothing_is_left_of_finished_runs_and_nothing_tells_of_this_machine(whole, cache_dir):
   assert not (whole / 'runs').exists()
   text = (whole / 'results.jsonl').read_text()
@@ -360,7 +360,7 @@ def test_dry_run_says_that_the_seeds_are_too_few(tmp_path):
   )
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize(
   ('arguments', 'expected'),
   [
@@ -539,7 +539,7 @@ def test_the_folder_of_a_run_goes_after_its_line_is_on_disk(tmp_path, monkeypatc
   assert [run.with_name(f'{run.name}.log').exists() for run in runs] == [keep, True, keep, keep]
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('parts', [1, 2, 3, 4, 7])
 def test_shards_in_one_folder_or_in_several_are_the_whole(tmp_path, monkeypatch, parts):
   in_process(monkeypatch)

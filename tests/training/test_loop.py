@@ -195,7 +195,7 @@ def some_data():
   return {'image': images, 'label': np.arange(40, dtype=np.int32) % 10}
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_many_steps_in_one_dispatch_equal_single_ones(driver):
   model, tx, step_fn, layout = static_step(driver)
   data = some_data()
@@ -240,7 +240,7 @@ def test_one_step_is_the_gradient_of_the_mean_loss(driver):
   assert int(new.step) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_runs_that_differ_in_seeds_alone_compile_once(driver, tmp_path):
   before = loop.compiled_steps()._cache_size()
   for seed in range(2):
@@ -248,7 +248,7 @@ def test_runs_that_differ_in_seeds_alone_compile_once(driver, tmp_path):
   assert loop.compiled_steps()._cache_size() == before + 1
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_run_of_long_dispatches_ends_like_one_of_single_steps(
   driver, finished, tmp_path, monkeypatch
 ):
@@ -382,7 +382,7 @@ def test_the_multibranch_net_killed_ends_as_if_undisturbed(driver, tmp_path):
   assert driver.records_of(tmp_path / 'killed') == driver.records_of(tmp_path / 'whole')
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize(
   ('end', 'name', 'expected'),
   [
@@ -431,7 +431,7 @@ def test_another_config_names_the_fields(driver, finished):
     run_here(driver, finished, train__epochs=5, train__momentum=0.5)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_nan_loss_stops_with_the_steps_and_keeps_the_last_good_checkpoint(driver, tmp_path):
   config = {'train__learning_rate': 1e18, 'train__warmup_fraction': 0.5}
   with pytest.raises(
@@ -607,7 +607,7 @@ def only_one_line(err):
   return last
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_read_only_workdir(driver, small_mount):
   folder = small_mount('ro,size=1m')
   code, _, err = driver.finish(driver.start(folder / 'run'))
@@ -633,7 +633,7 @@ def test_a_full_workdir_then_room_again(driver, finished, small_mount):
   assert_same_end(driver, folder / 'run', finished)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_workdir_that_is_full_from_the_start(driver, small_mount):
   folder = small_mount('size=8k')
   code, _, err = driver.finish(driver.start(folder / 'run'))
@@ -647,7 +647,7 @@ def test_a_workdir_that_is_full_from_the_start(driver, small_mount):
 OF_A_RUN = ('loading', 'decoding', '379 train', 'compiling', 'step ')
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_disk_that_fills_while_a_run_saves(driver, small_mount):
   """Orbax logs a traceback in each of its threads; only the reason is shown."""
   code, out, err = driver.finish(driver.start(small_mount('size=60k') / 'run'))

@@ -60,7 +60,7 @@ def flat(params):
   }
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('method', STAGES)
 def test_the_features_stay_and_the_classifier_moves(first, second, method):
   before = restore.load_state(str(first), 'best')
@@ -74,7 +74,7 @@ def test_the_features_stay_and_the_classifier_moves(first, second, method):
   jax.tree.map(np.testing.assert_array_equal, before.batch_stats, after.batch_stats)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('method', STAGES)
 def test_a_second_stage_leaves_a_workdir_like_any_other(first, second, method):
   workdir = second[method]
@@ -127,7 +127,7 @@ def test_tau_normalised_rows_have_the_length_to_the_power_1_minus_tau(tau):
   assert found['stem'] is params['stem']
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_tau_is_the_best_on_the_validation_part(first, second):
   tau = json.loads((second['tau_norm'] / 'result.json').read_text())['stage']['tau']
   run = restore.load_run(str(first), 'best')
@@ -159,7 +159,7 @@ class AskedToStop(StopRequest):
     super().check()
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_stage_that_was_stopped_ends_like_one_that_was_not(driver, first, second, tmp_path):
   fields = {'stage__method': 'crt', 'stage__source': str(first), **STAGES['crt']}
   config, stop = driver.tiny_config(train__epochs=2, **fields), AskedToStop()
@@ -176,7 +176,7 @@ def copied(source, target):
   return target
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_stage_goes_on_without_its_source_and_remembers_it(driver, first, second, tmp_path):
   """Half of it is there: what the first stage is or was meanwhile does not matter."""
   source = copied(first, tmp_path / 'source')
@@ -190,7 +190,7 @@ def test_a_stage_goes_on_without_its_source_and_remembers_it(driver, first, seco
   assert result['macro_f1'] == expected['macro_f1']
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_stage_that_trains_nothing_repeats_no_line(driver, first, second, tmp_path):
   workdir = copied(second['tau_norm'], tmp_path / 'tau')
   (workdir / 'result.json').unlink()
@@ -202,7 +202,7 @@ def test_a_stage_that_trains_nothing_repeats_no_line(driver, first, second, tmp_
   assert result['stage'] == expected['stage']
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize('method', ['tau_norm', 'label_aware', 'lws'])
 def test_the_factors_of_a_scaled_first_stage_are_not_lost(driver, second, method):
   """A further stage on LWS begins with LWS's predictions: its factors go into the kernel."""
@@ -222,7 +222,7 @@ def test_the_factors_of_a_scaled_first_stage_are_not_lost(driver, second, method
   np.testing.assert_allclose(new, old, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_averages_of_the_first_stage_are_what_the_second_builds_on(driver, tmp_path):
   run_here(driver, tmp_path / 'first', train__ema_decay=0.9, train__epochs=1)
   source = restore.load_state(str(tmp_path / 'first'), 'best')
@@ -268,7 +268,7 @@ def test_a_first_stage_that_is_not_finished(driver, first, tmp_path):
   assert about['stage']['source_step'] == int(last)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_second_stage_was_never_untrained(second):
   with pytest.raises(UserError, match='a first stage for --checkpoint=init; found a second stage'):
     restore.load_run(str(second['crt']), 'init')

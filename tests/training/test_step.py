@@ -58,7 +58,7 @@ def test_a_step_of_class_weights_one_is_the_ordinary_step_to_the_bit(driver):
     assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_step_of_class_weights_is_the_weighted_sum_of_class_gradients(driver):
   """Against a loop over classes, each with a gradient and a forward pass of its own."""
   _, model, tx, state, batch = setting(driver)

@@ -45,18 +45,19 @@ def of_workdirs(workdirs: Sequence[str]) -> str:
     results = {of_net[0]: [found[path] for path in of_net] for of_net in paths}
   for of_seed in zip(*paths, strict=True):
     same_splits.check({path: found[path] for path in of_seed})
-  return describe(results, _test_to_rest(paths[0], found))
+  same_splits.check_images(found)
+  return describe(results, _overlap(paths[0], found))
 
 
 def describe(
-  results: Mapping[str, Sequence[Mapping[str, Any]]], test_to_rest: float | None = None
+  results: Mapping[str, Sequence[Mapping[str, Any]]], overlap: seeds.Overlap | None = None
 ) -> str:
   """Table of means and standard deviations over seeds, then what the seeds say of macro-F1.
 
   Args:
     results: content of result.json by net and seed, the same seeds in the same order. The first
       net is the one that the others are compared with.
-    test_to_rest: as in `seeds.describe`.
+    overlap: as in `seeds.describe`.
   """
   first = next(iter(results.values()))
   rows = [['F1 of class', 'training images', *table.titles(results, first[0])]]
@@ -68,18 +69,21 @@ def describe(
     rows.append([title, '', *(_cell([r[key] for r in of_net]) for of_net in results.values())])
   lines = [text_table.align(rows), '', f'Mean ± standard deviation over {len(first)} seeds.']
   control, *others = results
-  lines += [seeds.describe(results[net], first, (net, control), test_to_rest) for net in others]
+  lines += [seeds.describe(results[net], first, (net, control), overlap) for net in others]
   return '\n'.join(lines)
 
 
-def _test_to_rest(
+def _overlap(
   workdirs: Sequence[str], results: Mapping[str, Mapping[str, Any]]
-) -> float | None:
-  """Of runs of one net: the ratio where they share images, else None."""
+) -> seeds.Overlap | None:
+  """Of the runs of one net: how they share images; None where all have the same parts, or tests of
+  their own."""
   data = read_config(workdirs[0])['data']
-  redrawn = len({results[path]['splits_sha256'] for path in workdirs}) > 1
-  shared = data['folds'] or protocol.redraws(data)
-  return protocol.test_to_rest(data) if redrawn and shared else None
+  splits = tuple(results[path]['splits_sha256'] for path in workdirs)
+  if len(set(splits)) == 1 or not (data['folds'] or protocol.redraws(data)):
+    return None
+  units = 'folds' if data['folds'] else 'seeds'
+  return seeds.Overlap(protocol.test_to_rest(data), units, splits)
 
 
 def _name(workdirs: Sequence[str]) -> str:

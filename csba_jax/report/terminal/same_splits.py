@@ -9,19 +9,26 @@ from csba_jax.run.workdir import read_config
 
 
 def check(results: Mapping[str, Mapping[str, Any]]) -> None:
-  """Raises UserError unless all runs have the same splits of the same data, to the pixel.
-
-  Results of earlier versions do not say which pixels; they are taken to be those of the others.
+  """Raises UserError unless all runs have the same splits of the same images.
 
   Args:
     results: content of result.json by workdir.
   """
-  known = [sha for result in results.values() if (sha := result.get('content_sha256'))]
+  _check(results, ('splits_sha256', 'source_sha256', 'content_sha256'))
+
+
+def check_images(results: Mapping[str, Mapping[str, Any]]) -> None:
+  """Raises UserError unless all runs have the same images, split in any way."""
+  _check(results, ('source_sha256', 'content_sha256'))
+
+
+def _check(results: Mapping[str, Mapping[str, Any]], fields: tuple[str, ...]) -> None:
+  """Raises UserError where a field differs; earlier versions did not write all of them."""
+  known = {name: [r[name] for r in results.values() if r.get(name)] for name in fields}
   groups: dict[tuple[str, ...], list[str]] = {}
   for path, result in results.items():
-    content = result.get('content_sha256') or (known or [''])[0]
-    names = (result['splits_sha256'], result['source_sha256'])
-    groups.setdefault((*names, content), []).append(path)
+    key = tuple(result.get(name) or (known[name] or [''])[0] for name in fields)
+    groups.setdefault(key, []).append(path)
   if len(groups) == 1:
     return
   first, *others = groups.values()
@@ -43,4 +50,4 @@ def _why(there: str, here: str) -> str:
   """The data fields in which two runs differ."""
   found = config_lib.differences(read_config(there), read_config(here))
   fields = [line for line in found if line.startswith('data.')]
-  return '; '.join(fields) or 'other images in the folder of the data'
+  return '; '.join(fields) or 'other images: names, labels or the content of files'

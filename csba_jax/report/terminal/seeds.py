@@ -1,5 +1,6 @@
 """What runs of one seed, or of a few, tell about two kinds of net and what not, in words."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,28 @@ Results = Sequence[Mapping[str, Any]]  # content of result.json by seed
 RESAMPLES = 500
 
 
+@dataclasses.dataclass(frozen=True)
+class Overlap:
+  """How runs share images: their parts are drawn from one set.
+
+  Attributes:
+    test_to_rest: see `csba_jax.study.protocol.test_to_rest`.
+    units: what tells one drawing from another: 'seeds' or 'folds'.
+    splits: digest of the splits of each run.
+  """
+
+  test_to_rest: float
+  units: str
+  splits: tuple[str, ...]
+
+  def means(self, differences: np.ndarray) -> np.ndarray:
+    """The mean of each drawing: runs of one drawing that differ in initial weights are one unit."""
+    _, drawing = np.unique(self.splits, return_inverse=True)
+    return np.bincount(drawing, differences) / np.bincount(drawing)
+
+
 def describe(
-  treated: Results, control: Results, names: tuple[str, str], test_to_rest: float | None = None
+  treated: Results, control: Results, names: tuple[str, str], overlap: Overlap | None = None
 ) -> str:
   """Lines on macro-F1 of the test part, every number computed from the results.
 
@@ -22,8 +43,7 @@ def describe(
     treated: of one kind of net.
     control: of the other, the same seeds in the same order.
     names: what to call the two.
-    test_to_rest: of seeds that share images (`csba_jax.study.protocol.test_to_rest`); None of
-      seeds with test images of their own.
+    overlap: of runs whose parts are drawn from one set of images; None where they are not.
   """
   if not 0 < len(treated) == len(control):
     raise UserError(
@@ -32,7 +52,7 @@ def describe(
   lines = _one(treated[0], control[0], names)
   if len(treated) > 1:
     differences = [t['macro_f1'] - c['macro_f1'] for t, c in zip(treated, control, strict=True)]
-    lines = _several(np.array(differences), names, test_to_rest)
+    lines = _several(np.array(differences), names, overlap)
   return '\n'.join([*lines, _smallest_class(treated[0])])
 
 
@@ -53,21 +73,21 @@ def _one(
   ]
 
 
-def _several(
-  differences: np.ndarray, names: tuple[str, str], test_to_rest: float | None
-) -> list[str]:
-  seeds = len(differences)
-  if test_to_rest is None:
+def _several(differences: np.ndarray, names: tuple[str, str], overlap: Overlap | None) -> list[str]:
+  units = 'seeds' if overlap is None else overlap.units
+  n = len(differences)
+  if overlap is None:
     found = stats.paired_difference(differences)
-    test = f'With {seeds} seeds a sign-flip test gives p = {2 ** (1 - seeds):.2g} at best; here '
+    test = f'With {n} seeds a sign-flip test gives p = {2 ** (1 - n):.2g} at best; here '
   else:
-    found = stats.corrected_resampled_t(differences, test_to_rest, units='seeds')
+    differences = overlap.means(differences)
+    found = stats.corrected_resampled_t(differences, overlap.test_to_rest, units=units)
     test = (
-      'All seeds draw their images from one set, and the interval allows for that (Nadeau and '
+      f'All {units} draw their images from one set, and the interval allows for that (Nadeau and '
       'Bengio 2003); '
     )
   found = found.cut(-1, 1)
-  mean = f'{names[0]} - {names[1]}, mean of {seeds} seeds: macro-F1 {found.value:+.3f}'
+  mean = f'{names[0]} - {names[1]}, mean of {len(differences)} {units}: macro-F1 {found.value:+.3f}'
   if not found.known:
     return [f'{mean}; {found.method}.']
   better = names[0] if found.value > 0 else names[1]
@@ -75,7 +95,7 @@ def _several(
     f'{mean}, 95 % interval {found.low:+.3f} to {found.high:+.3f}.',
     f'The interval leaves out 0: {better} does better with this recipe on this data.'
     if found.excludes(0)
-    else 'The interval contains 0, so these seeds do not show which is better.',
+    else f'The interval contains 0, so these {units} do not show which is better.',
     f'{test}p = {found.p:.2g}.',
   ]
 

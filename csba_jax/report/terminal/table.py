@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.cells import cell_len
+
 from csba_jax.data.class_counts import by_frequency
 from csba_jax.report.terminal import same_splits
 from csba_jax.run.workdir import read_result
@@ -16,9 +18,7 @@ HEADLINES = (
   ('balanced accuracy', 'balanced_accuracy'),
   ('accuracy', 'accuracy'),
 )
-SHORTEST_TITLE = (
-  14  # columns that the title of a run has at least, as wide as a mean and its spread
-)
+SHORTEST_TITLE = 14  # columns: no title is cut below this width
 LARGEST_MATRIX = 12  # classes; a wider one does not fit a terminal
 ONE_RUN = (
   'One run of each proves nothing: another seed gives other numbers. Needed: the same {} seeds or '
@@ -86,7 +86,7 @@ def titles(names: Iterable[str], first: Mapping[str, Any]) -> list[str]:
     names: of the runs or nets.
     first: content of result.json of one of them.
   """
-  found, left = list(names), max(len(name) for _, name in names_in_order(first))
+  found, left = list(names), max(cell_len(name) for _, name in names_in_order(first))
   room = text_table.columns() - max(left, len('balanced accuracy')) - len('  training images')
   return text_table.fit(found, max(room // len(found) - 2, SHORTEST_TITLE))
 

@@ -107,9 +107,9 @@ def test_what_does_not_go_together(runs):
 @pytest.mark.parametrize(
   ('fields', 'splits', 'shared'),
   [
-    ({'source': 'digits', 'test_fraction': 0.3}, 'abc', 0.3 / 0.7),
+    ({'source': 'digits', 'test_fraction': 0.3}, 'abc', (0.3 / 0.7, 'seeds')),
     ({'source': 'digits', 'test_fraction': 0.3}, 'aaa', None),  # the same test images each time
-    ({'source': 'image_folder', 'folds': 5, 'test_fraction': 0.0}, 'abc', 0.25),
+    ({'source': 'image_folder', 'folds': 5, 'test_fraction': 0.0}, 'abc', (0.25, 'folds')),
     ({'source': 'tfds', 'test_split': 'test', 'test_fraction': 0.0}, 'abc', None),
   ],
 )
@@ -130,4 +130,16 @@ def test_seeds_that_share_images(tmp_path, monkeypatch, fields, splits, shared):
       paths.append(str(folder))
   monkeypatch.setattr(by_net.seeds, 'describe', lambda *args: given.append(args[3]) or '')
   by_net.of_workdirs(paths)
-  assert given == [shared if shared is None else pytest.approx(shared)]
+  if shared:
+    shared = by_net.seeds.Overlap(pytest.approx(shared[0]), shared[1], tuple(splits))
+  assert given == [shared]
+
+
+def test_images_that_were_replaced_between_two_seeds(runs):
+  paths = []
+  for seed, content in enumerate('xy'):
+    for net in ('none', 'csba'):
+      found = result(0.5, splits=f'of {seed}') | {'content_sha256': content}
+      paths.append(runs(f'{net}-s{seed}', seed, net, found))
+  with pytest.raises(UserError, match=r'expected runs .*; found 2 different ones: .*none-s0'):
+    by_net.of_workdirs(paths)

@@ -75,8 +75,9 @@ def test_of_two_runs_none_can_be_compared(make):
   make('c', result('a', 'pixels'))
   with pytest.raises(UserError) as error:
     by_net.of_workdirs(['a', 'c'])
-  assert 'found 2 different ones: a; c (other images in the folder of the data);' in str(
-    error.value
+  assert (
+    'found 2 different ones: a; c (other images: names, labels or the content of files);'
+    in str(error.value)
   )
   assert error.value.do.startswith('train c anew with the data fields of a, or ')
 
@@ -87,7 +88,7 @@ def test_pixels_that_were_replaced_between_two_runs(make):
   make('c', result() | {'content_sha256': 'x'})
   by_net.of_workdirs(['a', 'b', 'c'])
   make('d', result() | {'content_sha256': 'y'})
-  with pytest.raises(UserError, match=r'found 2 different ones: a, b, c; d \(other images in the'):
+  with pytest.raises(UserError, match=r'found 2 different ones: a, b, c; d \(other images: names'):
     by_net.of_workdirs(['a', 'b', 'c', 'd'])
 
 

@@ -80,15 +80,28 @@ def test_seeds_that_share_images_have_the_interval_that_knows_it():
   error = np.sqrt((1 / 4 + ratio) * differences.var(ddof=1))  # Nadeau and Bengio 2003
   t = scipy.stats.t(3)
   low, high = differences.mean() + np.array([-1, 1]) * t.ppf(0.975) * error
-  text = seeds.describe(treated, control, NAMES, ratio)
+  overlap = seeds.Overlap(ratio, 'folds', ('d', 'b', 'c', 'a'))
+  text = seeds.describe(treated, control, NAMES, overlap)
   assert f'95 % interval {low:+.3f} to {high:+.3f}.' in text
   p = 2 * t.sf(differences.mean() / error)
-  assert 'All seeds draw their images from one set, and the interval allows for that' in text
+  assert 'All folds draw their images from one set, and the interval allows for that' in text
   assert f'(Nadeau and Bengio 2003); p = {p:.2g}.' in text
-  assert 'contains 0' in text
+  assert 'mean of 4 folds: macro-F1' in text
+  assert 'contains 0, so these folds do not show which is better.' in text
   alone = seeds.describe(treated, control, NAMES)
   assert 'leaves out 0' in alone
   assert 'sign-flip' in alone
+
+
+def test_runs_of_one_drawing_are_one_unit():
+  of_drawings = np.array([0.1, 0.04, 0.13])
+  noise = np.array([0.02, -0.02, 0.01, -0.01, 0.03, -0.03])
+  found = seeds.Overlap(0.4, 'seeds', tuple('aabbcc')).means(np.repeat(of_drawings, 2) + noise)
+  np.testing.assert_allclose(found, of_drawings)
+  control = [GOOD] * 6
+  treated = [r | {'macro_f1': r['macro_f1'] + d} for r, d in zip(control, noise, strict=True)]
+  text = seeds.describe(treated, control, NAMES, seeds.Overlap(0.4, 'seeds', tuple('aabbcc')))
+  assert 'mean of 3 seeds: macro-F1' in text
 
 
 def test_an_interval_of_two_seeds_ends_where_f1_can_be():
