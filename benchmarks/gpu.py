@@ -3,10 +3,9 @@
   python -m benchmarks.gpu --out=benchmarks/results/gpu.json
   python -m benchmarks.gpu --rehearse --out=gpu.json      # small numbers, on any device
 
-It needs JAX for CUDA, PyTorch for CUDA, and a C compiler for torch.compile. All rows use
-the first GPU. Each runs in a process of its own, so that one that fails or takes too long does not
-spoil the others; rows that are not begun in time are left out. Float32 means TF32 where a library
-takes it by default.
+It needs JAX for CUDA, PyTorch for CUDA, and a C compiler for torch.compile. All rows use the first
+GPU. Each row runs in a process of its own: one that fails or takes too long does not spoil the
+others. A row without a measurement has a reason. Float32 may be TF32 in products and convolutions.
 
   step    training steps of both nets, float32 and bfloat16, here (1 and 97 steps in one dispatch;
           97 are an epoch of CIFAR-10-LT) and in PyTorch (eager and torch.compile, channels last)
@@ -44,22 +43,22 @@ SECONDS = {'environment': 60.0, 'step': 60.0, 'grams': 60.0, 'recipe': 200.0}  #
 def rows() -> list[dict[str, Any]]:
   """What is measured, in the order of its worth."""
   small = _REHEARSE.value
-  nets, dtypes = ('resnet32', 'multibranch'), ('float32', 'bfloat16')
-  sides = [('jax', 1), ('jax', 2 if small else EPOCH), ('torch', 1), ('torch compiled', 1)]
-  found = [
-    {'part': 'step', 'net': net, 'dtype': dtype, 'side': side, 'at_once': at_once}
-    for net in nets
-    for dtype in dtypes
-    for side, at_once in sides
-  ]
-  found += [
+  grams = [
     {'part': 'grams', 'classes': classes, 'strategy': strategy}
     for classes in ((2, 3) if small else (10, 100))
     for strategy in ('ordinary', 'stacked')
   ]
   recipes = [{'part': 'recipe', 'loss': loss} for loss in RECIPES]
-  of_resnet = len(dtypes) * len(sides)
-  return [*found[:of_resnet], *found[-4:], *recipes, *found[of_resnet:-4]]
+  return [*_steps_of('resnet32', small), *grams, *recipes, *_steps_of('multibranch', small)]
+
+
+def _steps_of(net: str, small: bool) -> list[dict[str, Any]]:
+  sides = [('jax', 1), ('jax', 2 if small else EPOCH), ('torch', 1), ('torch compiled', 1)]
+  return [
+    {'part': 'step', 'net': net, 'dtype': dtype, 'side': side, 'at_once': at_once}
+    for dtype in ('float32', 'bfloat16')
+    for side, at_once in sides
+  ]
 
 
 def measure_environment(_: dict[str, Any]) -> dict[str, Any]:
@@ -69,7 +68,7 @@ def measure_environment(_: dict[str, Any]) -> dict[str, Any]:
   from benchmarks import environment
 
   if jax.default_backend() == 'cpu' and not _REHEARSE.value:
-    sys.exit('expected a GPU for JAX; found CPUs alone; to fix it: install jax[cuda12]')
+    sys.exit('expected a GPU for JAX; found CPUs alone; to fix it: install JAX for CUDA')
   return {'backend': jax.default_backend()} | environment.describe()
 
 

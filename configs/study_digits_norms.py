@@ -3,8 +3,8 @@ r"""Digits-LT: csba against none with BatchNorm and with GroupNorm, under cross-
   csba-study --config=configs/study_digits_norms.py --workdir=runs/digits_norms --jobs=2
   csba-report --workdir=runs/digits_norms
 
-With GroupNorm the conflict that is measured is that of the gradient that training takes. 40 runs.
-All nets have the recipe's own learning rate. Result: not yet run.
+Both measure the gradient that training takes: with BatchNorm from batches, with GroupNorm exactly.
+40 runs. All nets have the recipe's own learning rate. Result: not yet run.
 """
 
 from csba_jax import config

@@ -76,8 +76,7 @@ def describe(
 def _overlap(
   workdirs: Sequence[str], results: Mapping[str, Mapping[str, Any]]
 ) -> seeds.Overlap | None:
-  """Of the runs of one net: how they share images; None where all have the same parts, or tests of
-  their own."""
+  """How runs of a net share images; None with one drawing for all, or a separate test set."""
   data = read_config(workdirs[0])['data']
   splits = tuple(results[path]['splits_sha256'] for path in workdirs)
   if len(set(splits)) == 1 or not (data['folds'] or protocol.redraws(data)):
