@@ -215,7 +215,7 @@ def test_batches_are_read_before_they_are_asked_for_and_not_all_of_them(parts, m
 
   def positions(self, step):
     seen.add(step)
-    if step == 3:
+    if len(seen) == 4:  # the threads take the steps in order, and may come here in another
       ready.set()
     return whole(self, step)
 
