@@ -1,5 +1,6 @@
 """What every binary does: print its help, parse flags, call main, report an error in one line."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -22,7 +23,7 @@ Tick = Callable[[int, int], None]  # (done, total) of some work
 def run(main: Callable[[], int | None]) -> None:
   """Runs main() under absl flags and exits with its code; a UserError is one line and its code."""
   name = sys.argv[0].rsplit('/', 1)[-1]
-  console.secure(name)
+  report = console.secure(name)
   signals.leave_when_told()  # until a StopRequest takes over
   logging.set_verbosity(logging.ERROR)  # JAX and Orbax log below that, and not for users
   try:
@@ -36,7 +37,14 @@ def run(main: Callable[[], int | None]) -> None:
     if distributed.count() > 1 and not isinstance(error, distributed.AgreedError):
       distributed.leave(error)  # the other processes wait for this one
     print(f'{name}: {error}', file=sys.stderr, flush=True)
-    sys.exit(error.exit_code)
+    code: int = error.exit_code
+  except SystemExit as end:  # of absl, with what main() returns
+    code = end.code if isinstance(end.code, int) else int(end.code is not None)
+  if distributed.count() > 1:
+    distributed.meet_at_the_end()
+    report()
+    os._exit(code)  # at an end of Python, JAX may wait for a process that has left
+  sys.exit(code)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -4,8 +4,10 @@ Standard error may be closed, a pipe without a reader, or a file on a full disk.
 """
 
 import atexit
+import functools
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, TextIO, cast
 
 
@@ -55,17 +57,22 @@ def standard_error() -> TextIO:
   return cast(TextIO, found if isinstance(found, Forgiving) else Forgiving(found))
 
 
-def secure(command: str) -> None:
+def secure(command: str) -> Callable[[], None]:
   """Lets no standard stream end a command, which calls it before all else.
 
   What is written to a closed standard error, or to one without room, is lost. A result that
   cannot be written to standard output is one line and exit code 1, once the command is done.
+
+  Returns:
+    What is called then. Call it before an end that Python does not notice (os._exit).
   """
   for number in range(3):
     _fill(number)
   output, sys.stderr = Forgiving(sys.stdout), standard_error()
   sys.stdout = cast(TextIO, output)
-  atexit.register(_report, command, output)  # the first that is registered is called last
+  report = functools.partial(_report, command, output)
+  atexit.register(report)  # the first that is registered is called last
+  return report
 
 
 def _fill(number: int) -> None:

@@ -168,11 +168,15 @@ def start(launch: Launch, give_up: Callable[[UserError], None]) -> None:
     ) from error
   finally:
     alarm.cancel()
+  global _longest_end
+  _longest_end = launch.peer_timeout + FAREWELL
   sys.excepthook = _leave_after_a_loss
   _watch_the_others()
 
 
 _leaving = threading.Lock()  # held by the thread that ends this process
+_end_of_watch = threading.Event()  # set when errors of the others end this process no more
+_longest_end = FAREWELL  # seconds that `meet_at_the_end` takes at most
 
 
 def leave(error: UserError) -> None:
@@ -201,6 +205,25 @@ def _end_with(error: UserError, told: str = '') -> None:
     os._exit(1)
 
 
+def meet_at_the_end() -> None:
+  """Waits for the other processes, and disconnects from them. Call it last, then os._exit.
+
+  A normal end of Python would let JAX destroy its collectives before the processes meet. Then one
+  of them may wait for ever for a part that another one has not sent.
+  """
+  import jax
+
+  _end_of_watch.set()
+
+  def meet() -> None:
+    with contextlib.suppress(Exception):  # another one is lost: the work of this one is done
+      jax.distributed.shutdown()  # it waits `peer_timeout` at most
+
+  meeting = threading.Thread(target=meet, daemon=True)
+  meeting.start()
+  meeting.join(_longest_end)
+
+
 def _watch_the_others() -> None:
   """Starts a thread that looks for an error of another process."""
   from csba_jax.runtime import jax_internals
@@ -208,10 +231,9 @@ def _watch_the_others() -> None:
   client = jax_internals.coordination_client()
   if client is None:
     return
-  ended = threading.Event()
 
   def watch() -> None:
-    while not ended.wait(POLL):
+    while not _end_of_watch.wait(POLL):
       with contextlib.suppress(Exception):  # there is no error, or no service
         found = client.key_value_try_get(FAILED)
         _end_with(_of_another(found))
@@ -221,7 +243,7 @@ def _watch_the_others() -> None:
 
   @atexit.register  # before JAX's own handler: no thread may be inside C++ when Python ends
   def _end() -> None:
-    ended.set()
+    _end_of_watch.set()
     thread.join(FAREWELL)
 
 
@@ -339,13 +361,23 @@ def gather(text: str) -> list[str]:
   """The text of each process, in their order; a longer one is cut to LONGEST_TEXT bytes."""
   if count() == 1:
     return [text]
-  from jax.experimental import multihost_utils
+  import jax
 
   data = text.encode()[:LONGEST_TEXT]
   words = np.zeros(LONGEST_TEXT, np.uint8)
   words[: len(data)] = np.frombuffer(data, np.uint8)
-  rows = np.asarray(multihost_utils.process_allgather(words))
-  return [row.tobytes().rstrip(b'\0').decode(errors='replace') for row in rows]
+  shape = (count(), jax.local_device_count())
+  mesh = jax.sharding.Mesh(np.reshape(jax.devices(), shape), ('processes', 'devices'))
+  each = jax.sharding.NamedSharding(mesh, jax.P('processes'))
+  whole = jax.sharding.NamedSharding(mesh, jax.P())
+  sent = jax.make_array_from_process_local_data(each, words[None])
+  # the copies of all devices are waited for: this process may end next, and others need its part
+  found = jax.block_until_ready(jax.jit(_same, out_shardings=whole)(sent))
+  return [row.tobytes().rstrip(b'\0').decode(errors='replace') for row in np.asarray(found)]
+
+
+def _same(x: T) -> T:
+  return x
 
 
 def together(action: Callable[[], T]) -> T:

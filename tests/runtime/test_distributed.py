@@ -273,6 +273,53 @@ def test_configs_that_disagree_end_all_with_the_field(driver, tmp_path):
   assert not workdir.exists()
 
 
+ENDS = """
+import atexit, sys, time
+from csba_jax.bin import _main
+from csba_jax.runtime import backend, distributed, jax_setup
+
+address, process, how = sys.argv[1:]
+sys.argv[1:] = []
+
+def main():
+  jax_setup.prepare()
+  distributed.start(distributed.Launch('on', address, 2, int(process)), print)
+  backend.start()
+  atexit.register(time.sleep, 1000)
+  if how == 'error':
+    distributed.check_equal('letters', {'a': process})
+  print(*distributed.gather('process ' + process), sep=', ')
+  return 75
+
+_main.run(main)
+"""
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize('how', ['error', 'result', 'result without room'])
+def test_two_end_even_if_python_would_not(how, monkeypatch):
+  """JAX has been seen to wait for ever at an end of Python; here an exit function does."""
+  address = f'127.0.0.1:{free_port()}'
+  monkeypatch.setenv('PYTHONPATH', str(Path(__file__).parents[2]))
+  with contextlib.ExitStack() as stack:
+    out = stack.enter_context(open('/dev/full', 'w')) if 'room' in how else subprocess.PIPE
+    children = [
+      subprocess.Popen(
+        [sys.executable, '-c', ENDS, address, str(process), how],
+        stdout=out,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+      for process in range(2)
+    ]
+    found = ends(children, 60)
+  codes, errors = zip(*found, strict=True)
+  assert codes == {'error': (1, 1), 'result': (75, 75)}.get(how, (1, 1))
+  words = {'error': "a: '0' in process 0, '1' in process 1", 'result': ''}
+  assert all(words.get(how, 'standard output with room') in error for error in errors)
+  assert 'Traceback' not in ''.join(errors)
+
+
 @pytest.mark.slow
 def test_a_batch_that_the_devices_do_not_divide_ends_all(driver, tmp_path):
   for line in lines_of(driver.start_all(tmp_path, '--config.train.batch_size=20')):
