@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import scipy.special
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
@@ -39,7 +38,7 @@ from csba_jax.gradients.estimate import (
   make_conflict,
   no_tick,
 )
-from csba_jax.gradients.fold_statistics import LEVEL
+from csba_jax.gradients.fold_statistics import quantile
 from csba_jax.gradients.gram import LayerFn, Layers, gram
 from csba_jax.gradients.per_class import LossesFn, check_finite, class_sums
 from csba_jax.runtime import backend
@@ -159,7 +158,7 @@ def unbiased_over_batches(sums: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarr
   errors = np.sqrt(_jackknife(rest))
   norms = np.sqrt(np.where((own := np.einsum('...cc->...c', rest)) > 0, own, np.nan))
   cosines = rest / (norms[..., :, None] * norms[..., None, :])
-  width = _quantile(number) * np.sqrt(_jackknife(cosines))
+  width = float(quantile(number)) * np.sqrt(_jackknife(cosines))
   width = np.where(np.eye(classes, dtype=bool) & ~np.isnan(width), 0, width)
   cosine = conflict_matrix(gram)
   return gram, errors, np.clip(cosine - width, -1, 1), np.clip(cosine + width, -1, 1)
@@ -184,12 +183,7 @@ def class_intervals_over_batches(
   )
   number = len(sizes)
   spread = (number - 1) / number * ((without - without.mean(0, keepdims=True)) ** 2).sum(0)
-  return class_intervals(spread, values, _quantile(number))
-
-
-def _quantile(number: int) -> float:
-  """Of Student's t for a jackknife over so many batches."""
-  return float(scipy.special.stdtrit(number - 1, 0.5 + LEVEL / 2))
+  return class_intervals(spread, values, float(quantile(number)))
 
 
 def _with_and_without(sums: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

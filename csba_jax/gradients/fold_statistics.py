@@ -1,7 +1,6 @@
 """Statistics of class gradients over folds of images: unbiased Grams, errors and intervals."""
 
 import numpy as np
-import scipy.special
 
 from csba_jax.gradients.conflict import class_intervals, class_measures, conflict_matrix
 
@@ -40,7 +39,7 @@ def unbiased(
   spread, spread_cosine = (_jackknife(x, used) for x in (off, cosines))
   errors = np.sqrt(np.where(itself, spread_own, spread + spread.swapaxes(-1, -2)))
   number = _folds_of(sizes, counts)
-  t = _quantile(np.minimum(number[:, None], number[None]))
+  t = quantile(np.minimum(number[:, None], number[None]))
   width = t * np.where(itself, 0, np.sqrt(spread_cosine + spread_cosine.swapaxes(-1, -2)))
   cosine = conflict_matrix(gram)
   return gram, errors, np.clip(cosine - width, -1, 1), np.clip(cosine + width, -1, 1)
@@ -72,9 +71,9 @@ def class_intervals_over_folds(
   spread = _jackknife(without.reshape(classes, -1, without.shape[-2] * classes), used).sum(0)
   number = _folds_of(sizes, counts)
   several = number > 1
-  quantile = float(_quantile(number[several].min(initial=number.max(initial=0))))
+  t = float(quantile(number[several].min(initial=number.max(initial=0))))
   values = np.where(several, class_measures(with_batch, own, prior), np.nan)
-  return class_intervals(spread.reshape(values.shape), values, quantile)
+  return class_intervals(spread.reshape(values.shape), values, t)
 
 
 def _folds_of(sizes: np.ndarray, counts: np.ndarray | None) -> np.ndarray:
@@ -83,9 +82,12 @@ def _folds_of(sizes: np.ndarray, counts: np.ndarray | None) -> np.ndarray:
   return number if counts is None else np.where(counts < 2, 0, number)
 
 
-def _quantile(number: np.ndarray) -> np.ndarray:
-  """Of Student's t for a jackknife over so many folds; NaN for fewer than two."""
-  return scipy.special.stdtrit(np.where(number > 1, number - 1, np.nan), 0.5 + LEVEL / 2)
+def quantile(number: np.ndarray | int) -> np.ndarray:
+  """Of Student's t, for a jackknife over so many folds or batches; NaN for fewer than two."""
+  import scipy.special  # late: it takes as long as half of JAX
+
+  degrees = np.where(np.asarray(number) > 1, np.asarray(number) - 1, np.nan)
+  return scipy.special.stdtrit(degrees, 0.5 + LEVEL / 2)
 
 
 def _with_and_without(sums: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, ...]:

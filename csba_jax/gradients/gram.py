@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import Array, lax
 
 from csba_jax.errors import UserError
@@ -19,7 +18,9 @@ LayerFn = Callable[[str], str | None]
 RESERVED = ('shared', 'total')  # sums of layers
 
 
-class ClassGrams(struct.PyTreeNode):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ClassGrams:
   """Inner products of class gradients, <g_c, g_d>, by layer and over scopes.
 
   Layers stand in the order of the parameter tree: each where its first parameter stands. A dict
