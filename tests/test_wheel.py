@@ -61,7 +61,7 @@ def train(installed, folder, *arguments):
 @pytest.mark.slow
 def test_a_recipe_by_name_away_from_the_checkout(installed, tmp_path):
   assert (installed / 'csba_jax/py.typed').exists()
-  assert (installed / 'csba_jax/report/study/page.css').exists()
+  assert (installed / 'csba_jax/report/html/page.css').exists()
   narrow = '--config.model.width=0.05'
   run = train(installed, tmp_path / 'empty', '--config=digits_lt', narrow, '--dry_run')
   assert run.returncode == 0, run.stderr

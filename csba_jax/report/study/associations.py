@@ -8,8 +8,8 @@ from csba_jax.analysis import wording
 from csba_jax.analysis.conflict import SMALLEST_CORRELATION
 from csba_jax.analysis.findings import Findings
 from csba_jax.analysis.types import Comparison, Link, SizeGuide
+from csba_jax.report.html.blocks import Block, Figure, Fold, Section, Table, Text
 from csba_jax.report.study import figures, tables
-from csba_jax.report.study.blocks import Block, Figure, Fold, Section, Table, Text
 
 
 def sections(findings: Findings) -> list[Section | None]:

@@ -9,9 +9,7 @@ from typing import Any
 from csba_jax.analysis import wording
 from csba_jax.analysis.findings import Findings
 from csba_jax.analysis.types import Score
-from csba_jax.report.study import associations, figures, measurements
-from csba_jax.report.study import tables as tables_lib
-from csba_jax.report.study.blocks import (
+from csba_jax.report.html.blocks import (
   Block,
   Code,
   Figure,
@@ -23,6 +21,8 @@ from csba_jax.report.study.blocks import (
   Text,
   Verdict,
 )
+from csba_jax.report.study import associations, figures, measurements
+from csba_jax.report.study import tables as tables_lib
 
 FOREST = 'forest.svg'  # the picture of the summary, in a file of its own for Markdown
 _KNOWN = (

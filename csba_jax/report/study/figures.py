@@ -11,7 +11,7 @@ from csba_jax.analysis.findings import Findings
 from csba_jax.analysis.stats import Estimate
 from csba_jax.analysis.types import BranchSimilarity, Comparison, Link, Matrix, MeanFlow, Score
 from csba_jax.gradients.drawing import color_limit
-from csba_jax.report.study import svg
+from csba_jax.report.html import svg
 
 MEASURES = ('head_tail_conflict', 'minority_interference', 'mean_cosine')
 _NAN3 = (math.nan, math.nan, math.nan)

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from csba_jax.analysis import wording
 from csba_jax.analysis.findings import Findings
-from csba_jax.report.study import content
-from csba_jax.report.study.blocks import (
+from csba_jax.report.html.blocks import (
   Block,
   Code,
   Figure,
@@ -19,6 +18,7 @@ from csba_jax.report.study.blocks import (
   Text,
   Verdict,
 )
+from csba_jax.report.study import content
 
 WIDTH = 100  # of paragraphs
 _SPECIAL = re.compile(

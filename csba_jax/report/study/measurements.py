@@ -8,9 +8,9 @@ from csba_jax.analysis import wording
 from csba_jax.analysis.conflict import FARTHEST_LOSS
 from csba_jax.analysis.findings import Findings
 from csba_jax.analysis.types import BranchSimilarity, Comparison, Matrix, MeanFlow
+from csba_jax.report.html.blocks import Block, Figure, Fold, Section, Table, Text
 from csba_jax.report.study import figures
 from csba_jax.report.study import tables as tables_lib
-from csba_jax.report.study.blocks import Block, Figure, Fold, Section, Table, Text
 from csba_jax.run.records import TESTED
 
 _GLOSSARY = (

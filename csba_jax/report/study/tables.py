@@ -9,8 +9,8 @@ import numpy as np
 from csba_jax.analysis import wording
 from csba_jax.analysis.findings import Findings
 from csba_jax.analysis.types import Comparison, Score
+from csba_jax.report.html.blocks import Block, Items, Table, Text
 from csba_jax.report.study import figures
-from csba_jax.report.study.blocks import Block, Items, Table, Text
 from csba_jax.report.terminal import table
 
 _MOST_NAMED = 12  # classes; of more, how many there are

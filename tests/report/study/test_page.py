@@ -11,7 +11,8 @@ import pytest
 
 from csba_jax.analysis import wording
 from csba_jax.analysis.stats import Estimate
-from csba_jax.report.study import page, svg
+from csba_jax.report.html import svg
+from csba_jax.report.study import page
 
 ANCHORS = 'summary notes scores differences non-inferiority classes matrices snapshots flow'
 ANCHORS = f'{ANCHORS} branches links mantel noise leak confusion making'.split()
