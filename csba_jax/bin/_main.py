@@ -1,5 +1,6 @@
 """What every binary does: print its help, parse flags, call main, report an error in one line."""
 
+import functools
 import os
 import re
 import sys
@@ -20,8 +21,14 @@ LIST_FIELDS = ('list_fields', False, 'List the fields of the config with values 
 Tick = Callable[[int, int], None]  # (done, total) of some work
 
 
-def run(main: Callable[[], int | None]) -> None:
-  """Runs main() under absl flags and exits with its code; a UserError is one line and its code."""
+def run(main: Callable[..., int | None], operand: str = '') -> None:
+  """Runs main() under absl flags and exits with its code; a UserError is one line and its code.
+
+  Args:
+    main: the program.
+    operand: what the one argument is that is no flag, such as 'FOLDER', and that `main` takes; ''
+      if there is none.
+  """
   name = sys.argv[0].rsplit('/', 1)[-1]
   report = console.secure(name)
   signals.leave_when_told()  # until a StopRequest takes over
@@ -32,7 +39,8 @@ def run(main: Callable[[], int | None]) -> None:
       if _help.is_asked_for(sys.argv[1:], _help.ASKS_ALL):
         print(f'\nFlags of all libraries:\n{flags.FLAGS.get_help()}')
       sys.exit(0)
-    app.run(lambda _: main(), flags_parser=_parse)
+    parse = functools.partial(_parse, operand=operand)
+    app.run(lambda argv: main(*argv[1:]), flags_parser=parse)
   except UserError as error:
     if distributed.count() > 1 and not isinstance(error, distributed.AgreedError):
       distributed.leave(error)  # the other processes wait for this one
@@ -47,7 +55,7 @@ def run(main: Callable[[], int | None]) -> None:
   sys.exit(code)
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str], operand: str) -> list[str]:
   """FLAGS(argv). Every way in which parsing can fail becomes a UserError."""
   try:
     rest = flags.FLAGS(argv)
@@ -57,8 +65,11 @@ def _parse(argv: list[str]) -> list[str]:
     raise
   except Exception as error:  # of ml_collections, for a flag that it cannot set
     raise UserError('flags as --help lists them', words_of(error), _CORRECT) from error
-  if len(rest) > 1:
+  if len(rest) > 1 and not operand:
     raise UserError('flags only', ' '.join(rest[1:]), 'write --flag=value')
+  if operand and len(rest) != 2:
+    found = ' '.join(rest[1:]) or 'none'
+    raise UserError(f'one {operand}', found, 'name it, and write all else as --flag=value')
   return rest
 
 

@@ -72,7 +72,7 @@ class ImageFolderSource(Source):
     return len(self.files)
 
   def __getitem__(self, i: int) -> dict:
-    data = _read_image(self.files[i])
+    data = read_image(self.files[i])
     image = decode_image(data, channels=3, image_size=self.image_shape[0])
     return {'image': image, 'label': int(self.labels[i]), 'sha256': content_sum(data)}
 
@@ -85,7 +85,7 @@ class ImageFolderSource(Source):
     )
 
 
-def _read_image(path: pathlib.Path) -> bytes:
+def read_image(path: pathlib.Path) -> bytes:
   """The bytes of one file; a failing disk or network drive is an error, not an unreadable image."""
   try:
     return path.read_bytes()

@@ -53,6 +53,12 @@ class Figure(NamedTuple):
   file: str = ''  # beside the report, which Markdown shows in place of numbers
 
 
+class Photos(NamedTuple):
+  """Small photos in a row, for the page alone: (JPEG file as bytes, words below it) of each."""
+
+  photos: Sequence[tuple[bytes, str]]
+
+
 class Code(NamedTuple):
   """Text of a machine, line by line."""
 
@@ -67,7 +73,7 @@ class Fold(NamedTuple):
   page_only: bool = False  # too much for Markdown
 
 
-Block = Text | Items | Verdict | Finding | Table | Figure | Code | Fold
+Block = Text | Items | Verdict | Finding | Table | Figure | Photos | Code | Fold
 
 
 class Section(NamedTuple):

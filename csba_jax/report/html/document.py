@@ -1,5 +1,6 @@
 """A page of HTML from sections and blocks; it needs no network, no script and no other file."""
 
+import base64
 import html
 from collections.abc import Sequence
 from importlib import resources
@@ -13,6 +14,7 @@ from csba_jax.report.html.blocks import (
   Finding,
   Fold,
   Items,
+  Photos,
   Section,
   Table,
   Text,
@@ -28,26 +30,31 @@ _BADGES = {
 _OTHER = ('open', '?')  # of any other verdict
 # the browser itself refuses to load or to run anything, whatever a class is named
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_PHOTOS = '; img-src data:'  # of a page that has photos in it
 
 
-def document(title: str, lead: str, sections: Sequence[Section]) -> str:
+def document(title: str, lead: str, sections: Sequence[Section], photos: bool = False) -> str:
   """The whole page; text of users is escaped, only the figures' SVG is not.
 
   Args:
     title: one line.
     lead: the sentence below it.
     sections: each gets a link at the top.
+    photos: whether the page may show `Photos`.
   """
+  policy = _POLICY + (_PHOTOS if photos else '')
   title = escape(title)
   links = ''.join(f'<li><a href="#{s.anchor}">{escape(s.title)}</a></li>' for s in sections)
   style = style_sheet('figure.css') + style_sheet('page.css')
+  if photos:
+    style += style_sheet('photos.css')
   return '\n'.join(
     [
       '<!DOCTYPE html>',
       '<html lang="en">',
       '<head>',
       '<meta charset="utf-8">',
-      f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+      f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
       '<meta name="viewport" content="width=device-width, initial-scale=1">',
       '<meta name="color-scheme" content="light dark">',
       f'<title>{title}</title>',
@@ -70,7 +77,7 @@ def document(title: str, lead: str, sections: Sequence[Section]) -> str:
 
 
 def style_sheet(name: str) -> str:
-  """A style sheet of this package: figure.css has colours and figures, page.css the rest."""
+  """A style sheet of this package: figure.css has colours and figures, photos.css photos."""
   return resources.files('csba_jax.report.html').joinpath(name).read_text('utf-8')
 
 
@@ -101,6 +108,8 @@ def _block(block: Block) -> str:
       return _table(block)
     case Figure():
       return _figure(block)
+    case Photos(photos):
+      return f'<div class="photos">{"".join(_photo(*one) for one in photos)}</div>'
     case Code(text):
       return f'<pre tabindex="0"><code>{html.escape(wording.clean_lines(text))}</code></pre>'
     case Fold(title, inside, _):
@@ -145,6 +154,12 @@ def _figure(figure: Figure) -> str:
   if figure.numbers and figure.on_page:
     made += '\n' + _fold('Numbers of this figure', [_table(table) for table in figure.numbers])
   return made
+
+
+def _photo(data: bytes, words: str) -> str:
+  source = f'data:image/jpeg;base64,{base64.b64encode(data).decode()}'
+  words = escape(words)
+  return f'<figure><img src="{source}" alt="{words}"><figcaption>{words}</figcaption></figure>'
 
 
 def _fold(title: str, inside: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from csba_jax.report.html.blocks import (
   Finding,
   Fold,
   Items,
+  Photos,
   Table,
   Text,
   Verdict,
@@ -76,6 +77,8 @@ def _block(block: Block) -> list[str]:
       return [_paragraph(caption), *_blocks(tables)] if tables else []
     case Code(text):
       return [_code(text)]
+    case Photos():
+      return []
     case Fold(title, _, True):
       return [_paragraph(f'{title}: in report.html.')]
     case Fold(title, inside):
