@@ -10,6 +10,8 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 
 from csba_jax.errors import UserError
@@ -206,6 +208,10 @@ def test_absent_tfds_set_names_folder_and_command(tmp_path):
       'found --workdirs and --readme; ',
       marks=pytest.mark.seconds,
     ),
+    ('audit', [], 'expected one FOLDER; found none; '),
+    ('audit', ['a', 'b'], 'expected one FOLDER; found a b; to fix it: name it, and write all else'),
+    ('audit', ['/nix'], 'images for each class; found nothing at /nix; '),
+    ('audit', ['tests/bin'], 'images'),
     ('report', ['--workdir=tests'], 'the folder of a study (csba-study) at tests; found no study'),
     pytest.param(
       'report',
@@ -263,7 +269,9 @@ BINARIES = {
   ),
   'study': ('workdir', 'jobs', 'shard', 'keep_runs', 'dry_run', 'list_fields'),
   'report': ('workdir', 'pool', 'workdirs', 'readme', 'results'),
+  'audit': ('workdir', 'layout'),
 }
+OPERANDS = {'audit': 'FOLDER'}
 PROCESSES = ('distributed', 'coordinator', 'processes', 'process', 'start_timeout', 'peer_timeout')
 
 
@@ -274,7 +282,7 @@ def test_help_shows_the_own_flags_and_an_example(binary, tmp_path):
   lines = out.splitlines()
   assert len(lines) < 40
   assert max(map(len, lines)) <= 100
-  assert lines[0].startswith(f'csba-{binary} --')
+  assert lines[0].startswith(f'csba-{binary} {OPERANDS.get(binary, "--")}')
   (example,) = (line for line in lines if line.startswith('Example: '))
   shown = [line.split()[0][2:].split('=')[0] for line in lines if line.startswith('  --')]
   config = ['config', 'config.FIELD'] if binary in ('train', 'study') else []
@@ -283,9 +291,35 @@ def test_help_shows_the_own_flags_and_an_example(binary, tmp_path):
   assert len(set(shown)) == len(shown)
   assert not {'alsologtostderr', 'verbosity', 'helpfull'} & set(shown)
   assert ('Several processes (docs/launching.md):' in lines) == bool(processes)
-  assert f'Example: csba-{binary} --' in example
+  assert example.startswith(f'Example: csba-{binary} ')
   used = [word[2:].split('=')[0] for word in example.split() if word.startswith('--')]
   assert all(name in shown or name.startswith('config.') for name in used)
+
+
+@pytest.mark.seconds
+def test_an_audit_prints_and_writes(tmp_path):
+  for name, level in (('a', 0), ('<b>', 128)):
+    (tmp_path / 'photos' / name).mkdir(parents=True)
+    for i in range(2):
+      noise = np.random.default_rng(level).integers(0, 256, (80, 80, 3), np.uint8)
+      PIL.Image.fromarray(noise).save(tmp_path / 'photos' / name / f'{i}.png')
+  code, out, err = call('audit', 'photos', '--workdir=runs/x', cwd=tmp_path)
+  assert (code, err) == (0, '')
+  lines = out.splitlines()
+  assert lines[0] == 'photos: 4 photos of 2 classes'
+  assert ['<b>', '2', '1'] in [line.split() for line in lines]
+  assert lines[-1].endswith(
+    ': --config.data.manifest=runs/x/copies.csv --config.data.group_column=group'
+  )
+  written = [line.split()[1] for line in lines if line.startswith('written: ')]
+  assert written == [f'runs/x/{name}' for name in ('audit.json', 'copies.csv', 'audit.html')]
+  page = (tmp_path / 'runs/x/audit.html').read_text()
+  assert '&lt;b&gt;/0.png' in page
+  assert '<b>' not in page
+  assert page.count('data:image/jpeg;base64,') == 4
+  code, out, err = call('audit', 'photos', '--workdir=photos/a/0.png', cwd=tmp_path)
+  assert (code, len(err.splitlines())) == (1, 1)
+  assert 'to write audit.json, copies.csv into photos/a/0.png; found ' in err
 
 
 @pytest.mark.slow

@@ -81,4 +81,6 @@ def test_an_unknown_recipe_away_from_the_checkout(installed, tmp_path):
 @pytest.mark.slow
 def test_the_console_script_of_every_binary(installed):
   names = {path.name for path in (installed / 'bin').iterdir()}
-  assert {f'csba-{name}' for name in ('train', 'evaluate', 'diagnose', 'study', 'report')} <= names
+  assert {
+    f'csba-{name}' for name in ('audit', 'train', 'evaluate', 'diagnose', 'study', 'report')
+  } <= names

@@ -51,7 +51,7 @@ ODD = {
   DEEP: 'The upper 8 bits are used.',
   GREY: 'They are used as they are, with three equal channels.',
   BLANK: 'They show nothing. Look at them, and remove those that are no photo.',
-  TINY: f'Their shorter side is below {SMALL} pixels. They are enlarged.',
+  TINY: f'Their shorter side is below {SMALL} pixels. Set data.image_size to what most have.',
   NARROW: f'One side is {LONG:g} times the other or more. The square from the middle is used.',
   ENDING: 'They are read by what they hold.',
 }

@@ -2,8 +2,9 @@
 
 A hash is that of `imagehash.phash`: 64 bits, the signs of the lowest frequencies of a grey image
 against their median. It hardly changes when a photo is scaled, compressed or brightened, and mostly
-little when one or two percent of its edges are cut off. Two photos are near copies if their hashes differ in at most DISTANCE bits and their grey
-thumbnails correlate by at least LIKENESS. Mirrored and turned copies are not found.
+little when one or two percent of its edges are cut off. Two photos are near copies if their hashes
+differ in at most DISTANCE bits and their grey thumbnails correlate by at least LIKENESS. Mirrored
+and turned copies are not found.
 """
 
 import dataclasses

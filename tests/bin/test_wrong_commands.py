@@ -183,6 +183,7 @@ OTHERS = {
       "expected --seed: a non-negative integer; found '-1'; to fix it: correct --seed=...",
     ),
   ],
+  'audit': [(['photos', '--workdr=a'], f'{FLAGS}--workdr; to fix it: set --workdir')],
   'report': [(['--workdirs=a', '--pol'], f'{FLAGS}--pol; to fix it: set --pool')],
 }
 
@@ -206,7 +207,8 @@ def test_every_way_to_ask_for_help_is_a_success(tmp_path, binary):
   found = dict(zip(asks, calls(binary, [[ask] for ask in asks], tmp_path), strict=True))
   assert {code for code, *_ in found.values()} == {0}
   assert {err for *_, err in found.values()} == {''}
-  assert all(out.startswith(f'csba-{binary} --') for _, out, _ in found.values())
+  operand = 'FOLDER' if binary == 'audit' else '--'
+  assert all(out.startswith(f'csba-{binary} {operand}') for _, out, _ in found.values())
   assert '--verbosity' in found['--helpfull'][1]  # a flag of a library
   assert '--verbosity' not in found['--help'][1]
 

@@ -1,1 +1,4 @@
-"""What was found in a folder of photos: lines for a terminal, and a page with thumbnails."""
+"""The report of an audit: lines for a terminal, and a page with thumbnails.
+
+It shows what csba_jax.data.audit has found and reads the folder for thumbnails alone.
+"""

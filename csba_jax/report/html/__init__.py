@@ -1,1 +1,4 @@
-"""Blocks of a report, and a page of HTML and SVG made of them; they know no study."""
+"""A report as blocks, and a page of HTML and SVG made of them.
+
+It does not know what is reported: a study, an audit.
+"""
