@@ -49,6 +49,19 @@ BAD_TRAINING = {
   'config not Python': ([], 'invalid syntax'),
   'no workdir': ([DIGITS], 'expected --workdir'),
   'unknown flag': ([DIGITS, '--wrkdir=x'], 'wrkdir'),
+  'photos and a recipe': (
+    [DIGITS, '--data=photos'],
+    '--data, which chooses the settings, or --config; found both; to fix it: remove --config',
+  ),
+  'photos that are not there': (['--data=/nix', '--workdir=x'], 'found nothing at /nix; '),
+  'photos and processes': (
+    ['--data=x', '--workdir=x', '--coordinator=a:1', '--processes=2', '--process=0'],
+    'expected --data with one process; found several; to fix it: run csba-audit',
+  ),
+  'minutes without photos': (
+    [DIGITS, '--minutes=3'],
+    'expected --minutes with --data; found it without; to fix it: remove --minutes',
+  ),
   'stray word': ([DIGITS, 'stray'], 'expected flags only; found stray'),
   'unknown field': ([DIGITS, '--config.train.epocs=3'], 'set --config.train.epochs'),
   'wrong type': ([DIGITS, '--config.train.epochs=ten'], "'ten'"),
@@ -261,7 +274,7 @@ def test_bad_input_of_the_others(binary, arguments, expected):
 
 
 BINARIES = {
-  'train': ('workdir', 'dry_run', 'list_fields'),
+  'train': ('workdir', 'data', 'minutes', 'dry_run', 'list_fields'),
   'evaluate': ('workdir', 'checkpoint', 'split', 'data_dir', 'post_hoc_tau'),
   'diagnose': (
     *('workdir', 'checkpoint', 'exact', 'target', 'images', 'folds', 'seed', 'layers'),
@@ -320,6 +333,37 @@ def test_an_audit_prints_and_writes(tmp_path):
   code, out, err = call('audit', 'photos', '--workdir=photos/a/0.png', cwd=tmp_path)
   assert (code, len(err.splitlines())) == (1, 1)
   assert 'to write audit.json, copies.csv into photos/a/0.png; found ' in err
+
+
+@pytest.mark.slow
+def test_a_folder_of_photos_is_trained_on_without_a_recipe(tmp_path):
+  for name, n in (('a', 24), ('b', 8)):
+    (tmp_path / 'photos' / name).mkdir(parents=True)
+    for i in range(n):
+      noise = np.random.default_rng(i + n).integers(0, 256, (32, 32, 3), np.uint8)
+      PIL.Image.fromarray(noise).save(tmp_path / 'photos' / name / f'{i}.png')
+  command = ['--data=photos', '--workdir=run', '--config.model.width=0.05']
+  command += ['--config.train.epochs=1']
+  code, out, err = call('train', *command, '--dry_run', cwd=tmp_path)
+  assert code == 0, err
+  assert '  data.num_classes=2: its class folders' in out.splitlines()
+  assert 'parameters: ' in out
+  assert not (tmp_path / 'run').exists()
+  code, out, err = call('train', *command, cwd=tmp_path)
+  assert code == 0, err
+  assert out.splitlines()[0] == 'photos: 32 photos of 2 classes'
+  assert 'macro-F1' in out
+  config = json.loads((tmp_path / 'run/config.json').read_text())['config']
+  assert (config['train']['epochs'], config['model']['width']) == (1, 0.05)
+  assert config['data']['dir'] == str(tmp_path / 'photos')
+  assert {'audit.html', 'copies.csv', 'result.json'} <= set(os.listdir(tmp_path / 'run'))
+  code, out, err = call('train', *command, cwd=tmp_path)
+  assert code == 0, err
+  assert out.splitlines()[0] == 'settings: those of run/choices.json'
+  assert 'is finished' in err
+  code, out, err = call('train', *command, '--config.train.batch_size=4', cwd=tmp_path)
+  assert (code, len(err.splitlines())) == (1, 1)
+  assert 'train.batch_size' in err
 
 
 @pytest.mark.slow

@@ -37,6 +37,11 @@ def define() -> Mapping[str, flags.FlagHolder]:
   }
 
 
+def launch(holders: Mapping[str, flags.FlagHolder]) -> distributed.Launch:
+  """What the flags say."""
+  return distributed.Launch(**{name: flag.value for name, flag in holders.items()})
+
+
 def start(
   holders: Mapping[str, flags.FlagHolder], deterministic: bool = False, threads: int | None = None
 ) -> None:
@@ -47,7 +52,7 @@ def start(
     print(f'{sys.argv[0].rsplit("/", 1)[-1]}: {error}', file=sys.stderr, flush=True)
     os._exit(1)
 
-  distributed.start(distributed.Launch(**{k: flag.value for k, flag in holders.items()}), give_up)
+  distributed.start(launch(holders), give_up)
 
   from csba_jax.runtime import backend
 

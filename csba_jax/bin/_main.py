@@ -4,7 +4,7 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from absl import app, flags, logging
@@ -21,13 +21,16 @@ LIST_FIELDS = ('list_fields', False, 'List the fields of the config with values 
 Tick = Callable[[int, int], None]  # (done, total) of some work
 
 
-def run(main: Callable[..., int | None], operand: str = '') -> None:
+def run(
+  main: Callable[..., int | None], operand: str = '', recipes: Mapping[str, str] | None = None
+) -> None:
   """Runs main() under absl flags and exits with its code; a UserError is one line and its code.
 
   Args:
     main: the program.
     operand: what the one argument is that is no flag, such as 'FOLDER', and that `main` takes; ''
       if there is none.
+    recipes: {flag: the recipe that it takes in place of --config}.
   """
   name = sys.argv[0].rsplit('/', 1)[-1]
   report = console.secure(name)
@@ -39,7 +42,7 @@ def run(main: Callable[..., int | None], operand: str = '') -> None:
       if _help.is_asked_for(sys.argv[1:], _help.ASKS_ALL):
         print(f'\nFlags of all libraries:\n{flags.FLAGS.get_help()}')
       sys.exit(0)
-    parse = functools.partial(_parse, operand=operand)
+    parse = functools.partial(_parse, operand=operand, recipes=recipes or {})
     app.run(lambda argv: main(*argv[1:]), flags_parser=parse)
   except UserError as error:
     if distributed.count() > 1 and not isinstance(error, distributed.AgreedError):
@@ -55,10 +58,10 @@ def run(main: Callable[..., int | None], operand: str = '') -> None:
   sys.exit(code)
 
 
-def _parse(argv: list[str], operand: str) -> list[str]:
+def _parse(argv: list[str], operand: str, recipes: Mapping[str, str]) -> list[str]:
   """FLAGS(argv). Every way in which parsing can fail becomes a UserError."""
   try:
-    rest = flags.FLAGS(argv)
+    rest = flags.FLAGS(_with_recipe(argv, recipes))
   except flags.Error as error:
     raise _explained(error) from error
   except UserError:
@@ -71,6 +74,27 @@ def _parse(argv: list[str], operand: str) -> list[str]:
     found = ' '.join(rest[1:]) or 'none'
     raise UserError(f'one {operand}', found, 'name it, and write all else as --flag=value')
   return rest
+
+
+def _with_recipe(argv: list[str], recipes: Mapping[str, str]) -> list[str]:
+  """The command line with --config, which --config.FIELD needs, where another flag implies it."""
+  names = {word.lstrip('-').partition('=')[0] for word in argv[1:] if word.startswith('-')}
+  for flag in sorted(names & set(recipes)):
+    if 'config' in names:
+      raise UserError(
+        f'--{flag}, which chooses the settings, or --config',
+        'both',
+        f'remove --config; or remove --{flag} and set --config.data.dir',
+      )
+    return [argv[0], f'--config={recipes[flag]}', *argv[1:]]
+  return argv
+
+
+def given_fields(config: Any) -> dict[str, Any]:
+  """{field: value} of the config's fields that the command line sets."""
+  flat = config_lib.flatten(config)
+  found = (re.match(r'--?(?:no)?config\.([^=]+)', word) for word in sys.argv[1:])
+  return {word[1]: flat[word[1]] for word in found if word and word[1] in flat}
 
 
 def _explained(error: flags.Error) -> UserError:

@@ -1,0 +1,154 @@
+"""Settings of a run, chosen for a folder of photos and the hardware; each with its reason."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from csba_jax.data.audit import COPIES_COLUMN, Audit
+
+SIZES = (32, 48, 64, 96, 128, 160, 224)  # pixels of a square
+# Pixels a second that are trained on. CPU, for each core: 400 to 520 images/s of 48 x 48 were seen
+# on one core (csba-train on the solar panels, `none`, width 0.5). GPU: a guess; not measured.
+CPU_RATE, GPU_RATE = 1.0e6, 1.0e8
+STEPS, EPOCHS, LEAST_EPOCHS, MOST_EPOCHS = 1000, 20, 5, 100
+IMBALANCED = 1.5  # imbalance factor from which the loss corrects for class sizes
+BATCHES = ((5_000, 32), (50_000, 64), (math.inf, 128))  # (training images below, batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """One setting.
+
+  Attributes:
+    field: of the config.
+    value: of the field.
+    reason: one sentence.
+  """
+
+  field: str
+  value: Any
+  reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+  """What a run has.
+
+  Attributes:
+    cores: CPU cores.
+    gpus: accelerators.
+  """
+
+  cores: int
+  gpus: int = 0
+
+  @property
+  def rate(self) -> float:
+    """Pixels a second."""
+    return self.gpus * GPU_RATE if self.gpus else self.cores * CPU_RATE
+
+  @property
+  def words(self) -> str:
+    """'2 CPU cores'."""
+    number, name = (self.gpus, 'GPU') if self.gpus else (self.cores, 'CPU core')
+    return f'{number} {name}{"s" * (number != 1)}'
+
+
+def choose(
+  audit: Audit,
+  config: Mapping[str, Any],
+  given: Mapping[str, Any],
+  hardware: Hardware,
+  minutes: float,
+  folder: str,
+  copies_file: str,
+) -> list[Choice]:
+  """The settings of a run on the photos of an audit.
+
+  Image size and epochs are the largest of what is useful that trains in about `minutes`: the time
+  is proportional to photos x epochs x pixels.
+
+  Args:
+    audit: of the folder.
+    config: the recipe, as data.val_fraction and so on.
+    given: {field: value} that the user has set; these are not chosen, and the others fit them.
+    hardware: of the machine.
+    minutes: that training may take.
+    folder: absolute path of the photos.
+    copies_file: path of the manifest of the copies.
+  """
+  data = config['data']
+  tested = 1 / data['folds'] if data['folds'] else data['test_fraction']
+  share = (1 - tested) * (1 - data['val_fraction'])
+  training = max(round(int(audit.readable.sum()) * share), 1)
+  chosen = [
+    Choice('data.dir', folder, 'the folder of --data'),
+    Choice('data.num_classes', len(audit.class_names), 'its class folders'),
+  ]
+  if audit.copies and not given.keys() & {'data.manifest', 'data.group_column'}:
+    reason = f'{len(audit.copies):,} sets of copies stay on one side of every split'
+    chosen += [
+      Choice('data.manifest', copies_file, reason),
+      Choice('data.group_column', COPIES_COLUMN, 'the column of the sets in that file'),
+    ]
+  batch = given.get('train.batch_size') or _batch(training)
+  chosen.append(Choice('train.batch_size', batch, f'{training:,} photos to train on'))
+  size, epochs, reasons = _size_and_epochs(audit, training, batch, given, hardware, minutes)
+  chosen += [
+    Choice('data.image_size', size, reasons[0]),
+    Choice('augment.crop_padding', size // 16, 'a sixteenth of the image size'),
+    Choice('train.epochs', epochs, reasons[1]),
+    _loss(audit),
+    Choice('model.attention', 'none', 'no study has shown yet that it helps (docs/study.md)'),
+  ]
+  return [choice for choice in chosen if choice.field not in given]
+
+
+def _batch(training: int) -> int:
+  """A power of two, at most that of BATCHES and the number of images."""
+  return min(
+    next(batch for below, batch in BATCHES if training < below), 1 << int(math.log2(training))
+  )
+
+
+def _size_and_epochs(
+  audit: Audit,
+  training: int,
+  batch: int,
+  given: Mapping[str, Any],
+  hardware: Hardware,
+  minutes: float,
+) -> tuple[int, int, tuple[str, str]]:
+  """(image size, epochs, the reason of each)."""
+  steps = math.ceil(training / batch)
+  wanted = min(max(math.ceil(STEPS / steps), EPOCHS), MOST_EPOCHS)
+  epochs = int(given.get('train.epochs') or wanted)
+  median = int(np.median(audit.sizes[audit.readable].min(1)))
+  useful = [size for size in SIZES if size <= median] or [SIZES[0]]
+  pixels = 60 * minutes * hardware.rate
+  fitting = [size for size in useful if training * epochs * size**2 <= pixels]
+  size = int(given.get('data.image_size') or (fitting[-1] if fitting else useful[0]))
+  side = f'the median shorter side is {median} pixels'
+  why_size = side
+  if not fitting or fitting[-1] < useful[-1]:
+    why_size = f'{side}; a larger one would take more than {minutes:g} minutes on {hardware.words}'
+  why_epochs = f'{epochs * steps:,} steps'
+  affordable = int(pixels / (training * size**2))
+  if 'train.epochs' not in given and affordable < epochs:
+    epochs = max(affordable, LEAST_EPOCHS)
+    why_epochs = f'more would take over {minutes:g} minutes on {hardware.words}'
+  if epochs * training * size**2 > 1.5 * pixels:
+    why_epochs += f'; expect about {epochs * training * size**2 / hardware.rate / 60:.0f} minutes'
+  return size, epochs, (why_size, why_epochs)
+
+
+def _loss(audit: Audit) -> Choice:
+  """By how much classes differ in size."""
+  factor = audit.imbalance_factor
+  if factor < IMBALANCED:
+    return Choice('loss.name', 'cross_entropy', f'classes are of like size: factor {factor:.3g}')
+  reason = f'the largest class has {factor:.3g} times the photos of the smallest'
+  return Choice('loss.name', 'balanced_softmax', f'it corrects for class sizes: {reason}')

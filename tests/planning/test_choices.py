@@ -1,0 +1,126 @@
+"""Settings that follow from a folder of photos, on made-up audits."""
+
+import numpy as np
+import pytest
+
+from csba_jax import config as config_lib
+from csba_jax.data.audit import Audit
+from csba_jax.planning import choices
+from csba_jax.planning.choices import Hardware
+
+RECIPE = config_lib.load('image_folder')
+
+
+def audit_of(counts, side=256, copies=()):
+  """An audit of classes with so many photos of one size."""
+  labels = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
+  return Audit(
+    folder='photos',
+    names=tuple(f'{c}/{i}.jpg' for i, c in enumerate(labels)),
+    labels=labels,
+    class_names=tuple(map(str, range(len(counts)))),
+    left_out='',
+    unreadable=(),
+    sizes=np.full((len(labels), 2), (2 * side, side)),
+    formats={'JPEG': len(labels)},
+    odd={},
+    identical=(),
+    copies=copies,
+  )
+
+
+def chosen(audit, given=None, hardware=None, minutes=8.0):
+  found = choices.choose(
+    audit, RECIPE, given or {}, hardware or Hardware(2), minutes, '/photos', '/run/copies.csv'
+  )
+  assert len({choice.field for choice in found}) == len(found)
+  assert all(choice.field in config_lib.flatten(RECIPE) for choice in found)
+  assert all(choice.reason for choice in found)
+  return {choice.field: choice.value for choice in found}
+
+
+def seconds(audit, found, hardware):
+  """What training takes by the rule of the docstring."""
+  images = len(audit.names) * 0.8 * 0.9
+  return images * found['train.epochs'] * found['data.image_size'] ** 2 / hardware.rate
+
+
+@pytest.mark.parametrize('cores', [1, 2, 8, 64])
+@pytest.mark.parametrize('minutes', [0.5, 8, 60])
+@pytest.mark.parametrize('photos', [60, 900, 5_000, 40_000])
+def test_training_fits_into_the_minutes_unless_it_would_be_too_short(cores, minutes, photos):
+  audit, hardware = audit_of([photos // 2, photos // 2]), Hardware(cores)
+  found = chosen(audit, hardware=hardware, minutes=minutes)
+  least = found['train.epochs'] == choices.LEAST_EPOCHS and found['data.image_size'] == 32
+  assert least or seconds(audit, found, hardware) <= 60.5 * minutes
+  larger = [size for size in choices.SIZES if found['data.image_size'] < size <= 256]
+  if larger:  # or the next size would not
+    more = found | {'data.image_size': larger[0]}
+    assert seconds(audit, more, hardware) > 59.5 * minutes
+
+
+@pytest.mark.parametrize(('side', 'size'), [(20, 32), (32, 32), (63, 48), (64, 64), (500, 224)])
+def test_images_are_no_larger_than_most_photos(side, size):
+  assert chosen(audit_of([50, 50], side), minutes=1e6)['data.image_size'] == size
+
+
+@pytest.mark.parametrize(
+  ('photos', 'batch', 'epochs'),
+  [(4, 2, 100), (20, 8, 100), (900, 32, 48), (5_000, 32, 20), (9_000, 64, 20), (99_000, 128, 20)],
+)
+def test_batch_and_epochs(photos, batch, epochs):
+  found = chosen(audit_of([photos // 2, photos // 2]), minutes=1e6)
+  assert (found['train.batch_size'], found['train.epochs']) == (batch, epochs)
+
+
+def test_a_gpu_trains_on_larger_images():
+  audit = audit_of([20_000, 20_000])
+  small, large = (chosen(audit, hardware=Hardware(8, gpus)) for gpus in (0, 1))
+  assert small['data.image_size'] < large['data.image_size']
+
+
+@pytest.mark.parametrize(
+  ('counts', 'loss'),
+  [([100, 100], 'cross_entropy'), ([149, 100], 'cross_entropy'), ([150, 100], 'balanced_softmax')],
+)
+def test_the_loss_corrects_where_classes_differ(counts, loss):
+  assert chosen(audit_of(counts))['loss.name'] == loss
+
+
+def test_copies_become_the_manifest():
+  audit = audit_of([50, 50], copies=(('0/0.jpg', '0/1.jpg'),))
+  found = chosen(audit)
+  assert found['data.manifest'] == '/run/copies.csv'
+  assert found['data.group_column'] == 'group'
+  for field in ('data.manifest', 'data.group_column'):
+    assert not chosen(audit, {field: 'own'}).keys() & {'data.manifest', 'data.group_column'}
+  assert 'data.manifest' not in chosen(audit_of([50, 50]))
+
+
+def test_what_is_given_is_not_chosen_and_the_rest_fits_it():
+  audit = audit_of([450, 450])
+  given = {'data.image_size': 224, 'train.batch_size': 8, 'loss.name': 'focal'}
+  found = chosen(audit, given)
+  assert not found.keys() & given.keys()
+  assert found['augment.crop_padding'] == 14
+  assert seconds(audit, found | given, Hardware(2)) <= 60 * 8.5
+  assert 'train.epochs' not in chosen(audit, {'train.epochs': 3})
+
+
+def test_a_run_that_takes_longer_says_so():
+  audit = audit_of([450, 450])
+  given = {'data.image_size': 224}
+  (epochs,) = (
+    choice
+    for choice in choices.choose(audit, RECIPE, given, Hardware(1), 0.1, '/photos', 'copies.csv')
+    if choice.field == 'train.epochs'
+  )
+  assert epochs.value == choices.LEAST_EPOCHS
+  assert epochs.reason == 'more would take over 0.1 minutes on 1 CPU core; expect about 3 minutes'
+
+
+def test_folds_decide_how_many_photos_train():
+  recipe = config_lib.load('image_folder')
+  recipe.data.folds = 2
+  found = choices.choose(audit_of([50, 50]), recipe, {}, Hardware(2), 8, '/photos', 'copies.csv')
+  assert any(choice.reason == '45 photos to train on' for choice in found)
