@@ -24,7 +24,7 @@ FIELDS = {
   'data.test_fraction': 'Share for the test, of a source without a test part of its own.',
   'data.folds': 'Folds of a cross-validation, in place of test_fraction; 0: none.',
   'data.fold': 'Which fold is the test part, counted from 0; data.seed draws the folds.',
-  'data.layout': 'image_folder: auto refuses folders train, val, test; classes: they are classes.',
+  'data.layout': 'image_folder: auto takes folders train, val, test as parts; classes: as classes.',
   'data.strict': 'image_folder: a file that cannot be read ends the run.',
   'data.manifest': 'image_folder: CSV file of duplicates, with the columns file and group_column.',
   'data.group_column': 'Column of the manifest; images of one group stay on one side of a split.',

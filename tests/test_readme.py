@@ -66,7 +66,7 @@ def call(line, cwd):
   """Runs a command of the README; training is cut short."""
   program, *arguments = shlex.split(line)
   if program == 'csba-train':
-    side = 16 if 'image_folder' in line else 8
+    side = 16 if '--data=' in line else 8
     arguments += [word.format(side) for word in SMALL]
   environment = {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
   module = f'csba_jax.bin.{program.removeprefix("csba-")}'

@@ -18,8 +18,8 @@ _LAYOUT = flags.DEFINE_enum(
   'layout',
   'auto',
   ('auto', 'classes'),
-  'auto: folders named train, val and test with class folders inside are an error. classes: they '
-  'are classes.',
+  'auto: folders train, val and test with class folders inside are parts. classes: they are '
+  'classes.',
 )
 
 

@@ -82,6 +82,7 @@ class Audit:
     odd: {what is odd: names}.
     identical: names of each set of byte-identical files, two or more.
     copies: names of each set of photos that are byte-identical or look the same, two or more.
+    part_of: 'train', 'val' or 'test' of each file, where the folder gives these parts; else None.
   """
 
   folder: str
@@ -95,6 +96,7 @@ class Audit:
   odd: dict[str, tuple[str, ...]]
   identical: tuple[tuple[str, ...], ...]
   copies: tuple[tuple[str, ...], ...]
+  part_of: tuple[str, ...] | None = None
 
   @property
   def readable(self) -> np.ndarray:
@@ -125,8 +127,24 @@ class Audit:
   @property
   def across_classes(self) -> tuple[tuple[str, ...], ...]:
     """Sets of copies with several labels, of which at least one is wrong."""
-    class_of = dict(zip(self.names, self.labels.tolist(), strict=True))
-    return tuple(s for s in self.copies if len({class_of[name] for name in s}) > 1)
+    return self._with_several(self.labels.tolist())
+
+  @property
+  def across_parts(self) -> tuple[tuple[str, ...], ...]:
+    """Sets of copies in several of the given parts; () without parts."""
+    return () if self.part_of is None else self._with_several(self.part_of)
+
+  def _with_several(self, values: Sequence[object]) -> tuple[tuple[str, ...], ...]:
+    """Sets of copies whose files have several values."""
+    value_of = dict(zip(self.names, values, strict=True))
+    return tuple(s for s in self.copies if len({value_of[name] for name in s}) > 1)
+
+  @property
+  def part_counts(self) -> dict[str, int]:
+    """Readable photos of each given part; {} without parts."""
+    parts = () if self.part_of is None else self.part_of
+    kept = zip(parts, self.readable.tolist(), strict=False)
+    return dict(collections.Counter(part for part, readable in kept if readable))
 
   def to_json(self) -> dict[str, Any]:
     """All of it as JSON can hold it."""
@@ -150,6 +168,8 @@ class Audit:
       'identical': [list(s) for s in self.identical],
       'copies': [list(s) for s in self.copies],
       'copies_across_classes': [list(s) for s in self.across_classes],
+      'parts': self.part_counts,
+      'copies_across_parts': [list(s) for s in self.across_parts],
     }
 
 
@@ -158,7 +178,7 @@ def audit_folder(
   layout: str = 'auto',
   tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Audit:
-  """Reads every photo of a folder of CLASS/file once, and compares them.
+  """Reads every photo of a folder of CLASS/file, or PART/CLASS/file, once, and compares them.
 
   Args:
     directory: holds one folder for each class.
@@ -202,6 +222,7 @@ def audit_folder(
     odd={kind: tuple(files) for kind, files in odd.items() if files},
     identical=_sets(same, names),
     copies=_sets(np.concatenate([same, near_copies.pairs(looks)]), names),
+    part_of=listing.part_of,
   )
 
 

@@ -1,6 +1,7 @@
 """Byte-identical images: which ones there are, in one group, and in one line."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -54,7 +55,11 @@ def joined(copies: Copies, groups: np.ndarray | None) -> np.ndarray | None:
 
 
 def lines(
-  copies: Copies, images: ImageArrays, test_images: ImageArrays | None, together: bool
+  copies: Copies,
+  images: ImageArrays,
+  test_images: ImageArrays | None,
+  together: bool,
+  part_of: Sequence[str] | None = None,
 ) -> list[str]:
   """What to say of copies at the start: their number and the first, and labels to check.
 
@@ -63,18 +68,23 @@ def lines(
     images: of the source that is split.
     test_images: of a separate test set, whose images cannot be moved.
     together: whether copies are kept in one group.
+    part_of: the part that the source gives each image; copies in several parts stay there.
   """
   said = []
   if copies.sets:
     first, second = (images.names[i] for i in copies.sets[0][:2])
     more = sum(map(len, copies.sets)) - len(copies.sets)
     kept = 'all copies of an image stay on one side of every split'
-    if not together:
+    if part_of is not None:
+      kept = 'the folder says in which part each is'
+    elif not together:
       kept = 'data.group_copies=False does not keep them on one side of a split'
     said.append(
       f'byte-identical copies of other images: {more}, such as {second} of {first}; {kept}'
     )
   said += _labels_to_check(copies, images)
+  if part_of is not None:
+    said += _in_several_parts(copies, images, part_of)
   if test_images:
     said += _in_both(images, test_images)
   return said
@@ -88,6 +98,26 @@ def _labels_to_check(copies: Copies, images: ImageArrays) -> list[str]:
   said = [f'sets of identical images in different classes: {len(several)}; check their labels:']
   said += [f'  {" = ".join(images.names[i] for i in found)}' for found in several[:NAMED]]
   return said + ([f'  and {len(several) - NAMED} more'] if len(several) > NAMED else [])
+
+
+def _in_several_parts(copies: Copies, images: ImageArrays, part_of: Sequence[str]) -> list[str]:
+  """Says how many images of the test part, and of val, are copies of training images."""
+  said = []
+  for part in ('test', 'val'):
+    found = [
+      (i, s)
+      for s in copies.sets
+      for i in s
+      if part_of[i] == part and any(part_of[j] == 'train' for j in s)
+    ]
+    if found:
+      i, same = found[0]
+      other = next(images.names[j] for j in same if part_of[j] == 'train')
+      said.append(
+        f'{part} images that are copies of training images: {len(found)}, such as '
+        f'{images.names[i]} of {other}; its scores are too good: move them out of one part'
+      )
+  return said
 
 
 def _in_both(images: ImageArrays, test_images: ImageArrays) -> list[str]:

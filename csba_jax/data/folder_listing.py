@@ -25,7 +25,12 @@ SYSTEM_FOLDERS = (
   *('@__thumb', '@recycle', '@recently-snapshot'),  # QNAP
   *('__macosx', '$recycle.bin', 'system volume information', 'lost+found', '__pycache__'),
 )
-PARTS = ('train', 'training', 'val', 'valid', 'validation', 'dev', 'test', 'testing', 'eval')
+TRAIN, VAL, TEST = 'train', 'val', 'test'
+PARTS = {  # name of a folder: part of a data set
+  **dict.fromkeys(('train', 'training'), TRAIN),
+  **dict.fromkeys(('val', 'valid', 'validation', 'dev'), VAL),
+  **dict.fromkeys(('test', 'testing', 'eval'), TEST),
+}
 NAMED = 8  # classes, folders or kinds of files that one line names
 _NOUN = re.compile('^(image|link|hidden file|file|folder)')  # of a kind that is left out
 
@@ -40,6 +45,8 @@ class Listing:
     labels: [N] int32.
     class_names: C names, sorted.
     left_out: one line that counts by class and ending what is no image; '' if there is nothing.
+    part_of: TRAIN, VAL or TEST of each image, where the folder is divided into these parts; else
+      None.
   """
 
   paths: tuple[pathlib.Path, ...]
@@ -47,10 +54,11 @@ class Listing:
   labels: np.ndarray
   class_names: tuple[str, ...]
   left_out: str
+  part_of: tuple[str, ...] | None = None
 
 
 def list_images(directory: pathlib.Path, layout: str) -> Listing:
-  """The images below DIRECTORY/CLASS.
+  """The images below DIRECTORY/CLASS, or DIRECTORY/PART/CLASS where the folder has parts.
 
   Files with an ending in IMAGE_SUFFIXES are images, whatever they hold, and those with an ending in
   SNIFFED if they begin as one. Hidden files, folders of systems and links to folders below the
@@ -63,9 +71,59 @@ def list_images(directory: pathlib.Path, layout: str) -> Listing:
   Raises:
     UserError: no such folder, fewer than two class folders, a class folder without an image or with
       a name that is not UTF-8, a folder that may not be listed, names that differ in their Unicode
-      form alone, or the parts of a data set in place of classes.
+      form alone; two folders for one part, parts without one to train on, or a class that this one
+      does not have.
   """
-  folders, left_out = _class_folders(directory, layout)
+  parts = _parts(directory) if layout == 'auto' and directory.is_dir() else {}
+  return _of_parts(directory, parts) if parts else _of_classes(directory)
+
+
+def _of_parts(directory: pathlib.Path, parts: dict[str, pathlib.Path]) -> Listing:
+  """The images of {part: folder}, training images first; names begin with the folder."""
+  if TRAIN not in parts:
+    raise UserError(
+      f'a folder {TRAIN} among the parts of a data set in {directory}',
+      ' and '.join(sorted(folder.name for folder in parts.values())),
+      f'rename the folder to train on to {TRAIN}; or set data.layout=classes if these are names of '
+      'classes',
+    )
+  listings = {
+    part: _of_classes(parts[part], least=2 if part == TRAIN else 1)
+    for part in (TRAIN, VAL, TEST)
+    if part in parts
+  }
+  class_names = listings[TRAIN].class_names
+  paths: list[pathlib.Path] = []
+  names: list[str] = []
+  labels: list[int] = []
+  part_of: list[str] = []
+  for part, found in listings.items():
+    if unknown := sorted(set(found.class_names) - set(class_names)):
+      raise UserError(
+        f'classes that {parts[TRAIN]} has in {parts[part]}',
+        f'{", ".join(unknown[:NAMED])} there alone',
+        'give the folders of a class one name in all parts, or move this one elsewhere',
+      )
+    paths += found.paths
+    names += [f'{portable(parts[part].name)}/{name}' for name in found.names]
+    labels += [class_names.index(found.class_names[label]) for label in found.labels.tolist()]
+    part_of += [part] * len(found.paths)
+  others = sorted(
+    _escaped(path.name)
+    for path in _entries(directory)
+    if path.is_dir() and not _is_system(path.name) and path not in parts.values()
+  )
+  lines = [found.left_out for found in listings.values() if found.left_out]
+  if others:
+    lines.append(f'left out of {directory.name}, beside the parts: {", ".join(others[:NAMED])}')
+  left_out = '; '.join(lines)
+  labels_array = np.asarray(labels, np.int32)
+  return Listing(tuple(paths), tuple(names), labels_array, class_names, left_out, tuple(part_of))
+
+
+def _of_classes(directory: pathlib.Path, least: int = 2) -> Listing:
+  """The images of a folder of class folders, so many at least."""
+  folders, left_out = _class_folders(directory, least)
   class_names = tuple(sorted(folders))
   paths, names, labels = [], [], []
   for label, class_name in enumerate(class_names):
@@ -96,7 +154,7 @@ def _describe(directory: pathlib.Path, left_out: dict[str, collections.Counter[s
 
 
 def _class_folders(
-  directory: pathlib.Path, layout: str
+  directory: pathlib.Path, least: int
 ) -> tuple[dict[str, pathlib.Path], dict[str, collections.Counter[str]]]:
   """({class name: folder}, {'beside the classes': what lies there and is left out})."""
   expected = 'a folder with one folder of images for each class'
@@ -104,21 +162,16 @@ def _class_folders(
     found = f'a file, {directory}' if directory.exists() else f'nothing at {directory}'
     raise UserError(expected, found, 'name the folder that holds the class folders')
   beside, folders = collections.Counter[str](), []
-  try:
-    for path in directory.iterdir():
-      if not path.is_dir():
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith('.'):
-          beside['image'] += 1
-      elif _is_system(path.name):
-        beside[f'folder {_escaped(path.name)}'] += 1
-      else:
-        folders.append(path)
-  except OSError as error:
-    raise _unlisted(directory, error) from error
+  for path in _entries(directory):
+    if not path.is_dir():
+      if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith('.'):
+        beside['image'] += 1
+    elif _is_system(path.name):
+      beside[f'folder {_escaped(path.name)}'] += 1
+    else:
+      folders.append(path)
   classes = _one_form({path: _utf8(path) for path in folders}, 'class folders')
-  if layout == 'auto':
-    _check_no_parts(directory, classes)
-  if len(classes) < 2:
+  if len(classes) < least:
     raise UserError(
       expected,
       f'{f"only one, {next(iter(classes))}," if classes else "no class folder"} in {directory}',
@@ -127,30 +180,45 @@ def _class_folders(
   return classes, {'beside the classes': beside} if beside else {}
 
 
-def _check_no_parts(directory: pathlib.Path, folders: dict[str, pathlib.Path]) -> None:
-  """Raises UserError if the folders are the parts of a data set, by their names and content.
+def _parts(directory: pathlib.Path) -> dict[str, pathlib.Path]:
+  """{part: its folder} of a data set that is divided; {} where the folders are classes.
 
-  They are if one of them has a name in PARTS and holds folders, and every other folder with such a
-  name holds some of these or none: a rare class may be absent from a part, and a test part may
-  have no labels.
+  They are parts if one of them has a name in PARTS and holds folders, and every other folder with
+  such a name holds some of these or none: a rare class may be absent from a part. A part without
+  class folders, such as a test part without labels, is left out.
+
+  Raises:
+    UserError: two folders of one part.
   """
-  parts = {name: path for name, path in folders.items() if name.casefold() in PARTS}
-  inside = {name: _subfolders(path) for name, path in parts.items()}
+  folders = {p.name: p for p in _entries(directory) if p.is_dir() and not _is_system(p.name)}
+  named = {name: path for name, path in folders.items() if name.casefold() in PARTS}
+  inside = {name: _subfolders(path) for name, path in named.items()}
   largest = max(inside.values(), key=len, default=set())
   if not largest or any(held - largest for held in inside.values()):
-    return
-  if len(parts) < 2 and (len(folders) > 1 or len(largest) < 2):
-    return
-  some = sorted(largest)[:NAMED]
-  more = ', ...' if len(largest) > NAMED else ''
-  part = max(inside, key=lambda name: (len(inside[name]), name.casefold().startswith('train')))
-  raise UserError(
-    f'one folder of images for each class in {directory}',
-    f'{" and ".join(sorted(parts))} with the folders {", ".join(some)}{more} inside: parts of a '
-    'data set, not classes',
-    f'set data.dir to one part, such as {directory / part}, which is then split; or set '
-    'data.layout=classes if these are names of classes',
-  )
+    return {}
+  if len(named) < 2 and (len(folders) > 1 or len(largest) < 2):
+    return {}
+  found: dict[str, pathlib.Path] = {}
+  for name in sorted(named):
+    part = PARTS[name.casefold()]
+    if not inside[name]:
+      continue
+    if part in found:
+      raise UserError(
+        f'one folder for the {part} part in {directory}',
+        f'{found[part].name} and {name}',
+        'put one of them into the other, or move it elsewhere',
+      )
+    found[part] = named[name]
+  return found
+
+
+def _entries(directory: pathlib.Path) -> list[pathlib.Path]:
+  """What lies in a folder; UserError if it may not be listed."""
+  try:
+    return list(directory.iterdir())
+  except OSError as error:
+    raise _unlisted(directory, error) from error
 
 
 def _subfolders(folder: pathlib.Path) -> set[str]:

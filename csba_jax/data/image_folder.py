@@ -32,8 +32,8 @@ class ImageFolderSource(Source):
     group_column: its column of duplicate groups. An image has no duplicate if its cell is empty, or
       if it has no row.
     file_column: its column of paths, relative to `directory`.
-    layout: 'auto' refuses a folder whose folders are the parts of a data set, such as train and
-      test; 'classes' takes them as classes.
+    layout: 'auto' takes the parts of a data set, such as train and test, as parts, with the class
+      folders inside; 'classes' takes every folder as a class.
 
   Raises:
     UserError: as in `folder_listing.list_images`; a size below 1; or a manifest that lacks a column
@@ -60,6 +60,7 @@ class ImageFolderSource(Source):
     listing = list_images(self._directory, layout)
     self.files, self.names, self.labels = listing.paths, listing.names, listing.labels
     self.class_names, self.left_out = listing.class_names, listing.left_out
+    self.part_of = listing.part_of
     self.name = self._directory.resolve().name
     self.image_shape = (image_size, image_size, 3)
     self.groups = None

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import ml_collections
@@ -101,19 +101,20 @@ def load(
   _check_declared(config.data, training)
   mapped = _streams(config.data, training, separate_test)
   before = functools.cache(
-    lambda: check(_split(config.data, training, separate_test, training.groups))
+    lambda: check(_split(config.data, training, separate_test, training.groups, training.part_of))
   )
   where = (config.data.cache_dir, warn, mapped, before)
   images = cache.load_arrays(training, *where)
   test_images = cache.load_arrays(separate_test, *where) if separate_test else None
   identical = copies.find(images.sums)
   together = config.data.group_copies
-  for line in copies.lines(identical, images, test_images, together):
+  part_of = _parts_of(images.names, training)
+  for line in copies.lines(identical, images, test_images, together, part_of):
     warn(line)
   groups = copies.joined(identical, images.groups) if together else images.groups
   sources = [arrays for arrays in (images, test_images) if arrays]
   split = dataclasses.replace(
-    _split(config.data, images, test_images, groups),
+    _split(config.data, images, test_images, groups, part_of),
     source_sha256=_digest(*sources),
     content=np.concatenate([arrays.sums[:, :8] for arrays in sources]).view('<u8')[:, 0],
   )
@@ -153,6 +154,7 @@ def _split(
   images: Source | cache.ImageArrays,
   test_images: Source | cache.ImageArrays | None,
   groups: np.ndarray | None,
+  part_of: Sequence[str] | None,
 ) -> splits.Splits:
   """The splits that a config's data section describes, of images or of a source's labels."""
   return splits.make_splits(
@@ -168,7 +170,16 @@ def _split(
     folds=data.folds,
     fold=data.fold,
     seed=data.seed,
+    part_of=part_of,
   )
+
+
+def _parts_of(names: Sequence[str], source: Source) -> tuple[str, ...] | None:
+  """The part of each image that could be read, if the source has parts."""
+  if source.part_of is None:
+    return None
+  found = dict(zip(source.names, source.part_of, strict=True))
+  return tuple(found[name] for name in names)
 
 
 def open_sources(data: ml_collections.ConfigDict) -> tuple[Source, Source | None]:

@@ -30,6 +30,7 @@ class Source:
       names, classes, groups, size and decoding; quick to compute.
     strict: whether an unreadable image is an error.
     left_out: one line on files of the source that are not read; '' if there are none.
+    part_of: the part, 'train', 'val' or 'test', that the source gives each image; None if none.
   """
 
   name: str
@@ -39,6 +40,7 @@ class Source:
   files: Sequence[pathlib.Path] = ()
   strict: bool = True
   left_out: str = ''
+  part_of: tuple[str, ...] | None = None
 
   if TYPE_CHECKING:  # properties, so that a subclass may compute them once they are asked for
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -121,6 +122,7 @@ def make_splits(
   seed: int,
   folds: int = 0,
   fold: int = 0,
+  part_of: Sequence[str] | None = None,
 ) -> Splits:
   """Splits a data set: first the test part, then the long-tailed subset, then the validation part.
 
@@ -131,6 +133,9 @@ def make_splits(
   Steps 1 and 3 are stratified and keep duplicate groups together (`stratified_split`). If the test
   part leaves too few groups of a class for validation, groups are moved between the three parts,
   unless the test part is a fold or step 2 has left out images.
+
+  Where the source gives each image its part, it stays there. The training part is cut to a long
+  tail, and gives images for a part that is not there: for test as in step 1, for val as in step 3.
 
   Args:
     labels: [N] int, labels of the training set.
@@ -145,23 +150,33 @@ def make_splits(
     seed: seed of every draw.
     folds: number of `cross_validation_folds`, in place of test_fraction; 0 for none.
     fold: index of the fold that is the test part.
+    part_of: 'train', 'val' or 'test' of each image, which the source gives; None if it does not.
 
   Raises:
-    UserError: a fraction out of range, a class without training images, no test images, folds and a
-      separate test set, too many folds (`cross_validation_folds`), or an imbalance factor for which
-      a class has too few images.
+    UserError: a fraction out of range, a class without training images, no test images, folds
+      together with a separate test set or given parts, too many folds (`cross_validation_folds`),
+      or an imbalance factor for which a class has too few images.
   """
   labels = np.asarray(labels)
   _check_fraction('data.val_fraction', val_fraction)
   _check_fraction('data.test_fraction', test_fraction)
   rest = np.arange(len(labels))
-  if test_labels is not None:
-    if folds:
-      raise UserError(
-        'data.folds only for a source without a separate test set',
-        f'{folds} folds and a separate test set',
-        'set data.folds to 0',
-      )
+  if folds and (test_labels is not None or part_of is not None):
+    raise UserError(
+      'data.folds only for a source without a test part of its own',
+      f'{folds} folds and {"a separate test set" if part_of is None else "given parts"}',
+      'set data.folds to 0',
+    )
+  given_val = np.arange(0)
+  if part_of is not None:
+    rest, given_val, test = (
+      np.flatnonzero(np.asarray(part_of) == part) for part in ('train', 'val', 'test')
+    )
+    if not len(test):
+      of_rest = None if groups is None else np.asarray(groups)[rest]
+      kept, held = stratified_split(labels[rest], test_fraction, seed, of_rest)
+      rest, test = rest[kept], rest[held]
+  elif test_labels is not None:
     test = np.arange(len(test_labels))
   elif folds:
     at = cross_validation_folds(labels, folds, seed, groups, class_names)
@@ -174,14 +189,17 @@ def make_splits(
   rest = rest[
     long_tail_subset(labels[rest], len(class_names), imbalance_factor, profile, class_order, seed)
   ]
+  fraction = 0.0 if len(given_val) else val_fraction
   kept, held = stratified_split(
-    labels[rest], val_fraction, seed, None if groups is None else np.asarray(groups)[rest]
+    labels[rest], fraction, seed, None if groups is None else np.asarray(groups)[rest]
   )
-  train, val = rest[kept], rest[held]
-  if groups is not None and test_labels is None and val_fraction and not folds:
+  train, val = rest[kept], given_val if len(given_val) else rest[held]
+  whole = test_labels is None and part_of is None and not folds
+  if groups is not None and whole and val_fraction:
     train, val, test = _with_every_class(labels, groups, (train, val, test))
   counts = _check_every_class(labels[train], class_names, 'in the training part')
-  without = np.setdiff1d(np.arange(len(class_names)), labels[val]) if val_fraction else ()
+  has_val = val_fraction or len(given_val)
+  without = np.setdiff1d(np.arange(len(class_names)), labels[val]) if has_val else ()
   return Splits(train, val, test, test_labels is not None, counts, tuple(int(c) for c in without))
 
 

@@ -80,16 +80,15 @@ def choose(
     folder: absolute path of the photos.
     copies_file: path of the manifest of the copies.
   """
-  data = config['data']
-  tested = 1 / data['folds'] if data['folds'] else data['test_fraction']
-  share = (1 - tested) * (1 - data['val_fraction'])
-  training = max(round(int(audit.readable.sum()) * share), 1)
+  training = _training(audit, config['data'])
   chosen = [
     Choice('data.dir', folder, 'the folder of --data'),
     Choice('data.num_classes', len(audit.class_names), 'its class folders'),
   ]
   if audit.copies and not given.keys() & {'data.manifest', 'data.group_column'}:
     reason = f'{len(audit.copies):,} sets of copies stay on one side of every split'
+    if audit.part_of is not None:
+      reason = f'{len(audit.copies):,} sets of copies stay together where the folder has no part'
     chosen += [
       Choice('data.manifest', copies_file, reason),
       Choice('data.group_column', COPIES_COLUMN, 'the column of the sets in that file'),
@@ -105,6 +104,17 @@ def choose(
     Choice('model.attention', 'none', 'no study has shown yet that it helps (docs/study.md)'),
   ]
   return [choice for choice in chosen if choice.field not in given]
+
+
+def _training(audit: Audit, data: Mapping[str, Any]) -> int:
+  """About how many photos are trained on."""
+  parts = audit.part_counts
+  share = 1.0
+  if 'test' not in parts:
+    share *= 1 - (1 / data['folds'] if data['folds'] else data['test_fraction'])
+  if 'val' not in parts:
+    share *= 1 - data['val_fraction']
+  return max(round(parts.get('train', int(audit.readable.sum())) * share), 1)
 
 
 def _batch(training: int) -> int:

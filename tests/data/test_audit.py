@@ -95,6 +95,7 @@ def test_copies_within_and_across_classes(found):
   )
   assert found.across_classes == (found.copies[1], found.copies[3])
   assert found.redundant.tolist() == [2, 0, 0]
+  assert (found.part_counts, found.across_parts) == ({}, ())
 
 
 def test_what_is_written_is_a_manifest(found, photos, tmp_path):
@@ -180,6 +181,23 @@ def test_a_header_that_breaks_off_is_no_traceback(photos, tmp_path):
     (tmp_path / 'b' / f'{cut}.gif').write_bytes(data[:cut])
   found = audit_folder(tmp_path)
   assert 0 < found.class_counts[1] < len(found.names) - 1
+
+
+def test_copies_across_given_parts(tmp_path):
+  for part, seeds in (('train', (0, 1, 2)), ('test', (0, 5))):
+    for c in (0, 100):
+      for i, seed in enumerate(seeds):
+        put(tmp_path, f'{part}/{c}/{i}.png', scene(c + seed))
+  found = audit_folder(tmp_path)
+  assert found.part_counts == {'train': 6, 'test': 4}
+  assert found.across_parts == (
+    ('train/0/0.png', 'test/0/0.png'),
+    ('train/100/0.png', 'test/100/0.png'),
+  )
+  assert found.across_classes == ()
+  kept = found.to_json()
+  assert kept['parts'] == {'train': 6, 'test': 4}
+  assert kept['copies_across_parts'][0] == ['train/0/0.png', 'test/0/0.png']
 
 
 @pytest.mark.seconds

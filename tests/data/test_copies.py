@@ -251,3 +251,31 @@ def test_a_run_of_before_the_field_was_split_without_it(tmp_path):
   del stored['data']['group_copies']
   (tmp_path / 'config.json').write_text(json.dumps({'config': stored}))
   assert restore.config_of(tmp_path).data.group_copies is False
+
+
+def test_copies_in_parts_that_the_folder_gives(tmp_path):
+  """They stay where they are; the run says that the scores are too good."""
+  for part, kinds in (('train', (1, 2, 3, 4)), ('val', (1, 5)), ('test', (1, 2, 6))):
+    for c in 'ab':
+      for i, kind in enumerate(kinds):
+        path = tmp_path / 'photos' / part / c / f'{i}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (8, 8), (kind, ord(c), 0)).save(path)
+  config = config_lib.load('image_folder')
+  config.data.dir, config.data.image_size = str(tmp_path / 'photos'), 8
+  config.data.cache_dir = str(tmp_path / 'cache')
+  said = []
+  data = pipeline.load(config, said.append)
+  assert [len(part) for part in (data.train, data.val, data.test)] == [8, 4, 6]
+  assert data.names[0] == 'train/a/0.png'
+  text = '\n'.join(said)
+  assert 'byte-identical copies of other images: 6, such as ' in text
+  assert '; the folder says in which part each is' in text
+  assert (
+    'test images that are copies of training images: 4, such as test/a/0.png of train/a/0.png; '
+    in text
+  )
+  assert (
+    'val images that are copies of training images: 2, such as val/a/0.png of train/a/0.png; '
+    in text
+  )

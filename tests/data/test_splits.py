@@ -697,3 +697,76 @@ def test_a_missing_file_and_a_pickle(tmp_path):
   (tmp_path / 'splits.npz').write_bytes(pickle.dumps({'train': [1]}))
   with pytest.raises(UserError, match='found '):
     splits.Splits.load(tmp_path / 'splits.npz')
+
+
+# ---- parts that the source gives
+
+
+def given_parts(n, shares, seed=0):
+  """A part for each of n images."""
+  return tuple(
+    np.random.default_rng(seed).choice(list(shares), n, p=list(shares.values())).tolist()
+  )
+
+
+def at(part_of, part):
+  return np.flatnonzero(np.asarray(part_of) == part).tolist()
+
+
+def test_images_stay_in_the_parts_that_are_given():
+  labels = np.tile(np.arange(5), 40).astype(np.int32)
+  part_of = given_parts(200, {'train': 0.6, 'val': 0.2, 'test': 0.2})
+  found = make(labels, part_of=part_of)
+  assert found.train.tolist() == at(part_of, 'train')
+  assert found.val.tolist() == at(part_of, 'val')
+  assert found.test.tolist() == at(part_of, 'test')
+  assert not found.test_is_separate
+  groups = np.zeros(200, np.int64)  # copies that the folder has put into several parts
+  assert make(labels, groups, part_of=part_of).sha256 == found.sha256
+
+
+@pytest.mark.parametrize('lacking', ['val', 'test', 'both'])
+def test_a_part_that_is_not_there_is_taken_from_the_training_part(lacking):
+  labels, groups = random_labels(1), np.arange(200) // 2
+  shares = {'val': {'train': 0.8, 'test': 0.2}, 'test': {'train': 0.8, 'val': 0.2}}
+  part_of = given_parts(200, shares.get(lacking, {'train': 1.0}))
+  found = make(labels, groups, part_of=part_of)
+  together = np.sort(np.concatenate([found.train, found.val, found.test])).tolist()
+  assert together == list(range(200))
+  given = at(part_of, 'train')
+  rest = np.asarray(given)
+  if lacking in ('test', 'both'):
+    kept, held = splits.stratified_split(labels[rest], 0.2, 0, groups[rest])
+    assert found.test.tolist() == rest[held].tolist()
+    rest = rest[kept]
+  else:
+    assert found.test.tolist() == at(part_of, 'test')
+  if lacking in ('val', 'both'):
+    kept, held = splits.stratified_split(labels[rest], 0.1, 0, groups[rest])
+    assert found.val.tolist() == rest[held].tolist()
+    rest = rest[kept]
+  else:
+    assert found.val.tolist() == at(part_of, 'val')
+  assert found.train.tolist() == rest.tolist()
+
+
+def test_the_training_part_alone_is_cut_to_a_long_tail():
+  labels = np.tile(np.arange(4), 100).astype(np.int32)
+  part_of = ('train',) * 200 + ('val',) * 100 + ('test',) * 100
+  found = make(labels, part_of=part_of, profile='exp', imbalance_factor=10.0)
+  assert found.class_counts.tolist() == profile_counts(50, 4, 10.0, 'exp').tolist()
+  assert (len(found.val), len(found.test)) == (100, 100)
+
+
+def test_classes_that_a_given_part_lacks():
+  labels = np.asarray([0, 1, 2, 0, 1, 0, 1, 2], np.int32)
+  part_of = ('train',) * 3 + ('val',) * 2 + ('test',) * 3
+  found = make(labels, part_of=part_of, val_fraction=0.0)
+  assert found.classes_without_val == (2,)
+  with pytest.raises(UserError, match='images of every class in the training set; found none of'):
+    make(labels, part_of=('test', *part_of[1:]))
+
+
+def test_folds_of_given_parts():
+  with pytest.raises(UserError, match='a test part of its own; found 5 folds and given parts; '):
+    make(random_labels(0), part_of=('train',) * 200, folds=5)

@@ -1,5 +1,7 @@
 """Settings that follow from a folder of photos, on made-up audits."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -117,6 +119,25 @@ def test_a_run_that_takes_longer_says_so():
   )
   assert epochs.value == choices.LEAST_EPOCHS
   assert epochs.reason == 'more would take over 0.1 minutes on 1 CPU core; expect about 3 minutes'
+
+
+@pytest.mark.parametrize(
+  ('parts', 'training'),
+  [
+    ({'train': 100}, 72),
+    ({'train': 80, 'val': 20}, 64),
+    ({'train': 80, 'test': 20}, 72),
+    ({'train': 60, 'val': 20, 'test': 20}, 60),
+  ],
+)
+def test_given_parts_decide_how_many_photos_train(parts, training):
+  audit = audit_of([50, 50], copies=(('0/0.jpg', '0/1.jpg'),))
+  part_of = tuple(part for part, n in parts.items() for _ in range(n))
+  audit = dataclasses.replace(audit, part_of=part_of)
+  found = choices.choose(audit, RECIPE, {}, Hardware(2), 8, '/photos', 'copies.csv')
+  reasons = {choice.field: choice.reason for choice in found}
+  assert reasons['train.batch_size'] == f'{training} photos to train on'
+  assert 'where the folder has no part' in reasons['data.manifest']
 
 
 def test_folds_decide_how_many_photos_train():

@@ -57,13 +57,21 @@ def facts(audit: Audit) -> list[str]:
 def sections(audit: Audit) -> list[Section]:
   """The page: classes, files, and copies with thumbnails."""
   found = [Section('Classes', 'classes', _classes(audit)), Section('Files', 'files', _odd(audit))]
-  across, inside = audit.across_classes, [s for s in audit.copies if s not in audit.across_classes]
+  across, inside = audit.across_classes, _others(audit)
   if across:
     lead = (
       'Photos of a row are copies of each other, or look the same, and lie in different classes. '
       'At least one label of each row is wrong, or the classes overlap. Look at them first.'
     )
     found.append(Section('Labels to check', 'labels', [Text(lead), *_rows(audit, across)]))
+  if audit.across_parts:
+    lead = (
+      'Photos of a row are copies of each other, or look the same, and lie in different parts. If '
+      'one is trained on, the score of the other part is too good. Move all of them into one part.'
+    )
+    found.append(
+      Section('Copies in two parts', 'parts', [Text(lead), *_rows(audit, audit.across_parts)])
+    )
   if inside:
     exact = set(audit.identical)
     lead = (
@@ -81,6 +89,12 @@ def use_of_copies(folder: pathlib.Path) -> str:
   return f'--config.data.manifest={folder / COPIES_FILE} --config.data.group_column={COPIES_COLUMN}'
 
 
+def _others(audit: Audit) -> list[tuple[str, ...]]:
+  """Sets of copies that are in one class and in one part."""
+  shown = {*audit.across_classes, *audit.across_parts}
+  return [together for together in audit.copies if together not in shown]
+
+
 def _balance(audit: Audit) -> list[str]:
   counts, names = audit.class_counts, audit.class_names
   most, least = int(counts.argmax()), int(counts.argmin())
@@ -92,6 +106,9 @@ def _balance(audit: Audit) -> list[str]:
       f'{counts[least]:,}.'
     )
   ]
+  if audit.part_of is not None:
+    parts = ', '.join(f'{part} {number:,}' for part, number in audit.part_counts.items())
+    lines.append(f'Photos in the parts that the folder gives: {parts}.')
   few = [c for c in _by_size(audit) if counts[c] - audit.redundant[c] < FEW]
   if few:
     listed = ', '.join(f'{names[c]} ({counts[c] - audit.redundant[c]})' for c in few[:NAMED])
@@ -132,6 +149,12 @@ def _copies(audit: Audit) -> list[str]:
     f'Copies: {together:,} photos in {len(audit.copies):,} sets, {together - len(audit.copies):,} '
     f'more than one of each set; {exact:,} of these are byte-identical, the others look the same.'
   ]
+  if audit.across_parts:
+    number = len(audit.across_parts)
+    lines.append(
+      f'Sets of copies in different parts: {number:,}. The scores of val and test are too good; '
+      'move each set into one part.'
+    )
   if audit.across_classes:
     number = len(audit.across_classes)
     lines.append(f'Sets of copies in different classes: {number:,}. Check their labels.')

@@ -87,6 +87,20 @@ def test_a_photo_that_is_gone_has_no_picture(audit, tmp_path):
   assert page.render(audit).count('src="data:image/jpeg;base64,') == 3
 
 
+def test_copies_in_two_parts_have_a_place_of_their_own(audit):
+  parts = dataclasses.replace(
+    audit,
+    part_of=('train',) * 4 + ('test',) * 4,
+    copies=(('a/0.png', 'a/1.png'), ('a/3.png', 'a/4.png')),
+  )
+  lines = content.describe(parts).splitlines()
+  assert 'Photos in the parts that the folder gives: train 4, test 3.' in lines
+  assert any(line.startswith('Sets of copies in different parts: 1. ') for line in lines)
+  drawn = page.render(parts)
+  place = drawn[drawn.index('<section id="parts">') : drawn.index('<section id="copies">')]
+  assert re.findall('<figcaption>(.*?)</figcaption>', place) == ['a/3.png', 'a/4.png']
+
+
 def test_of_many_sets_the_first_are_shown(audit, monkeypatch):
   monkeypatch.setattr(content, 'SHOWN', 1)
   several = dataclasses.replace(audit, copies=(('a/0.png', 'a/1.png'), ('a/2.png', 'a/3.png')))
