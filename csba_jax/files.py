@@ -3,7 +3,7 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -40,3 +40,14 @@ def write_atomically(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     with contextlib.suppress(OSError):
       os.unlink(temporary)
     raise
+
+
+def check_new(flag: str, path: Path, suffixes: Sequence[str]) -> None:
+  """Raises UserError unless a new file with one of these endings can be made at `path`."""
+  if path.suffix not in suffixes:
+    named = ' or '.join(f'FILE{suffix}' for suffix in suffixes)
+    raise UserError(f'{flag}={named}', str(path), 'give the file such an ending')
+  if path.exists():
+    raise UserError(f'a new file for {flag}', f'{path}, which exists', 'name another one')
+  if not path.absolute().parent.is_dir():
+    raise UserError(f'a folder for {flag}', f'no {path.parent}', 'make the folder first')

@@ -105,7 +105,7 @@ def test_the_gradient_library_loads_little_beside_jax():
   assert not loaded('import csba_jax.gradients') & {'flax', 'optax', 'scipy', *HEAVY}
 
 
-@pytest.mark.parametrize('binary', ['train', 'evaluate', 'diagnose', 'report', 'audit'])
+@pytest.mark.parametrize('binary', ['train', 'evaluate', 'diagnose', 'report', 'audit', 'predict'])
 def test_a_wrong_flag_is_reported_before_jax_is_loaded(binary):
   assert not loaded(f'import csba_jax.bin.{binary}') & {'jax', *HEAVY}
 

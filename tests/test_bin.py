@@ -1,8 +1,10 @@
 """The binaries as a user meets them: bad input ends in one line and exit code 1."""
 
+import csv
 import io
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -14,7 +16,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from csba_jax.data.sources import DigitsSource
 from csba_jax.errors import UserError
+from csba_jax.run import restore
 
 ROOT = Path(__file__).parents[1]
 
@@ -222,6 +226,15 @@ def test_absent_tfds_set_names_folder_and_command(tmp_path):
       marks=pytest.mark.seconds,
     ),
     ('audit', [], 'expected one FOLDER; found none; '),
+    ('predict', ['a'], 'expected --workdir'),
+    ('predict', ['/nix', '--workdir=a'], 'a photo or a folder of photos; found nothing at /nix; '),
+    ('predict', ['tests', '--workdir=a', '--out=x.txt'], '--out=FILE.csv or FILE.jsonl; found x'),
+    pytest.param(
+      'predict',
+      ['setup.cfg', '--workdir=nix'],
+      'no config.json there',
+      marks=pytest.mark.seconds,
+    ),
     ('audit', ['a', 'b'], 'expected one FOLDER; found a b; to fix it: name it, and write all else'),
     ('audit', ['/nix'], 'images for each class; found nothing at /nix; '),
     ('audit', ['tests/bin'], 'images'),
@@ -283,8 +296,9 @@ BINARIES = {
   'study': ('workdir', 'jobs', 'shard', 'keep_runs', 'dry_run', 'list_fields'),
   'report': ('workdir', 'pool', 'workdirs', 'readme', 'results'),
   'audit': ('workdir', 'layout'),
+  'predict': (*('workdir', 'out', 'min_confidence', 'thresholds', 'min_recall', 'field_prior'),),
 }
-OPERANDS = {'audit': 'FOLDER'}
+OPERANDS = {'audit': 'FOLDER', 'predict': 'PHOTOS'}
 PROCESSES = ('distributed', 'coordinator', 'processes', 'process', 'start_timeout', 'peer_timeout')
 
 
@@ -456,6 +470,40 @@ def test_train_evaluate_report(digits_runs):
   assert lines[0].split() == ['F1', 'of', 'class', 'training', 'images', 'cross_entropy', 'focal']
   assert len([line for line in lines if line[:1].isdigit()]) == 10
   assert lines[-1].startswith('workdirs: ')
+
+
+@pytest.mark.seconds
+def test_predict_from_the_workdir_alone(digits_runs, tmp_path):
+  shutil.copytree(digits_runs / 'focal', tmp_path / 'run')
+  (tmp_path / 'photos').mkdir()
+  digits = DigitsSource()
+  for i in range(100):
+    PIL.Image.fromarray(digits[i]['image'][..., 0]).save(tmp_path / f'photos/{i:03d}.png')
+  command = ['photos', '--workdir=run', '--out=x.csv']
+  code, out, err = call('predict', *command, cwd=tmp_path)
+  assert (code, out) == (0, 'written: x.csv (100 photos)\n'), err
+  assert re.match(r'temperature \d\.\d\d from \d+ validation images: their calibration', err)
+  with (tmp_path / 'x.csv').open(newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert [row['file'] for row in rows] == [f'photos/{i:03d}.png' for i in range(100)]
+  net = restore.load_net(tmp_path / 'run')
+  logits = net.logits(np.stack([digits[i]['image'] for i in range(100)]))
+  assert [int(row['class']) for row in rows] == np.asarray(logits).argmax(1).tolist()
+  for row in rows:
+    assert sum(float(row[f'p:{c}']) for c in range(10)) == pytest.approx(1, abs=1e-5)
+  code, out, err = call('predict', *command, cwd=tmp_path)
+  assert (code, out, len(err.splitlines())) == (1, '', 1)
+  assert 'a new file for --out; found x.csv, which exists' in err
+  (tmp_path / 'photos/broken.png').write_bytes(b'')
+  more = ['photos', '--workdir=run', '--thresholds=macro_f1', '--min_recall=9:0.9']
+  code, out, err = call('predict', *more, '--field_prior=uniform', cwd=tmp_path)
+  assert code == 1
+  assert len(out.splitlines()) == 100
+  assert err.splitlines()[0].endswith(', and other class shares')
+  assert err.splitlines()[-1] == 'cannot be read: photos/broken.png (empty file)'
+  code, out, err = call('predict', *more, '--min_recall=x:0.9', cwd=tmp_path)
+  assert (code, out, len(err.splitlines())) == (1, '', 1)
+  assert '--min_recall=CLASS:RECALL' in err
 
 
 @pytest.mark.seconds

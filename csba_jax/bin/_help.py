@@ -14,6 +14,8 @@ WIDTH, COLUMN = 100, 34  # characters of a line, and before a flag's description
 # Groups by the module that defines their flags. A binary's own module has the first group.
 GROUPS = {
   'csba_jax.bin._sample': 'What is measured',
+  'csba_jax.bin._photos': 'A folder of photos (docs/photos.md)',
+  'csba_jax.bin._decisions': 'Which class is predicted',
   'csba_jax.bin._distributed': 'Several processes (docs/launching.md)',
 }
 # What --config.FIELD is, by binary.
@@ -28,6 +30,11 @@ UNSET = {'process': -1, 'processes': 0}  # defaults that say that the flag was n
 # What the value of a flag is; of the others it is a number.
 VALUES = {
   'workdir': 'DIR',
+  'data': 'DIR',
+  'out': 'FILE',
+  'min_recall': 'CLASS:R',
+  'min_confidence': 'P',
+  'field_prior': 'uniform|FILE',
   'workdirs': 'DIR,DIR,...',
   'data_dir': 'DIR',
   'results': 'DIR',
@@ -100,7 +107,8 @@ def _usage(flag: flags.Flag) -> str:
 
 def _description(flag: flags.Flag) -> str:
   words = flag.help.rpartition('>: ')[2]  # absl puts the values of an enum before the text
-  if flag.boolean or flag.default in (None, '', UNSET.get(flag.name)):
+  words = words.partition(';\n')[0]  # and behind it that a flag may be repeated
+  if flag.boolean or flag.default in (None, '', [], UNSET.get(flag.name)):
     return words
   return f'{words} Default: {flag.default}.'
 

@@ -5,21 +5,15 @@ CLASS/photo.jpg, as csba-audit does, and chooses the settings for it and for thi
 Example: csba-train --config=digits_lt --workdir=runs/digits --config.model.attention=none
 """
 
-import ml_collections
 from absl import flags
 
 from csba_jax import config as config_lib
-from csba_jax.bin import _distributed, _main
-from csba_jax.errors import UserError
+from csba_jax.bin import _distributed, _main, _photos
 
 _CONFIG = _main.define_config('Recipe', 'digits_lt')
 _LAUNCH = _distributed.define()
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run. Give the same command again to continue a run.'
-)
-_DATA = flags.DEFINE_string('data', None, 'Folder of photos, CLASS/photo.jpg. Without --config.')
-_MINUTES = flags.DEFINE_float(
-  'minutes', 8.0, 'With --data: about how long training may take.', lower_bound=0.1
 )
 _DRY_RUN = flags.DEFINE_bool(
   'dry_run', False, 'Do not train. Print parameters, FLOPs, memory and the config.'
@@ -36,10 +30,7 @@ def main() -> int:
     print(fields.of_run(_CONFIG.value))
     return 0
   config = _main.required(_CONFIG, 'digits_lt')
-  if _DATA.value is not None:
-    config = _with_photos(config)
-  elif _MINUTES.present:
-    raise UserError('--minutes with --data', 'it without', 'remove --minutes, or add --data=FOLDER')
+  config = _photos.with_settings(config, _WORKDIR, _DRY_RUN.value, _distributed.launch(_LAUNCH))
   config_lib.check(config)
   if _DRY_RUN.value:
     from csba_jax.planning import dry_run
@@ -64,31 +55,9 @@ def main() -> int:
   return 0
 
 
-def _with_photos(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """The recipe with settings for the folder of --data."""
-  launch = _distributed.launch(_LAUNCH)
-  if launch.several:
-    raise UserError(
-      '--data with one process',
-      'several',
-      'run csba-audit, then start all with --config=image_folder and --config.data.dir',
-    )
-  workdir = None if _DRY_RUN.value else _main.required(_WORKDIR, 'runs/photos')
-
-  from csba_jax.planning import photos
-
-  given = _main.given_fields(config)
-  config, text = _main.unless_stopped(
-    lambda tick: photos.configure(config, given, _DATA.value, workdir, _MINUTES.value, tick),
-    'stopped: nothing was written',
-  )
-  print(text, flush=True)
-  return config
-
-
 def cli() -> None:
   """Entry point of the console script."""
-  _main.run(main, recipes={'data': 'image_folder'})
+  _main.run(main, recipes=_photos.RECIPES)
 
 
 if __name__ == '__main__':

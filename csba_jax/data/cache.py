@@ -117,7 +117,7 @@ def decode_all(source: Source, log: Callable[[str], None] = logging.warning) -> 
   """Decodes every image once, in a few threads, and leaves out those that are Unreadable."""
   images = np.empty((len(source), *source.image_shape), np.uint8)
   sums, reasons, end = [], [], 0
-  for block in _decoded(source, log):
+  for block in decoded(source, log):
     images[end : end + len(block.images)] = block.images
     sums += block.sums
     reasons += block.reasons
@@ -125,7 +125,7 @@ def decode_all(source: Source, log: Callable[[str], None] = logging.warning) -> 
   return _aligned(source, images[:end], sums, reasons)
 
 
-class _Block(NamedTuple):
+class Block(NamedTuple):
   """Some images in their order: [n, H, W, ch] and their content sums; for each '' or its fault."""
 
   images: np.ndarray
@@ -133,19 +133,19 @@ class _Block(NamedTuple):
   reasons: list[str]
 
 
-def _decoded(source: Source, log: Callable[[str], None]) -> Iterator[_Block]:
+def decoded(source: Source, log: Callable[[str], None]) -> Iterator[Block]:
   """The images of a source, block by block."""
   total, size = len(source), int(np.prod(source.image_shape))
   log(f'decoding {total} images of {source.name}: {total * size / 1e6:.1f} MB')
   length = max(1, min(BLOCK, BLOCK_BYTES // size))
 
-  def decode(block: range) -> _Block:
+  def decode(block: range) -> Block:
     items = source.read(block)
     kept = [item for item in items if not isinstance(item, Unreadable)]
     empty = np.empty((0, *source.image_shape), np.uint8)
     images = np.stack([item['image'] for item in kept]) if kept else empty
     reasons = [str(item) if isinstance(item, Unreadable) else '' for item in items]
-    return _Block(images, [item['sha256'] for item in kept], reasons)
+    return Block(images, [item['sha256'] for item in kept], reasons)
 
   done, last = 0, time.monotonic()
   blocks = (range(i, min(i + length, total)) for i in range(0, total, length))
@@ -320,7 +320,7 @@ def _decode_into(path: pathlib.Path, source: Source, log: Callable[[str], None])
   sums, reasons = [], []
   with path.open('wb') as file:
     _write_header(file, (len(source), *source.image_shape))
-    for block in _decoded(source, log):
+    for block in decoded(source, log):
       file.write(block.images.data)
       sums += block.sums
       reasons += block.reasons

@@ -145,6 +145,28 @@ def _of_classes(directory: pathlib.Path, least: int = 2) -> Listing:
   return Listing(tuple(paths), tuple(names), np.asarray(labels, np.int32), class_names, line)
 
 
+def images_below(path: pathlib.Path) -> list[pathlib.Path]:
+  """The image files at any depth of a folder, by path as Unicode code points; or one file itself.
+
+  Raises:
+    UserError: there is nothing, or no image.
+  """
+  if path.is_file():
+    return [path]
+  if not path.is_dir():
+    raise UserError('a photo or a folder of photos', f'nothing at {path}', 'correct the path')
+  beside = collections.Counter[str]()
+  found = sorted(_walk(path, beside), key=lambda p: p.as_posix())
+  if not found:
+    others = f': {", ".join(_counted(beside))} left out' if beside else ''
+    raise UserError(
+      f'images ({", ".join(IMAGE_SUFFIXES)}) in {path}',
+      f'none{others}',
+      'name another folder, or convert the files to one of these formats',
+    )
+  return found
+
+
 def _describe(directory: pathlib.Path, left_out: dict[str, collections.Counter[str]]) -> str:
   """'left out of photos: cat: 15 .heic, folder @eaDir; dog: 2 .txt'."""
   parts = [f'{name}: {", ".join(_counted(kinds))}' for name, kinds in left_out.items()]

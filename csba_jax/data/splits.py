@@ -134,8 +134,8 @@ def make_splits(
   part leaves too few groups of a class for validation, groups are moved between the three parts,
   unless the test part is a fold or step 2 has left out images.
 
-  Where the source gives each image its part, it stays there. The training part is cut to a long
-  tail, and gives images for a part that is not there: for test as in step 1, for val as in step 3.
+  Images stay in parts that the source gives. The training part is cut to a long tail, and a part
+  that is not there is taken from it: test as in step 1, val as in step 3.
 
   Args:
     labels: [N] int, labels of the training set.
@@ -160,29 +160,9 @@ def make_splits(
   labels = np.asarray(labels)
   _check_fraction('data.val_fraction', val_fraction)
   _check_fraction('data.test_fraction', test_fraction)
-  rest = np.arange(len(labels))
-  if folds and (test_labels is not None or part_of is not None):
-    raise UserError(
-      'data.folds only for a source without a test part of its own',
-      f'{folds} folds and {"a separate test set" if part_of is None else "given parts"}',
-      'set data.folds to 0',
-    )
-  given_val = np.arange(0)
-  if part_of is not None:
-    rest, given_val, test = (
-      np.flatnonzero(np.asarray(part_of) == part) for part in ('train', 'val', 'test')
-    )
-    if not len(test):
-      of_rest = None if groups is None else np.asarray(groups)[rest]
-      kept, held = stratified_split(labels[rest], test_fraction, seed, of_rest)
-      rest, test = rest[kept], rest[held]
-  elif test_labels is not None:
-    test = np.arange(len(test_labels))
-  elif folds:
-    at = cross_validation_folds(labels, folds, seed, groups, class_names)
-    rest, test = np.flatnonzero(at != fold), np.flatnonzero(at == fold)
-  else:
-    rest, test = stratified_split(labels, test_fraction, seed, groups)
+  rest, given_val, test = _sides(
+    labels, groups, test_labels, part_of, class_names, test_fraction, folds, fold, seed
+  )
   if not len(test):
     raise _no_test(test_fraction)
   _check_every_class(labels[rest], class_names, 'in the training set')
@@ -198,9 +178,42 @@ def make_splits(
   if groups is not None and whole and val_fraction:
     train, val, test = _with_every_class(labels, groups, (train, val, test))
   counts = _check_every_class(labels[train], class_names, 'in the training part')
-  has_val = val_fraction or len(given_val)
-  without = np.setdiff1d(np.arange(len(class_names)), labels[val]) if has_val else ()
+  without = np.setdiff1d(np.arange(len(class_names)), labels[val]) if len(val) else ()
   return Splits(train, val, test, test_labels is not None, counts, tuple(int(c) for c in without))
+
+
+def _sides(
+  labels: np.ndarray,
+  groups: np.ndarray | None,
+  test_labels: np.ndarray | None,
+  part_of: Sequence[str] | None,
+  class_names: tuple[str, ...],
+  test_fraction: float,
+  folds: int,
+  fold: int,
+  seed: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(images to train on, a validation part that is given or nothing, the test part)."""
+  rest, given_val = np.arange(len(labels)), np.arange(0)
+  if folds and (test_labels is not None or part_of is not None):
+    expected = 'data.folds only for a source without a test part of its own'
+    found = f'{folds} folds and {"a separate test set" if part_of is None else "given parts"}'
+    raise UserError(expected, found, 'set data.folds to 0')
+  if part_of is not None:
+    given = np.asarray(part_of)
+    rest, given_val, test = (np.flatnonzero(given == part) for part in ('train', 'val', 'test'))
+    if not len(test):
+      of_rest = None if groups is None else np.asarray(groups)[rest]
+      kept, held = stratified_split(labels[rest], test_fraction, seed, of_rest)
+      rest, test = rest[kept], rest[held]
+  elif test_labels is not None:
+    test = np.arange(len(test_labels))
+  elif folds:
+    at = cross_validation_folds(labels, folds, seed, groups, class_names)
+    rest, test = np.flatnonzero(at != fold), np.flatnonzero(at == fold)
+  else:
+    rest, test = stratified_split(labels, test_fraction, seed, groups)
+  return rest, given_val, test
 
 
 def _with_every_class(

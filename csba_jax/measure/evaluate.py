@@ -4,17 +4,19 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax import Array
 
 from csba_jax.data import pipeline
 from csba_jax.errors import UserError
 from csba_jax.gradients import plots
+from csba_jax.measure.calibration import Validation
 from csba_jax.methods import metrics
 from csba_jax.methods.metrics import Confusion
 from csba_jax.run import restore
@@ -34,15 +36,29 @@ def evaluate(
     batch_size: images at a time.
     tick: called before each batch; may raise.
   """
-  layout, sums = net.layout, []
+  found = [sums.to_host() for sums, _ in _batches(net, part, batch_size, tick)]
+  return functools.reduce(Confusion.merge, found)
+
+
+def validate(
+  net: Net, part: pipeline.Part, batch_size: int, tick: Callable[[], None] = lambda: None
+) -> Validation:
+  """Adjusted logits and labels of a part; arguments as of `evaluate`, with the same program."""
+  found = [np.asarray(logits) for _, logits in _batches(net, part, batch_size, tick)]
+  return Validation(np.concatenate(found)[: len(part)], np.asarray(part.labels, np.int32))
+
+
+def _batches(
+  net: Net, part: pipeline.Part, batch_size: int, tick: Callable[[], None]
+) -> Iterator[tuple[Confusion, Array]]:
+  """What eval_step says of each batch."""
+  layout = net.layout
   shift = layout.place(net.shift)
   for batch in pipeline.eval_batches(part, batch_size, layout):
     tick()
-    found = eval_step(
+    yield eval_step(
       net.model, net.metadata.preprocessing, net.variables, shift, *batch, layout=layout
     )
-    sums.append(found.to_host())
-  return functools.reduce(Confusion.merge, sums)
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'preprocessing', 'layout'))
@@ -56,10 +72,10 @@ def eval_step(
   mask: Array,
   *,
   layout: sharding.Layout,
-) -> Confusion:
-  """Sums over a batch of uint8 images; padding has mask False."""
-  logits = model.apply(layout.gather(variables), preprocessing(images), train=False)
-  return layout.gather(Confusion.from_logits(logits + shift[None], labels, mask))
+) -> tuple[Confusion, Array]:
+  """(sums, adjusted logits [N, C]) of a batch of uint8 images; padding has mask False."""
+  logits = model.apply(layout.gather(variables), preprocessing(images), train=False) + shift[None]
+  return layout.gather((Confusion.from_logits(logits, labels, mask), logits))
 
 
 def evaluate_run(
@@ -87,8 +103,9 @@ def evaluate_run(
   """
   if post_hoc_tau is not None and not 0 <= post_hoc_tau < math.inf:
     raise UserError('a finite tau >= 0', str(post_hoc_tau), 'set --post_hoc_tau=1')
-  if split == 'val' and not restore.config_of(workdir).data.val_fraction:
-    raise _no_part(split)  # before the data is read
+  data = restore.config_of(workdir).data
+  if split == 'val' and not data.val_fraction and data.source != 'image_folder':
+    raise _no_part(split)  # before the data is read; a folder may have a part of its own
   run = restore.load_run(workdir, which, data_dir)
   part = run.data.val if split == 'val' else run.data.test
   if not len(part):

@@ -14,7 +14,7 @@ import ml_collections
 from csba_jax import config as config_lib
 from csba_jax.data import pipeline
 from csba_jax.data.class_counts import by_frequency
-from csba_jax.measure import evaluate
+from csba_jax.measure import calibration, evaluate
 from csba_jax.methods import metrics
 from csba_jax.methods.metrics import Confusion
 from csba_jax.run import net as net_lib
@@ -77,6 +77,7 @@ def train_and_evaluate(
         if job.plan.snapshots:  # of the net that is tested; a run that stops here measures it anew
           after_step.record_snapshots(job, records, stop, best, job.net(best), [TESTED])
         sums = evaluate.evaluate(job.net(best), job.data.test, job.batch_size, stop.check)
+        _keep_validation(job, folder, best, stop)
       except Stopped:
         if folder.has_checkpoints():
           say(f'stopped at step {records.progress.step}: saved, start again to go on')
@@ -85,6 +86,13 @@ def train_and_evaluate(
         return None
     folder.write_result(_result(job, records, state, sums, time.monotonic() - started))
     return folder.result()  # as every reader gets it: null for what is undefined
+
+
+def _keep_validation(job: Job, folder: Workdir, best: TrainState, stop: StopRequest) -> None:
+  """Writes the validation logits of the tested net, with which csba-predict calibrates it."""
+  if len(job.data.val):
+    found = evaluate.validate(job.net(best), job.data.val, job.batch_size, stop.check)
+    folder.write(calibration.FILE, lambda file: file.write(found.to_bytes()))
 
 
 def run_steps(job: Job, state: TrainState, records: Records, stop: StopRequest) -> TrainState:

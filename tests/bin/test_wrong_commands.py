@@ -183,6 +183,7 @@ OTHERS = {
       "expected --seed: a non-negative integer; found '-1'; to fix it: correct --seed=...",
     ),
   ],
+  'predict': [(['photos', '--recall=a:1'], f'{FLAGS}--recall; to fix it: set --min_recall')],
   'audit': [(['photos', '--workdr=a'], f'{FLAGS}--workdr; to fix it: set --workdir')],
   'report': [(['--workdirs=a', '--pol'], f'{FLAGS}--pol; to fix it: set --pool')],
 }
@@ -207,7 +208,7 @@ def test_every_way_to_ask_for_help_is_a_success(tmp_path, binary):
   found = dict(zip(asks, calls(binary, [[ask] for ask in asks], tmp_path), strict=True))
   assert {code for code, *_ in found.values()} == {0}
   assert {err for *_, err in found.values()} == {''}
-  operand = 'FOLDER' if binary == 'audit' else '--'
+  operand = {'audit': 'FOLDER', 'predict': 'PHOTOS'}.get(binary, '--')
   assert all(out.startswith(f'csba-{binary} {operand}') for _, out, _ in found.values())
   assert '--verbosity' in found['--helpfull'][1]  # a flag of a library
   assert '--verbosity' not in found['--help'][1]

@@ -1,0 +1,150 @@
+"""The classes of new photos, with calibrated probabilities; the training data is not needed."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from csba_jax.data import cache
+from csba_jax.data.decoding import decode_image
+from csba_jax.data.image_folder import read_image
+from csba_jax.data.sources import Source, content_sum
+from csba_jax.files import expanded
+from csba_jax.measure import calibration as calibration_lib
+from csba_jax.measure.calibration import Calibration, Validation
+from csba_jax.run import restore
+from csba_jax.run.net import Net
+
+BATCH = 64  # photos in one call of the net; a last batch is padded
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prediction:
+  """What a net says about one photo.
+
+  Attributes:
+    file: its path.
+    reason: why it cannot be read; '' if it can.
+    label: the predicted class; -1 if it cannot be read, or the net is not sure enough.
+    confidence: calibrated probability of the class that would be predicted.
+    probabilities: [C]; all 0 of a photo that cannot be read.
+  """
+
+  file: Path
+  reason: str
+  label: int
+  confidence: float
+  probabilities: np.ndarray
+
+
+class _Photos(Source):
+  """Files as a source of images, without labels."""
+
+  name = 'photos'
+
+  def __init__(self, files: Sequence[Path], image_shape: tuple[int, int, int]):
+    self.files, self.image_shape = files, image_shape
+
+  def __len__(self) -> int:
+    return len(self.files)
+
+  def __getitem__(self, i: int) -> dict:
+    data = read_image(self.files[i])
+    size, _, channels = self.image_shape
+    return {
+      'image': decode_image(data, channels=channels, image_size=size),
+      'sha256': content_sum(data),
+    }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictor:
+  """A net, and what turns its logits into decisions.
+
+  Attributes:
+    net: of a run.
+    validation: logits of the run's validation images; None if it has kept none.
+    calibration: of the probabilities.
+    factors: [C], what multiplies the probability of each class before the largest one is taken.
+  """
+
+  net: Net
+  validation: Validation | None
+  calibration: Calibration
+  factors: np.ndarray
+
+  @classmethod
+  def load(
+    cls,
+    workdir: str,
+    thresholds: str = 'none',
+    min_recall: Sequence[str] = (),
+    field_prior: str | None = None,
+  ) -> 'Predictor':
+    """The predictor of a run, from its workdir alone.
+
+    Args:
+      workdir: folder of a run.
+      thresholds: 'none' or 'macro_f1', see `calibration.factors`.
+      min_recall: 'CLASS:RECALL' each.
+      field_prior: None, 'uniform', or the path of a CSV file of class,share.
+
+    Raises:
+      UserError: as of `restore.load_net`; too few validation images for what is wanted; an unknown
+        class.
+    """
+    net = restore.load_net(workdir)  # the one that was tested, of which validation.npz is
+    names = net.metadata.class_names
+    recalls = calibration_lib.parse_recalls(min_recall, names)
+    shares = calibration_lib.parse_shares(field_prior, names)
+    validation = Validation.load(expanded(workdir), len(names))
+    found = calibration_lib.fit(validation, len(names), shares)
+    factors = calibration_lib.factors(validation, found, thresholds, recalls)
+    return cls(net, validation, found, factors)
+
+  def predict(
+    self,
+    files: Sequence[Path],
+    min_confidence: float = 0.0,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+  ) -> Iterator[Prediction]:
+    """A prediction for each file, in order; the files are read ahead by a few threads.
+
+    The predicted class is that of the largest product of probability and factor. Its probability
+    is the confidence.
+
+    Args:
+      files: any number; few of them are in memory at a time.
+      min_confidence: below it no class is predicted.
+      tick: called with (files done, files) now and then; may raise.
+    """
+    done = 0
+    for block in cache.decoded(_Photos(files, self.net.metadata.image_shape), lambda line: None):
+      found = iter(self.calibration.probabilities(_logits(self.net, block.images)))
+      for reason in block.reasons:
+        yield _prediction(files[done], reason, found, self.factors, min_confidence)
+        done += 1
+      tick(done, len(files))
+
+
+def _prediction(
+  file: Path, reason: str, found: Iterator[np.ndarray], factors: np.ndarray, least: float
+) -> Prediction:
+  if reason:
+    return Prediction(file, reason, -1, 0.0, np.zeros(len(factors)))
+  probabilities = next(found)
+  label = int((probabilities * factors).argmax())
+  confidence = float(probabilities[label])
+  return Prediction(file, '', label if confidence >= least else -1, confidence, probabilities)
+
+
+def _logits(net: Net, images: np.ndarray) -> np.ndarray:
+  """[n, C] of any number of images; the net is compiled for one batch size."""
+  found = [np.empty((0, net.num_classes), np.float32)]
+  for begin in range(0, len(images), BATCH):
+    some = images[begin : begin + BATCH]
+    batch = np.zeros((BATCH, *images.shape[1:]), np.uint8)
+    batch[: len(some)] = some
+    found.append(np.asarray(net.logits(batch))[: len(some)])
+  return np.concatenate(found)
