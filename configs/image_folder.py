@@ -2,10 +2,12 @@ r"""A folder of photos, CLASS/file.jpg, with its own imbalance; the multi-branch
 
   csba-train --config=configs/image_folder.py --config.data.dir=PHOTOS --workdir=runs/photos
 
+`csba-train --data=PHOTOS` takes this recipe, and chooses settings for the photos and the machine.
+
 Photos are resized to 64 pixels (shorter side) and cropped to a square. Byte-identical photos stay
-on one side of a split. If some photos are copies in another sense, list them in a CSV file with a
-column `file` and a column of groups, so that no copy of a training photo is in the test part:
---config.data.manifest=PHOTOS/manifest.csv --config.data.group_column=dup_group.
+on one side of a split. csba-audit lists copies that only look the same, in a CSV file with a column
+`file` and a column of groups, so that no copy of a training photo is in the test part:
+--config.data.manifest=DIR/copies.csv --config.data.group_column=group.
 Result: not yet run.
 """
 

@@ -237,7 +237,9 @@ def test_absent_tfds_set_names_folder_and_command(tmp_path):
     ),
     ('audit', ['a', 'b'], 'expected one FOLDER; found a b; to fix it: name it, and write all else'),
     ('audit', ['/nix'], 'images for each class; found nothing at /nix; '),
-    ('audit', ['tests/bin'], 'images'),
+    ('audit', ['tests/bin'], 'with one folder of images for each class; found '),
+    ('audit', [''], 'expected one FOLDER; found none'),
+    ('audit', ['a', '--workdir=a/b'], 'a --workdir outside the folder of photos; found a/b; '),
     ('report', ['--workdir=tests'], 'the folder of a study (csba-study) at tests; found no study'),
     pytest.param(
       'report',
@@ -373,7 +375,7 @@ def test_a_folder_of_photos_is_trained_on_without_a_recipe(tmp_path):
   assert {'audit.html', 'copies.csv', 'result.json'} <= set(os.listdir(tmp_path / 'run'))
   code, out, err = call('train', *command, cwd=tmp_path)
   assert code == 0, err
-  assert out.splitlines()[0] == 'settings: those of run/choices.json'
+  assert out.splitlines()[0].startswith('class ')  # it is not audited again
   assert 'is finished' in err
   code, out, err = call('train', *command, '--config.train.batch_size=4', cwd=tmp_path)
   assert (code, len(err.splitlines())) == (1, 1)

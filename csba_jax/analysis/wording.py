@@ -2,13 +2,13 @@
 
 import math
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from csba_jax.analysis.stats import Estimate
 from csba_jax.analysis.types import Comparison
 from csba_jax.run.records import TESTED
+from csba_jax.runtime import plain
 from csba_jax.study.protocol import SIGNIFICANCE
 
 NONE = '–'  # a number that is not there
@@ -29,17 +29,6 @@ METRICS = {
   'loss': 'test loss',
   **MEASURES,
 }
-_OVERRIDES = frozenset('\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069')
-
-
-def clean(text: Any) -> str:
-  """One line without what a page cannot hold: control characters, half characters, overrides."""
-  return ' '.join(line for line in map(str.strip, _printable(str(text)).split('\n')) if line)
-
-
-def clean_lines(text: Any) -> str:
-  """The same, with its lines and their indentation."""
-  return _printable(str(text))
 
 
 def number(value: Any, digits: int = 3, signed: bool = False, limits: Sequence[float] = ()) -> str:
@@ -155,25 +144,27 @@ def without_interval(estimates: Iterable[Estimate]) -> str:
 
 def methods(estimates: Iterable[Estimate]) -> str:
   """How the intervals were made, each way once."""
-  return '; '.join(dict.fromkeys(clean(e.method) for e in estimates if math.isfinite(e.value)))
+  return '; '.join(
+    dict.fromkeys(plain.clean(e.method) for e in estimates if math.isfinite(e.value))
+  )
 
 
 def value(setting: Any) -> str:
   """A value on one axis of the grid, floats without zeros at the end."""
-  return f'{setting:g}' if isinstance(setting, float) else clean(setting)
+  return f'{setting:g}' if isinstance(setting, float) else plain.clean(setting)
 
 
 def axis(name: str) -> str:
   """The name of an axis, with spaces for its underscores."""
-  return clean(name).replace('_', ' ')
+  return plain.clean(name).replace('_', ' ')
 
 
 def metric(name: str) -> str:
   """'macro-F1' for macro_f1, 'F1 of bird' for f1:bird; words that are no key stay as they are."""
   if name.startswith('f1:'):
-    return f'F1 of {clean(name[3:])}'
+    return f'F1 of {plain.clean(name[3:])}'
   # 'macro_f1' is a key, 'F1 of wet_glass' are words with a name that is not to be changed
-  return METRICS.get(name, axis(name) if re.fullmatch('[a-z0-9_]+', name) else clean(name))
+  return METRICS.get(name, axis(name) if re.fullmatch('[a-z0-9_]+', name) else plain.clean(name))
 
 
 def outcome(comparison: Comparison) -> str:
@@ -215,12 +206,12 @@ def base(cell: Mapping[str, Any]) -> tuple:
 def snapshot(at: str) -> str:
   """'0' -> start, '0.1' -> 10 %, '1' -> end, 'loss 0.3' -> loss ≤ 0.3."""
   if at.startswith('loss '):
-    return f'loss ≤ {clean(at[5:])}'
+    return f'loss ≤ {plain.clean(at[5:])}'
   if at == TESTED:
     return 'tested net'
   share = _float(at)
   if share is None:
-    return clean(at)
+    return plain.clean(at)
   return {0.0: 'start', 1.0: 'end'}.get(share, f'{100 * share:g} %')
 
 
@@ -258,16 +249,8 @@ def matched(at: str) -> bool:
 def versus(comparison: Comparison) -> str:
   """'csba − none'; one name for a variant against itself."""
   if comparison.treatment == comparison.control:
-    return clean(comparison.treatment)
-  return f'{clean(comparison.treatment)} − {clean(comparison.control)}'
-
-
-def columns(text: str) -> int:
-  """How many columns of a terminal a text takes."""
-  return sum(
-    0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in 'WF' else 1
-    for c in text
-  )
+    return plain.clean(comparison.treatment)
+  return f'{plain.clean(comparison.treatment)} − {plain.clean(comparison.control)}'
 
 
 def _digits(value: float, digits: int, limits: Sequence[float]) -> int:
@@ -294,13 +277,3 @@ def _float(text: str) -> float | None:
   except ValueError:
     return None
   return value if math.isfinite(value) else None
-
-
-def _printable(text: str) -> str:
-  text = text.replace('\r\n', '\n').replace('\r', '\n').replace('\t', '  ')
-  return ''.join(
-    '\N{REPLACEMENT CHARACTER}'
-    if c != '\n' and (unicodedata.category(c) in ('Cc', 'Cs') or c in _OVERRIDES)
-    else c
-    for c in text
-  )

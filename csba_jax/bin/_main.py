@@ -51,6 +51,8 @@ def run(
     code: int = error.exit_code
   except SystemExit as end:  # of absl, with what main() returns
     code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    if isinstance(end.code, str):
+      print(end.code, file=sys.stderr, flush=True)
   if distributed.count() > 1:
     distributed.meet_at_the_end()
     report()
@@ -61,6 +63,7 @@ def run(
 def _parse(argv: list[str], operand: str, recipes: Mapping[str, str]) -> list[str]:
   """FLAGS(argv). Every way in which parsing can fail becomes a UserError."""
   try:
+    argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
     rest = flags.FLAGS(_with_recipe(argv, recipes))
   except flags.Error as error:
     raise _explained(error) from error
@@ -70,7 +73,7 @@ def _parse(argv: list[str], operand: str, recipes: Mapping[str, str]) -> list[st
     raise UserError('flags as --help lists them', words_of(error), _CORRECT) from error
   if len(rest) > 1 and not operand:
     raise UserError('flags only', ' '.join(rest[1:]), 'write --flag=value')
-  if operand and len(rest) != 2:
+  if operand and (len(rest) != 2 or not rest[1]):
     found = ' '.join(rest[1:]) or 'none'
     raise UserError(f'one {operand}', found, 'name it, and write all else as --flag=value')
   return rest
@@ -91,10 +94,13 @@ def _with_recipe(argv: list[str], recipes: Mapping[str, str]) -> list[str]:
 
 
 def given_fields(config: Any) -> dict[str, Any]:
-  """{field: value} of the config's fields that the command line sets."""
+  """{field: value} of the config's fields that the command line or a --flagfile sets."""
   flat = config_lib.flatten(config)
-  found = (re.match(r'--?(?:no)?config\.([^=]+)', word) for word in sys.argv[1:])
-  return {word[1]: flat[word[1]] for word in found if word and word[1] in flat}
+  return {name: flat[name] for name in flat if _is_given(f'config.{name}')}
+
+
+def _is_given(flag: str) -> bool:
+  return flag in flags.FLAGS and flags.FLAGS[flag].present > 0
 
 
 def _explained(error: flags.Error) -> UserError:
@@ -177,7 +183,9 @@ def unless_stopped(work: Callable[[Tick], Any], stopped: str) -> Any:
     try:
       stop.check()  # a signal to one of several processes has waited for this
       with WorkBar(stop.check) as bar:
-        return work(bar.update)
+        result = work(bar.update)
+      stop.check()
+      return result
     except signals.Stopped:
       say(stopped)
       sys.exit(stop.exit_code)

@@ -41,12 +41,16 @@ def with_settings(
     )
   where = None if dry_run else _main.required(workdir, 'runs/photos')
 
+  from csba_jax.data.audit import audit_folder
   from csba_jax.planning import photos
 
-  given = _main.given_fields(config)
-  config, text = _main.unless_stopped(
-    lambda tick: photos.configure(config, given, _DATA.value, where, _MINUTES.value, tick),
-    'stopped: nothing was written',
+  folder, given = _DATA.value, _main.given_fields(config)
+  photos.check(config, given, folder, where)
+  if kept := photos.resume(config, given, folder, where):
+    return kept
+  audit = _main.unless_stopped(
+    lambda tick: audit_folder(folder, config.data.layout, tick), 'stopped: nothing was written'
   )
+  config, text = photos.configure(config, given, audit, where, _MINUTES.value)
   print(text, flush=True)
   return config

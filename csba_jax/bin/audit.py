@@ -29,6 +29,8 @@ def main(folder: str) -> int:
   from csba_jax.files import expanded
   from csba_jax.report.audit import content, page
 
+  if _WORKDIR.value:
+    audit.check_outside(folder, _WORKDIR.value)
   found = _main.unless_stopped(
     lambda tick: audit.audit_folder(folder, _LAYOUT.value, tick), 'stopped: nothing was written'
   )

@@ -41,12 +41,13 @@ COPIES_FILE, COPIES_COLUMN = 'copies.csv', 'group'  # for data.manifest and data
 BLOCK = 256  # files that are handed to the threads at a time
 
 # what is odd about a file, in the words of the report
-TURNED, CLEAR, FRAMES, DEEP = 'turned by EXIF', 'transparent', 'several frames', 'more than 8 bits'
+TURNED, CLEAR = 'turned by EXIF', 'with a channel of transparency'
+FRAMES, DEEP = 'several frames', 'more than 8 bits'
 GREY, BLANK, TINY, NARROW = 'grey', 'of one colour', 'small', 'long and narrow'
 ENDING = 'ending of another format'
 ODD = {
   TURNED: 'They are turned upright.',
-  CLEAR: 'They are put on white.',
+  CLEAR: 'What is transparent becomes white.',
   FRAMES: 'The first frame is used.',
   DEEP: 'The upper 8 bits are used.',
   GREY: 'They are used as they are, with three equal channels.',
@@ -72,7 +73,8 @@ class Audit:
 
   Attributes:
     folder: its path, as it was given.
-    names: N names of files, relative to the folder.
+    paths: of N files.
+    names: of the files, relative to the folder, with / and in one Unicode form.
     labels: [N] int32.
     class_names: C names.
     left_out: one line on what is no image; '' if there is nothing.
@@ -86,6 +88,7 @@ class Audit:
   """
 
   folder: str
+  paths: tuple[pathlib.Path, ...]
   names: tuple[str, ...]
   labels: np.ndarray
   class_names: tuple[str, ...]
@@ -109,10 +112,18 @@ class Audit:
     return np.bincount(self.labels[self.readable], minlength=len(self.class_names))
 
   @property
+  def training_counts(self) -> np.ndarray:
+    """The same, [C], of the training part alone where the folder gives parts."""
+    kept = self.readable
+    if self.part_of is not None:
+      kept = kept & (np.asarray(self.part_of) == 'train')
+    return np.bincount(self.labels[kept], minlength=len(self.class_names))
+
+  @property
   def imbalance_factor(self) -> float:
-    """Photos of the largest class over those of the smallest; inf if one has none."""
-    smallest = int(self.class_counts.min())
-    return int(self.class_counts.max()) / smallest if smallest else float('inf')
+    """`training_counts` of the largest class over those of the smallest; inf if one has none."""
+    smallest = int(self.training_counts.min())
+    return int(self.training_counts.max()) / smallest if smallest else float('inf')
 
   @property
   def redundant(self) -> np.ndarray:
@@ -154,7 +165,7 @@ class Audit:
       'folder': self.folder,
       'images': len(self.names),
       'classes': dict(zip(self.class_names, self.class_counts.tolist(), strict=True)),
-      'imbalance_factor': self.imbalance_factor if self.class_counts.all() else None,
+      'imbalance_factor': self.imbalance_factor if self.training_counts.all() else None,
       'redundant': dict(zip(self.class_names, self.redundant.tolist(), strict=True)),
       'width_and_height': {
         name: np.percentile(sides, at, axis=0, method='nearest').tolist()
@@ -208,10 +219,13 @@ def audit_folder(
     np.asarray([found[i].hash for i in kept.tolist()], np.uint64),
     np.stack([found[i].thumbnail for i in kept.tolist()]),
   )
-  same = _chains(sums)
+  same = near_copies.connected(np.arange(len(kept)), _chains(sums))
+  near = near_copies.groups(looks)
+  both = near_copies.connected(near, _chains(same.tolist()))
   names = [listing.names[i] for i in kept.tolist()]
   return Audit(
     folder=str(directory),
+    paths=listing.paths,
     names=listing.names,
     labels=listing.labels,
     class_names=listing.class_names,
@@ -221,7 +235,7 @@ def audit_folder(
     formats=dict(formats.most_common()),
     odd={kind: tuple(files) for kind, files in odd.items() if files},
     identical=_sets(same, names),
-    copies=_sets(np.concatenate([same, near_copies.pairs(looks)]), names),
+    copies=_sets(both, names),
     part_of=listing.part_of,
   )
 
@@ -242,7 +256,16 @@ def save(audit: Audit, folder: pathlib.Path) -> list[pathlib.Path]:
   for number, together in enumerate(audit.copies):
     writer.writerows([name, number] for name in together)
   text = json.dumps(audit.to_json(), indent=1, ensure_ascii=False) + '\n'
+  text = text.encode('utf-8', 'backslashreplace').decode()
   return write_all(folder, {'audit.json': text, COPIES_FILE: rows.getvalue()})
+
+
+def check_outside(folder: str | os.PathLike, workdir: str | os.PathLike) -> None:
+  """Raises UserError if the workdir lies in the folder of photos, where it would be a class."""
+  if expanded(workdir).resolve().is_relative_to(expanded(folder).resolve()):
+    raise UserError(
+      'a --workdir outside the folder of photos', str(workdir), 'name a folder beside it'
+    )
 
 
 def write_all(folder: pathlib.Path, texts: dict[str, str]) -> list[pathlib.Path]:
@@ -255,7 +278,7 @@ def write_all(folder: pathlib.Path, texts: dict[str, str]) -> list[pathlib.Path]
   try:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-      data = io.BytesIO(text.encode('utf-8', 'backslashreplace'))
+      data = io.BytesIO(text.encode('utf-8', 'surrogateescape'))
       write_atomically(folder / name, functools.partial(shutil.copyfileobj, data))
       paths.append(folder / name)
   except OSError as error:
@@ -312,7 +335,8 @@ def _head(data: bytes, suffix: str) -> tuple[str, tuple[int, int], tuple[str, ..
 
   with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
     width, height = image.size
-    turn = _or(1, lambda: image.getexif().get(_EXIF_ORIENTATION, 1))
+    told = image.format != 'PNG' or 'exif' in image.info  # else Pillow would decode it for that
+    turn = _or(1, lambda: image.getexif().get(_EXIF_ORIENTATION, 1)) if told else 1
     if turn in (5, 6, 7, 8):
       width, height = height, width
     format_ = str(image.format)
@@ -336,9 +360,9 @@ def _or(otherwise: int, read: Callable[[], int]) -> int:
     return otherwise
 
 
-def _chains(keys: Sequence[bytes]) -> np.ndarray:
+def _chains(keys: Sequence[object]) -> np.ndarray:
   """Pairs of neighbours among the positions of each key, [P, 2] int64."""
-  last: dict[bytes, int] = {}
+  last: dict[object, int] = {}
   found = []
   for i, key in enumerate(keys):
     if key in last:
@@ -347,16 +371,10 @@ def _chains(keys: Sequence[bytes]) -> np.ndarray:
   return np.asarray(found, np.int64).reshape(-1, 2)
 
 
-def _sets(pairs: np.ndarray, names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-  """Names of each set of photos that pairs connect; in order of the first name of each."""
-  import scipy.sparse
-  from scipy.sparse import csgraph
-
-  n = len(names)
-  graph = scipy.sparse.coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), (n, n))
-  group_of = csgraph.connected_components(graph, directed=False)[1]
+def _sets(group_of: np.ndarray, names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+  """Names of each group of two or more, in order of the first name of each."""
   sets: dict[int, list[str]] = {}
-  several = np.bincount(group_of, minlength=1)[group_of] > 1
+  several = np.bincount(group_of)[group_of] > 1
   for i in np.flatnonzero(several).tolist():
     sets.setdefault(int(group_of[i]), []).append(names[i])
   return tuple(map(tuple, sets.values()))

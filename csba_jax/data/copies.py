@@ -76,7 +76,7 @@ def lines(
     more = sum(map(len, copies.sets)) - len(copies.sets)
     kept = 'all copies of an image stay on one side of every split'
     if part_of is not None:
-      kept = 'the folder says in which part each is'
+      kept = 'each stays in the part that the folder gives it'
     elif not together:
       kept = 'data.group_copies=False does not keep them on one side of a split'
     said.append(
@@ -107,8 +107,9 @@ def _in_several_parts(copies: Copies, images: ImageArrays, part_of: Sequence[str
     found = [
       (i, s)
       for s in copies.sets
+      if any(part_of[j] == 'train' for j in s)
       for i in s
-      if part_of[i] == part and any(part_of[j] == 'train' for j in s)
+      if part_of[i] == part
     ]
     if found:
       i, same = found[0]

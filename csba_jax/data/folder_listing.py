@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import os
 import pathlib
 import re
@@ -87,62 +88,77 @@ def _of_parts(directory: pathlib.Path, parts: dict[str, pathlib.Path]) -> Listin
       f'rename the folder to train on to {TRAIN}; or set data.layout=classes if these are names of '
       'classes',
     )
-  listings = {
-    part: _of_classes(parts[part], least=2 if part == TRAIN else 1)
-    for part in (TRAIN, VAL, TEST)
-    if part in parts
-  }
+  ordered = [part for part in (TRAIN, VAL, TEST) if part in parts]
+  listings = {part: _of_classes(parts[part], needs_all=part == TRAIN) for part in ordered}
   class_names = listings[TRAIN].class_names
-  paths: list[pathlib.Path] = []
-  names: list[str] = []
-  labels: list[int] = []
-  part_of: list[str] = []
+  number_of = {name: c for c, name in enumerate(class_names)}
   for part, found in listings.items():
     if unknown := sorted(set(found.class_names) - set(class_names)):
       raise UserError(
         f'classes that {parts[TRAIN]} has in {parts[part]}',
         f'{", ".join(unknown[:NAMED])} there alone',
-        'give the folders of a class one name in all parts, or move this one elsewhere',
+        'give the folders of a class one name in all parts, or move this one elsewhere; or set '
+        'data.layout=classes if these are names of classes',
       )
-    paths += found.paths
-    names += [f'{portable(parts[part].name)}/{name}' for name in found.names]
-    labels += [class_names.index(found.class_names[label]) for label in found.labels.tolist()]
-    part_of += [part] * len(found.paths)
-  others = sorted(
-    _escaped(path.name)
-    for path in _entries(directory)
-    if path.is_dir() and not _is_system(path.name) and path not in parts.values()
-  )
+  labels = [
+    np.asarray([number_of[name] for name in found.class_names], np.int32)[found.labels]
+    for found in listings.values()
+  ]
   lines = [found.left_out for found in listings.values() if found.left_out]
-  if others:
-    lines.append(f'left out of {directory.name}, beside the parts: {", ".join(others[:NAMED])}')
-  left_out = '; '.join(lines)
-  labels_array = np.asarray(labels, np.int32)
-  return Listing(tuple(paths), tuple(names), labels_array, class_names, left_out, tuple(part_of))
+  lines += _beside_parts(directory, parts)
+  return Listing(
+    tuple(path for found in listings.values() for path in found.paths),
+    tuple(f'{portable(parts[part].name)}/{n}' for part in ordered for n in listings[part].names),
+    np.concatenate(labels),
+    class_names,
+    '; '.join(lines),
+    tuple(part for part in ordered for _ in listings[part].names),
+  )
 
 
-def _of_classes(directory: pathlib.Path, least: int = 2) -> Listing:
-  """The images of a folder of class folders, so many at least."""
-  folders, left_out = _class_folders(directory, least)
-  class_names = tuple(sorted(folders))
+def _beside_parts(directory: pathlib.Path, parts: dict[str, pathlib.Path]) -> list[str]:
+  """A line that names what lies beside the parts and is not read, or nothing."""
+  images, folders = 0, []
+  for path in _entries(directory):
+    if path.is_dir():
+      if path not in parts.values() and not _is_system(path.name):
+        folders.append(_escaped(path.name))
+    elif path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith('.'):
+      images += 1
+  found = [f'folder {name}' for name in sorted(folders)[:NAMED]]
+  found += [f'{images} image{"s" * (images != 1)}'] if images else []
+  return [f'left out of {directory.name}, beside the parts: {", ".join(found)}'] if found else []
+
+
+def _of_classes(directory: pathlib.Path, needs_all: bool = True) -> Listing:
+  """The images of a folder of class folders.
+
+  Args:
+    needs_all: whether there must be two classes, each with an image; else one image is enough.
+  """
+  folders, left_out = _class_folders(directory, 2 if needs_all else 1)
   paths, names, labels = [], [], []
-  for label, class_name in enumerate(class_names):
+  class_names: list[str] = []
+  for class_name in sorted(folders):
     beside = collections.Counter[str]()
     images = list(_walk(folders[class_name], beside))
-    if not images:
+    if not images and needs_all:
       of_all = f': {", ".join(_counted(beside))} left out' if beside else ''
       raise UserError(
         f'images ({", ".join(IMAGE_SUFFIXES)}) in every class folder',
         f'none in {class_name}{of_all}',
         'convert its files to one of these formats, add images to it, or move it elsewhere',
       )
+    left_out |= {class_name: beside} if beside else {}
+    if not images:
+      continue
     found = _one_form({p: p.relative_to(directory).as_posix() for p in images}, 'files')
     names += sorted(found)
     paths += [found[name] for name in sorted(found)]
-    labels += [label] * len(found)
-    left_out |= {class_name: beside} if beside else {}
+    labels += [len(class_names)] * len(found)
+    class_names.append(class_name)
   line = _describe(directory, left_out)
-  return Listing(tuple(paths), tuple(names), np.asarray(labels, np.int32), class_names, line)
+  return Listing(tuple(paths), tuple(names), np.asarray(labels, np.int32), tuple(class_names), line)
 
 
 def images_below(path: pathlib.Path) -> list[pathlib.Path]:
@@ -205,33 +221,45 @@ def _class_folders(
 def _parts(directory: pathlib.Path) -> dict[str, pathlib.Path]:
   """{part: its folder} of a data set that is divided; {} where the folders are classes.
 
-  They are parts if one of them has a name in PARTS and holds folders, and every other folder with
-  such a name holds some of these or none: a rare class may be absent from a part. A part without
-  class folders, such as a test part without labels, is left out.
+  They are parts if two of them have names of different parts and a folder of the same name inside;
+  or if one has such a name and two folders or more inside, and there is no other folder, or only
+  those of parts without labels. A rare class may be absent from a part.
 
   Raises:
-    UserError: two folders of one part.
+    UserError: two folders of one part; or one such folder beside others that hold no folders, which
+      may mean either.
   """
   folders = {p.name: p for p in _entries(directory) if p.is_dir() and not _is_system(p.name)}
-  named = {name: path for name, path in folders.items() if name.casefold() in PARTS}
-  inside = {name: _subfolders(path) for name, path in named.items()}
-  largest = max(inside.values(), key=len, default=set())
-  if not largest or any(held - largest for held in inside.values()):
-    return {}
-  if len(named) < 2 and (len(folders) > 1 or len(largest) < 2):
+  inside = {name: _subfolders(path) for name, path in folders.items()}
+  named = {name: inside[name] for name in folders if name.casefold() in PARTS and inside[name]}
+  shared = any(
+    named[one] & named[two]
+    for one, two in itertools.combinations(named, 2)
+    if PARTS[one.casefold()] != PARTS[two.casefold()]
+  )
+  others = [name for name in folders if name not in named]
+  alone = len(named) == 1 and len(next(iter(named.values()))) > 1
+  if alone and not any(inside[name] for name in others):
+    if unknown := sorted(name for name in others if name.casefold() not in PARTS):
+      (name,) = named
+      raise UserError(
+        f'folders of classes, or of parts, in {directory}',
+        f'{name} with folders inside, and {unknown[0]} with none',
+        f'move all but {name} elsewhere to train on it; or set data.layout=classes if these are '
+        'names of classes',
+      )
+  elif not shared:
     return {}
   found: dict[str, pathlib.Path] = {}
   for name in sorted(named):
     part = PARTS[name.casefold()]
-    if not inside[name]:
-      continue
     if part in found:
       raise UserError(
         f'one folder for the {part} part in {directory}',
         f'{found[part].name} and {name}',
         'put one of them into the other, or move it elsewhere',
       )
-    found[part] = named[name]
+    found[part] = folders[name]
   return found
 
 

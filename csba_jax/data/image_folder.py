@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import io
 import os
 import pathlib
 
@@ -107,17 +108,20 @@ def _manifest_groups(
       'set both, or none of them if no image has a duplicate',
     )
   rows = _read_manifest(manifest, (file_column, group_column))
-  group_of_file = {}
+  group_of_file, known = {}, set(names)
   for row in rows:
-    file = portable(pathlib.PurePosixPath((row[file_column] or '').replace('\\', '/')).as_posix())
+    file = portable(row[file_column] or '')
+    if file not in known:  # as Windows writes it, or with ./ before it
+      file = pathlib.PurePosixPath(file.replace('\\', '/')).as_posix()
     if file in group_of_file:
       raise UserError(f'one row for a file in {manifest}', f'two for {file}', 'remove one of them')
     group_of_file[file] = (row[group_column] or '').strip()
-  if unknown := sorted(set(group_of_file) - set(names)):
+  if unknown := sorted(set(group_of_file) - known):
     raise UserError(
       f'rows of {manifest} that name images of the folder',
       f'{len(unknown)} that match none, such as {unknown[0]!r}',
-      f'write paths like {names[0]!r} into column {file_column!r}, or remove those rows',
+      f'write paths like {names[0]!r} into column {file_column!r}, or remove those rows; '
+      'if photos were moved or removed, audit the folder again, with another --workdir',
     )
   # keys: the cell of a group, or the index of an image without duplicates
   ids: dict[str | int, int] = {}
@@ -126,14 +130,21 @@ def _manifest_groups(
 
 
 def _read_manifest(manifest: str | os.PathLike, columns: tuple[str, ...]) -> list[dict]:
-  """Rows of a CSV file that has these columns."""
+  """Rows of a CSV file in UTF-8 that has these columns; names of files may have other bytes."""
+  expected, wrong = f'a CSV file at {manifest}', None
   try:
-    with open(manifest, encoding='utf-8-sig', newline='') as file:
-      reader = csv.DictReader(file)
-      found = list(reader.fieldnames or ())
-      rows = list(reader)
-  except (OSError, UnicodeDecodeError, csv.Error) as error:
-    raise UserError(f'a CSV file at {manifest}', str(error), 'correct data.manifest') from error
+    data = pathlib.Path(manifest).read_bytes()
+    try:
+      text = data.decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+      wrong, text = error, data.decode('utf-8-sig', 'surrogateescape')
+    reader = csv.DictReader(io.StringIO(text, newline=''))
+    found = list(reader.fieldnames or ())
+    rows = list(reader)
+  except (OSError, csv.Error) as error:
+    raise UserError(expected, str(error), 'correct data.manifest') from error
+  if wrong and not set(columns) <= set(found):
+    raise UserError(expected, str(wrong), 'correct data.manifest') from wrong
   if missing := [column for column in columns if column not in found]:
     raise UserError(
       f'columns {" and ".join(columns)} in {manifest}',

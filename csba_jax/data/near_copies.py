@@ -18,7 +18,8 @@ LIKENESS = 0.9  # correlation of their thumbnails, at least
 SIDE = 32  # of a thumbnail
 FLAT = 2.0  # standard deviation, of 0 to 255, below which a thumbnail shows nothing
 BITS = 64
-CANDIDATES = 2**22  # pairs that are compared at a time
+CANDIDATES = 2**22  # pairs of hashes that are compared at a time
+COMPARED = 2**12  # pairs of thumbnails
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +46,11 @@ def look(image: np.ndarray) -> tuple[np.uint64, np.ndarray]:
   return bits.view('>u8')[0].astype(np.uint64), np.asarray(small).reshape(-1)
 
 
-def pairs(looks: Looks, distance: int = DISTANCE, likeness: float = LIKENESS) -> np.ndarray:
-  """The near copies among photos: [P, 2] int64, i < j, in ascending order.
+def groups(looks: Looks, distance: int = DISTANCE, likeness: float = LIKENESS) -> np.ndarray:
+  """Numbers [N], equal for photos that a chain of near copies connects.
 
-  Of photos with one and the same hash only neighbours in a chain are compared, so that a thousand
-  of them give a thousand pairs and not half a million; groups come out the same unless photos of
-  one hash do not look alike.
+  Photos that are in one group already are not compared again, and of photos with the same hash
+  only neighbours are, so that frames of one scene do not cost a comparison for each pair.
 
   Args:
     looks: of N photos.
@@ -60,28 +60,52 @@ def pairs(looks: Looks, distance: int = DISTANCE, likeness: float = LIKENESS) ->
   hashes, first, of_hash = np.unique(looks.hashes, return_index=True, return_inverse=True)
   order = np.argsort(of_hash, kind='stable')
   same = of_hash[order][1:] == of_hash[order][:-1]
+  group_of = np.arange(len(looks.hashes))
   chain = np.stack([order[:-1][same], order[1:][same]], axis=1)
-  near = first[hash_pairs(hashes, distance)]
-  found = np.concatenate([chain, near])
-  found = np.sort(found[alike(looks.thumbnails, found, likeness)], axis=1)
-  return np.unique(found, axis=0)
+  near = (first[found] for found in _near(hashes, distance))
+  for found in itertools.chain([chain], near):
+    for begin in range(0, len(found), COMPARED):
+      some = found[begin : begin + COMPARED]
+      some = some[group_of[some[:, 0]] != group_of[some[:, 1]]]
+      group_of = connected(group_of, some[alike(looks.thumbnails, some, likeness)])
+  return group_of
+
+
+def connected(group_of: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+  """Groups [N] in which also the photos of each pair, [P, 2], are together."""
+  if not len(pairs):
+    return group_of
+  import scipy.sparse
+  from scipy.sparse import csgraph
+
+  n = int(group_of.max()) + 1
+  edges = group_of[pairs[:, 0]], group_of[pairs[:, 1]]
+  graph = scipy.sparse.coo_array((np.ones(len(pairs), bool), edges), (n, n))
+  return csgraph.connected_components(graph, directed=False)[1][group_of]
 
 
 def hash_pairs(hashes: np.ndarray, distance: int) -> np.ndarray:
-  """Pairs of distinct hashes, [N] uint64, that differ in at most so many bits: [P, 2] int64.
+  """All pairs of distinct hashes, [N] uint64, that differ in at most so many bits: [P, 2] int64.
+
+  Args:
+    hashes: distinct.
+    distance: 0 to 13: at most 7 bands, which have 9 bits each.
+  """
+  found = [np.sort(pairs, axis=1) for pairs in _near(hashes, distance)]
+  return np.unique(np.concatenate([np.empty((0, 2), np.int64), *found]), axis=0)
+
+
+def _near(hashes: np.ndarray, distance: int) -> Iterator[np.ndarray]:
+  """The pairs of `hash_pairs`, block by block, each up to once for each band.
 
   The bits are cut into bands. If two hashes differ in d bits and there are more than d / 2 bands,
   they differ in at most one bit in one of the bands. So all pairs are found among those that agree
   in a band, or would with one bit of it flipped. (Multi-index hashing, Norouzi et al., 2012.)
-
-  Args:
-    distance: 0 to 13: at most 7 bands, which have 9 bits each.
   """
   if not 0 <= distance <= 13:
     raise ValueError(f'distance from 0 to 13, not {distance}')
   bands = distance // 2 + 1
   edges = np.linspace(0, BITS, bands + 1).astype(int)
-  found = [np.empty((0, 2), np.int64)]
   for low, high in itertools.pairwise(edges):
     mask = np.uint64((1 << int(high - low)) - 1)
     keys = hashes >> np.uint64(low) & mask
@@ -98,8 +122,8 @@ def hash_pairs(hashes: np.ndarray, distance: int) -> np.ndarray:
       for left, right in _blocks(start, end):
         i, j = order[left], order[right]
         near = np.bitwise_count(hashes[i] ^ hashes[j]) <= distance
-        found.append(np.sort(np.stack([i[near], j[near]], axis=1), axis=1))
-  return np.unique(np.concatenate(found), axis=0)
+        if near.any():
+          yield np.stack([i[near], j[near]], axis=1)
 
 
 def _blocks(start: np.ndarray, end: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -120,7 +144,7 @@ def _blocks(start: np.ndarray, end: np.ndarray) -> Iterator[tuple[np.ndarray, np
 def alike(thumbnails: np.ndarray, found: np.ndarray, likeness: float) -> np.ndarray:
   """Whether the thumbnails of each pair, [P, 2], correlate by at least `likeness`: [P] bool.
 
-  A thumbnail of one colour correlates with nothing: two such ones are alike if their mean colours
+  A thumbnail of one grey level correlates with nothing: two such ones are alike if their levels
   differ by less than FLAT.
   """
   result = np.zeros(len(found), bool)

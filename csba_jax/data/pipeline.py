@@ -45,14 +45,15 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """The three parts of a run's data. `train` and `val` are parts of one long-tailed set."""
+  """The three parts of a run's data. `train` and `val` are of one long-tailed set, or given."""
 
   train: Part
-  val: Part  # of length 0 where data.val_fraction is 0
+  val: Part  # of length 0 where data.val_fraction is 0 and the source gives none
   test: Part
   class_names: tuple[str, ...]
   splits: splits.Splits
-  source_counts: np.ndarray  # [C] images of each class in the training source, before any split
+  source_counts: np.ndarray  # [C] images of each class in the training source, before any split,
+  # without those that the source gives to the test part
   skipped: tuple[tuple[str, str], ...]  # (name, reason) of images that could not be read
   names: tuple[str, ...]  # of the training source, then of a separate test set
 
@@ -128,6 +129,8 @@ def load(
   ):
     warn(line)
 
+  own = slice(None) if part_of is None else np.asarray(part_of) != 'test'
+
   def part(arrays: cache.ImageArrays, indices: np.ndarray) -> Part:
     images: np.ndarray | Rows
     if mapped:
@@ -143,7 +146,7 @@ def load(
     test=part(test_images or images, split.test),
     class_names=images.class_names,
     splits=split,
-    source_counts=np.bincount(images.labels, minlength=len(images.class_names)),
+    source_counts=np.bincount(images.labels[own], minlength=len(images.class_names)),
     skipped=images.skipped,
     names=tuple(name for arrays in sources for name in arrays.names),
   )

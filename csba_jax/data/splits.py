@@ -196,7 +196,7 @@ def _sides(
   """(images to train on, a validation part that is given or nothing, the test part)."""
   rest, given_val = np.arange(len(labels)), np.arange(0)
   if folds and (test_labels is not None or part_of is not None):
-    expected = 'data.folds only for a source without a test part of its own'
+    expected = 'data.folds only for a source without parts of its own'
     found = f'{folds} folds and {"a separate test set" if part_of is None else "given parts"}'
     raise UserError(expected, found, 'set data.folds to 0')
   if part_of is not None:

@@ -44,7 +44,8 @@ def validate(
   net: Net, part: pipeline.Part, batch_size: int, tick: Callable[[], None] = lambda: None
 ) -> Validation:
   """Adjusted logits and labels of a part; arguments as of `evaluate`, with the same program."""
-  found = [np.asarray(logits) for _, logits in _batches(net, part, batch_size, tick)]
+  place = net.layout.place
+  found = [np.asarray(place(logits)) for _, logits in _batches(net, part, batch_size, tick)]
   return Validation(np.concatenate(found)[: len(part)], np.asarray(part.labels, np.int32))
 
 
@@ -73,9 +74,12 @@ def eval_step(
   *,
   layout: sharding.Layout,
 ) -> tuple[Confusion, Array]:
-  """(sums, adjusted logits [N, C]) of a batch of uint8 images; padding has mask False."""
+  """(sums, adjusted logits [N, C]) of a batch of uint8 images; padding has mask False.
+
+  The logits stay where their images are: an evaluation sends its sums alone.
+  """
   logits = model.apply(layout.gather(variables), preprocessing(images), train=False) + shift[None]
-  return layout.gather((Confusion.from_logits(logits, labels, mask), logits))
+  return layout.gather(Confusion.from_logits(logits, labels, mask)), layout.spread(logits)
 
 
 def evaluate_run(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from csba_jax.data.audit import COPIES_COLUMN, Audit
+from csba_jax.errors import UserError
 
 SIZES = (32, 48, 64, 96, 128, 160, 224)  # pixels of a square
 # Pixels a second that are trained on. CPU, for each core: 400 to 520 images/s of 48 x 48 were seen
@@ -15,6 +16,7 @@ SIZES = (32, 48, 64, 96, 128, 160, 224)  # pixels of a square
 CPU_RATE, GPU_RATE = 1.0e6, 1.0e8
 STEPS, EPOCHS, LEAST_EPOCHS, MOST_EPOCHS = 1000, 20, 5, 100
 IMBALANCED = 1.5  # imbalance factor from which the loss corrects for class sizes
+LEAST_PHOTOS = 4
 BATCHES = ((5_000, 32), (50_000, 64), (math.inf, 128))  # (training images below, batch)
 
 
@@ -79,6 +81,9 @@ def choose(
     minutes: that training may take.
     folder: absolute path of the photos.
     copies_file: path of the manifest of the copies.
+
+  Raises:
+    UserError: a class without a photo to train on, or too few photos.
   """
   training = _training(audit, config['data'])
   chosen = [
@@ -107,21 +112,43 @@ def choose(
 
 
 def _training(audit: Audit, data: Mapping[str, Any]) -> int:
-  """About how many photos are trained on."""
+  """How many photos are trained on: exactly without copies, else about.
+
+  Raises:
+    UserError: a class without a photo to train on, or fewer than 4 photos.
+  """
+  counts = audit.training_counts
+  if not counts.all():
+    raise UserError(
+      'a photo to train on in every class',
+      f'none that can be read of {audit.class_names[int(counts.argmin())]}',
+      'add photos to its folder, or move the folder elsewhere',
+    )
   parts = audit.part_counts
-  share = 1.0
   if 'test' not in parts:
-    share *= 1 - (1 / data['folds'] if data['folds'] else data['test_fraction'])
+    counts = _kept(counts, 1 / data['folds'] if data['folds'] else data['test_fraction'])
   if 'val' not in parts:
-    share *= 1 - data['val_fraction']
-  return max(round(parts.get('train', int(audit.readable.sum())) * share), 1)
+    counts = _kept(counts, data['val_fraction'])
+  training = int(counts.sum())
+  if training < LEAST_PHOTOS:
+    raise UserError(
+      f'at least {LEAST_PHOTOS} photos to train on', str(training), 'add photos to the folder'
+    )
+  return training
+
+
+def _kept(counts: np.ndarray, fraction: float) -> np.ndarray:
+  """Photos of each class after a share of each was held out, as `splits.stratified_split` does."""
+  if not fraction:
+    return counts
+  held = np.clip(np.floor(fraction * counts + 0.5).astype(int), 1, np.maximum(counts - 1, 0))
+  return counts - held
 
 
 def _batch(training: int) -> int:
-  """A power of two, at most that of BATCHES and the number of images."""
-  return min(
-    next(batch for below, batch in BATCHES if training < below), 1 << int(math.log2(training))
-  )
+  """A power of two, at most that of BATCHES and half of the images: groups may take some more."""
+  most = next(batch for below, batch in BATCHES if training < below)
+  return min(most, 1 << int(math.log2(training / 2)))
 
 
 def _size_and_epochs(

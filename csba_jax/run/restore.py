@@ -197,7 +197,8 @@ def _load_state(
   like = layout.like(shapes)
   _check_named(folder, which)
   with Checkpoints(_checkpoints_of(folder), read_only=True, warn=say) as checkpoints:
-    step = _find_step(checkpoints, folder, which, like, config.data.val_fraction > 0)
+    validates = config.data.val_fraction > 0 or config.data.source == 'image_folder'
+    step = _find_step(checkpoints, folder, which, like, validates)
     return model, _restore(checkpoints, step, folder, like)[0]
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 
 import numpy as np
@@ -96,6 +97,7 @@ def test_copies_within_and_across_classes(found):
   assert found.across_classes == (found.copies[1], found.copies[3])
   assert found.redundant.tolist() == [2, 0, 0]
   assert (found.part_counts, found.across_parts) == ({}, ())
+  assert found.training_counts.tolist() == found.class_counts.tolist()
 
 
 def test_what_is_written_is_a_manifest(found, photos, tmp_path):
@@ -125,6 +127,34 @@ def test_names_that_need_quotes_in_the_manifest(tmp_path):
   assert sorted(row['file'] for row in rows) == sorted(found.names)
   source = ImageFolderSource(tmp_path / 'photos', 8, manifest=path, group_column='group')
   assert len(set(source.groups.tolist())) == 2
+
+
+def test_names_in_other_encodings_and_forms(tmp_path):
+  """Linux takes any bytes; a Mac splits accents; a backslash is a letter like any other."""
+  folder = tmp_path / 'photos'
+  put(folder, 'a/1.png', scene(1))
+  put(folder, 'b/2.png', scene(2))
+  try:
+    for name in (b'caf\xe9.png', 'e\u0301.png'.encode(), b'x\\1.png'):
+      shutil.copy(folder / 'a/1.png', os.fsencode(folder / 'a') + b'/' + name)
+  except OSError:
+    pytest.skip('a file system with names in Unicode alone')
+  found = audit_folder(folder)
+  [together] = found.copies
+  assert len(together) == 4
+  [_, path] = audit_lib.save(found, tmp_path / 'run')
+  source = ImageFolderSource(folder, 8, manifest=path, group_column='group')
+  assert len(set(source.groups.tolist())) == 2
+  assert all(path.exists() for path in found.paths)
+  json.loads((tmp_path / 'run/audit.json').read_text('utf-8'))
+
+
+def test_a_workdir_in_the_folder_would_be_a_class(tmp_path):
+  with pytest.raises(UserError, match='a --workdir outside the folder of photos; found .*/run; '):
+    audit_lib.check_outside(tmp_path, tmp_path / 'run')
+  with pytest.raises(UserError, match='outside'):
+    audit_lib.check_outside(tmp_path, tmp_path)
+  audit_lib.check_outside(tmp_path / 'photos', tmp_path / 'run')
 
 
 def test_progress_is_told_and_may_stop(photos, monkeypatch):
@@ -190,6 +220,8 @@ def test_copies_across_given_parts(tmp_path):
         put(tmp_path, f'{part}/{c}/{i}.png', scene(c + seed))
   found = audit_folder(tmp_path)
   assert found.part_counts == {'train': 6, 'test': 4}
+  assert found.class_counts.tolist() == [5, 5]
+  assert found.training_counts.tolist() == [3, 3]
   assert found.across_parts == (
     ('train/0/0.png', 'test/0/0.png'),
     ('train/100/0.png', 'test/100/0.png'),

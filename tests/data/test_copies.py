@@ -270,7 +270,8 @@ def test_copies_in_parts_that_the_folder_gives(tmp_path):
   assert data.names[0] == 'train/a/0.png'
   text = '\n'.join(said)
   assert 'byte-identical copies of other images: 6, such as ' in text
-  assert '; the folder says in which part each is' in text
+  assert '; each stays in the part that the folder gives it' in text
+  assert data.source_counts.tolist() == [6, 6]  # without the test part
   assert (
     'test images that are copies of training images: 4, such as test/a/0.png of train/a/0.png; '
     in text

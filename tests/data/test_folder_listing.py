@@ -231,23 +231,42 @@ def test_parts_are_no_classes(tmp_path, folders, parts):
 
 def test_parts_that_lack_a_class_or_labels(tmp_path):
   put(tmp_path, 'train/cat/1.png', 'train/dog/1.png', 'train/ox/1.png')
-  put(tmp_path, 'val/dog/1.png', 'val/note.txt', 'test/1.png', 'old/cat/1.png')
+  put(tmp_path, 'val/dog/1.png', 'val/cat/note.txt', 'test/1.png', 'old/cat/1.png', '1.png')
   found = listed(tmp_path)
   assert found.class_names == ('cat', 'dog', 'ox')
   assert found.labels.tolist() == [0, 1, 2, 1]  # by the classes of the training part
   assert found.part_of == ('train', 'train', 'train', 'val')
-  assert found.left_out == f'left out of {tmp_path.name}, beside the parts: old, test'
+  beside = f'left out of {tmp_path.name}, beside the parts: folder old, folder test, 1 image'
+  assert found.left_out == f'left out of val: cat: 1 .txt; {beside}'
 
 
-def test_a_class_that_cannot_be_trained_on(tmp_path):
-  put(tmp_path, 'train/cat/1.png', 'train/dog/1.png', 'train/ox/1.png', 'val/cat/1.png')
-  put(tmp_path, 'test/cat/1.png', 'test/cow/1.png')
-  assert listed(tmp_path).part_of is None  # other folders inside: these are classes
-  put(tmp_path, 'val/cow/1.png', 'val/dog/1.png', 'val/ox/1.png')
-  with pytest.raises(
-    UserError, match=r'classes that .*/train has in .*/val; found cow there alone'
-  ):
+@pytest.mark.parametrize('names', [('cat', 'cow'), ('cat', 'cow', 'dog', 'ox')])
+def test_a_class_that_cannot_be_trained_on(tmp_path, names):
+  """As a misspelled name is: this is no folder of the classes train and test."""
+  put(tmp_path, 'train/cat/1.png', 'train/dog/1.png', 'train/ox/1.png')
+  put(tmp_path, *(f'test/{name}/1.png' for name in names))
+  with pytest.raises(UserError, match=r'/train has in .*/test; found cow there alone'):
     listed(tmp_path)
+
+
+def test_an_empty_class_folder_of_a_part_that_is_not_trained_on(tmp_path):
+  put(tmp_path, 'train/cat/1.png', 'train/dog/1.png', 'val/dog/1.png')
+  (tmp_path / 'val/cat').mkdir()
+  found = listed(tmp_path)
+  assert found.names == ('train/cat/1.png', 'train/dog/1.png', 'val/dog/1.png')
+  assert found.labels.tolist() == [0, 1, 1]
+  (tmp_path / 'train/ox').mkdir()
+  with pytest.raises(UserError, match='in every class folder; found none in ox; '):
+    listed(tmp_path)
+
+
+def test_one_part_beside_folders_that_may_be_classes(tmp_path):
+  put(tmp_path, 'train/cat/1.png', 'train/dog/1.png', 'new/1.png')
+  with pytest.raises(UserError, match=r'train with folders inside, and new with none; .*layout'):
+    listed(tmp_path)
+  assert listed(tmp_path, 'classes').class_names == ('new', 'train')
+  put(tmp_path, 'new/day/1.png')
+  assert listed(tmp_path).class_names == ('new', 'train')
 
 
 def test_parts_without_one_to_train_on(tmp_path):

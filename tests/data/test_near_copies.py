@@ -1,6 +1,7 @@
 """Photos that look the same: hashes against imagehash, the search against all pairs."""
 
 import io
+import itertools
 
 import imagehash
 import numpy as np
@@ -60,7 +61,7 @@ def test_the_search_in_small_blocks(monkeypatch):
 @pytest.mark.parametrize('n', [0, 1])
 def test_without_two_photos_there_is_no_pair(n):
   looks = Looks(np.zeros(n, np.uint64), np.zeros((n, 1024), np.uint8))
-  assert near_copies.pairs(looks).shape == (0, 2)
+  assert near_copies.groups(looks).tolist() == [0] * n
 
 
 @pytest.mark.parametrize('distance', [-1, 14])
@@ -111,10 +112,11 @@ def looks_of(images):
 def test_a_changed_photo_is_found_and_no_other(change):
   images = [scene(seed) for seed in range(40)]
   changed = [np.asarray(CHANGES[change](Image.fromarray(image)).convert('RGB')) for image in images]
-  found = near_copies.pairs(looks_of(images + changed))
-  expected = [[i, i + 40] for i in range(40)]
-  assert all(pair in expected for pair in found.tolist())
-  assert len(found) == 40 or (change == 'cropped' and len(found) >= 36)
+  found = near_copies.groups(looks_of(images + changed)).tolist()
+  assert len(set(found[:40])) == len(set(found[40:])) == 40
+  together = sum(one == two for one, two in zip(found[:40], found[40:], strict=True))
+  assert len(set(found)) == 80 - together  # no other pair is in one group
+  assert together == 40 or (change == 'cropped' and together >= 36)
 
 
 def test_likeness_is_the_correlation():
@@ -137,14 +139,58 @@ def test_photos_of_one_colour():
   assert near_copies.alike(small, pairs, 0.9).tolist() == [True, False, False]
 
 
-def test_many_photos_of_one_hash_are_a_chain():
-  """As thousands of black frames would be: not every pair of them."""
-  looks = Looks(np.zeros(3000, np.uint64), np.zeros((3000, 1024), np.uint8))
-  assert near_copies.pairs(looks).tolist() == [[i, i + 1] for i in range(2999)]
+def all_groups(looks):
+  """The reference: components of the graph of all pairs, by merging."""
+  near = [
+    (i, j)
+    for i, j in itertools.combinations(range(len(looks.hashes)), 2)
+    if bits_apart(looks.hashes[i], looks.hashes[j]) <= 8
+  ]
+  alike = near_copies.alike(looks.thumbnails, np.asarray(near).reshape(-1, 2), 0.9)
+  group = list(range(len(looks.hashes)))
+  for (i, j), same in zip(near, alike, strict=True):
+    if same:
+      group = [group[i] if g == group[j] else g for g in group]
+  return [group.index(g) for g in group]
+
+
+@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.parametrize('compared', [1, 7, 4096])
+def test_groups_are_those_of_all_pairs(seed, compared, monkeypatch):
+  """Distinct hashes; thumbnails of a few scenes with noise, so that some near pairs are unlike."""
+  monkeypatch.setattr(near_copies, 'COMPARED', compared)
+  rng = np.random.default_rng(seed)
+  hashes = crowd(seed, 120)
+  scenes = rng.integers(0, 256, (4, 1024))
+  noise = rng.normal(0, 20, (len(hashes), 1024))
+  small = np.clip(scenes[rng.integers(0, 4, len(hashes))] + noise, 0, 255).astype(np.uint8)
+  looks = Looks(hashes, small)
+  found, expected = near_copies.groups(looks).tolist(), all_groups(looks)
+  assert [found.index(g) for g in found] == expected
+  assert len(set(expected)) < len(expected)
+
+
+@pytest.mark.parametrize('bits', [0, 4])
+def test_many_photos_of_one_scene_cost_few_comparisons(bits, monkeypatch):
+  """As frames of a camera that does not move would: not every pair of them is compared."""
+  rng, compared = np.random.default_rng(0), []
+  hashes = np.zeros(3000, np.uint64)
+  for _ in range(bits):
+    hashes ^= np.uint64(1) << rng.integers(0, 64, 3000).astype(np.uint64)
+  real = near_copies.alike
+
+  def alike(thumbnails, pairs, likeness):
+    compared.append(len(pairs))
+    return real(thumbnails, pairs, likeness)
+
+  monkeypatch.setattr(near_copies, 'alike', alike)
+  looks = Looks(hashes, np.zeros((3000, 1024), np.uint8))
+  assert len(set(near_copies.groups(looks).tolist())) == 1
+  assert sum(compared) < 200_000  # of 4.5 million pairs
 
 
 def test_copies_of_unlike_photos_with_like_hashes_are_none():
   rng = np.random.default_rng(0)
   looks = Looks(np.arange(2, dtype=np.uint64), rng.integers(0, 256, (2, 1024)).astype(np.uint8))
   assert near_copies.hash_pairs(looks.hashes, 8).tolist() == [[0, 1]]
-  assert near_copies.pairs(looks).shape == (0, 2)
+  assert near_copies.groups(looks).tolist() == [0, 1]

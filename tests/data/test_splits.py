@@ -768,5 +768,5 @@ def test_classes_that_a_given_part_lacks():
 
 
 def test_folds_of_given_parts():
-  with pytest.raises(UserError, match='a test part of its own; found 5 folds and given parts; '):
+  with pytest.raises(UserError, match='without parts of its own; found 5 folds and given parts; '):
     make(random_labels(0), part_of=('train',) * 200, folds=5)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from csba_jax import config as config_lib
+from csba_jax.data import splits
 from csba_jax.data.audit import Audit
+from csba_jax.errors import UserError
 from csba_jax.planning import choices
 from csba_jax.planning.choices import Hardware
 
@@ -18,6 +20,7 @@ def audit_of(counts, side=256, copies=()):
   labels = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
   return Audit(
     folder='photos',
+    paths=(),
     names=tuple(f'{c}/{i}.jpg' for i, c in enumerate(labels)),
     labels=labels,
     class_names=tuple(map(str, range(len(counts)))),
@@ -68,7 +71,7 @@ def test_images_are_no_larger_than_most_photos(side, size):
 
 @pytest.mark.parametrize(
   ('photos', 'batch', 'epochs'),
-  [(4, 2, 100), (20, 8, 100), (900, 32, 48), (5_000, 32, 20), (9_000, 64, 20), (99_000, 128, 20)],
+  [(8, 2, 100), (20, 4, 100), (900, 32, 48), (5_000, 32, 20), (9_000, 64, 20), (99_000, 128, 20)],
 )
 def test_batch_and_epochs(photos, batch, epochs):
   found = chosen(audit_of([photos // 2, photos // 2]), minutes=1e6)
@@ -124,24 +127,65 @@ def test_a_run_that_takes_longer_says_so():
 @pytest.mark.parametrize(
   ('parts', 'training'),
   [
-    ({'train': 100}, 72),
-    ({'train': 80, 'val': 20}, 64),
-    ({'train': 80, 'test': 20}, 72),
-    ({'train': 60, 'val': 20, 'test': 20}, 60),
+    (('train',), 72),  # of 50 and 50: 10 each for the test, 4 each for validation
+    (('train', 'val'), 40),
+    (('train', 'test'), 44),
+    (('train', 'val', 'test'), 34),
   ],
 )
 def test_given_parts_decide_how_many_photos_train(parts, training):
   audit = audit_of([50, 50], copies=(('0/0.jpg', '0/1.jpg'),))
-  part_of = tuple(part for part, n in parts.items() for _ in range(n))
-  audit = dataclasses.replace(audit, part_of=part_of)
-  found = choices.choose(audit, RECIPE, {}, Hardware(2), 8, '/photos', 'copies.csv')
+  part_of = tuple(parts[i % len(parts)] for i in range(100))
+  found = choices.choose(
+    dataclasses.replace(audit, part_of=part_of), RECIPE, {}, Hardware(2), 8, '/p', 'copies.csv'
+  )
   reasons = {choice.field: choice.reason for choice in found}
   assert reasons['train.batch_size'] == f'{training} photos to train on'
   assert 'where the folder has no part' in reasons['data.manifest']
+
+
+def test_a_batch_is_no_larger_than_the_training_part():
+  for classes, n in ((12, 2), (2, 4), (4, 4)):
+    labels = np.repeat(np.arange(classes), n)
+    found = choices.choose(audit_of([n] * classes), RECIPE, {}, Hardware(2), 8, '/p', 'c.csv')
+    batch = next(c.value for c in found if c.field == 'train.batch_size')
+    split = splits.make_splits(
+      labels,
+      class_names=tuple(map(str, range(classes))),
+      imbalance_factor=1.0,
+      profile='natural',
+      class_order='index',
+      val_fraction=0.1,
+      test_fraction=0.2,
+      seed=0,
+    )
+    assert 2 <= batch <= len(split.train)
+    reason = next(c.reason for c in found if c.field == 'train.batch_size')
+    assert reason == f'{len(split.train)} photos to train on'
+
+
+@pytest.mark.parametrize('counts', [[2, 1], [3, 1], [1, 1]])
+def test_too_few_photos(counts):
+  with pytest.raises(UserError, match='at least 4 photos to train on; found [0-3]; '):
+    chosen(audit_of(counts))
+
+
+def test_a_class_without_a_photo_to_train_on():
+  audit = audit_of([50, 50])
+  part_of = ('train',) * 50 + ('test',) * 50
+  with pytest.raises(UserError, match='in every class; found none that can be read of 1; '):
+    chosen(dataclasses.replace(audit, part_of=part_of))
+
+
+def test_the_loss_looks_at_the_training_part_alone():
+  audit = audit_of([60, 30])
+  part_of = ('train',) * 30 + ('test',) * 30 + ('train',) * 30
+  assert chosen(audit)['loss.name'] == 'balanced_softmax'
+  assert chosen(dataclasses.replace(audit, part_of=part_of))['loss.name'] == 'cross_entropy'
 
 
 def test_folds_decide_how_many_photos_train():
   recipe = config_lib.load('image_folder')
   recipe.data.folds = 2
   found = choices.choose(audit_of([50, 50]), recipe, {}, Hardware(2), 8, '/photos', 'copies.csv')
-  assert any(choice.reason == '45 photos to train on' for choice in found)
+  assert any(choice.reason == '44 photos to train on' for choice in found)

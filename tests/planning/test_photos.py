@@ -1,4 +1,4 @@
-"""csba-train --data: the folder is audited once, and a run keeps its settings."""
+"""csba-train --data: the folder is audited, settings follow, and a run keeps them."""
 
 import json
 
@@ -7,13 +7,14 @@ import pytest
 from PIL import Image
 
 from csba_jax import config as config_lib
+from csba_jax.data.audit import audit_folder
 from csba_jax.errors import UserError
 from csba_jax.planning import choices, photos
 
 
 @pytest.fixture
 def folder(tmp_path):
-  for c, n in (('a', 6), ('b', 3)):
+  for c, n in (('a', 8), ('b', 4)):
     (tmp_path / 'photos' / c).mkdir(parents=True)
     for i in range(n):
       noise = np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)
@@ -21,13 +22,17 @@ def folder(tmp_path):
   return str(tmp_path / 'photos')
 
 
-def configure(folder, workdir, given=None):
+def recipe(given=None):
   config = config_lib.load('image_folder')
   config.update_from_flattened_dict(given or {})
-  return photos.configure(config, given or {}, folder, workdir, 8.0)
+  return config
 
 
-def test_the_folder_is_audited_and_the_settings_are_kept(folder, tmp_path, monkeypatch):
+def configure(folder, workdir, given=None):
+  return photos.configure(recipe(given), given or {}, audit_folder(folder), workdir, 8.0)
+
+
+def test_settings_follow_and_the_audit_is_written(folder, tmp_path):
   config, text = configure(folder, tmp_path / 'run')
   assert config.data.dir == folder
   assert config.data.manifest == str(tmp_path / 'run/copies.csv')
@@ -35,82 +40,82 @@ def test_the_folder_is_audited_and_the_settings_are_kept(folder, tmp_path, monke
   assert config.loss.name == 'balanced_softmax'
   assert config.is_locked
   lines = text.splitlines()
-  assert lines[0] == 'photos: 9 photos of 2 classes'
+  assert lines[0] == 'photos: 12 photos of 2 classes'
   assert '  data.image_size=32: the median shorter side is 40 pixels' in lines
   written = {path.name for path in (tmp_path / 'run').iterdir()}
-  assert written == {'audit.json', 'audit.html', 'copies.csv', 'choices.json'}
-  monkeypatch.setattr(photos, 'hardware', pytest.fail)  # another machine: nothing is chosen anew
-  again, text = configure(folder, tmp_path / 'run')
-  assert again.to_dict() == config.to_dict()
-  assert text == f'settings: those of {tmp_path}/run/choices.json'
+  assert written == {'audit.json', 'audit.html', 'copies.csv'}
 
 
-def test_what_is_given_wins_over_what_was_kept(folder, tmp_path):
-  configure(folder, tmp_path / 'run')
-  config, _ = configure(folder, tmp_path / 'run', {'train.epochs': 7})
-  assert config.train.epochs == 7
-  assert config.data.image_size == 32
+def test_what_is_given_stays(folder, tmp_path):
+  config, text = configure(folder, tmp_path / 'run', {'train.epochs': 7, 'loss.name': 'focal'})
+  assert (config.train.epochs, config.loss.name) == (7, 'focal')
+  assert 'train.epochs=' not in text
 
 
-def test_without_a_workdir_nothing_is_written(folder, tmp_path, monkeypatch):
+def test_without_a_workdir_nothing_is_written_and_no_file_is_needed(folder, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   config, text = configure(folder, None)
-  assert config.data.manifest == str(tmp_path / 'copies.csv')
+  assert (config.data.manifest, config.data.group_column) == ('', '')
+  assert '  data.manifest=WORKDIR/copies.csv: 4 sets of copies stay' in text
   assert 'written' not in text
   assert [path.name for path in tmp_path.iterdir()] == ['photos']
 
 
-def test_the_workdir_of_another_folder(folder, tmp_path):
-  configure(folder, tmp_path / 'run')
+def test_a_run_goes_on_with_its_settings(folder, tmp_path):
+  assert photos.resume(recipe(), {}, folder, tmp_path / 'run') is None
+  assert photos.resume(recipe(), {}, folder, None) is None
+  config, _ = configure(folder, tmp_path / 'run')
+  assert photos.resume(recipe(), {}, folder, tmp_path / 'run') is None  # no run has begun
+  record = {'config': config.to_dict()}
+  (tmp_path / 'run/config.json').write_text(json.dumps(record))
+  found = photos.resume(recipe(), {}, folder, tmp_path / 'run')
+  assert found.to_dict() == config.to_dict()
+  assert found.is_locked
+  given = {'train.epochs': 7}
+  found = photos.resume(recipe(given), given, folder, tmp_path / 'run')
+  assert found.train.epochs == 7
+  assert found.data.image_size == 32
   with pytest.raises(UserError, match=r'started with: .*photos; found /other; .*another --workdir'):
-    configure('/other', tmp_path / 'run')
+    photos.resume(recipe(), {}, '/other', tmp_path / 'run')
 
 
-@pytest.mark.parametrize('content', ['', '[]', '{"choices": {}}', '{"folder": "x", "choices": 1}'])
-def test_damaged_settings(folder, tmp_path, content):
-  (tmp_path / 'choices.json').write_text(content)
-  with pytest.raises(UserError, match=r'wrote to .*choices.json; found .*delete the file'):
-    configure(folder, tmp_path)
+@pytest.mark.parametrize(
+  ('given', 'folder', 'workdir', 'words'),
+  [
+    ({}, '', 'run', '--data=FOLDER; found an empty name'),
+    ({'data.dir': 'x'}, 'photos', 'run', 'data.dir set by --data; found it set twice'),
+    ({'data.source': 'digits'}, 'photos', 'run', 'data.source set by --data; found it set twice'),
+    ({'data.image_size': 2000}, 'photos', 'run', 'data.image_size: '),
+    ({}, 'photos', 'photos/run', 'a --workdir outside the folder of photos'),
+  ],
+)
+def test_what_is_wrong_before_a_photo_is_read(given, folder, workdir, words):
+  with pytest.raises(UserError, match=words):
+    photos.check(recipe(given), given, folder, workdir)
 
 
-def test_a_stop_during_the_audit_writes_nothing(folder, tmp_path):
-  def stop(done, total):
-    raise KeyboardInterrupt
-
-  with pytest.raises(KeyboardInterrupt):
-    photos.configure(config_lib.load('image_folder'), {}, folder, tmp_path / 'run', 8.0, stop)
-  assert not (tmp_path / 'run').exists()
+def test_what_is_right_before_a_photo_is_read():
+  photos.check(recipe(), {}, 'photos', 'run')
+  photos.check(recipe(), {}, 'photos', None)
 
 
-def test_settings_are_written_last(folder, tmp_path, monkeypatch):
-  """A start that is killed before has looked at nothing that the next one would trust."""
-
-  def full(*_):
-    raise UserError('room', 'none', 'make some')
-
-  monkeypatch.setattr(photos.page, 'write', full)
-  with pytest.raises(UserError, match='make some'):
-    configure(folder, tmp_path / 'run')
-  assert not (tmp_path / 'run/choices.json').exists()
+def test_no_room_for_the_audit(folder, tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match='to write audit.json, copies.csv into'):
+    configure(folder, tmp_path / 'file')
 
 
 def test_hardware_without_starting_jax(monkeypatch):
-  monkeypatch.setattr(photos.os, 'sched_getaffinity', lambda _: {0, 1, 2})
-  assert photos.hardware() == choices.Hardware(3, 0)
-  monkeypatch.setattr(photos.importlib.util, 'find_spec', lambda name: name)
+  monkeypatch.setattr(photos.numerics, 'cores', lambda: 3)
+  monkeypatch.setattr(photos.importlib.util, 'find_spec', lambda name: None)
   monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
-  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,5')
-  assert photos.hardware() == choices.Hardware(3, 2)
-  assert photos.hardware().words == '2 GPUs'
-  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
-  assert photos.hardware().words == '3 CPU cores'
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '0,1')
+  assert photos.hardware() == choices.Hardware(3, 0)  # JAX could not use them
+  monkeypatch.setattr(photos.importlib.util, 'find_spec', lambda name: name)
+  for visible, gpus in (('2,5', 2), ('', 0), ('-1', 0)):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+    assert photos.hardware() == choices.Hardware(3, gpus)
+    assert photos.hardware().words == (f'{gpus} GPUs' if gpus else '3 CPU cores')
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
   monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,5')
   assert photos.hardware().gpus == 0
-
-
-def test_what_was_kept_is_json(folder, tmp_path):
-  configure(folder, tmp_path / 'run')
-  kept = json.loads((tmp_path / 'run/choices.json').read_text())
-  assert kept['folder'] == folder
-  assert kept['choices']['data.group_column'] == 'group'

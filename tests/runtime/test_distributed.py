@@ -297,16 +297,16 @@ _main.run(main)
 
 @pytest.mark.seconds
 @pytest.mark.parametrize('how', ['error', 'result', 'result without room'])
-def test_two_end_even_if_python_would_not(how, monkeypatch):
+def test_two_end_even_if_python_would_not(how, tmp_path, monkeypatch):
   """JAX has been seen to wait for ever at an end of Python; here an exit function does."""
   address = f'127.0.0.1:{free_port()}'
   monkeypatch.setenv('PYTHONPATH', str(Path(__file__).parents[2]))
   with contextlib.ExitStack() as stack:
-    out = stack.enter_context(open('/dev/full', 'w')) if 'room' in how else subprocess.PIPE
+    out = stack.enter_context(open('/dev/full', 'w')) if 'room' in how else None
     children = [
       subprocess.Popen(
         [sys.executable, '-c', ENDS, address, str(process), how],
-        stdout=out,
+        stdout=out or stack.enter_context((tmp_path / f'out{process}').open('w')),
         stderr=subprocess.PIPE,
         text=True,
       )
@@ -318,6 +318,9 @@ def test_two_end_even_if_python_would_not(how, monkeypatch):
   words = {'error': "a: '0' in process 0, '1' in process 1", 'result': ''}
   assert all(words.get(how, 'standard output with room') in error for error in errors)
   assert 'Traceback' not in ''.join(errors)
+  if how == 'result':
+    for process in range(2):
+      assert (tmp_path / f'out{process}').read_text().endswith('process 0, process 1\n')
 
 
 @pytest.mark.slow

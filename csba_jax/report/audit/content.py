@@ -3,23 +3,24 @@
 import io
 import math
 import pathlib
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from csba_jax.analysis import wording
 from csba_jax.data.audit import COPIES_COLUMN, COPIES_FILE, ODD, Audit
 from csba_jax.data.decoding import Unreadable, decode_image
 from csba_jax.data.image_folder import read_image
 from csba_jax.files import expanded
 from csba_jax.report.html import svg
 from csba_jax.report.html.blocks import Block, Code, Figure, Items, Photos, Section, Table, Text
-from csba_jax.runtime import text_table
+from csba_jax.runtime import plain, text_table
 
 SHOWN = 24  # sets of copies with thumbnails, for each kind
 IN_A_SET = 4  # thumbnails of one set
 NAMED = 12  # files that one line or list names
 THUMBNAIL, QUALITY = 128, 80  # pixels, and of JPEG
+LARGE = 10  # photos of a set that should be looked at
 FEW = 20  # photos of a class, below which a score of it says little
 _WIDE = 640  # pixels of the figure
 
@@ -29,14 +30,14 @@ def describe(audit: Audit) -> str:
   rows = [['class', 'photos', 'copies of others']]
   counts, redundant = audit.class_counts, audit.redundant
   for c in _by_size(audit):
-    rows.append([wording.clean(audit.class_names[c]), f'{counts[c]:,}', f'{redundant[c]:,}'])
+    rows.append([plain.clean(audit.class_names[c]), f'{counts[c]:,}', f'{redundant[c]:,}'])
   lines = [title(audit), '', text_table.align(rows), '', *facts(audit)]
   for together in audit.across_classes[:NAMED]:
     lines.append(f'  {_listed(together, " = ")}')
   if len(audit.across_classes) > NAMED:
     lines.append(f'  and {len(audit.across_classes) - NAMED:,} more')
   for name, reason in audit.unreadable[:NAMED]:
-    lines.append(f'  unreadable: {wording.clean(name)} ({reason})')
+    lines.append(f'  unreadable: {plain.clean(name)} ({reason})')
   if len(audit.unreadable) > NAMED:
     lines.append(f'  and {len(audit.unreadable) - NAMED:,} more that cannot be read')
   return '\n'.join(lines)
@@ -46,7 +47,7 @@ def title(audit: Audit) -> str:
   """'photos: 878 photos of 6 classes'."""
   name = expanded(audit.folder).resolve().name or audit.folder
   number = int(audit.readable.sum())
-  return wording.clean(f'{name}: {number:,} photos of {len(audit.class_names)} classes')
+  return plain.clean(f'{name}: {number:,} photos of {len(audit.class_names)} classes')
 
 
 def facts(audit: Audit) -> list[str]:
@@ -67,7 +68,7 @@ def sections(audit: Audit) -> list[Section]:
   if audit.across_parts:
     lead = (
       'Photos of a row are copies of each other, or look the same, and lie in different parts. If '
-      'one is trained on, the score of the other part is too good. Move all of them into one part.'
+      'one of them is trained on, scores of the other part are too good. Move them into one part.'
     )
     found.append(
       Section('Copies in two parts', 'parts', [Text(lead), *_rows(audit, audit.across_parts)])
@@ -86,7 +87,8 @@ def sections(audit: Audit) -> list[Section]:
 
 def use_of_copies(folder: pathlib.Path) -> str:
   """The flags that keep copies on one side of every split."""
-  return f'--config.data.manifest={folder / COPIES_FILE} --config.data.group_column={COPIES_COLUMN}'
+  manifest = shlex.quote(f'--config.data.manifest={folder / COPIES_FILE}')
+  return f'{manifest} --config.data.group_column={COPIES_COLUMN}'
 
 
 def _others(audit: Audit) -> list[tuple[str, ...]]:
@@ -96,12 +98,12 @@ def _others(audit: Audit) -> list[tuple[str, ...]]:
 
 
 def _balance(audit: Audit) -> list[str]:
-  counts, names = audit.class_counts, audit.class_names
+  counts, names = audit.training_counts, audit.class_names
   most, least = int(counts.argmax()), int(counts.argmin())
   factor = audit.imbalance_factor
   words = f'{factor:.3g}' if math.isfinite(factor) else 'infinite'
   lines = [
-    wording.clean(
+    plain.clean(
       f'Imbalance factor {words}: {names[most]} has {counts[most]:,} photos, {names[least]} '
       f'{counts[least]:,}.'
     )
@@ -109,11 +111,12 @@ def _balance(audit: Audit) -> list[str]:
   if audit.part_of is not None:
     parts = ', '.join(f'{part} {number:,}' for part, number in audit.part_counts.items())
     lines.append(f'Photos in the parts that the folder gives: {parts}.')
-  few = [c for c in _by_size(audit) if counts[c] - audit.redundant[c] < FEW]
+  single = audit.class_counts - audit.redundant
+  few = [c for c in _by_size(audit) if single[c] < FEW]
   if few:
-    listed = ', '.join(f'{names[c]} ({counts[c] - audit.redundant[c]})' for c in few[:NAMED])
+    listed = ', '.join(f'{names[c]} ({single[c]})' for c in few[:NAMED])
     lines.append(
-      wording.clean(
+      plain.clean(
         f'Fewer than {FEW} photos, copies counted once: {listed}. A score of such a class says '
         'little; take more photos of it.'
       )
@@ -130,11 +133,11 @@ def _files(audit: Audit) -> list[str]:
     f'Formats: {formats}.'
   ]
   lines += [
-    f'{kind[0].upper()}{kind[1:]}: {len(files):,} files. {ODD[kind]}'
+    f'{kind[0].upper()}{kind[1:]}: {_number(len(files), "file")}. {ODD[kind]}'
     for kind, files in audit.odd.items()
   ]
   if audit.left_out:
-    lines.append(wording.clean(audit.left_out))
+    lines.append(plain.clean(audit.left_out))
   if audit.unreadable:
     lines.append(f'Files that cannot be read, and are left out: {len(audit.unreadable):,}.')
   return lines
@@ -146,14 +149,21 @@ def _copies(audit: Audit) -> list[str]:
   together = sum(map(len, audit.copies))
   exact = sum(map(len, audit.identical)) - len(audit.identical)
   lines = [
-    f'Copies: {together:,} photos in {len(audit.copies):,} sets, {together - len(audit.copies):,} '
-    f'more than one of each set; {exact:,} of these are byte-identical, the others look the same.'
+    f'Copies: {together:,} photos in {_number(len(audit.copies), "set")}, '
+    f'{together - len(audit.copies):,} more than one of each set; {exact:,} of these are '
+    'byte-identical, the others look the same.'
   ]
+  largest = max(map(len, audit.copies))
+  if largest >= LARGE:
+    lines.append(
+      f'The largest set has {largest:,} photos. Look at it: drawings, scans and photos before one '
+      'background look alike to the search without being copies.'
+    )
   if audit.across_parts:
     number = len(audit.across_parts)
     lines.append(
-      f'Sets of copies in different parts: {number:,}. The scores of val and test are too good; '
-      'move each set into one part.'
+      f'Sets of copies in different parts: {number:,}. Scores of a part with copies of training '
+      'photos are too good. Move each set into one part.'
     )
   if audit.across_classes:
     number = len(audit.across_classes)
@@ -163,7 +173,7 @@ def _copies(audit: Audit) -> list[str]:
 
 def _classes(audit: Audit) -> list[Block]:
   order = _by_size(audit)
-  names = [wording.clean(audit.class_names[c]) for c in order]
+  names = [plain.clean(audit.class_names[c]) for c in order]
   counts, redundant = audit.class_counts[order], audit.redundant[order]
   nothing = float('nan')
   series = [
@@ -200,7 +210,7 @@ def _odd(audit: Audit) -> list[Block]:
   if rows:
     found.append(Table('Odd files', ['what', 'such as', 'files'], rows, left=2))
   if audit.unreadable:
-    lines = [f'{wording.clean(name)}: {reason}' for name, reason in audit.unreadable]
+    lines = [f'{plain.clean(name)}: {reason}' for name, reason in audit.unreadable]
     found += [Text('Files that cannot be read:', 'note'), Code('\n'.join(lines))]
   return found
 
@@ -208,15 +218,16 @@ def _odd(audit: Audit) -> list[Block]:
 def _rows(audit: Audit, sets: Sequence[Sequence[str]]) -> list[Block]:
   """A row of thumbnails for each of the first sets, and how many there are."""
   found: list[Block] = []
+  label_of = dict(zip(audit.names, audit.labels.tolist(), strict=True))
+  path_of = dict(zip(audit.names, audit.paths, strict=True))
   if len(sets) > SHOWN:
     found.append(Text(f'The first {SHOWN} of {len(sets):,} sets; audit.json lists all.', 'small'))
   for together in sets[:SHOWN]:
-    photos, ordered = [], _labels_first(audit, together)
-    for name in ordered[:IN_A_SET]:
-      data = thumbnail(expanded(audit.folder) / name)
-      if data:
-        photos.append((data, name))
-    found.append(Photos(photos))
+    ordered = _labels_first(together, label_of)
+    pictures = [(thumbnail(path_of[name]), name) for name in ordered[:IN_A_SET]]
+    found.append(Photos([one for one in pictures if one[0]]))
+    if gone := [name for data, name in pictures if not data]:
+      found.append(Text(f'No longer readable: {_listed(gone)}.', 'small'))
     if len(together) > IN_A_SET:
       found.append(Text(f'And {_listed(ordered[IN_A_SET:])}.', 'small'))
   return found
@@ -235,16 +246,20 @@ def thumbnail(path: pathlib.Path) -> bytes:
   return file.getvalue()
 
 
-def _labels_first(audit: Audit, together: Sequence[str]) -> list[str]:
+def _labels_first(together: Sequence[str], label_of: Mapping[str, int]) -> list[str]:
   """The same photos: the first of each class, then the others."""
-  class_of = {name: audit.labels[audit.names.index(name)] for name in together}
-  first = {c: name for name, c in reversed(class_of.items())}
-  return sorted(together, key=lambda name: name not in first.values())
+  first = {label_of[name]: name for name in reversed(together)}
+  return sorted(together, key=lambda name: first[label_of[name]] != name)
 
 
 def _listed(names: Sequence[str], between: str = ', ') -> str:
-  some = between.join(wording.clean(name) for name in names[:NAMED])
+  some = between.join(plain.clean(name) for name in names[:NAMED])
   return some + (f' and {len(names) - NAMED} more' if len(names) > NAMED else '')
+
+
+def _number(n: int, what: str) -> str:
+  """'1 file', '2,000 files'."""
+  return f'{n:,} {what}{"s" * (n != 1)}'
 
 
 def _by_size(audit: Audit) -> list[int]:

@@ -5,7 +5,6 @@ import html
 from collections.abc import Sequence
 from importlib import resources
 
-from csba_jax.analysis import wording
 from csba_jax.analysis.types import REFUTED, SUPPORTED, UNDECIDED, UNTESTED
 from csba_jax.report.html.blocks import (
   Block,
@@ -20,6 +19,7 @@ from csba_jax.report.html.blocks import (
   Text,
   Verdict,
 )
+from csba_jax.runtime import plain
 
 _BADGES = {
   SUPPORTED: ('yes', '✓'),
@@ -83,7 +83,7 @@ def style_sheet(name: str) -> str:
 
 def escape(text: str) -> str:
   """One line, safe as text and as the value of an attribute."""
-  return html.escape(wording.clean(text))
+  return html.escape(plain.clean(text))
 
 
 def _section(section: Section) -> str:
@@ -111,7 +111,7 @@ def _block(block: Block) -> str:
     case Photos(photos):
       return f'<div class="photos">{"".join(_photo(*one) for one in photos)}</div>'
     case Code(text):
-      return f'<pre tabindex="0"><code>{html.escape(wording.clean_lines(text))}</code></pre>'
+      return f'<pre tabindex="0"><code>{html.escape(plain.clean_lines(text))}</code></pre>'
     case Fold(title, inside, _):
       return _fold(title, [_block(one) for one in inside])
 

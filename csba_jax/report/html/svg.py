@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from csba_jax.analysis import wording
+from csba_jax.runtime import plain
 
 LARGEST_ANNOTATED = 20  # classes; more numbers than that cannot be read
 _LEVELS = 12  # steps of a colour scale
@@ -243,7 +243,7 @@ def _character(character: str) -> float:
   """Width of a character at size 1."""
   if character in _NARROW:
     return 0.42
-  if character in _WIDE or wording.columns(character) == 2:
+  if character in _WIDE or plain.columns(character) == 2:
     return 1.02
   return 0.78 if character.isupper() else 0.64
 

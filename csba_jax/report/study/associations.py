@@ -10,6 +10,7 @@ from csba_jax.analysis.findings import Findings
 from csba_jax.analysis.types import Comparison, Link, SizeGuide
 from csba_jax.report.html.blocks import Block, Figure, Fold, Section, Table, Text
 from csba_jax.report.study import figures, tables
+from csba_jax.runtime import plain
 
 
 def sections(findings: Findings) -> list[Section | None]:
@@ -25,10 +26,10 @@ def _links(findings: Findings) -> Section | None:
   drawn = [link for link in findings.links if link.verdict] or findings.links
   for i, link in enumerate(drawn):
     where = wording.cell(link.cell, findings.cells)
-    pair = f'{wording.clean(link.treatment)} against {wording.clean(link.control)}'
+    pair = f'{plain.clean(link.treatment)} against {plain.clean(link.control)}'
     name = f'{pair}, {where}' if where else pair
     figure = _link(findings, link, name)
-    blocks.append(figure if i == 0 else Fold(f'{wording.clean(link.measure)}: {name}', [figure]))
+    blocks.append(figure if i == 0 else Fold(f'{plain.clean(link.measure)}: {name}', [figure]))
   several = len({wording.cell(link.cell, findings.cells) for link in findings.links}) > 1
   beside = any(link.uncorrected is not None for link in findings.links)
   head = [
@@ -47,7 +48,7 @@ def _links(findings: Findings) -> Section | None:
     [
       *([wording.cell(link.cell, findings.cells)] * several),
       _pair(link),
-      wording.clean(link.measure),
+      plain.clean(link.measure),
       str(link.within.n),
       wording.interval(link.within, 2, signed=True, limits=(SMALLEST_CORRELATION,)),
       wording.probability(link.within.p),
@@ -87,14 +88,14 @@ def _uncorrected(link: Link) -> list[str]:
 
 def _pair(link: Link) -> str:
   if link.treatment == link.control:
-    return f'within {wording.clean(link.treatment)}'
-  return f'{wording.clean(link.treatment)} − {wording.clean(link.control)}'
+    return f'within {plain.clean(link.treatment)}'
+  return f'{plain.clean(link.treatment)} − {plain.clean(link.control)}'
 
 
 def _link(findings: Findings, link: Link, name: str) -> Figure:
   counts = np.asarray(link.reduction).shape
   caption = (
-    f'Reduction of {wording.clean(link.measure)} against gain of F1, {name}: a point for each unit'
+    f'Reduction of {plain.clean(link.measure)} against gain of F1, {name}: a point for each unit'
     f' and class ({counts[0]} units, {counts[1]} classes), colours from the largest class to the'
     f' smallest. Correlation within class {wording.interval(link.within, 2, signed=True)},'
     f' p {wording.probability(link.within.p)}, {100 * link.within.level:g} % interval,'
@@ -108,13 +109,13 @@ def _size_guide(findings: Findings) -> Section | None:
     return None
   text = Text(
     f'Conflict (common parameters, training images) of nets that differ in width and depth alone,'
-    f' against {wording.clean(findings.outcome)}: does the net with less conflict do better, and'
+    f' against {plain.clean(findings.outcome)}: does the net with less conflict do better, and'
     ' can this be seen early in training?'
   )
   head = ['variant', 'measure', 'snapshot', 'sizes', 'correlation', 'p']
   rows = [
     [
-      wording.clean(d.variant),
+      plain.clean(d.variant),
       wording.metric(d.measure),
       wording.snapshot(d.at),
       str(d.correlation.n),
@@ -139,7 +140,7 @@ def _sizes(findings: Findings, guides: Sequence[SizeGuide]) -> Table:
   head = [
     'size',
     *(f'conflict, {wording.snapshot(d.at)}' for d in shown),
-    wording.clean(findings.outcome),
+    plain.clean(findings.outcome),
   ]
   rows = [
     [
@@ -150,7 +151,7 @@ def _sizes(findings: Findings, guides: Sequence[SizeGuide]) -> Table:
     for i, cell in enumerate(shown[0].cells)
   ]
   return Table(
-    f'{wording.clean(shown[0].variant)}: head-tail conflict; means over units.', head, rows
+    f'{plain.clean(shown[0].variant)}: head-tail conflict; means over units.', head, rows
   )
 
 
@@ -159,7 +160,7 @@ def _mantel(findings: Findings) -> Section | None:
     return None
   rows = [
     [
-      wording.clean(name),
+      plain.clean(name),
       str(e.n),
       wording.number(e.value, 2, signed=True),
       wording.probability(e.p),

@@ -23,6 +23,7 @@ from csba_jax.report.html.blocks import (
 )
 from csba_jax.report.study import associations, figures, measurements
 from csba_jax.report.study import tables as tables_lib
+from csba_jax.runtime import plain
 
 FOREST = 'forest.svg'  # the picture of the summary, in a file of its own for Markdown
 _KNOWN = (
@@ -33,7 +34,7 @@ _KNOWN = (
 
 def title(findings: Findings) -> str:
   """The heading of the whole report, with the name of the study."""
-  return f'Study {wording.clean(findings.name)}'
+  return f'Study {plain.clean(findings.name)}'
 
 
 def question(findings: Findings) -> str:
@@ -47,7 +48,7 @@ def question(findings: Findings) -> str:
     ' classes?'
   )
   if _own_pairs(findings):
-    pairs = [f'{wording.clean(t)} with {wording.clean(c)}' for t, c in findings.pairs]
+    pairs = [f'{plain.clean(t)} with {plain.clean(c)}' for t, c in findings.pairs]
     asked = (
       f'This study compares pairs of variants of its own: {"; ".join(pairs)}. The first pair'
       ' decides every link of the argument below.'
@@ -83,12 +84,11 @@ def _summary(findings: Findings) -> Section:
   """A sentence for each link, a picture of the primary differences, and the rest folded away."""
   # overall first, the others in the order of the argument
   claims = sorted(findings.claims, key=lambda claim: 'overall' not in claim.title.lower())
-  blocks: list[Block] = [Finding(c.verdict, wording.clean(c.plain)) for c in claims if c.plain]
+  blocks: list[Block] = [Finding(c.verdict, plain.clean(c.plain)) for c in claims if c.plain]
   if forest := _forest(findings):
     blocks.append(forest)
   behind = [
-    Verdict(wording.clean(c.title), c.verdict, [wording.clean(s) for s in c.sentences])
-    for c in claims
+    Verdict(plain.clean(c.title), c.verdict, [plain.clean(s) for s in c.sentences]) for c in claims
   ]
   if behind:
     blocks.append(Fold('Every comparison behind these verdicts', behind))
@@ -117,7 +117,7 @@ def _forest(findings: Findings) -> Figure | None:
 
 
 def _notes(findings: Findings) -> Section:
-  notes = [wording.clean(note) for note in findings.notes]
+  notes = [plain.clean(note) for note in findings.notes]
   return Section('Notes', 'notes', [Items(notes, 'note')] if notes else [])
 
 
@@ -135,7 +135,7 @@ def _scores(findings: Findings) -> Section | None:
     rows.append(
       [
         *([wording.cell(score.cell, findings.cells)] * several),
-        wording.clean(score.variant),
+        plain.clean(score.variant),
         wording.integer(score.parameters),
         str(max((e.n for e in known), default=0)),
         *(wording.NONE if e is None else wording.interval(e) for e in found),
@@ -251,7 +251,7 @@ def _class_f1(findings: Findings, cell: Mapping[str, Any], scores: Sequence[Scor
     f'F1 of each class{f" ({where})" if where else ""}, classes from the largest to the smallest'
     f' with their training images; mean over units, {wording.level(estimates)}.'
   )
-  head = ['class (training images)', *(wording.clean(score.variant) for score in scores)]
+  head = ['class (training images)', *(plain.clean(score.variant) for score in scores)]
   numbers = Table('F1 of each class: mean [interval].', head, rows)
   return Figure(caption, lambda: figures.per_class_f1(findings, scores), [numbers])
 
@@ -276,7 +276,7 @@ def _confusions(findings: Findings) -> Section | None:
         findings,
         cell,
         100 * figures.row_normalised(score.confusion),
-        f'Confusion matrix of {wording.clean(score.variant)}, percent of the true class (row).',
+        f'Confusion matrix of {plain.clean(score.variant)}, percent of the true class (row).',
         digits=0,
         diagonal=True,
       )
@@ -323,7 +323,7 @@ def _making(findings: Findings) -> Section:
 
 def _listed(value: Any, whole: bool = False) -> list[str]:
   """Names and numbers of a mapping, a list or a single thing."""
-  tidy = wording.clean_lines if whole else wording.clean
+  tidy = plain.clean_lines if whole else plain.clean
   if isinstance(value, Mapping):
     return [f'{tidy(k)} {", ".join(_listed(v))}' for k, v in value.items()]
   if isinstance(value, (list, tuple, set, frozenset)):

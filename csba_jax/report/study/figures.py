@@ -12,6 +12,7 @@ from csba_jax.analysis.stats import Estimate
 from csba_jax.analysis.types import BranchSimilarity, Comparison, Link, Matrix, MeanFlow, Score
 from csba_jax.gradients.drawing import color_limit
 from csba_jax.report.html import svg
+from csba_jax.runtime import plain
 
 MEASURES = ('head_tail_conflict', 'minority_interference', 'mean_cosine')
 _NAN3 = (math.nan, math.nan, math.nan)
@@ -37,7 +38,7 @@ def class_labels(findings: Findings, cell: Mapping[str, Any]) -> list[str]:
   """'name (training images)', from the largest class of a condition to the smallest."""
   counts = findings.counts_in(cell)
   return [
-    f'{wording.clean(findings.class_names[c])} ({wording.size(counts[c])})'
+    f'{plain.clean(findings.class_names[c])} ({wording.size(counts[c])})'
     for c in order(findings, cell)
   ]
 
@@ -103,7 +104,7 @@ def per_class_f1(findings: Findings, scores: Sequence[Score]) -> list[str]:
   """F1 of every class for every variant of one condition."""
   series = [
     svg.Series(
-      wording.clean(score.variant),
+      plain.clean(score.variant),
       [triple(score.per_class_f1[c]) for c in order(findings, score.cell)],
       index(findings, score.variant),
     )
@@ -120,7 +121,7 @@ def matrices(findings: Findings, before: Matrix | None, after: Matrix | None) ->
   assert one is not None
   cell = one.cell
   by_size, labels = np.ix_(*[order(findings, cell)] * 2), class_labels(findings, cell)
-  given = [(wording.clean(m.variant), m.cosine[by_size]) for m in (before, after) if m is not None]
+  given = [(plain.clean(m.variant), m.cosine[by_size]) for m in (before, after) if m is not None]
   limit = color_limit([values for _, values in given])
   drawn = [
     svg.heat_map(values, labels, title=name, limit=limit, named=i == 0)
@@ -142,7 +143,7 @@ def confusions(findings: Findings, scores: Sequence[Score]) -> list[str]:
     svg.heat_map(
       row_normalised(score.confusion)[by_size],
       labels,
-      title=wording.clean(score.variant),
+      title=plain.clean(score.variant),
       limit=1.0,
       named=i == 0,
       percent=True,
@@ -165,7 +166,7 @@ def over_snapshots(
     for variant in variants:
       values = [found.get((variant, at), {}).get(measure) for at in snapshots]
       series.append(
-        svg.Series(wording.clean(variant), [bare(x) for x in values], index(findings, variant))
+        svg.Series(plain.clean(variant), [bare(x) for x in values], index(findings, variant))
       )
     if any(math.isfinite(value[0]) for one in series for value in one.values):
       if not drawn:
@@ -204,7 +205,7 @@ def by_class(findings: Findings, flows: Sequence[MeanFlow], what: str) -> list[s
   norms = what == 'norms'
   series = [
     svg.Series(
-      wording.clean(flow.variant),
+      plain.clean(flow.variant),
       [bare((flow.norms if norms else flow.shares)[c]) for c in order(findings, flow.cell)],
       index(findings, flow.variant),
     )
@@ -221,14 +222,14 @@ def by_scope(findings: Findings, flows: Sequence[MeanFlow]) -> list[str]:
   scopes = list(dict.fromkeys(scope for flow in flows for scope in flow.scopes))
   series = [
     svg.Series(
-      wording.clean(flow.variant),
+      plain.clean(flow.variant),
       [bare(flow.scopes.get(scope, {}).get('head_tail_conflict')) for scope in scopes],
       index(findings, flow.variant),
     )
     for flow in flows
   ]
   axis = 'share of head-tail pairs in conflict'
-  labels = [wording.clean(scope) for scope in scopes]
+  labels = [plain.clean(scope) for scope in scopes]
   return [svg.dots(labels, series, title='Head-tail conflict by scope', axis=axis, zero=True)]
 
 
@@ -239,7 +240,7 @@ def by_block(findings: Findings, found: Sequence[BranchSimilarity], what: str) -
   blocks = list(dict.fromkeys(block for _, by_name in values for block in by_name))
   series = [
     svg.Series(
-      wording.clean(one.variant),
+      plain.clean(one.variant),
       [bare(by_name.get(block)) for block in blocks],
       index(findings, one.variant),
     )
@@ -250,7 +251,7 @@ def by_block(findings: Findings, found: Sequence[BranchSimilarity], what: str) -
     return []
   axis = 'mean CKA of two branches' if cka else 'standard deviation of the mean gate over classes'
   title = 'Similarity of the branches by block' if cka else 'Spread of the gates by block'
-  labels = [wording.clean(block) for block in blocks]
+  labels = [plain.clean(block) for block in blocks]
   return [svg.dots(labels, series, title=title, axis=axis)]
 
 
@@ -259,13 +260,13 @@ def link(findings: Findings, one: Link) -> list[str]:
   names, classes = class_labels(findings, one.cell), order(findings, one.cell)
   reduction, gain = np.asarray(one.reduction), np.asarray(one.gain)
   groups = [(name, reduction[:, c], gain[:, c]) for name, c in zip(names, classes, strict=True)]
-  pair = f'{wording.clean(one.treatment)} against {wording.clean(one.control)}'
+  pair = f'{plain.clean(one.treatment)} against {plain.clean(one.control)}'
   return [
     svg.scatter(
       groups,
-      title=f'Reduction of {wording.clean(one.measure)} against gain of F1, {pair}',
+      title=f'Reduction of {plain.clean(one.measure)} against gain of F1, {pair}',
       # where and when it was measured is in the caption
-      axes=(f'reduction of {wording.clean(one.measure).split(" (")[0]}', 'gain of F1'),
+      axes=(f'reduction of {plain.clean(one.measure).split(" (")[0]}', 'gain of F1'),
     )
   ]
 

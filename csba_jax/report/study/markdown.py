@@ -5,7 +5,6 @@ import re
 import textwrap
 from collections.abc import Sequence
 
-from csba_jax.analysis import wording
 from csba_jax.analysis.findings import Findings
 from csba_jax.report.html.blocks import (
   Block,
@@ -20,6 +19,7 @@ from csba_jax.report.html.blocks import (
   Verdict,
 )
 from csba_jax.report.study import content
+from csba_jax.runtime import plain
 
 WIDTH = 100  # of paragraphs
 _SPECIAL = re.compile(
@@ -46,7 +46,7 @@ def render(findings: Findings) -> str:
 
 def escape(text: str) -> str:
   """One line that Markdown shows as it is."""
-  text = _ENTITY.sub('&amp;', wording.clean(text))
+  text = _ENTITY.sub('&amp;', plain.clean(text))
   text = _SPECIAL.sub(lambda match: '\\' + match.group(), text)
   return _TAG.sub(lambda match: '&lt;' if match.group() == '<' else '&gt;', text)
 
@@ -83,7 +83,7 @@ def _block(block: Block) -> list[str]:
       return [_paragraph(f'{title}: in report.html.')]
     case Fold(title, inside):
       made = _blocks(inside)
-      head = f'<details>\n<summary>{html.escape(wording.clean(title))}</summary>'
+      head = f'<details>\n<summary>{html.escape(plain.clean(title))}</summary>'
       return [head, *made, '</details>'] if made else []
 
 
@@ -108,12 +108,12 @@ def _literal(match: re.Match) -> str:
 def _table(table: Table) -> str:
   """Columns padded for a terminal: words to the left, numbers to the right."""
   rows = [[escape(cell) for cell in row] for row in (table.head, *table.rows)]
-  widths = [max(3, *(wording.columns(row[i]) for row in rows)) for i in range(len(table.head))]
+  widths = [max(3, *(plain.columns(row[i]) for row in rows)) for i in range(len(table.head))]
 
   def line(row: Sequence[str]) -> str:
     cells = []
     for i, (cell, width) in enumerate(zip(row, widths, strict=True)):
-      space = ' ' * (width - wording.columns(cell))
+      space = ' ' * (width - plain.columns(cell))
       cells.append(cell + space if i < table.left else space + cell)
     return f'| {" | ".join(cells)} |'
 
@@ -123,6 +123,6 @@ def _table(table: Table) -> str:
 
 def _code(text: str) -> str:
   """Fenced with more backticks than the text has in a row."""
-  text = wording.clean_lines(text)
+  text = plain.clean_lines(text)
   fence = '`' * max(3, 1 + max((len(run) for run in re.findall('`+', text)), default=0))
   return f'{fence}text\n{text}\n{fence}'

@@ -12,6 +12,7 @@ from csba_jax.report.html.blocks import Block, Figure, Fold, Section, Table, Tex
 from csba_jax.report.study import figures
 from csba_jax.report.study import tables as tables_lib
 from csba_jax.run.records import TESTED
+from csba_jax.runtime import plain
 
 _GLOSSARY = (
   'Conflict: a negative cosine between two class gradients. Head-tail conflict: the share of pairs'
@@ -95,7 +96,7 @@ def _pair_of_matrices(
 ) -> Figure:
   one = before if after is None else after
   assert one is not None
-  names = [wording.clean(m.variant) for m in (before, after) if m is not None]
+  names = [plain.clean(m.variant) for m in (before, after) if m is not None]
   units = wording.sample(m.units for m in (before, after) if m is not None)
   difference = f' and their difference {names[1]} − {names[0]}' if len(names) == 2 else ''
   caption = (
@@ -104,7 +105,7 @@ def _pair_of_matrices(
     ' Classes are numbered from the largest to the smallest; the diagonal is 1 by definition.'
   )
   key = 'Red: negative, that is conflict; blue: positive; the difference has its own scale.'
-  given = [(wording.clean(m.variant), m.cosine) for m in (before, after) if m is not None]
+  given = [(plain.clean(m.variant), m.cosine) for m in (before, after) if m is not None]
   if len(given) == 2:
     given.append((f'{given[1][0]} − {given[0][0]}', given[1][1] - given[0][1]))
   made = [tables_lib.matrix_table(findings, one.cell, m, f'Cosines, {name}.') for name, m in given]
@@ -158,7 +159,7 @@ def _curves(
         values = [flow.scopes[scope].get(measure) for measure in figures.MEASURES]
         snapshot = wording.snapshot(flow.at)
         row = [
-          wording.clean(flow.variant),
+          plain.clean(flow.variant),
           snapshot,
           wording.number(flow.loss),
           *map(wording.number, values),
@@ -194,7 +195,7 @@ def _conflict_tables(findings: Findings, folded: list[Block]) -> list[Block]:
         None,
         [
           wording.cell(group[0].cell, findings.cells),
-          f'scope {wording.clean(key[0])}, part {wording.clean(key[1])}',
+          f'scope {plain.clean(key[0])}, part {plain.clean(key[1])}',
         ],
       )
     )
@@ -275,7 +276,7 @@ def _flow(findings: Findings) -> Section | None:
 def _flow_figures(findings: Findings, flows: Sequence[MeanFlow]) -> list[Block]:
   place = tables_lib.place(findings, flows[0], None)
   labels = figures.class_labels(findings, flows[0].cell)
-  variants = [wording.clean(flow.variant) for flow in flows]
+  variants = [plain.clean(flow.variant) for flow in flows]
   texts = {
     'norms': 'Norm of each class gradient in the scope shared, logarithmic',
     'shares': 'Share of each class in the batch gradient (prior times inner product with it, over'
@@ -297,7 +298,7 @@ def _flow_figures(findings: Findings, flows: Sequence[MeanFlow]) -> list[Block]:
     text = f'Head-tail conflict in each stage and each branch; {place}'
     rows = [
       [
-        wording.clean(scope),
+        plain.clean(scope),
         *(wording.number(flow.scopes.get(scope, {}).get('head_tail_conflict')) for flow in flows),
       ]
       for scope in scopes
@@ -327,11 +328,11 @@ def _branch_similarity(findings: Findings) -> Section | None:
       if not names:
         continue
       rows = [
-        [wording.clean(name), *(wording.number(values.get(name)) for _, values in given)]
+        [plain.clean(name), *(wording.number(values.get(name)) for _, values in given)]
         for name in names
       ]
       place = tables_lib.place(findings, shown[0], None)
-      head = ['block', *(wording.clean(one.variant) for one, _ in given)]
+      head = ['block', *(plain.clean(one.variant) for one, _ in given)]
       made.append(
         Figure(
           f'{text}; {place}. Means over units, without intervals.',
@@ -369,9 +370,9 @@ def _gates(findings: Findings, one: BranchSimilarity) -> Table:
     ' units. Of csba_class the block head: what logit c lets through of images of class c.'
   )
   order = figures.order(findings, one.cell)
-  head = ['block, branch', *(wording.clean(findings.class_names[c]) for c in order)]
+  head = ['block, branch', *(plain.clean(findings.class_names[c]) for c in order)]
   rows = [
-    [f'{wording.clean(block)}, {branch}', *(wording.number(values[c]) for c in order)]
+    [f'{plain.clean(block)}, {branch}', *(wording.number(values[c]) for c in order)]
     for block, gates in one.gates.items()
     for branch, values in enumerate(gates, 1)
   ]

@@ -10,6 +10,7 @@ from csba_jax.errors import UserError
 from csba_jax.files import expanded, write_atomically
 from csba_jax.report.study import content, figures, markdown
 from csba_jax.run.workdir import writing_to
+from csba_jax.runtime import plain
 from csba_jax.study import results
 
 BEGIN, END = '<!-- results: made by csba-report --readme -->', '<!-- end of results -->'
@@ -79,7 +80,7 @@ def of_study(findings: Findings, folder: str) -> str:
     f'Whole report: [{folder}/report.md]({folder}/report.md), `report.html` beside it. Made by:',
     '',
     # as it is, but that no command can look like one of the marks
-    *(f'    {wording.clean(command).replace("<!--", "<! --")}' for command in about['commands']),
+    *(f'    {plain.clean(command).replace("<!--", "<! --")}' for command in about['commands']),
     '',
     '| link of the argument | verdict |',
     '| --- | --- |',
@@ -110,7 +111,7 @@ def _training_images(findings: Findings) -> str:
   """'Clean (149), Dusty (136), Broken (8)', the largest class first; of many classes both ends."""
   names, counts = findings.class_names, findings.class_counts[0]
   order = figures.order(findings, findings.cells[0])
-  labels = [f'{wording.clean(names[c])} ({counts[c]:.0f})' for c in order]
+  labels = [f'{plain.clean(names[c])} ({counts[c]:.0f})' for c in order]
   return ', '.join(labels) if len(labels) <= MOST_CLASSES else f'{labels[0]} to {labels[-1]}'
 
 

@@ -12,6 +12,7 @@ from csba_jax.analysis.types import Comparison, Score
 from csba_jax.report.html.blocks import Block, Items, Table, Text
 from csba_jax.report.study import figures
 from csba_jax.report.terminal import table
+from csba_jax.runtime import plain
 
 _MOST_NAMED = 12  # classes; of more, how many there are
 
@@ -106,7 +107,7 @@ def _group(findings: Findings, cell: Mapping[str, Any], shares: np.ndarray) -> s
   if len(classes) > _MOST_NAMED:
     return f'{len(classes)} classes'
   some = {c: f' (in {100 * shares[c]:.0f} % of the runs)' if shares[c] < 1 else '' for c in classes}
-  return ', '.join(wording.clean(findings.class_names[c]) + some[c] for c in classes) or 'no class'
+  return ', '.join(plain.clean(findings.class_names[c]) + some[c] for c in classes) or 'no class'
 
 
 def setting(findings: Findings, name: str) -> float:
@@ -126,11 +127,11 @@ def unit_count(score: Score) -> int:
 def place(findings: Findings, one: Any, variant: Any) -> str:
   """'csba, balanced_softmax, end, scope common, val' of a matrix or a flow."""
   parts = [
-    wording.clean(variant.variant) if variant is not None else '',
+    plain.clean(variant.variant) if variant is not None else '',
     wording.cell(one.cell, findings.cells),
     f'snapshot {wording.snapshot(one.at)}',
-    f'scope {wording.clean(one.scope)}' if hasattr(one, 'scope') else '',
-    f'part {wording.clean(one.part)}',
+    f'scope {plain.clean(one.scope)}' if hasattr(one, 'scope') else '',
+    f'part {plain.clean(one.part)}',
   ]
   return ', '.join(part for part in parts if part)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ def audit(tmp_path):
   sizes[6] = 0
   return Audit(
     folder=str(tmp_path / 'p<i>'),
+    paths=tuple(tmp_path / 'p<i>' / name for name in names),
     names=names,
     labels=np.asarray([0, 0, 0, 0, 0, 1, 1, 2], np.int32),
     class_names=('a', '<script>alert(1)</script>', 'c\nd'),
@@ -53,7 +55,7 @@ def test_the_lines(audit):
     f'Small: 6 files. {ODD[TINY]}',
     'left out of p<i>: a: 2 .heic',
     'Files that cannot be read, and are left out: 1.',
-    'Copies: 6 photos in 1 sets, 5 more than one of each set; 1 of these are byte-identical, ',
+    'Copies: 6 photos in 1 set, 5 more than one of each set; 1 of these are byte-identical, ',
     'Sets of copies in different classes: 1. Check their labels.',
     '  a/0.png = a/1.png = a/2.png = a/3.png = a/4.png = b/0.png',
     '  unreadable: b/x.png (empty file)',
@@ -84,7 +86,9 @@ def test_the_page_runs_nothing_and_shows_one_of_each_class_first(audit):
 
 def test_a_photo_that_is_gone_has_no_picture(audit, tmp_path):
   (tmp_path / 'p<i>' / 'b/0.png').unlink()
-  assert page.render(audit).count('src="data:image/jpeg;base64,') == 3
+  drawn = page.render(audit)
+  assert drawn.count('src="data:image/jpeg;base64,') == 3
+  assert 'No longer readable: b/0.png.' in drawn
 
 
 def test_copies_in_two_parts_have_a_place_of_their_own(audit):
@@ -99,6 +103,18 @@ def test_copies_in_two_parts_have_a_place_of_their_own(audit):
   drawn = page.render(parts)
   place = drawn[drawn.index('<section id="parts">') : drawn.index('<section id="copies">')]
   assert re.findall('<figcaption>(.*?)</figcaption>', place) == ['a/3.png', 'a/4.png']
+
+
+def test_a_large_set_is_to_be_looked_at(audit, monkeypatch):
+  assert 'largest set' not in content.describe(audit)
+  monkeypatch.setattr(content, 'LARGE', 6)
+  assert 'The largest set has 6 photos. Look at it: ' in content.describe(audit)
+
+
+def test_the_flags_can_be_pasted_into_a_shell(tmp_path):
+  flags = shlex.split(content.use_of_copies(tmp_path / 'my runs'))
+  manifest = f'--config.data.manifest={tmp_path}/my runs/copies.csv'
+  assert flags == [manifest, '--config.data.group_column=group']
 
 
 def test_of_many_sets_the_first_are_shown(audit, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 
 from csba_jax.analysis import wording
 from csba_jax.report.study import markdown
+from csba_jax.runtime import plain
 
 SECTIONS = [
   'Summary',
@@ -263,8 +264,8 @@ def test_gates_stand_in_the_order_of_class_sizes(made_up):
     turned = turned or dataclasses.replace(made, class_counts=counts)
     part = markdown.render(turned).split(f'Mean gates by class, {one.variant}')[1]
     table = next(lines for lines in tables(part) if cells(lines[0])[0] == 'block, branch')
-    assert cells(table[0])[1:] == [wording.clean(name) for name in names]
+    assert cells(table[0])[1:] == [plain.clean(name) for name in names]
     block, gates = next(iter(one.gates.items()))
     values = gates[0] if turned is made else gates[0][::-1]
-    assert cells(table[2])[0] == f'{wording.clean(block)}, 1'
+    assert cells(table[2])[0] == f'{plain.clean(block)}, 1'
     assert cells(table[2])[1:] == [wording.number(value) for value in values]
