@@ -358,11 +358,12 @@ def test_a_folder_of_photos_is_trained_on_without_a_recipe(tmp_path):
     for i in range(n):
       noise = np.random.default_rng(i + n).integers(0, 256, (32, 32, 3), np.uint8)
       PIL.Image.fromarray(noise).save(tmp_path / 'photos' / name / f'{i}.png')
-  command = ['--data=photos', '--workdir=run', '--config.model.width=0.05']
-  command += ['--config.train.epochs=1']
+  (tmp_path / 'flags.txt').write_text('--config.train.epochs=1\n')
+  command = ['--data=photos', '--workdir=run', '--config.model.width=0.05', '--flagfile=flags.txt']
   code, out, err = call('train', *command, '--dry_run', cwd=tmp_path)
   assert code == 0, err
   assert '  data.num_classes=2: its class folders' in out.splitlines()
+  assert 'train.epochs=' not in out  # it is given
   assert 'parameters: ' in out
   assert not (tmp_path / 'run').exists()
   code, out, err = call('train', *command, cwd=tmp_path)
