@@ -11,10 +11,12 @@ from csba_jax.data.audit import COPIES_COLUMN, Audit
 from csba_jax.errors import UserError
 
 SIZES = (32, 48, 64, 96, 128, 160, 224)  # pixels of a square
-# Pixels a second that are trained on. CPU, for each core: 400 to 520 images/s of 48 x 48 were seen
-# on one core (csba-train on the solar panels, `none`, width 0.5). GPU: a guess; not measured.
-CPU_RATE, GPU_RATE = 1.0e6, 1.0e8
+# Pixels a second that are trained on, for each core and for each GPU. Two cores of an AMD EPYC train
+# with 100 to 170 images/s of 160 x 160, 1.3 to 2.2 million pixels a core (csba-train --data on the
+# solar panels, JAX 0.11), and with fewer pixels where images are small. GPU: a guess; not measured.
+CPU_RATE, GPU_RATE = 1.5e6, 1.0e8
 STEPS, EPOCHS, LEAST_EPOCHS, MOST_EPOCHS = 1000, 20, 5, 100
+VALIDATIONS = 5
 IMBALANCED = 1.5  # imbalance factor from which the loss corrects for class sizes
 LEAST_PHOTOS = 4
 BATCHES = ((5_000, 32), (50_000, 64), (math.inf, 128))  # (training images below, batch)
@@ -105,6 +107,11 @@ def choose(
     Choice('data.image_size', size, reasons[0]),
     Choice('augment.crop_padding', size // 16, 'a sixteenth of the image size'),
     Choice('train.epochs', epochs, reasons[1]),
+    Choice(
+      'train.eval_every',
+      math.ceil(int(given.get('train.epochs') or epochs) / VALIDATIONS),
+      f'{VALIDATIONS} validations: the best of many, on few photos, is chosen by chance',
+    ),
     _loss(audit),
     Choice('model.attention', 'none', 'no study has shown yet that it helps (docs/study.md)'),
   ]

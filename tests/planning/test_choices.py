@@ -78,6 +78,11 @@ def test_batch_and_epochs(photos, batch, epochs):
   assert (found['train.batch_size'], found['train.epochs']) == (batch, epochs)
 
 
+@pytest.mark.parametrize(('epochs', 'every'), [(1, 1), (5, 1), (6, 2), (100, 20)])
+def test_five_validations_or_fewer(epochs, every):
+  assert chosen(audit_of([50, 50]), {'train.epochs': epochs})['train.eval_every'] == every
+
+
 def test_a_gpu_trains_on_larger_images():
   audit = audit_of([20_000, 20_000])
   small, large = (chosen(audit, hardware=Hardware(8, gpus)) for gpus in (0, 1))
@@ -121,7 +126,7 @@ def test_a_run_that_takes_longer_says_so():
     if choice.field == 'train.epochs'
   )
   assert epochs.value == choices.LEAST_EPOCHS
-  assert epochs.reason == 'more would take over 0.1 minutes on 1 CPU core; expect about 3 minutes'
+  assert epochs.reason == 'more would take over 0.1 minutes on 1 CPU core; expect about 2 minutes'
 
 
 @pytest.mark.parametrize(
