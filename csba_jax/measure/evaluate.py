@@ -44,8 +44,11 @@ def validate(
   net: Net, part: pipeline.Part, batch_size: int, tick: Callable[[], None] = lambda: None
 ) -> Validation:
   """Adjusted logits and labels of a part; arguments as of `evaluate`, with the same program."""
-  place = net.layout.place
-  found = [np.asarray(place(logits)) for _, logits in _batches(net, part, batch_size, tick)]
+  found = []
+  for _, logits in _batches(net, part, batch_size, tick):
+    whole = net.layout.place(logits)
+    sharding.one_at_a_time(whole)
+    found.append(np.asarray(whole))
   return Validation(np.concatenate(found)[: len(part)], np.asarray(part.labels, np.int32))
 
 

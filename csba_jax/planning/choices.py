@@ -11,9 +11,9 @@ from csba_jax.data.audit import COPIES_COLUMN, Audit
 from csba_jax.errors import UserError
 
 SIZES = (32, 48, 64, 96, 128, 160, 224)  # pixels of a square
-# Pixels a second that are trained on, for each core and for each GPU. Two cores of an AMD EPYC train
-# with 100 to 170 images/s of 160 x 160, 1.3 to 2.2 million pixels a core (csba-train --data on the
-# solar panels, JAX 0.11), and with fewer pixels where images are small. GPU: a guess; not measured.
+# Pixels a second that are trained on, for each core and for each GPU. Two cores of an AMD EPYC
+# train with 100 to 170 images/s of 160 x 160, 1.3 to 2.2 million pixels a core (csba-train --data
+# on the solar panels, JAX 0.11), and with fewer where images are small. GPU: a guess; not measured.
 CPU_RATE, GPU_RATE = 1.5e6, 1.0e8
 STEPS, EPOCHS, LEAST_EPOCHS, MOST_EPOCHS = 1000, 20, 5, 100
 VALIDATIONS = 5
