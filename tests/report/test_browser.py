@@ -6,9 +6,12 @@ import pathlib
 import re
 import sys
 
+import numpy as np
 import PIL.Image
 import pytest
 
+from csba_jax.data import audit
+from csba_jax.report.audit import page as audit_page
 from csba_jax.report.study import page
 
 pytestmark = pytest.mark.slow
@@ -220,3 +223,25 @@ def _luminance(color):
   values = [int(x) / 255 for x in re.findall(r'\d+', color)[:3]]
   linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in values]
   return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize('size', [PHONE, DESK], ids=['phone', 'desk'])
+def test_an_audit_shows_its_photos_and_runs_nothing(open_file, tmp_path, size):
+  rng = np.random.default_rng(0)
+  for name in ('<script>alert(1)</script>', 'a-very-long-name-of-a-class-' * 5, 'cat'):
+    (tmp_path / 'photos' / name.replace('/', '_')).mkdir(parents=True)
+  for folder in (tmp_path / 'photos').iterdir():
+    for i in range(3):
+      seed = i if i < 2 else int(rng.integers(100, 10**6))  # two copies across all classes
+      pixels = np.random.default_rng(seed).integers(0, 256, (70, 70, 3), np.uint8)
+      PIL.Image.fromarray(pixels).save(folder / f'{i}.png')
+  [*_, path] = audit_page.write(audit.audit_folder(tmp_path / 'photos'), tmp_path / 'run')
+  tab = open_file(path, size)
+  loaded = tab.evaluate('[...document.images].map(e => e.complete && e.naturalWidth)')
+  assert loaded == [128] * 6
+  assert tab.evaluate('document.scripts.length') == 0
+  for scheme in SCHEMES:
+    tab.emulate_media(color_scheme=scheme)
+    assert tab.evaluate('document.documentElement.scrollWidth') <= size['width']
+    assert tab.evaluate(CLIPPED) == []
+    assert tab.evaluate(OVERLAPS) == []
