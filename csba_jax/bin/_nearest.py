@@ -11,7 +11,6 @@ from csba_jax.errors import UserError
 SHOWN = 6  # fields of a section that a message names
 # What other programs call it: the flag or field here.
 MEANT = {
-  'data': '--config=image_folder --config.data.dir=FOLDER',
   'dataset': '--config=RECIPE (a recipe has its data), or --config.data.name=NAME of a TFDS set',
   'lr': '--config.train.learning_rate=VALUE',
   'wd': '--config.train.weight_decay=VALUE',

@@ -102,7 +102,7 @@ TRAIN = [
   ),
   (
     ['--data', 'photos'],
-    f'{FLAGS}--data; to fix it: set --config=image_folder --config.data.dir=FOLDER',
+    'expected --workdir; found none; to fix it: add e.g. --workdir=runs/photos',
   ),
   (
     [D, '--dataset=cifar10'],

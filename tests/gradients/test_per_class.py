@@ -1,5 +1,6 @@
 """Class gradients and Grams against a loop of jax.grad, one class after the other."""
 
+import dataclasses
 import functools
 
 import jax
@@ -361,7 +362,7 @@ def _losses_of_targets(losses_fn, params, batch):
 def test_scaled_losses_scale_grams_by_the_square(cnn, cnn_grams):
   losses_fn, params, batch = cnn
   scaled = class_grams(lambda p, b: 3 * losses_fn(p, b), params, batch, num_classes=C, head='^head')
-  back = scaled.replace(losses=scaled.losses * 3)  # losses scale once
+  back = dataclasses.replace(scaled, losses=scaled.losses * 3)  # losses scale once
   assert_same(jax.tree.map(lambda x: x / 9 if x.dtype != jnp.int32 else x, back), cnn_grams)
 
 
