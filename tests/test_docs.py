@@ -346,7 +346,7 @@ def test_conflict_files_have_the_names_of_the_page(workplace, capsys):
   _, printed = run_page('conflict_files', workplace)
   said = capsys.readouterr().out
   listed = set(printed.split())
-  for kind in ('probe', 'train_exact', 'train'):
+  for kind in ('probe', 'train_exact', 'train_seed0'):
     assert any(re.fullmatch(rf'step\d{{6}}_{kind}\.npz', name) for name in listed)
   snapshots = {name for name in listed if re.search('_(train|val).json$', name)}
   assert {name.replace('.json', '.npz') for name in snapshots} <= listed
