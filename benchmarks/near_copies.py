@@ -1,10 +1,12 @@
 """Copies in a folder of photos against a manifest that names them, and the time of the search.
 
-  python -m benchmarks.near_copies --dir=PHOTOS [--manifest=manifest.csv] [--hashes=100000]
+  python -m benchmarks.near_copies --dir=PHOTOS [--manifest=manifest.csv] [--hashes=100000] \
+    [--cifar=DIR]
 
 It prints, of the manifest's groups of identical originals and of all its groups, the share that
 `csba_jax.data.audit` has in one set; the pairs of photos that it puts together and the manifest
-does not; and the seconds of the search among random hashes, of which a tenth has a near one.
+does not; with --cifar the groups among 5,000 images, which have no manifest: look at them; and the
+seconds of the search among random hashes, of which a tenth has a near one.
 """
 
 import csv
@@ -17,11 +19,15 @@ from absl import app, flags
 
 from csba_jax.data import near_copies
 from csba_jax.data.audit import audit_folder
+from csba_jax.data.tfds_source import TfdsSource
+
+CIFAR_IMAGES = 5_000
 
 _DIR = flags.DEFINE_string('dir', None, 'Folder of CLASS/photo files.', required=True)
 _MANIFEST = flags.DEFINE_string(
   'manifest', 'manifest.csv', 'In it: file, original_sha1, dup_group.'
 )
+_CIFAR = flags.DEFINE_string('cifar', None, 'Folder of CIFAR-10 as TFDS prepares it.')
 _HASHES = flags.DEFINE_integer('hashes', 100_000, 'Number of random hashes.', 1)
 
 
@@ -49,6 +55,19 @@ def random_hashes(n: int) -> np.ndarray:
   return np.unique(hashes)
 
 
+def print_cifar(folder: str) -> None:
+  """Groups among the first test images, by their names."""
+  source = TfdsSource('cifar10', 'test', folder)
+  looks = [near_copies.look(source[i]['image']) for i in range(CIFAR_IMAGES)]
+  group_of = near_copies.groups(
+    near_copies.Looks(np.asarray([h for h, _ in looks]), np.stack([small for _, small in looks]))
+  )
+  several = np.flatnonzero(np.bincount(group_of) > 1)
+  print(f'CIFAR-10, {CIFAR_IMAGES} test images: {len(several)} groups')
+  for group in several:
+    print('  ' + ' = '.join(source.names[i] for i in np.flatnonzero(group_of == group)))
+
+
 def main(_) -> None:
   """Prints the numbers."""
   begin = time.perf_counter()
@@ -65,6 +84,8 @@ def main(_) -> None:
   print(f'pairs in one set: {len(pairs(sets))}, of which not in the manifest: {len(others)}')
   for one, two in others:
     print(f'  {one} = {two}')
+  if _CIFAR.value:
+    print_cifar(_CIFAR.value)
   hashes = random_hashes(_HASHES.value)
   begin = time.perf_counter()
   found_pairs = near_copies.hash_pairs(hashes, near_copies.DISTANCE)

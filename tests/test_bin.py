@@ -57,6 +57,7 @@ BAD_TRAINING = {
     [DIGITS, '--data=photos'],
     '--data, which chooses the settings, or --config; found both; to fix it: remove --config',
   ),
+  'flagfile not there': (['--flagfile=/nix'], "No such file or directory: '/nix'"),
   'photos that are not there': (['--data=/nix', '--workdir=x'], 'found nothing at /nix; '),
   'photos and processes': (
     ['--data=x', '--workdir=x', '--coordinator=a:1', '--processes=2', '--process=0'],
@@ -377,7 +378,8 @@ def test_a_folder_of_photos_is_trained_on_without_a_recipe(tmp_path):
   assert {'audit.html', 'copies.csv', 'result.json'} <= set(os.listdir(tmp_path / 'run'))
   code, out, err = call('train', *command, cwd=tmp_path)
   assert code == 0, err
-  assert out.splitlines()[0].startswith('class ')  # it is not audited again
+  assert out.splitlines()[0].startswith('class ')
+  assert 'the run of run goes on with its settings; the folder is not audited again' in err
   assert 'is finished' in err
   code, out, err = call('train', *command, '--config.train.batch_size=4', cwd=tmp_path)
   assert (code, len(err.splitlines())) == (1, 1)

@@ -152,11 +152,14 @@ class _RecipeParser(flags.ArgumentParser):
 
 def define_config(kind: str, example: str) -> flags.FlagHolder:
   """--config=NAME, and --config.FIELD=VALUE for each field of the recipe or study."""
-  holder = config_flags.DEFINE_config_file(
-    'config',
-    None,
-    f'{kind}: a file of configs/ without .py, such as {example}, or the path of one.',
-  )
+  try:  # ml_collections looks for --config in a --flagfile already here
+    holder = config_flags.DEFINE_config_file(
+      'config',
+      None,
+      f'{kind}: a file of configs/ without .py, such as {example}, or the path of one.',
+    )
+  except flags.Error as error:
+    sys.exit(f'{sys.argv[0].rsplit("/", 1)[-1]}: {_explained(error)}')
   flags.FLAGS['config'].parser = _RecipeParser()
   return holder
 

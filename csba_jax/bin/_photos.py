@@ -43,10 +43,12 @@ def with_settings(
 
   from csba_jax.data.audit import audit_folder
   from csba_jax.planning import photos
+  from csba_jax.runtime.progress import say
 
   folder, given = _DATA.value, _main.given_fields(config)
   photos.check(config, given, folder, where)
   if kept := photos.resume(config, given, folder, where):
+    say(f'the run of {where} goes on with its settings; the folder is not audited again')
     return kept
   audit = _main.unless_stopped(
     lambda tick: audit_folder(folder, config.data.layout, tick), 'stopped: nothing was written'

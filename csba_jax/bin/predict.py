@@ -44,7 +44,7 @@ def main(photos: str) -> int:
     found = predictor.predict(files, _decisions.CONFIDENCE.value, tick)
     return predictions.write(out, names, found) if out else predictions.show(names, found)
 
-  unreadable = _main.unless_stopped(work, 'stopped: no file was written')
+  unreadable = _main.unless_stopped(work, 'stopped')
   if out:
     print(f'written: {out} ({len(files) - len(unreadable):,} photos)')
   for one in unreadable:

@@ -15,12 +15,11 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from csba_jax.data import near_copies
+from csba_jax.data import cache, near_copies
 from csba_jax.data.decoding import (
   PILLOW_FORMATS,
   Unreadable,
@@ -38,7 +37,7 @@ SMALL = 64  # pixels of the shorter side, below which a photo is small
 LONG = 3.0  # longer side over shorter side, from which the cut to a square takes most of a photo
 SCHEMA = 1
 COPIES_FILE, COPIES_COLUMN = 'copies.csv', 'group'  # for data.manifest and data.group_column
-BLOCK = 256  # files that are handed to the threads at a time
+TICKS = 32  # files from one call of `tick` to the next
 
 # what is odd about a file, in the words of the report
 TURNED, CLEAR = 'turned by EXIF', 'with a channel of transparency'
@@ -306,10 +305,11 @@ class _Photo:
 def _look_at_all(listing: Listing, tick: Callable[[int, int], None]) -> list[_Photo]:
   found: list[_Photo] = []
   total = len(listing.paths)
-  with without_size_warnings(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-    for begin in range(0, total, BLOCK):
-      found += pool.map(_look_at, listing.paths[begin : begin + BLOCK])
-      tick(len(found), total)
+  with without_size_warnings():
+    for photo in cache.in_order(_look_at, listing.paths):
+      found.append(photo)
+      if len(found) % TICKS == 0 or len(found) == total:
+        tick(len(found), total)
   return found
 
 

@@ -150,7 +150,7 @@ def decoded(source: Source, log: Callable[[str], None]) -> Iterator[Block]:
   done, last = 0, time.monotonic()
   blocks = (range(i, min(i + length, total)) for i in range(0, total, length))
   with without_size_warnings():
-    for found in _in_order(decode, blocks):
+    for found in in_order(decode, blocks):
       yield found
       done += len(found.reasons)
       if time.monotonic() - last >= 5:
@@ -158,7 +158,7 @@ def decoded(source: Source, log: Callable[[str], None]) -> Iterator[Block]:
         log(f'decoded {done} of {total} images')
 
 
-def _in_order(function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
+def in_order(function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
   """Yields function(item) of each item, in order; a few threads work a few items ahead."""
   threads = min(4, os.cpu_count() or 1)
   waiting: collections.deque[Future[Found]] = collections.deque()

@@ -32,6 +32,7 @@ PARTS = {  # name of a folder: part of a data set
   **dict.fromkeys(('val', 'valid', 'validation', 'dev'), VAL),
   **dict.fromkeys(('test', 'testing', 'eval'), TEST),
 }
+_OF_PHONES = {'.heic', '.heif'}
 NAMED = 8  # classes, folders or kinds of files that one line names
 _NOUN = re.compile('^(image|link|hidden file|file|folder)')  # of a kind that is left out
 
@@ -147,7 +148,8 @@ def _of_classes(directory: pathlib.Path, needs_all: bool = True) -> Listing:
       raise UserError(
         f'images ({", ".join(IMAGE_SUFFIXES)}) in every class folder',
         f'none in {class_name}{of_all}',
-        'convert its files to one of these formats, add images to it, or move it elsewhere',
+        f'convert its files to one of these formats{_reader_of(beside)}, add images to it, or move '
+        'it elsewhere',
       )
     left_out |= {class_name: beside} if beside else {}
     if not images:
@@ -178,9 +180,14 @@ def images_below(path: pathlib.Path) -> list[pathlib.Path]:
     raise UserError(
       f'images ({", ".join(IMAGE_SUFFIXES)}) in {path}',
       f'none{others}',
-      'name another folder, or convert the files to one of these formats',
+      f'name another folder, or convert the files to one of these formats{_reader_of(beside)}',
     )
   return found
+
+
+def _reader_of(beside: collections.Counter[str]) -> str:
+  """Which package reads the files of phones that were left out; '' if there are none."""
+  return ' (Python reads .heic with the package pillow-heif)' if set(beside) & _OF_PHONES else ''
 
 
 def _describe(directory: pathlib.Path, left_out: dict[str, collections.Counter[str]]) -> str:

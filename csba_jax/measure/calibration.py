@@ -9,10 +9,12 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from csba_jax.errors import UserError
 from csba_jax.files import expanded
+from csba_jax.methods import metrics
 
 FILE = 'validation.npz'  # in a workdir
 LEAST = 20  # validation images, below which nothing is fitted
@@ -20,9 +22,9 @@ TEMPERATURES = (0.05, 20.0)
 PULL = (
   1.0  # strength of x^2 / 2, for x = 1 / temperature - 1 and each bias, beside one image's loss
 )
-BINS = 15  # of the expected calibration error
 _EXACT = {'ftol': 1e-14, 'gtol': 1e-9}
-TRIED = 200  # factors of a class that are tried, at most
+ROUNDS = 50  # in which weights are raised for wanted recalls, at most
+TRIED = 200  # weights of a class that are tried, at most
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,11 +91,15 @@ class Calibration:
   temperature: float
   bias: np.ndarray
 
+  def adjusted(self, logits: np.ndarray) -> np.ndarray:
+    """[N, C] logits -> logits / temperature + bias, float64."""
+    return np.asarray(logits, np.float64) / self.temperature + self.bias
+
   def probabilities(self, logits: np.ndarray) -> np.ndarray:
     """[N, C] logits -> [N, C] float64, each row with sum 1."""
     from scipy.special import softmax
 
-    return softmax(np.asarray(logits, np.float64) / self.temperature + self.bias, axis=-1)
+    return softmax(self.adjusted(logits), axis=-1)
 
 
 def fit(validation: Validation | None, num_classes: int, shares: np.ndarray | None) -> Calibration:
@@ -154,7 +160,7 @@ def _fit(validation: Validation, with_bias: bool) -> tuple[float, np.ndarray]:
   return float(1 / found.x[0]), found.x[1:] if with_bias else np.zeros(classes)
 
 
-def factors(
+def class_weights(
   validation: Validation | None,
   calibration: Calibration,
   thresholds: str,
@@ -162,9 +168,9 @@ def factors(
 ) -> np.ndarray:
   """What multiplies each class's probability before the largest one is taken, [C].
 
-  'macro_f1' chooses factors, class by class and twice around, that give the best macro-F1 on the
-  validation images. Then the factor of each class with a wanted recall is raised until the
-  validation images have it.
+  'macro_f1' chooses weights, class by class and twice around, that give the best macro-F1 on the
+  validation images. Then the weights of the classes with a wanted recall are raised until the
+  validation images have it, of all these classes at once.
 
   Args:
     validation: needed unless thresholds is 'none' and no recall is wanted.
@@ -173,7 +179,7 @@ def factors(
     min_recall: {class: wanted recall on validation images, in (0, 1]}.
 
   Raises:
-    UserError: too few validation images, or none of a class.
+    UserError: too few validation images, none of a class, or recalls that cannot be had together.
   """
   classes = len(calibration.bias)
   found = np.ones(classes)
@@ -188,14 +194,25 @@ def factors(
   probabilities, labels = calibration.probabilities(validation.logits), validation.labels
   if thresholds == 'macro_f1':
     for c in list(range(classes)) * 2:
-      found[c] = _best_factor(probabilities, labels, found, c)
-  for c, recall in min_recall.items():
-    found[c] = max(found[c], _factor_of_recall(probabilities, labels, found, c, recall))
-  return found
+      found[c] = _best_weight(probabilities, labels, found, c)
+  for _ in range(ROUNDS):
+    before = found.copy()
+    for c, recall in min_recall.items():
+      found[c] = max(found[c], _weight_of_recall(probabilities, labels, found, c, recall))
+    if (found == before).all():  # no class has taken images from another one
+      return found
+  raise UserError(
+    'recalls of --min_recall that the validation images can have together',
+    f'none after {ROUNDS} rounds, in which each class takes images from the others',
+    'lower one of them',
+  )
 
 
 def macro_f1(predicted: np.ndarray, labels: np.ndarray, classes: int) -> float:
-  """Mean F1 of the classes that have images; F1 = 2 TP / (images + predictions)."""
+  """Mean F1 of the classes that have images; F1 = 2 TP / (images + predictions).
+
+  It is called thousands of times, for which scikit-learn's takes too long.
+  """
   images = np.bincount(labels, minlength=classes)
   right = np.bincount(labels[predicted == labels], minlength=classes)
   claimed = np.bincount(predicted, minlength=classes)
@@ -203,36 +220,36 @@ def macro_f1(predicted: np.ndarray, labels: np.ndarray, classes: int) -> float:
   return float((2 * right[some] / (images + claimed)[some]).mean())
 
 
-def _levels(probabilities: np.ndarray, factors_: np.ndarray, c: int) -> np.ndarray:
-  """For each image the factor from which class c is the largest, [N]."""
-  others = np.delete(probabilities * factors_, c, axis=1).max(1)
+def _levels(probabilities: np.ndarray, weights: np.ndarray, c: int) -> np.ndarray:
+  """For each image the weight from which class c is the largest, [N]."""
+  others = np.delete(probabilities * weights, c, axis=1).max(1)
   return others / np.maximum(probabilities[:, c], np.finfo(np.float64).tiny)
 
 
-def _best_factor(
-  probabilities: np.ndarray, labels: np.ndarray, factors_: np.ndarray, c: int
+def _best_weight(
+  probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray, c: int
 ) -> float:
-  """The factor of class c with the best macro-F1; of equals the nearest to the one it has."""
-  levels = np.sort(_levels(probabilities, factors_, c))
+  """The weight of class c with the best macro-F1; of equals the nearest to the one it has."""
+  levels = np.sort(_levels(probabilities, weights, c))
   levels = levels[(levels > 1e-6) & (levels < 1e6)]
   between = np.sqrt(levels[1:] * levels[:-1])  # halfway, on a log scale, between two changes
   some = np.unique(np.linspace(0, len(between) - 1, TRIED).round().astype(int))
-  tried = np.concatenate([[factors_[c]], between[some] if len(between) else between])
+  tried = np.concatenate([[weights[c]], between[some] if len(between) else between])
   scores = []
-  for factor in tried:
-    changed = factors_.copy()
-    changed[c] = factor
+  for weight in tried:
+    changed = weights.copy()
+    changed[c] = weight
     predicted = (probabilities * changed).argmax(1)
-    scores.append(macro_f1(predicted, labels, len(factors_)))
+    scores.append(macro_f1(predicted, labels, len(weights)))
   best = np.flatnonzero(np.asarray(scores) >= max(scores) - 1e-12)
-  return float(tried[best[np.abs(np.log(tried[best] / factors_[c])).argmin()]])
+  return float(tried[best[np.abs(np.log(tried[best] / weights[c])).argmin()]])
 
 
-def _factor_of_recall(
-  probabilities: np.ndarray, labels: np.ndarray, factors_: np.ndarray, c: int, recall: float
+def _weight_of_recall(
+  probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray, c: int, recall: float
 ) -> float:
-  """The smallest factor of class c with which that share of its images is found."""
-  levels = np.sort(_levels(probabilities, factors_, c)[labels == c])
+  """The smallest weight of class c with which that share of its images is found."""
+  levels = np.sort(_levels(probabilities, weights, c)[labels == c])
   if not len(levels):
     raise UserError(
       'validation images of the class in --min_recall', 'none', 'leave it out, or add images of it'
@@ -241,13 +258,12 @@ def _factor_of_recall(
   return float(needed * (1 + 1e-9))
 
 
-def expected_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
-  """Expected calibration error: bins of equal width, as in `metrics.summarise`."""
-  confidence = probabilities.max(1)
-  right = probabilities.argmax(1) == labels
-  bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-  gaps = [abs((right - confidence)[bins == b].sum()) for b in range(BINS)]
-  return float(np.sum(gaps) / len(labels))
+def calibration_error(validation: Validation, calibration: Calibration) -> float:
+  """Expected calibration error of the validation images, as `metrics.summarise` has it."""
+  logits, everyone = calibration.adjusted(validation.logits), np.ones(len(validation.labels), bool)
+  sums = metrics.Confusion.from_logits(jnp.asarray(logits), validation.labels, everyone).to_host()
+  found = metrics.summarise(sums, np.bincount(validation.labels, minlength=logits.shape[1]))
+  return found['expected_calibration_error']
 
 
 def parse_recalls(texts: Sequence[str], class_names: Sequence[str]) -> dict[int, float]:

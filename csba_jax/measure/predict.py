@@ -66,13 +66,13 @@ class Predictor:
     net: of a run.
     validation: logits of the run's validation images; None if it has kept none.
     calibration: of the probabilities.
-    factors: [C], what multiplies the probability of each class before the largest one is taken.
+    weights: [C], what multiplies the probability of each class before the largest one is taken.
   """
 
   net: Net
   validation: Validation | None
   calibration: Calibration
-  factors: np.ndarray
+  weights: np.ndarray
 
   @classmethod
   def load(
@@ -86,7 +86,7 @@ class Predictor:
 
     Args:
       workdir: folder of a run.
-      thresholds: 'none' or 'macro_f1', see `calibration.factors`.
+      thresholds: 'none' or 'macro_f1', see `calibration.class_weights`.
       min_recall: 'CLASS:RECALL' each.
       field_prior: None, 'uniform', or the path of a CSV file of class,share.
 
@@ -100,8 +100,8 @@ class Predictor:
     shares = calibration_lib.parse_shares(field_prior, names)
     validation = Validation.load(expanded(workdir), len(names))
     found = calibration_lib.fit(validation, len(names), shares)
-    factors = calibration_lib.factors(validation, found, thresholds, recalls)
-    return cls(net, validation, found, factors)
+    weights = calibration_lib.class_weights(validation, found, thresholds, recalls)
+    return cls(net, validation, found, weights)
 
   def predict(
     self,
@@ -111,7 +111,7 @@ class Predictor:
   ) -> Iterator[Prediction]:
     """A prediction for each file, in order; the files are read ahead by a few threads.
 
-    The predicted class is that of the largest product of probability and factor. Its probability
+    The predicted class is that of the largest product of probability and weight. Its probability
     is the confidence.
 
     Args:
@@ -123,18 +123,18 @@ class Predictor:
     for block in cache.decoded(_Photos(files, self.net.metadata.image_shape), lambda line: None):
       found = iter(self.calibration.probabilities(_logits(self.net, block.images)))
       for reason in block.reasons:
-        yield _prediction(files[done], reason, found, self.factors, min_confidence)
+        yield _prediction(files[done], reason, found, self.weights, min_confidence)
         done += 1
       tick(done, len(files))
 
 
 def _prediction(
-  file: Path, reason: str, found: Iterator[np.ndarray], factors: np.ndarray, least: float
+  file: Path, reason: str, found: Iterator[np.ndarray], weights: np.ndarray, least: float
 ) -> Prediction:
   if reason:
-    return Prediction(file, reason, -1, 0.0, np.zeros(len(factors)))
+    return Prediction(file, reason, -1, 0.0, np.zeros(len(weights)))
   probabilities = next(found)
-  label = int((probabilities * factors).argmax())
+  label = int((probabilities * weights).argmax())
   confidence = float(probabilities[label])
   return Prediction(file, '', label if confidence >= least else -1, confidence, probabilities)
 

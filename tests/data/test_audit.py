@@ -13,7 +13,6 @@ from csba_jax.data import audit as audit_lib
 from csba_jax.data.audit import audit_folder
 from csba_jax.data.image_folder import ImageFolderSource
 from csba_jax.errors import UserError
-from tests.data.test_near_copies import scene
 
 
 def put(folder, name, image, **how):
@@ -24,7 +23,7 @@ def put(folder, name, image, **how):
 
 
 @pytest.fixture(scope='module')
-def photos(tmp_path_factory):
+def photos(tmp_path_factory, scene):
   """Three classes; copies of both kinds, also across classes; one file of each odd kind."""
   folder = tmp_path_factory.mktemp('photos')
   for c, (name, n) in enumerate([('cat', 9), ('dog', 6), ('owl', 3)]):
@@ -116,7 +115,7 @@ def test_what_is_written_is_a_manifest(found, photos, tmp_path):
   assert kept['copies_across_classes'][0] == ['cat/1.png', 'dog/same.png']
 
 
-def test_names_that_need_quotes_in_the_manifest(tmp_path):
+def test_names_that_need_quotes_in_the_manifest(tmp_path, scene):
   for name in ('a "b", c', 'd\ne'):
     put(tmp_path / 'photos', f'{name}/1.png', scene(1))
     put(tmp_path / 'photos', f'{name}/2.png', scene(2))
@@ -129,7 +128,7 @@ def test_names_that_need_quotes_in_the_manifest(tmp_path):
   assert len(set(source.groups.tolist())) == 2
 
 
-def test_names_in_other_encodings_and_forms(tmp_path):
+def test_names_in_other_encodings_and_forms(tmp_path, scene):
   """Linux takes any bytes; a Mac splits accents; a backslash is a letter like any other."""
   folder = tmp_path / 'photos'
   put(folder, 'a/1.png', scene(1))
@@ -158,7 +157,7 @@ def test_a_workdir_in_the_folder_would_be_a_class(tmp_path):
 
 
 def test_progress_is_told_and_may_stop(photos, monkeypatch):
-  monkeypatch.setattr(audit_lib, 'BLOCK', 10)
+  monkeypatch.setattr(audit_lib, 'TICKS', 10)
   told = []
   audit_folder(photos, tick=lambda done, total: told.append((done, total)))
   assert told == [(10, 32), (20, 32), (30, 32), (32, 32)]
@@ -170,7 +169,7 @@ def test_progress_is_told_and_may_stop(photos, monkeypatch):
     audit_folder(photos, tick=stop)
 
 
-def test_a_class_without_a_readable_photo_has_no_factor(tmp_path):
+def test_a_class_without_a_readable_photo_has_no_factor(tmp_path, scene):
   put(tmp_path, 'a/1.png', scene(0))
   (tmp_path / 'b').mkdir()
   (tmp_path / 'b/1.png').write_bytes(b'')
@@ -189,7 +188,7 @@ def test_photos_that_are_all_unreadable(tmp_path):
 
 
 @pytest.mark.parametrize(('folders', 'words'), [((), 'no class folder'), (('a',), 'only one, a')])
-def test_a_folder_without_classes(tmp_path, folders, words):
+def test_a_folder_without_classes(tmp_path, folders, words, scene):
   for name in folders:
     put(tmp_path, f'{name}/1.png', scene(0))
   with pytest.raises(UserError, match=words):
@@ -202,7 +201,7 @@ def test_a_place_that_cannot_be_written(found, tmp_path):
     audit_lib.save(found, tmp_path / 'file')
 
 
-def test_a_header_that_breaks_off_is_no_traceback(photos, tmp_path):
+def test_a_header_that_breaks_off_is_no_traceback(photos, tmp_path, scene):
   """A GIF whose second frame is cut: the first one is decoded, the frames cannot be counted."""
   put(tmp_path, 'a/1.png', scene(0))
   data = (photos / 'dog/frames.gif').read_bytes()
@@ -213,7 +212,7 @@ def test_a_header_that_breaks_off_is_no_traceback(photos, tmp_path):
   assert 0 < found.class_counts[1] < len(found.names) - 1
 
 
-def test_copies_across_given_parts(tmp_path):
+def test_copies_across_given_parts(tmp_path, scene):
   for part, seeds in (('train', (0, 1, 2)), ('test', (0, 5))):
     for c in (0, 100):
       for i, seed in enumerate(seeds):

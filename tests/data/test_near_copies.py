@@ -12,18 +12,6 @@ from csba_jax.data import near_copies
 from csba_jax.data.near_copies import Looks
 
 
-def scene(seed, size=96):
-  """A smooth made-up photo, uint8 [size, size, 3]: random waves of a few lengths."""
-  rng = np.random.default_rng(seed)
-  y, x = np.mgrid[:size, :size] / size
-  image = np.zeros((size, size, 3))
-  for _ in range(12):
-    across, down, phase = *rng.normal(0, 4, 2), rng.uniform(0, 6.3)
-    image += rng.normal(0, 1, 3) * np.cos(6.3 * (across * x + down * y) + phase)[..., None]
-  image -= image.min()
-  return (255 * image / image.max()).astype(np.uint8)
-
-
 def bits_apart(one, two):
   return int(np.bitwise_count(one ^ two))
 
@@ -70,7 +58,7 @@ def test_a_distance_out_of_range(distance):
     near_copies.hash_pairs(np.zeros(2, np.uint64), distance)
 
 
-def test_the_hash_is_that_of_imagehash():
+def test_the_hash_is_that_of_imagehash(scene):
   scenes = [scene(seed) for seed in range(6)]
   expected = [imagehash.phash(Image.fromarray(image)) for image in scenes]
   found = [near_copies.look(image)[0] for image in scenes]
@@ -80,7 +68,7 @@ def test_the_hash_is_that_of_imagehash():
       assert bits_apart(found[i], found[j]) == expected[i] - expected[j]
 
 
-def test_a_grey_image_looks_like_its_colours():
+def test_a_grey_image_looks_like_its_colours(scene):
   grey = scene(0)[..., :1]
   one, two = near_copies.look(grey), near_copies.look(np.repeat(grey, 3, axis=-1))
   assert one[0] == two[0]
@@ -109,7 +97,7 @@ def looks_of(images):
 
 
 @pytest.mark.parametrize('change', CHANGES)
-def test_a_changed_photo_is_found_and_no_other(change):
+def test_a_changed_photo_is_found_and_no_other(change, scene):
   images = [scene(seed) for seed in range(40)]
   changed = [np.asarray(CHANGES[change](Image.fromarray(image)).convert('RGB')) for image in images]
   found = near_copies.groups(looks_of(images + changed)).tolist()
@@ -132,7 +120,7 @@ def test_likeness_is_the_correlation():
     np.testing.assert_array_equal(found, expected >= likeness)
 
 
-def test_photos_of_one_colour():
+def test_photos_of_one_colour(scene):
   small = np.stack([np.full(1024, value, np.uint8) for value in (0, 1, 90)])
   small = np.concatenate([small, scene(0, 32)[..., 0].reshape(1, -1)])
   pairs = np.asarray([[0, 1], [0, 2], [0, 3]])

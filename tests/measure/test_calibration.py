@@ -87,10 +87,10 @@ def test_too_few_validation_images(n):
   assert (found.temperature, found.bias.tolist()) == (1.0, [0, 0, 0])
   with pytest.raises(UserError, match=r'at least 20 .* for --field_prior; found (none|19); '):
     lib.fit(few, 3, np.full(3, 1 / 3))
-  assert lib.factors(few, found, 'none', {}).tolist() == [1, 1, 1]
+  assert lib.class_weights(few, found, 'none', {}).tolist() == [1, 1, 1]
   for how in (('macro_f1', {}), ('none', {0: 0.5})):
     with pytest.raises(UserError, match=r'for --thresholds and --min_recall; found (none|19); '):
-      lib.factors(few, found, *how)
+      lib.class_weights(few, found, *how)
 
 
 @pytest.mark.parametrize('seed', range(4))
@@ -102,56 +102,72 @@ def test_macro_f1_is_that_of_scikit_learn(seed):
 
 
 @pytest.mark.parametrize('seed', range(4))
-def test_factors_are_no_worse_than_a_grid(seed):
+def test_weightsare_no_worse_than_a_grid(seed):
   validation = made_up(seed, 200, shares=np.asarray([0.8, 0.15, 0.05]))
   plain = Calibration(1.0, np.zeros(3))
-  found = lib.factors(validation, plain, 'macro_f1', {})
+  found = lib.class_weights(validation, plain, 'macro_f1', {})
   probabilities = plain.probabilities(validation.logits)
 
-  def score(factors):
-    return lib.macro_f1((probabilities * factors).argmax(1), validation.labels, 3)
+  def score(weights):
+    return lib.macro_f1((probabilities * weights).argmax(1), validation.labels, 3)
 
   grid = [score((1, a, b)) for a, b in itertools.product(np.geomspace(0.2, 5, 25), repeat=2)]
   assert score(found) >= max(grid) - 0.03  # class by class: a near best, not always the best
   assert score(found) >= score(np.ones(3))
 
 
-def test_a_wanted_recall_is_met_with_the_smallest_factor():
+def test_a_wanted_recall_is_met_with_the_smallest_weight():
   validation = made_up(5, 300, shares=np.asarray([0.8, 0.15, 0.05]))
   plain = Calibration(1.0, np.zeros(3))
   probabilities, labels = plain.probabilities(validation.logits), validation.labels
   for recall in (0.5, 0.8, 1.0):
-    factors = lib.factors(validation, plain, 'none', {2: recall})
+    weights = lib.class_weights(validation, plain, 'none', {2: recall})
     of_class = labels == 2
 
-    def found(factor, of_class=of_class):
-      return ((probabilities * [1, 1, factor]).argmax(1) == 2)[of_class].mean()
+    def found(weight, of_class=of_class):
+      return ((probabilities * [1, 1, weight]).argmax(1) == 2)[of_class].mean()
 
-    assert found(factors[2]) >= recall
-    assert factors[2] == 1 or found(factors[2] * (1 - 1e-6)) < recall
-    assert factors[:2].tolist() == [1, 1]
+    assert found(weights[2]) >= recall
+    assert weights[2] == 1 or found(weights[2] * (1 - 1e-6)) < recall
+    assert weights[:2].tolist() == [1, 1]
 
 
 def test_a_recall_of_a_class_without_images():
   validation = Validation(np.zeros((30, 3), np.float32), np.zeros(30, np.int32))
   with pytest.raises(UserError, match='validation images of the class in --min_recall; found none'):
-    lib.factors(validation, Calibration(1.0, np.zeros(3)), 'none', {1: 0.5})
+    lib.class_weights(validation, Calibration(1.0, np.zeros(3)), 'none', {1: 0.5})
 
 
-def test_expected_error_against_a_loop():
+def test_wanted_recalls_of_several_classes_are_met_together():
+  validation = made_up(5, 300, shares=np.asarray([0.8, 0.15, 0.05]))
+  plain = Calibration(1.0, np.zeros(3))
+  weights = lib.class_weights(validation, plain, 'none', {1: 0.8, 2: 0.8})
+  predicted = (plain.probabilities(validation.logits) * weights).argmax(1)
+  for c in (1, 2):
+    assert (predicted == c)[validation.labels == c].mean() >= 0.8
+
+
+def test_recalls_that_no_weights_have_together():
+  """Images of two classes look the same."""
+  validation = Validation(np.zeros((40, 2), np.float32), np.arange(40, dtype=np.int32) % 2)
+  with pytest.raises(UserError, match='can have together; found none after 50 rounds, .*lower one'):
+    lib.class_weights(validation, Calibration(1.0, np.zeros(2)), 'none', {0: 0.9, 1: 0.9})
+
+
+def test_calibration_error_against_a_loop():
   validation = made_up(3, 500, scale=3.0)
-  probabilities = softmax(validation.logits.astype(float), axis=1)
+  plain = Calibration(1.0, np.zeros(3))
   total = 0.0
+  probabilities = softmax(validation.logits.astype(float), axis=1)
   for b in range(15):
     inside = [
       (max(row), row.argmax() == label)
       for row, label in zip(probabilities, validation.labels, strict=True)
-      if b / 15 <= max(row) < (b + 1) / 15 or (b == 14 and max(row) == 1)
+      if b / 15 < max(row) <= (b + 1) / 15
     ]
     total += abs(sum(right - confidence for confidence, right in inside))
-  assert lib.expected_error(probabilities, validation.labels) == pytest.approx(total / 500)
-  found = lib.fit(validation, 3, None)
-  assert lib.expected_error(found.probabilities(validation.logits), validation.labels) < total / 500
+  assert lib.calibration_error(validation, plain) == pytest.approx(total / 500, rel=1e-4)
+  assert lib.calibration_error(validation, lib.fit(validation, 3, None)) < total / 500
 
 
 def test_what_is_kept_is_read_again(tmp_path):

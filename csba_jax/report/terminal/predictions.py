@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from csba_jax.errors import UserError
-from csba_jax.measure.calibration import LEAST, Calibration, expected_error
+from csba_jax.measure.calibration import LEAST, Calibration, calibration_error
 from csba_jax.measure.predict import Prediction, Predictor
 
 UNSURE = '-'  # printed where no class is predicted
@@ -37,16 +37,13 @@ def explain(predictor: Predictor) -> Iterator[str]:
     yield f'temperature {calibration.temperature:.2f}, and other class shares'
   else:
     plain = Calibration(1.0, np.zeros(len(names)))
-    before, after = (
-      expected_error(c.probabilities(validation.logits), validation.labels)
-      for c in (plain, calibration)
-    )
+    before, after = (calibration_error(validation, c) for c in (plain, calibration))
     yield (
       f'temperature {calibration.temperature:.2f} from {len(validation.labels):,} validation '
       f'images: their calibration error is {after:.3f}, without it {before:.3f}'
     )
-  if (predictor.factors != 1).any():
-    pairs = zip(names, predictor.factors, strict=True)
+  if (predictor.weights != 1).any():
+    pairs = zip(names, predictor.weights, strict=True)
     yield f'weights of classes: {", ".join(f"{n} {f:.3g}" for n, f in pairs if f != 1)}; others 1'
 
 
