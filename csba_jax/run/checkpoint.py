@@ -10,10 +10,12 @@ import errno
 import functools
 import hashlib
 import json
+import logging as python_logging
 import math
 import os
 import shutil
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +35,24 @@ from csba_jax.runtime import distributed
 PyTree = Any
 # Orbax logs its errors with tracebacks, once in each of its threads, and raises the first as well.
 logging.get_absl_logger().addFilter(lambda record: '/orbax/' not in record.pathname)
+
+
+def _not_of_orbax(record: python_logging.LogRecord) -> bool:
+  """False for asyncio's reports of a second write of orbax that failed after the first had.
+
+  The first failure ends the save and is raised. Nobody waits for the others any more, so asyncio
+  logs the traceback of each when it is collected.
+  """
+  error = record.exc_info[1] if record.exc_info else None
+  while error is not None:
+    frames = traceback.walk_tb(error.__traceback__)
+    if any('/orbax/' in frame.f_code.co_filename for frame, _ in frames):
+      return False
+    error = error.__cause__ or error.__context__
+  return True
+
+
+python_logging.getLogger('asyncio').addFilter(_not_of_orbax)
 
 
 def _ignoring_closed_loops(report: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -516,3 +516,37 @@ import os; os._exit(0)
   assert found.stderr.count('Traceback') == 1
   assert 'in <lambda>' in found.stderr
   assert found.stderr.endswith('RuntimeError: Event loop is closed\n')
+
+
+def test_a_second_write_that_failed_is_not_reported(tmp_path):
+  """Only that of orbax: another future that nobody waited for is still reported."""
+  source = 'def write(error):\n  raise error\n'
+  (tmp_path / 'orbax').mkdir()
+  for name in ('orbax/path.py', 'other.py'):
+    (tmp_path / name).write_text(source)
+  program = f"""
+import asyncio
+from csba_jax.run import checkpoint
+async def main():
+  for name in ('orbax/path.py', 'other.py'):
+    scope, path = {{}}, {str(tmp_path)!r} + '/' + name
+    exec(compile(open(path).read(), path, 'exec'), scope)
+    for hidden in (False, True):
+      future = asyncio.get_running_loop().create_future()
+      try:
+        try:
+          scope['write'](OSError(28, 'full: ' + name))
+        except OSError as error:
+          if hidden:  # behind another error
+            raise ValueError('not written')
+          raise
+      except Exception as error:
+        future.set_exception(error)
+      del future
+asyncio.run(main())
+"""
+  found = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+  assert found.returncode == 0, found.stderr
+  assert found.stderr.count('never retrieved') == 2
+  assert found.stderr.count('full: other.py') >= 2
+  assert 'orbax' not in found.stderr
