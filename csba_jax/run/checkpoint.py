@@ -15,7 +15,6 @@ import math
 import os
 import shutil
 import sys
-import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -38,18 +37,13 @@ logging.get_absl_logger().addFilter(lambda record: '/orbax/' not in record.pathn
 
 
 def _not_of_orbax(record: python_logging.LogRecord) -> bool:
-  """False for asyncio's reports of a second write of orbax that failed after the first had.
+  """False for asyncio's report of a write of orbax that failed after another one had.
 
   The first failure ends the save and is raised. Nobody waits for the others any more, so asyncio
-  logs the traceback of each when it is collected.
+  logs each when it is collected: with orbax in its traceback, or, where the error comes from
+  tensorstore and has no traceback, in the name of the file.
   """
-  error = record.exc_info[1] if record.exc_info else None
-  while error is not None:
-    frames = traceback.walk_tb(error.__traceback__)
-    if any('/orbax/' in frame.f_code.co_filename for frame, _ in frames):
-      return False
-    error = error.__cause__ or error.__context__
-  return True
+  return 'orbax' not in python_logging.Formatter().format(record)
 
 
 python_logging.getLogger('asyncio').addFilter(_not_of_orbax)

@@ -543,10 +543,14 @@ async def main():
       except Exception as error:
         future.set_exception(error)
       del future
+  for name in ('a.orbax-checkpoint-tmp', 'other.py'):
+    future = asyncio.get_running_loop().create_future()
+    future.set_exception(ValueError('full: ' + name))  # it has no traceback
+    del future
 asyncio.run(main())
 """
   found = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
   assert found.returncode == 0, found.stderr
-  assert found.stderr.count('never retrieved') == 2
-  assert found.stderr.count('full: other.py') >= 2
+  assert found.stderr.count('never retrieved') == 3
+  assert found.stderr.count('full: other.py') >= 3
   assert 'orbax' not in found.stderr
