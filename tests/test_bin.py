@@ -461,6 +461,7 @@ def digits_runs(tmp_path_factory):
   return folder
 
 
+@pytest.mark.seconds
 def test_train_evaluate_report(digits_runs):
   code, out, err = call('evaluate', f'--workdir={digits_runs / "focal"}')
   assert code == 0, err

@@ -59,6 +59,7 @@ def test_a_place_that_is_gone_is_an_error(driver, monkeypatch):
     driver.die_at('before-moment:1', None)
 
 
+@pytest.mark.seconds
 def test_an_end_that_never_comes_fails_the_run(ended):
   _, code, err = ended
   assert code == 1

@@ -37,6 +37,7 @@ def found(made, tmp_path_factory):
   return findings.analyse(results.read(folder), resamples=299)
 
 
+@pytest.mark.seconds
 def test_the_family_is_the_pairs_of_the_study(found, made):
   pairs = [(c.treatment, c.control, c.cell['method']) for c in found.comparisons]
   assert sorted(pairs) == sorted(

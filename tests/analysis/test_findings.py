@@ -186,6 +186,7 @@ def test_sentences_have_the_numbers(full):
   assert second.startswith('csba_class against none, cross entropy: macro-F1 ')
 
 
+@pytest.mark.seconds
 def test_nothing_is_made_of_nothing(null):
   assert claim(null, 'improves macro-F1').verdict in (REFUTED, UNDECIDED)
   assert claim(null, 'capacity').verdict != SUPPORTED
@@ -245,6 +246,7 @@ def test_what_rests_on_a_link_that_failed_is_untested(tmp_path):
   assert '| Without offsetting problems | **untested** |' in readme.of_study(found, 'folder')
 
 
+@pytest.mark.seconds
 def test_an_undecided_link_leaves_the_others_to_their_numbers(redrawn):
   found = findings.analyse(redrawn, resamples=499)
   assert claim(found, 'improves').verdict == claim(found, 'Overall').verdict == UNDECIDED
@@ -533,6 +535,7 @@ def redrawn(tmp_path_factory):
   return written(tmp_path_factory.mktemp('redrawn'), about, records)
 
 
+@pytest.mark.seconds
 def test_seeds_that_redraw_one_set_are_judged_by_the_corrected_interval(redrawn):
   found = findings.analyse(redrawn, resamples=499)
   (one,) = found.comparisons
@@ -569,6 +572,7 @@ def test_independent_seeds_are_not_corrected(full):
   assert not [x for x in full.links if 'corrected' in x.within.method or x.uncorrected]
 
 
+@pytest.mark.seconds
 def test_seeds_that_redraw_one_set_are_cautioned_about(redrawn, full, folded):
   found = findings.analyse(redrawn, resamples=499)
   (caution,) = found.cautions
@@ -609,6 +613,7 @@ def test_one_split_for_all_seeds_is_not_redrawn(redrawn):
   assert comparisons.Study(redrawn, 499).test_to_rest == pytest.approx(3 / 7)
 
 
+@pytest.mark.seconds
 def test_naive_splits_are_for_the_leak_alone(folded):
   everything = (*folded.comparisons, *folded.offsets, *folded.conflict, *folded.noise)
   assert {c.cell['split'] for c in everything} == {'grouped'}
@@ -616,6 +621,7 @@ def test_naive_splits_are_for_the_leak_alone(folded):
   assert {m.cell['split'] for m in folded.matrices} == {'grouped'}
 
 
+@pytest.mark.seconds
 def test_a_leak_is_measured(folded, full):
   assert [c.treatment for c in folded.leak] == ['none', 'none_wide', 'csba']
   for one in folded.leak:
@@ -835,6 +841,7 @@ def with_tested(about, records, change):
   return about, records
 
 
+@pytest.mark.seconds
 def test_the_tested_net_decides_the_link(tmp_path):
   """What was measured at the end, of another net, is shown beside it."""
 

@@ -129,6 +129,7 @@ def test_shares_have_the_distribution_that_is_asked_for(alpha):
   assert scipy.stats.kstest(np.asarray(shares), scipy.stats.beta(alpha, alpha).cdf).pvalue > 1e-3
 
 
+@pytest.mark.seconds
 def test_the_share_of_cutmix_by_the_expectation_of_its_box():
   """E[area] by a sum over lam and centres, the box cut off at the borders."""
   size = 16

@@ -123,6 +123,7 @@ def test_intervals_of_class_measures_leave_out_batch_by_batch():
   )
 
 
+@pytest.mark.seconds
 def test_losses_are_means_over_the_images_of_all_batches():
   with jax.enable_x64(True):
     params, batches = draw()

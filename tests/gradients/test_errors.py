@@ -531,6 +531,7 @@ def test_arrays_on_explicit_axes_give_the_same_grams(strategy):
     class_grams(losses, params, batch, **given)
 
 
+@pytest.mark.seconds
 def test_one_random_key_for_each_example():
   def noisy(params, batch):
     noise = jax.vmap(lambda key: jax.random.normal(key, (4,)))(batch['key'])

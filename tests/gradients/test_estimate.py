@@ -94,6 +94,7 @@ def test_exact_is_all_images_at_once(params, data, exact, monkeypatch):
   close(again.gram('total'), exact.gram('total'), 1e-5)
 
 
+@pytest.mark.seconds
 def test_exact_against_gradients_of_single_images(params, data, exact):
   g = per_image_gradients(params, data)
   means = np.stack([g[data['label'] == c].mean(0) for c in range(len(COUNTS))])

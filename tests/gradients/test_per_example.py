@@ -47,6 +47,7 @@ def test_models_without_statistics_of_the_batch_may_be_stacked(zoo, name):
   assert per_example.is_per_example(Partial(fresh(model.losses_fn)), model.params, batch)
 
 
+@pytest.mark.seconds
 def test_auto_is_masked_where_losses_are_coupled(trained):
   model, batch = trained
   losses_fn = fresh(model.losses_fn)

@@ -297,7 +297,7 @@ def test_f1_by_class(figures, tmp_path):
   assert [t.get_text() for t in axes.get_legend().get_texts()] == ['none', 'csba']
 
 
-@pytest.mark.parametrize('classes', [100, 1000])
+@pytest.mark.parametrize('classes', [100, pytest.param(1000, marks=pytest.mark.seconds)])
 def test_f1_of_many_classes_fits_a_page(figures, tmp_path, classes):
   names = [f'class {c}' for c in range(classes)]
   run = {'class_names': names, 'class_counts': list(range(classes, 0, -1))}

@@ -154,6 +154,7 @@ def test_chosen_layers_alone(run, exact):
   np.testing.assert_array_equal(found.gram('shared'), found.gram('total'))
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize('layers', ['stage9', '('])
 def test_layers_that_find_nothing(run, layers):
   with pytest.raises(UserError, match='expected --layers'):
@@ -175,6 +176,7 @@ def test_the_probe_is_an_estimate_of_the_run(run):
   assert found.about['folds'] == probe.FOLDS
 
 
+@pytest.mark.seconds
 def test_snapshots_and_lines_of_a_run(workdir, run):
   found = sorted((workdir / 'conflict').glob('*_probe.npz'))
   assert [path.name for path in found] == ['step000020_probe.npz', 'step000040_probe.npz']
@@ -227,6 +229,7 @@ class Clock:
     return self.now
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
   ('per_call', 'first', 'exact'),
   [(0.1, 0.1, True), (0.5, 50.0, True), (0.7, 0.0, False), (30.0, 0.0, False)],

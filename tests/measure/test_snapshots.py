@@ -114,6 +114,7 @@ def test_names_of_files():
   assert snapshot_file('loss 0.3', 'val') == 'moment_loss-0.3_val'
 
 
+@pytest.mark.seconds
 def test_the_tested_net_is_what_csba_diagnose_looks_at(measured):
   run = restore.load_run(str(measured), 'best')
   expected = diagnose.diagnose_run(run, diagnose.Sampling(exact=True))
@@ -306,6 +307,7 @@ def test_levels_are_reached_once_and_at_the_level():
   assert plan.levels_at(float('nan'), []) == []
 
 
+@pytest.mark.seconds
 def test_a_level_is_reached_by_the_loss_of_the_net_that_is_measured(driver, tmp_path, monkeypatch):
   """At the first log line, near enough by its batches, where that loss is at or below it; once."""
   looked = []

@@ -56,6 +56,7 @@ def batches_of(run, number, seed):
   return found
 
 
+@pytest.mark.seconds
 def test_it_is_the_gram_of_the_runs_own_batches_in_training(run, measured):
   batches = batches_of(run, 4, 3)
 

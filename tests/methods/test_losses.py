@@ -31,7 +31,8 @@ def config_of(name, scale=30.0, **options):
 def loss_of(name, counts=COUNTS, **options):
   """(logits, labels) -> losses [N] under config.loss with these fields."""
   built = losses.build(config_of(name, **options), counts, STEPS)
-  return lambda logits, labels: built(jnp.asarray(logits), jnp.asarray(labels), STEPS - 1)
+  compiled = jax.jit(lambda logits, labels: built(logits, labels, STEPS - 1))  # not op by op
+  return lambda logits, labels: compiled(jnp.asarray(logits), jnp.asarray(labels))
 
 
 def random_batch(seed, n=40):

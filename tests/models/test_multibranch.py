@@ -148,6 +148,7 @@ def test_controls_have_the_branches_of_csba_to_the_layer(attention, kind):
   assert control['stem/full/norm/scale' if kind == 'params' else 'stem/full/norm/mean'].shape
 
 
+@pytest.mark.seconds
 def test_wide_control_has_the_layers_of_none_and_more_channels():
   wide, none = (shapes(build(name), SMALL)[0]['params'] for name in ('none_wide', 'none'))
   assert wide.keys() == none.keys()
@@ -355,6 +356,7 @@ def test_training_moves_the_statistics_and_evaluation_does_not():
   assert all(id(variable) in inputs for variable in jaxpr.jaxpr.outvars)  # handed through
 
 
+@pytest.mark.seconds
 def test_statistics_are_a_tenth_of_the_batch():
   _, after, before = gradients('csba')
   images, _ = batch(16, SMALL)
@@ -391,6 +393,7 @@ def test_initialisation_is_a_function_of_the_seed(initial):
       assert (np.asarray(leaf) != np.asarray(other[name])).any(), name
 
 
+@pytest.mark.seconds
 def test_initial_net_is_plain_csba_in_value_and_gradient(initial):
   model, init = initial
   variables = init(0)

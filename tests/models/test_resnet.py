@@ -152,6 +152,7 @@ def test_block_against_its_formula(features, stride):
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.seconds
 def test_each_branch_has_its_own_blocks_and_meets_its_own_weights():
   model, x = resnet.BranchedResNet(4, 'none', (3, 4, 5), 1), draw(3, 8, 8, 3)
   init = jax.jit(model.init, compiler_options=QUICK)

@@ -203,6 +203,7 @@ def test_fsdp_gathers_parameters_and_reduces_gradients_in_two_stages():
   assert reduced[0, 2, 4, 6] == Counter(x.size // 2 for x in split)
 
 
+@pytest.mark.seconds
 def test_evaluation_sends_its_sums_alone():
   setting = dry_run.Setting.of(config_of())
   layout, classes = setting.layout, setting.num_classes

@@ -485,6 +485,7 @@ raise jax.errors.JaxRuntimeError({message!r})
   assert ('Traceback' in found.stderr) == (code == 1)
 
 
+@pytest.mark.seconds
 def test_a_file_written_after_a_failed_save_is_not_reported():
   program = """
 import asyncio, sys, tensorstore
@@ -518,6 +519,7 @@ import os; os._exit(0)
   assert found.stderr.endswith('RuntimeError: Event loop is closed\n')
 
 
+@pytest.mark.seconds
 def test_a_second_write_that_failed_is_not_reported(tmp_path):
   """Only that of orbax: another future that nobody waited for is still reported."""
   source = 'def write(error):\n  raise error\n'

@@ -177,7 +177,13 @@ print(xla_bridge.CUDA_VISIBLE_DEVICES.value)
       'all',
       marks=pytest.mark.seconds,
     ),
-    (2, 1, {'CUDA_VISIBLE_DEVICES': '0,1', 'SLURM_TRES_PER_TASK': 'cpu=2,gres/gpu=2'}, 'all'),
+    pytest.param(
+      2,
+      1,
+      {'CUDA_VISIBLE_DEVICES': '0,1', 'SLURM_TRES_PER_TASK': 'cpu=2,gres/gpu=2'},
+      'all',
+      marks=pytest.mark.seconds,
+    ),
     pytest.param(
       2,
       1,

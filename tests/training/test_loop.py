@@ -129,6 +129,7 @@ def test_post_hoc_adjustment_of_a_finished_run(driver, finished):
     evaluate.evaluate_run(str(finished), 'best', post_hoc_tau=-1.0)
 
 
+@pytest.mark.seconds
 def test_evaluation_without_checkpoints_or_validation_part(driver, finished, tmp_path):
   with pytest.raises(UserError, match='no config.json'):
     evaluate.evaluate_run(str(tmp_path))
@@ -216,6 +217,7 @@ def test_many_steps_in_one_dispatch_equal_single_ones(driver):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.seconds
 def test_one_step_is_the_gradient_of_the_mean_loss(driver):
   model, tx, step_fn, _ = static_step(driver)
   state = state_lib.create(model, tx, (8, 8, 1), 3)
@@ -348,6 +350,7 @@ def test_what_a_kill_leaves_ends_as_if_undisturbed(driver, left_by_kills, tmp_pa
   assert_same_end(driver, tmp_path / 'run', undisturbed)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
   'end', KILLS[:1] + [pytest.param(end, marks=pytest.mark.slow) for end in KILLS[1:]]
 )

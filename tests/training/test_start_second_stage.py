@@ -96,6 +96,7 @@ def evaluable(workdir):
   return run.net, run.data.test, 100
 
 
+@pytest.mark.seconds
 def test_crt_begins_with_a_new_classifier_and_label_aware_with_the_old(driver, first):
   source = flat(restore.load_state(str(first), 'best').params)
 
