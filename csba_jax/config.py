@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import json
 import math
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import ml_collections
 
 from csba_jax import config_file
-from csba_jax.errors import UserError, shown
+from csba_jax.errors import UserError, shown, words_of
 
 
 def _recipes() -> Path:
@@ -186,17 +187,18 @@ def recipe_file(recipe: str) -> Path:
     return path
   near = difflib.get_close_matches(path.stem, sorted(known), n=3, cutoff=0.4)
   raise UserError(
-    'the name of a recipe that ships, or the path of a config file that ends in .py',
+    "the name of a recipe that ships, the path of one that ends in .py, or of a run's config.json",
     repr(recipe),
     f'use {" or ".join(near)}' if near else f'use the name of a file in {RECIPES}',
   )
 
 
 def load(name: str) -> ml_collections.ConfigDict:
-  """get_config() of a recipe. You may change the config before you run it.
+  """get_config() of a recipe, or the config of a run. You may change it before you run it.
 
   Args:
-    name: of a recipe that ships, or the path of a config file; see `recipe_file`.
+    name: of a recipe that ships, or the path of a config file, see `recipe_file`; or the path of a
+      run's config.json.
 
   Raises:
     UserError: there is no such recipe, or it cannot be run.
@@ -205,7 +207,37 @@ def load(name: str) -> ml_collections.ConfigDict:
     >>> load('digits_lt').data.imbalance_factor
     20.0
   """
+  path = Path(name)
+  if path.suffix == '.json' and path.is_file():
+    return _of_run(path)
   return config_file.get_config(recipe_file(name))
+
+
+def _of_run(path: Path) -> ml_collections.ConfigDict:
+  """The config in a run's config.json; fields that are newer than the run have their defaults.
+
+  Raises:
+    UserError: another file, or fields that this version does not have.
+  """
+  try:
+    found = completed(json.loads(path.read_bytes())['config'])
+  except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    raise UserError(
+      "a recipe, or a run's config.json", f'{path}, another file', 'name a config.json'
+    ) from error
+  unknown = flatten(found).keys() - flatten(_plain_default()).keys()
+  if unknown:
+    raise UserError(
+      'a config.json of this version', f'{path} with {sorted(unknown)[0]}', 'use its version'
+    )
+  config = default()
+  try:
+    config.update(found)
+  except (TypeError, ValueError) as error:
+    raise UserError(
+      f'the config of a run in {path}', words_of(error), 'name a config.json of a run'
+    ) from error
+  return config
 
 
 # Fields that were renamed: {old: new}. Stored configs are read under both names.

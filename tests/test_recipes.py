@@ -1,5 +1,8 @@
 """Recipes by name and by path."""
 
+import json
+import re
+
 import pytest
 
 from csba_jax import config as config_lib
@@ -19,7 +22,8 @@ def test_an_unknown_recipe_names_the_nearest():
   with pytest.raises(UserError) as error:
     config_lib.load('digits')
   assert str(error.value).startswith(
-    'expected the name of a recipe that ships, or the path of a config file that ends in .py; '
+    'expected the name of a recipe that ships, the path of one that ends in .py, or of a '
+    "run's config.json; "
     "found 'digits'; to fix it: use digits_lt or "
   )
   with pytest.raises(UserError, match=r"found '\.\./setup\.cfg'"):
@@ -45,3 +49,33 @@ def test_recipes_of_an_installed_package_come_first(tmp_path, monkeypatch):
   assert config_lib._recipes() == tmp_path / 'configs'  # beside the package, in a source tree
   (tmp_path / 'csba_jax/configs').mkdir(parents=True)
   assert config_lib._recipes() == tmp_path / 'csba_jax/configs'
+
+
+def test_the_config_of_a_run_is_one(tmp_path):
+  config = config_lib.load('digits_lt')
+  config.loss.name, config.train.epochs = 'focal', 3
+  path = tmp_path / 'config.json'
+  path.write_text(json.dumps({'config': config.to_dict(), 'versions': {}}))
+  assert config_lib.load(str(path)).to_dict() == config.to_dict()
+  old = config.to_dict()
+  del old['model']['norm']  # as a version before this field has written it
+  path.write_text(json.dumps({'config': old}))
+  assert config_lib.load(str(path)).model.norm == 'batch'
+
+
+@pytest.mark.parametrize(
+  ('text', 'expected'),
+  [
+    ('{', "expected a recipe, or a run's config.json; found "),
+    ('[]', "expected a recipe, or a run's config.json; found "),
+    ('{"config": 3}', "expected a recipe, or a run's config.json; found "),
+    ('{"config": {"train": {"epoch": 1}}}', 'with train.epoch; to fix it: use its version'),
+    ('{"config": {"train": {"epochs": "x"}}}', 'expected the config of a run in '),
+  ],
+)
+def test_another_json_file_is_no_config(tmp_path, text, expected):
+  path = tmp_path / 'config.json'
+  path.write_text(text)
+  with pytest.raises(UserError, match=re.escape(expected)) as e:
+    config_lib.load(str(path))
+  assert '\n' not in str(e.value)

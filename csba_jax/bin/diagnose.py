@@ -4,7 +4,8 @@ Measures which classes are in conflict, prints the matrix and writes it and its 
 DIR/conflict. For a net with BatchNorm it measures the gradient that training takes, from training
 batches (--statistics=batch); for others, and with --statistics=frozen, that of the net as it is
 evaluated: of every training image, or of a sample where that takes long. Where the result is an
-estimate, * marks what differs from 0 with 95 % confidence.
+estimate, * marks what differs from 0 with 95 % confidence. It ends in advice, which the validation
+images and the conflict give: what the problem is, and which training to try next.
 Example: csba-diagnose --workdir=runs/digits
 """
 
@@ -26,9 +27,10 @@ def main() -> int:
   _distributed.start(_LAUNCH)
   _distributed.compare(_WORKDIR, _CHECKPOINT, *_sample.FLAGS, _LAYERS)
 
+  from csba_jax.analysis.advice import of_run, rules
   from csba_jax.gradients.conflict import Conflict
   from csba_jax.measure import diagnose, training_conflict
-  from csba_jax.report.terminal import diagnosis
+  from csba_jax.report.terminal import advice, diagnosis
   from csba_jax.run import restore
 
   diagnose.check_layers(_LAYERS.value, workdir)
@@ -44,7 +46,9 @@ def main() -> int:
     return diagnose.diagnose_run(run, images, _LAYERS.value, tick)
 
   found = _main.unless_stopped(measured, 'stopped: nothing was written')
-  _distributed.tell_and_write(diagnosis.describe(found), lambda: diagnose.save(found, run.workdir))
+  advised = rules.advise(of_run.evidence_of(run, found))
+  text = f'{diagnosis.describe(found)}\n\n{advice.describe(advised, workdir)}'
+  _distributed.tell_and_write(text, lambda: diagnose.save(found, run.workdir))
   return 0
 
 

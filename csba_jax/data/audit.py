@@ -36,6 +36,7 @@ LOOK_SIZE = 64  # pixels of the square that is hashed
 SMALL = 64  # pixels of the shorter side, below which a photo is small
 LONG = 3.0  # longer side over shorter side, from which the cut to a square takes most of a photo
 SCHEMA = 1
+JSON_FILE = 'audit.json'
 COPIES_FILE, COPIES_COLUMN = 'copies.csv', 'group'  # for data.manifest and data.group_column
 TICKS = 32  # files from one call of `tick` to the next
 
@@ -256,7 +257,7 @@ def save(audit: Audit, folder: pathlib.Path) -> list[pathlib.Path]:
     writer.writerows([name, number] for name in together)
   text = json.dumps(audit.to_json(), indent=1, ensure_ascii=False) + '\n'
   text = text.encode('utf-8', 'backslashreplace').decode()
-  return write_all(folder, {'audit.json': text, COPIES_FILE: rows.getvalue()})
+  return write_all(folder, {JSON_FILE: text, COPIES_FILE: rows.getvalue()})
 
 
 def check_outside(folder: str | os.PathLike, workdir: str | os.PathLike) -> None:

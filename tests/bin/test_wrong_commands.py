@@ -133,7 +133,8 @@ TRAIN = [
   ),
   (
     ['--config=digitslt'],
-    'expected the name of a recipe that ships, or the path of a config file that ends in .py; '
+    'expected the name of a recipe that ships, the path of one that ends in .py, or of a '
+    "run's config.json; "
     "found 'digitslt'; to fix it: use digits_lt or study_digits or study_digits_vit",
   ),
   (
