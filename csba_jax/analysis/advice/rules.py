@@ -170,8 +170,8 @@ def _interference(e: Evidence) -> tuple[Verdict, str, dict[str, Any]]:
 def _percent(value: float, low: float, high: float) -> str:
   """'60 % (41 % to 80 %)'; at most 100 %, and without an interval where the value is exact."""
   value, low, high = (min(x, 1.0) for x in (value, low, high))
-  value, low, high = (f'{100 * x:.0f} %' for x in (value, low, high))
-  return value if low == high else f'{value} ({low} to {high})'
+  told, *ends = (f'{100 * x:.0f} %' for x in (value, low, high))
+  return told if low == high else f'{told} ({ends[0]} to {ends[1]})'
 
 
 def _where(e: Evidence, affected: Sequence[int]) -> str:
