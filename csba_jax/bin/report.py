@@ -1,6 +1,6 @@
 """csba-report --workdirs=RUN,RUN,... | --workdir=RUN | --workdir=STUDY [--pool] | --readme=PAGE
 
-Compares finished runs in one table, shows one run, or writes the report of a study.
+Compares finished runs in one table; or writes the report of a study, or of one run, as a page.
 Example: csba-report --workdirs=runs/none,runs/csba
 """
 
@@ -10,7 +10,9 @@ from csba_jax.bin import _main
 from csba_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of a study: writes report.md and report.html there. Or of one run.'
+  'workdir',
+  None,
+  'Folder of a study, or of one run: writes report.html there, and report.md of a study.',
 )
 _POOL = flags.DEFINE_bool(
   'pool', False, 'Pool runs of different versions or machines. The report says so.'
@@ -40,9 +42,7 @@ def main() -> int:
       wanted = f'--{flag.name} with --{" or --".join(of)} alone'
       raise UserError(wanted, f'it with --{asked[0]}', f'leave out --{flag.name}')
   if _WORKDIR.value:
-    from csba_jax.report import folder
-
-    print(folder.describe(_WORKDIR.value, _POOL.value))
+    _of_folder(_WORKDIR.value)
   elif _README.value:
     from csba_jax.report.study import readme
 
@@ -52,6 +52,23 @@ def main() -> int:
 
     print(by_net.of_workdirs(_WORKDIRS.value))
   return 0
+
+
+def _of_folder(workdir: str) -> None:
+  """Prints the result of a run or of a study, and writes the page."""
+  from csba_jax.report import folder
+
+  if not folder.is_run(workdir):
+    print(folder.of_study(workdir, _POOL.value))
+    return
+  if _POOL.present:
+    raise UserError('--pool with the folder of a study', f'a run in {workdir}', 'remove it')
+
+  from csba_jax.runtime import backend, jax_setup
+
+  jax_setup.prepare()  # the page shows the mistakes on the test images
+  backend.start()
+  print(folder.of_run(workdir))
 
 
 def cli() -> None:

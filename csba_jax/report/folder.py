@@ -2,21 +2,38 @@
 
 from csba_jax.errors import UserError
 from csba_jax.files import expanded
+from csba_jax.report.run import page
 from csba_jax.report.study import write
 from csba_jax.report.terminal import table
 from csba_jax.run.workdir import read_result
 from csba_jax.study import study_json
 
 
-def describe(folder: str, pool: bool = False) -> str:
-  """Writes the report of a study and returns its summary; of a run, the table of its result.
+def is_run(folder: str) -> bool:
+  """Whether it is the folder of a run, and not of a study."""
+  path = expanded(folder)
+  return (path / 'config.json').exists() and not (path / study_json.NAME).exists()
+
+
+def of_study(folder: str, pool: bool = False) -> str:
+  """Writes the report of a study and returns its summary.
 
   Raises:
-    UserError: neither is there, or as `write.write`; a run that is not finished.
+    UserError: as `write.write`.
   """
-  path = expanded(folder)
-  if (path / study_json.NAME).exists() or not (path / 'config.json').exists():
-    return write.write(folder, pool)
-  if pool:
-    raise UserError('--pool with the folder of a study', f'a single run in {folder}', 'remove it')
-  return f'{table.single(read_result(path))}\nworkdir: {folder}'
+  return write.write(folder, pool)
+
+
+def of_run(folder: str) -> str:
+  """Writes the page of a finished run, and returns the table of its result and the page's path.
+
+  The numbers are known without the page: if it cannot be written, the last line says why.
+
+  Raises:
+    UserError: the run is not finished.
+  """
+  text = f'{table.single(read_result(folder))}\nworkdir: {folder}'
+  try:
+    return f'{text}\nwritten: {page.write(folder)}'
+  except UserError as error:
+    return f'{text}\nthe page was not written: {error}'

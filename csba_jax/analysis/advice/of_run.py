@@ -9,30 +9,53 @@ from csba_jax.analysis.advice.evidence import Evidence
 from csba_jax.data.audit import JSON_FILE
 from csba_jax.gradients.conflict import Conflict
 from csba_jax.measure import evaluate
+from csba_jax.measure.calibration import Validation
 from csba_jax.methods import losses
 from csba_jax.run import restore
+from csba_jax.run.net import Metadata
 
 
 def evidence_of(run: restore.Run, conflict: Conflict | None) -> Evidence:
-  """What a run tells about its problems.
+  """What a run tells about its problems, at the checkpoint that it was loaded with.
 
-  Predictions are those of the checkpoint that the run was loaded with, on its validation images.
   The test images are not looked at: what is chosen by them is not tested any more.
 
   Args:
     run: see `restore.load_run`.
     conflict: of its training images; None if it was not measured.
   """
-  metadata, part = run.net.metadata, run.data.val
-  batch = run.config.train.batch_size
+  net, part = run.net, run.data.val
+  validation = evaluate.validate(net, part, run.config.train.batch_size) if len(part) else None
+  about = (net.metadata, run.config, validation, conflict, run.workdir)
+  return evidence_from(*about, net.post_hoc_tau)
+
+
+def evidence_from(
+  metadata: Metadata,
+  config: ml_collections.ConfigDict,
+  validation: Validation | None,
+  conflict: Conflict | None,
+  workdir: Path,
+  post_hoc_tau: float,
+) -> Evidence:
+  """The same from its parts.
+
+  Args:
+    metadata: of the net.
+    config: of the run.
+    validation: adjusted logits of the validation images.
+    conflict: of the training images; None if it was not measured.
+    workdir: folder of the run.
+    post_hoc_tau: by which the logits are adjusted.
+  """
   return Evidence(
     class_names=metadata.class_names,
     class_counts=metadata.class_counts,
-    validation=evaluate.validate(run.net, part, batch) if len(part) else None,
-    corrects=corrects_class_sizes(run.config),
-    post_hoc_tau=run.net.post_hoc_tau,
+    validation=validation,
+    corrects=corrects_class_sizes(config),
+    post_hoc_tau=post_hoc_tau,
     conflict=conflict,
-    contradictions=_contradictions(run.workdir),
+    contradictions=_contradictions(workdir),
   )
 
 

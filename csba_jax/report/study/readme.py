@@ -8,7 +8,8 @@ from csba_jax.analysis import wording
 from csba_jax.analysis.findings import Findings
 from csba_jax.errors import UserError
 from csba_jax.files import expanded, write_atomically
-from csba_jax.report.study import content, figures, markdown
+from csba_jax.report import markdown
+from csba_jax.report.study import content, figures
 from csba_jax.run.workdir import writing_to
 from csba_jax.runtime import plain
 from csba_jax.study import results

@@ -25,10 +25,11 @@ def describe(findings: Sequence[Finding], workdir: str) -> str:
     first, *rest = textwrap.wrap(text, width - indent, break_on_hyphens=False)
     lines.append(f'{rule:<{names}}  {verdict:<9}  {first}')
     lines += [' ' * indent + line for line in rest]
-  return '\n'.join([*lines, f'next: {_next(findings, workdir)}'])
+  return '\n'.join([*lines, f'next: {next_step(findings, workdir)}'])
 
 
-def _next(findings: Sequence[Finding], workdir: str) -> str:
+def next_step(findings: Sequence[Finding], workdir: str) -> str:
+  """The command of the training to try next, or what comes before one."""
   fields = next_fields(findings)
   if fields:
     where = workdir.rstrip('/')

@@ -1,0 +1,1 @@
+"""The report of one run: a page for its owner, and a card for a net that is handed over."""
