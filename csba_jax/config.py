@@ -214,30 +214,15 @@ def load(name: str) -> ml_collections.ConfigDict:
 
 
 def _of_run(path: Path) -> ml_collections.ConfigDict:
-  """The config in a run's config.json; fields that are newer than the run have their defaults.
-
-  Raises:
-    UserError: another file, or fields that this version does not have.
-  """
+  """The config in a run's config.json; fields that are newer than the run have their defaults."""
+  config = default().lock()
   try:
-    found = completed(json.loads(path.read_bytes())['config'])
+    config.update(completed(json.loads(path.read_bytes())['config']))
   except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
     raise UserError(
-      "a recipe, or a run's config.json", f'{path}, another file', 'name a config.json'
+      "a run's config.json, of this version", f'{path}: {words_of(error)}', 'name another file'
     ) from error
-  unknown = flatten(found).keys() - flatten(_plain_default()).keys()
-  if unknown:
-    raise UserError(
-      'a config.json of this version', f'{path} with {sorted(unknown)[0]}', 'use its version'
-    )
-  config = default()
-  try:
-    config.update(found)
-  except (TypeError, ValueError) as error:
-    raise UserError(
-      f'the config of a run in {path}', words_of(error), 'name a config.json of a run'
-    ) from error
-  return config
+  return config.unlock()
 
 
 # Fields that were renamed: {old: new}. Stored configs are read under both names.

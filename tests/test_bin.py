@@ -236,6 +236,14 @@ def test_absent_tfds_set_names_folder_and_command(tmp_path):
       'no config.json there',
       marks=pytest.mark.seconds,
     ),
+    ('export', ['--workdir=a'], 'expected --out; found none; '),
+    ('export', ['--workdir=a', '--out=tests'], 'a new folder for --out; found tests, which exists'),
+    pytest.param(
+      'export',
+      ['--workdir=nix', '--out=x'],
+      'a finished run (csba-train ends with result.json)',
+      marks=pytest.mark.seconds,
+    ),
     ('audit', ['a', 'b'], 'expected one FOLDER; found a b; to fix it: name it, and write all else'),
     ('audit', ['/nix'], 'images for each class; found nothing at /nix; '),
     ('audit', ['tests/bin'], 'with one folder of images for each class; found '),
@@ -299,6 +307,7 @@ BINARIES = {
   'study': ('workdir', 'jobs', 'shard', 'keep_runs', 'dry_run', 'list_fields'),
   'report': ('workdir', 'pool', 'workdirs', 'readme', 'results'),
   'audit': ('workdir', 'layout'),
+  'export': ('workdir', 'out', 'min_confidence', 'thresholds', 'min_recall', 'field_prior'),
   'predict': (*('workdir', 'out', 'min_confidence', 'thresholds', 'min_recall', 'field_prior'),),
 }
 OPERANDS = {'audit': 'FOLDER', 'predict': 'PHOTOS'}
@@ -511,6 +520,27 @@ def test_predict_from_the_workdir_alone(digits_runs, tmp_path):
   code, out, err = call('predict', *more, '--min_recall=x:0.9', cwd=tmp_path)
   assert (code, out, len(err.splitlines())) == (1, '', 1)
   assert '--min_recall=CLASS:RECALL' in err
+
+
+@pytest.mark.seconds
+def test_the_page_of_a_run_and_its_export(digits_runs, tmp_path):
+  shutil.copytree(digits_runs / 'focal', tmp_path / 'run')
+  code, out, err = call('report', '--workdir=run', cwd=tmp_path)
+  assert code == 0, err
+  assert out.splitlines()[-2:] == ['workdir: run', 'written: run/report.html']
+  assert 'The surest mistakes' in (tmp_path / 'run/report.html').read_text()
+  code, out, err = call('report', '--workdir=run', '--pool', cwd=tmp_path)
+  assert (code, out, len(err.splitlines())) == (1, '', 1)
+  assert '--pool with the folder of a study; found a single run in run; to fix it: remove it' in err
+  code, out, err = call(
+    'export', '--workdir=run', '--out=net', '--min_confidence=0.3', cwd=tmp_path
+  )
+  assert (code, err) == (0, '')
+  assert out.splitlines()[0] == 'written: net/README.md'
+  assert json.loads((tmp_path / 'net/model.json').read_text())['min_confidence'] == 0.3
+  assert (tmp_path / 'net/README.md').read_text().count('# net: images of 10 classes') == 1
+  code, out, err = call('export', '--workdir=run', '--out=net', cwd=tmp_path)
+  assert (code, out, len(err.splitlines())) == (1, '', 1)
 
 
 @pytest.mark.seconds

@@ -1,7 +1,6 @@
 """Recipes by name and by path."""
 
 import json
-import re
 
 import pytest
 
@@ -66,16 +65,17 @@ def test_the_config_of_a_run_is_one(tmp_path):
 @pytest.mark.parametrize(
   ('text', 'expected'),
   [
-    ('{', "expected a recipe, or a run's config.json; found "),
-    ('[]', "expected a recipe, or a run's config.json; found "),
-    ('{"config": 3}', "expected a recipe, or a run's config.json; found "),
-    ('{"config": {"train": {"epoch": 1}}}', 'with train.epoch; to fix it: use its version'),
-    ('{"config": {"train": {"epochs": "x"}}}', 'expected the config of a run in '),
+    ('{', 'config.json: '),
+    ('[]', 'config.json: '),
+    ('{"config": 3}', 'config.json: '),
+    ('{"config": {"train": {"epoch": 1}}}', 'epoch'),
+    ('{"config": {"train": {"epochs": "x"}}}', 'epochs'),
   ],
 )
 def test_another_json_file_is_no_config(tmp_path, text, expected):
   path = tmp_path / 'config.json'
   path.write_text(text)
-  with pytest.raises(UserError, match=re.escape(expected)) as e:
+  with pytest.raises(UserError, match="expected a run's config.json, of this version; found ") as e:
     config_lib.load(str(path))
+  assert expected in str(e.value)
   assert '\n' not in str(e.value)

@@ -42,7 +42,9 @@ def main() -> int:
       wanted = f'--{flag.name} with --{" or --".join(of)} alone'
       raise UserError(wanted, f'it with --{asked[0]}', f'leave out --{flag.name}')
   if _WORKDIR.value:
-    _of_folder(_WORKDIR.value)
+    from csba_jax.report import folder
+
+    print(folder.describe(_WORKDIR.value, _POOL.value))
   elif _README.value:
     from csba_jax.report.study import readme
 
@@ -52,23 +54,6 @@ def main() -> int:
 
     print(by_net.of_workdirs(_WORKDIRS.value))
   return 0
-
-
-def _of_folder(workdir: str) -> None:
-  """Prints the result of a run or of a study, and writes the page."""
-  from csba_jax.report import folder
-
-  if not folder.is_run(workdir):
-    print(folder.of_study(workdir, _POOL.value))
-    return
-  if _POOL.present:
-    raise UserError('--pool with the folder of a study', f'a run in {workdir}', 'remove it')
-
-  from csba_jax.runtime import backend, jax_setup
-
-  jax_setup.prepare()  # the page shows the mistakes on the test images
-  backend.start()
-  print(folder.of_run(workdir))
 
 
 def cli() -> None:

@@ -1,4 +1,4 @@
-"""A trained net as files that need neither this package nor the training data.
+"""A trained net as files that need neither this package nor the data.
 
-It knows how a run predicts, and nothing of how it is trained or reported.
+It knows how a run predicts. It does not know how a run is trained or reported.
 """

@@ -26,7 +26,7 @@ def program_of(predictor: Predictor) -> bytes:
 
   def probabilities(images: Array) -> Array:
     logits = net.model.apply(variables, net.metadata.preprocessing(images), train=False)
-    return jax.nn.softmax((logits.astype(jnp.float32) + shift) * scale + bias, axis=-1)
+    return jax.nn.softmax((logits.astype(jnp.float32) + shift[None]) * scale + bias[None], axis=-1)
 
   (n,) = export.symbolic_shape('n')
   shape = jax.ShapeDtypeStruct((n, *net.metadata.image_shape), np.uint8)

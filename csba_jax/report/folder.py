@@ -1,4 +1,4 @@
-"""What csba-report says of a folder: the report of a study, or the result of a single run."""
+"""What csba-report says of a folder: the report of a study, or of a single run."""
 
 from csba_jax.errors import UserError
 from csba_jax.files import expanded
@@ -6,33 +6,27 @@ from csba_jax.report.run import page
 from csba_jax.report.study import write
 from csba_jax.report.terminal import table
 from csba_jax.run.workdir import read_result
+from csba_jax.runtime import backend, jax_setup
 from csba_jax.study import study_json
 
 
-def is_run(folder: str) -> bool:
-  """Whether it is the folder of a run, and not of a study."""
+def describe(folder: str, pool: bool = False) -> str:
+  """Writes the report of a study, or the page of a run, and returns its summary.
+
+  The numbers of a run are known without its page: if that cannot be written, the last line says
+  why.
+
+  Raises:
+    UserError: neither is there, or as `write.write`; a run that is not finished.
+  """
   path = expanded(folder)
-  return (path / 'config.json').exists() and not (path / study_json.NAME).exists()
-
-
-def of_study(folder: str, pool: bool = False) -> str:
-  """Writes the report of a study and returns its summary.
-
-  Raises:
-    UserError: as `write.write`.
-  """
-  return write.write(folder, pool)
-
-
-def of_run(folder: str) -> str:
-  """Writes the page of a finished run, and returns the table of its result and the page's path.
-
-  The numbers are known without the page: if it cannot be written, the last line says why.
-
-  Raises:
-    UserError: the run is not finished.
-  """
-  text = f'{table.single(read_result(folder))}\nworkdir: {folder}'
+  if (path / study_json.NAME).exists() or not (path / 'config.json').exists():
+    return write.write(folder, pool)
+  if pool:
+    raise UserError('--pool with the folder of a study', f'a single run in {folder}', 'remove it')
+  text = f'{table.single(read_result(path))}\nworkdir: {folder}'
+  jax_setup.prepare()  # the page shows mistakes on the test images
+  backend.start()
   try:
     return f'{text}\nwritten: {page.write(folder)}'
   except UserError as error:

@@ -1,4 +1,4 @@
 """What the numbers of one run say about its problems, and which recipe to try next.
 
-Rules read evidence and say yes, no or not known. It does not read files of a run.
+Rules read evidence and say yes, no or not known. They do not know tables or pages.
 """

@@ -8,6 +8,7 @@ import numpy as np
 
 from csba_jax.analysis.advice.rules import Finding
 from csba_jax.data.class_counts import by_frequency
+from csba_jax.files import expanded
 from csba_jax.gradients.drawing import color_limit
 from csba_jax.measure.calibration import LEAST, Calibration, calibration_error
 from csba_jax.report.html import svg
@@ -19,15 +20,15 @@ from csba_jax.runtime import plain
 FEW = 20  # test images of a class, below which its numbers are named as uncertain
 NAMED = 12  # classes in one sentence
 THUMBNAIL, QUALITY = 128, 85  # pixels of the longer side at least, and of JPEG
-_WIDE = 640  # pixels of a figure
+_WIDTH = 340  # pixels of a figure: a phone shows it whole
 _DASH = '-'
 
 
 def title(facts: RunFacts) -> str:
-  """'runs/photos: macro-F1 0.58 on 176 test images of 6 classes'."""
-  result = facts.result
+  """'photos: macro-F1 0.58 on 176 test images of 6 classes'."""
+  result, name = facts.result, expanded(facts.workdir).resolve().name
   return plain.clean(
-    f'{facts.workdir}: macro-F1 {_number(result["macro_f1"])} on {result["examples"]:,} test '
+    f'{name}: macro-F1 {_number(result["macro_f1"])} on {result["examples"]:,} test '
     f'images of {len(facts.metadata.class_names)} classes'
   )
 
@@ -127,7 +128,7 @@ def conflict(facts: RunFacts) -> Section:
 
   caption = (
     'Cosines of the gradients of two classes in all layers but the classifier. Negative: a step '
-    'for one class raises the loss of the other. Empty: not resolvable.'
+    'for one class raises the loss of the other. Grey: not resolvable.'
   )
   return Section(heading, anchor, [Text(conflict_sentence(facts)), Figure(caption, draw)])
 
@@ -233,7 +234,7 @@ def _f1_figure(facts: RunFacts) -> Figure:
   def draw() -> Sequence[str]:
     series = [svg.Series('F1', values, 0)]
     limits = (0.0, 1.0)
-    return [svg.dots(names, series, title='F1', axis='F1', limits=limits, width=_WIDE)]
+    return [svg.dots(names, series, title='F1', axis='F1', limits=limits, width=_WIDTH)]
 
   return Figure('F1 of each class with its 95 % interval; in brackets its training images.', draw)
 

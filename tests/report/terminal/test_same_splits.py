@@ -7,8 +7,7 @@ import pytest
 from csba_jax import config as config_lib
 from csba_jax.errors import UserError
 from csba_jax.report import folder
-from csba_jax.report.terminal import by_net, same_splits, table
-from csba_jax.run.workdir import read_result
+from csba_jax.report.terminal import by_net, same_splits
 
 
 def result(splits='a', source='s', macro_f1=0.5):
@@ -115,9 +114,8 @@ def test_one_run_of_each_proves_nothing_and_says_what_is_needed(make):
   assert 'proves nothing' not in by_net.of_workdirs(['a'])
 
 
-def test_the_folder_of_a_single_run_is_shown(make):
+def test_the_folder_of_a_single_run_takes_no_pool(make):
   make('a', result())
-  assert folder.describe('a') == f'{table.single(read_result("a"))}\nworkdir: a'
   with pytest.raises(UserError) as error:
     folder.describe('a', pool=True)
   assert str(error.value) == (
