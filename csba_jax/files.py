@@ -42,6 +42,14 @@ def write_atomically(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     raise
 
 
+def check_new_folder(flag: str, path: Path) -> None:
+  """Raises UserError unless a new folder can be made at `path`."""
+  if path.exists():
+    raise UserError(f'a new folder for {flag}', f'{path}, which exists', 'name another one')
+  if not path.absolute().parent.is_dir():
+    raise UserError(f'a folder for {flag}', f'no {path.parent}', 'make the folder first')
+
+
 def check_new(flag: str, path: Path, suffixes: Sequence[str]) -> None:
   """Raises UserError unless a new file with one of these endings can be made at `path`."""
   if path.suffix not in suffixes:

@@ -229,6 +229,11 @@ def test_absent_tfds_set_names_folder_and_command(tmp_path):
     ('audit', [], 'expected one FOLDER; found none; '),
     ('predict', ['a'], 'expected --workdir'),
     ('predict', ['/nix', '--workdir=a'], 'a photo or a folder of photos; found nothing at /nix; '),
+    (
+      'predict',
+      ['tests', '--workdir=a', '--grad_cam=tests'],
+      'a new folder for --grad_cam; found tests, which exists',
+    ),
     ('predict', ['tests', '--workdir=a', '--out=x.txt'], '--out=FILE.csv or FILE.jsonl; found x'),
     pytest.param(
       'predict',
@@ -308,7 +313,10 @@ BINARIES = {
   'report': ('workdir', 'pool', 'workdirs', 'readme', 'results'),
   'audit': ('workdir', 'layout'),
   'export': ('workdir', 'out', 'min_confidence', 'thresholds', 'min_recall', 'field_prior'),
-  'predict': (*('workdir', 'out', 'min_confidence', 'thresholds', 'min_recall', 'field_prior'),),
+  'predict': (
+    *('workdir', 'out', 'min_confidence', 'thresholds', 'min_recall', 'field_prior'),
+    'grad_cam',
+  ),
 }
 OPERANDS = {'audit': 'FOLDER', 'predict': 'PHOTOS'}
 PROCESSES = ('distributed', 'coordinator', 'processes', 'process', 'start_timeout', 'peer_timeout')

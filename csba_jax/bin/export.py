@@ -20,11 +20,11 @@ def main() -> int:
   asked = _main.required(_OUT, 'exported')
 
   from csba_jax.export import folder
-  from csba_jax.files import expanded
+  from csba_jax.files import check_new_folder, expanded
   from csba_jax.runtime import jax_setup
 
   out = expanded(asked)
-  folder.check_new(out)
+  check_new_folder('--out', out)
   jax_setup.prepare()
 
   from csba_jax.measure.predict import Predictor

@@ -11,6 +11,7 @@ from typing import Any
 
 from csba_jax.errors import UserError
 from csba_jax.export import program, weights
+from csba_jax.files import check_new_folder
 from csba_jax.measure.predict import Predictor
 
 PROGRAM, ABOUT, WEIGHTS, SCRIPT, CARD = (
@@ -46,14 +47,6 @@ def about(predictor: Predictor, min_confidence: float) -> dict[str, Any]:
   }
 
 
-def check_new(out: Path) -> None:
-  """Raises UserError unless a new folder can be made at `out`."""
-  if out.exists():
-    raise UserError('a new folder for --out', f'{out}, which exists', 'name another one')
-  if not out.absolute().parent.is_dir():
-    raise UserError('a folder for --out', f'no {out.parent}', 'make the folder first')
-
-
 def write(out: Path, predictor: Predictor, min_confidence: float, card: str) -> list[Path]:
   """Writes the folder of a predictor, as a whole or not at all; returns its files.
 
@@ -66,7 +59,7 @@ def write(out: Path, predictor: Predictor, min_confidence: float, card: str) -> 
   Raises:
     UserError: there is such a folder, or it cannot be written.
   """
-  check_new(out)
+  check_new_folder('--out', out)
   told = json.dumps(about(predictor, min_confidence), indent=1, ensure_ascii=False)
   script = Path(__file__).with_name('predict_photos.py').read_text(encoding='utf-8')
   files: Mapping[str, bytes] = {

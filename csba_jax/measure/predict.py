@@ -1,6 +1,7 @@
 """The classes of new photos, with calibrated probabilities; the training data is not needed."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from csba_jax.data.image_folder import read_image
 from csba_jax.data.sources import Source, content_sum
 from csba_jax.files import expanded
 from csba_jax.measure import calibration as calibration_lib
+from csba_jax.measure import grad_cam
 from csba_jax.measure.calibration import Calibration, Validation
 from csba_jax.run import restore
 from csba_jax.run.net import Net
 
+Explain = Callable[[Path, np.ndarray, np.ndarray], None]
 BATCH = 64  # photos in one call of the net; a last batch is padded
 
 
@@ -108,6 +111,7 @@ class Predictor:
     files: Sequence[Path],
     min_confidence: float = 0.0,
     tick: Callable[[int, int], None] = lambda done, total: None,
+    explain: Explain | None = None,
   ) -> Iterator[Prediction]:
     """A prediction for each file, in order; the files are read ahead by a few threads.
 
@@ -118,14 +122,33 @@ class Predictor:
       files: any number; few of them are in memory at a time.
       min_confidence: below it no class is predicted.
       tick: called with (files done, files) now and then; may raise.
+      explain: called with each file that can be read, the image as the net sees it, and the
+        `heat_maps` of the most probable class.
     """
     done = 0
     for block in cache.decoded(_Photos(files, self.net.metadata.image_shape), lambda line: None):
-      found = iter(self.calibration.probabilities(_logits(self.net, block.images)))
+      probabilities = self.calibration.probabilities(_logits(self.net, block.images))
+      if explain:
+        self._explain(files[done:], block, probabilities, explain)
+      found = iter(probabilities)
       for reason in block.reasons:
         yield _prediction(files[done], reason, found, self.weights, min_confidence)
         done += 1
       tick(done, len(files))
+
+  def _explain(
+    self, files: Sequence[Path], block: cache.Block, probabilities: np.ndarray, explain: Explain
+  ) -> None:
+    """Calls `explain` for each image of a block, whose files are the first ones."""
+    readable = [file for file, reason in zip(files, block.reasons, strict=False) if not reason]
+    labels = (probabilities * self.weights).argmax(1)
+
+    def maps_of(some: np.ndarray, classes: np.ndarray) -> np.ndarray:
+      return grad_cam.heat_maps(self.net, some, classes)
+
+    maps = itertools.chain.from_iterable(in_batches(maps_of, block.images, labels))
+    for file, image, one in zip(readable, block.images, maps, strict=True):
+      explain(file, image, one)
 
 
 def _prediction(
@@ -140,11 +163,20 @@ def _prediction(
 
 
 def _logits(net: Net, images: np.ndarray) -> np.ndarray:
-  """[n, C] of any number of images; the net is compiled for one batch size."""
-  found = [np.empty((0, net.num_classes), np.float32)]
-  for begin in range(0, len(images), BATCH):
-    some = images[begin : begin + BATCH]
-    batch = np.zeros((BATCH, *images.shape[1:]), np.uint8)
-    batch[: len(some)] = some
-    found.append(np.asarray(net.logits(batch))[: len(some)])
-  return np.concatenate(found)
+  """[n, C] of any number of images."""
+  if not len(images):
+    return np.empty((0, net.num_classes), np.float32)
+  return np.concatenate(list(in_batches(lambda batch: np.asarray(net.logits(batch)), images)))
+
+
+def in_batches(work: Callable[..., np.ndarray], *arrays: np.ndarray) -> Iterator[np.ndarray]:
+  """work(batch of each array) of all rows; it is compiled for one batch size, the last is padded.
+
+  Yields the results batch by batch, without those of the padding.
+  """
+  for begin in range(0, len(arrays[0]), BATCH):
+    some = [array[begin : begin + BATCH] for array in arrays]
+    padded = [np.zeros((BATCH, *array.shape[1:]), array.dtype) for array in arrays]
+    for whole, part in zip(padded, some, strict=True):
+      whole[: len(part)] = part
+    yield work(*padded)[: len(some[0])]
