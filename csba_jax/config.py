@@ -74,6 +74,7 @@ def default() -> ml_collections.ConfigDict:
   config.model.width = 1.0
   config.model.depth = 1
   config.model.norm = 'batch'
+  config.model.init = ''
   config.model.dtype = 'float32'
 
   _add_methods(config)
@@ -121,6 +122,8 @@ def _add_training(config: ml_collections.ConfigDict) -> None:
   config.train.optimizer = 'sgd'
   config.train.schedule = 'cosine'
   config.train.learning_rate = 0.1
+  config.train.pretrained_rate = 1.0
+  config.train.frozen = 0.0
   config.train.momentum = 0.9
   config.train.weight_decay = 2e-4
   config.train.warmup_fraction = 0.025
@@ -277,6 +280,8 @@ RANGES = {
     '-1 (chosen on the validation part) or >= 0',
     lambda v: v == -1 or 0 <= v < math.inf,
   ),
+  'train.pretrained_rate': ('0 <= factor <= 1', lambda v: 0 <= v <= 1),
+  'train.frozen': ('0 <= share of the run < 1', lambda v: 0 <= v < 1),
   'train.batch_size': ('at least 2 images', lambda v: v >= 2),
   'train.epochs': ('at least 1', lambda v: v >= 1),
   'train.learning_rate': ('a finite number > 0', lambda v: 0 < v < math.inf),

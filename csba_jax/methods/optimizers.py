@@ -4,11 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 
+from csba_jax.config import step_at
 from csba_jax.errors import UserError
 from csba_jax.methods import second_stages
+from csba_jax.models import pretrained
 
 PyTree = Any
 UNDECAYED = ('bias', 'scale')
@@ -95,11 +98,47 @@ def build(
       )
   schedule = SCHEDULES[train.schedule]
   learning_rate = schedule(train.learning_rate, train.warmup_fraction, total_steps)
-  tx = OPTIMIZERS[train.optimizer](learning_rate, train.momentum, train.weight_decay)
+
+  def make(rate: optax.Schedule) -> optax.GradientTransformation:
+    return OPTIMIZERS[train.optimizer](rate, train.momentum, train.weight_decay)
+
+  tx = make(learning_rate)
+  if (train.pretrained_rate, train.frozen) != (1, 0):
+    tx = _slower(make, tx, learning_rate, config, total_steps)
   stage = second_stages.find(config.stage, config.model.head)
   if config.stage.method != 'none':
     tx = _only(stage.trains, tx)
   return tx, learning_rate
+
+
+def _slower(
+  make: Callable[[optax.Schedule], optax.GradientTransformation],
+  tx: optax.GradientTransformation,
+  learning_rate: optax.Schedule,
+  config: ml_collections.ConfigDict,
+  total_steps: int,
+) -> optax.GradientTransformation:
+  """`tx` for fresh parameters; those of model.init wait, and then move at a lower rate.
+
+  While they wait they do not move, but their momentum already follows the gradient.
+  """
+  train = config.train
+  if not config.model.init:
+    raise UserError(
+      'train.pretrained_rate=1 and train.frozen=0 without model.init',
+      f'{train.pretrained_rate:g} and {train.frozen:g}',
+      'set --config.model.init, or remove both',
+    )
+  first = step_at(train.frozen, total_steps)
+
+  def rate(step: Any) -> Any:
+    return jnp.where(step < first, 0.0, train.pretrained_rate * learning_rate(step))
+
+  def labels(params: PyTree) -> PyTree:
+    fresh = second_stages.matches(pretrained.FRESH, params)
+    return jax.tree.map(lambda found: 'fresh' if found else 'pretrained', fresh)
+
+  return optax.partition({'fresh': tx, 'pretrained': make(rate)}, labels)
 
 
 def _only(pattern: str | None, tx: optax.GradientTransformation) -> optax.GradientTransformation:

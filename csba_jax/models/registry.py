@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from csba_jax.errors import UserError
-from csba_jax.models import classifiers, multibranch, resnet, vit
+from csba_jax.models import classifiers, multibranch, pretrained, resnet, resnet_imagenet, vit
 from csba_jax.models.attention import ATTENTIONS, BRANCHES, MAPS
 from csba_jax.models.layers import NORMS
 
@@ -27,6 +27,10 @@ MODELS = {
   'multibranch': Model(multibranch.build, (BRANCHES, MAPS), NORMS),
   'resnet32': Model(resnet.build, (), NORMS),
   'resnet32_branches': Model(resnet.build_branches, (BRANCHES, MAPS), NORMS),
+  'resnet18': Model(resnet_imagenet.build18, (), NORMS),
+  'resnet50': Model(resnet_imagenet.build50, (), NORMS),
+  'resnet18_branches': Model(resnet_imagenet.build18_branches, (BRANCHES, MAPS), NORMS),
+  'resnet50_branches': Model(resnet_imagenet.build50_branches, (BRANCHES, MAPS), NORMS),
   'vit': Model(vit.build, (BRANCHES,)),  # tokens have one axis of space; it has LayerNorm
 }
 
@@ -76,6 +80,8 @@ def build(
     UserError: see `check`.
   """
   check(model)
+  if model.init:
+    pretrained.check(model, image_shape[-1])
   row = MODELS[model.name]
   dtype = jnp.dtype(model.dtype)
   classifier = classifiers.Classifier(model.head, model.scale)

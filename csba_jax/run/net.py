@@ -22,6 +22,7 @@ from jax import Array
 from csba_jax.data import pipeline
 from csba_jax.errors import UserError
 from csba_jax.methods import losses
+from csba_jax.models import pretrained
 from csba_jax.run.state import TrainState
 from csba_jax.run.workdir import Workdir, read_json, read_result
 from csba_jax.runtime import distributed, sharding
@@ -35,15 +36,34 @@ class Preprocessing:
   """From uint8 images to the input of a model:  x / divisor - offset, float32.
 
   By default 0..255 becomes -1..1. It uses no statistics of the data: the first
-  normalisation layer of a net learns them.
+  normalisation layer of a net learns them. A net with pretrained weights takes the numbers that
+  these were trained with, one for each channel.
   """
 
-  divisor: float = 127.5
-  offset: float = 1.0
+  divisor: float | tuple[float, ...] = 127.5
+  offset: float | tuple[float, ...] = 1.0
+
+  @classmethod
+  def of(cls, model: ml_collections.ConfigDict) -> 'Preprocessing':
+    """That of a net of config.model."""
+    return cls(*pretrained.scaling(model.name)) if model.init else cls()
 
   def __call__(self, images: Array) -> Array:
     """uint8 [..., H, W, channels] -> float32 of the same shape."""
-    return images.astype(jnp.float32) / self.divisor - self.offset
+    divisor, offset = (_by_channel(x, images.ndim) for x in (self.divisor, self.offset))
+    return images.astype(jnp.float32) / divisor - offset
+
+
+def _by_channel(number: float | tuple[float, ...], dimensions: int) -> Any:
+  """A number as it is; several as an array [1, ..., channels]."""
+  if not isinstance(number, tuple):
+    return number
+  return np.asarray(number, np.float32).reshape((1,) * (dimensions - 1) + (-1,))
+
+
+def _read_number(found: Any) -> float | tuple[float, ...]:
+  several = isinstance(found, list | tuple)
+  return tuple(map(float, found)) if several else float(found)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,9 +76,10 @@ class Metadata:
   preprocessing: Preprocessing = Preprocessing()
 
   @classmethod
-  def of(cls, data: pipeline.Data) -> 'Metadata':
-    """The metadata of a net that is trained on these data."""
-    return cls(data.class_names, data.class_counts, data.image_shape)
+  def of(cls, data: pipeline.Data, model: ml_collections.ConfigDict | None = None) -> 'Metadata':
+    """The metadata of a net that is trained on these data; `model` is config.model."""
+    preprocessing = Preprocessing() if model is None else Preprocessing.of(model)
+    return cls(data.class_names, data.class_counts, data.image_shape, preprocessing)
 
   def record(self) -> dict[str, Any]:
     """The metadata as JSON."""
@@ -82,7 +103,7 @@ class Metadata:
       tuple(map(str, names)),
       counts,
       (height, width, channels),
-      Preprocessing(**{name: float(x) for name, x in record['preprocessing'].items()}),
+      Preprocessing(**{name: _read_number(x) for name, x in record['preprocessing'].items()}),
     )
 
 

@@ -98,7 +98,9 @@ def load_run(
   data = data or pipeline.load(config, say)
   pipeline.check_splits(data, folder / 'splits.npz')
   # A run from before net.json has its metadata from the data.
-  metadata = net_lib.read(folder) if (folder / net_lib.FILE).exists() else Metadata.of(data)
+  metadata = (
+    net_lib.read(folder) if (folder / net_lib.FILE).exists() else Metadata.of(data, config.model)
+  )
   if which != 'init':
     net = _load_net(folder, config, metadata, which, layout)
   elif config.stage.method == 'none':
@@ -215,6 +217,7 @@ def _initial_net(
   model = _model_of(config, metadata)
   tx, _ = optimizers.build(config, total_steps=1)
   state = state_lib.create(model, tx, metadata.image_shape, config.seed)
+  state = state_lib.with_pretrained(state, config.model)
   state = (layout or sharding.for_evaluation(config)).place_state(state)
   return Net.of(model, state, metadata, config.loss.post_hoc_tau)
 

@@ -5,9 +5,12 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 from flax import struct
 from jax import Array
+
+from csba_jax.models import pretrained
 
 PyTree = object
 
@@ -47,6 +50,20 @@ def create(
 ) -> TrainState:
   """The initial state, a function of the seed; with `averages`, it keeps moving averages."""
   return _compiled_initial(model, tx, image_shape, averages, jax.random.key(seed))
+
+
+def with_pretrained(state: TrainState, model: ml_collections.ConfigDict) -> TrainState:
+  """An initial state with the weights of config.model.init in it; as it is where there are none.
+
+  Raises:
+    UserError: see `pretrained.load`.
+  """
+  if not model.init:
+    return state
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  found = pretrained.load(model.name, model.init, variables)
+  averages = jax.tree.map(jnp.copy, found) if state.averages else {}
+  return state.replace(averages=averages, **found)
 
 
 def shapes(

@@ -75,7 +75,7 @@ class Context:
     """The context for the step that the records have reached."""
     found = None
     if job.plan.diagnose_every:
-      net = Net.of_shapes(job.program.model, Metadata.of(job.data))
+      net = Net.of_shapes(job.program.model, Metadata.of(job.data, job.config.model))
       found = probe_lib.of_config(net, job.config, job.data, job.layout)
     return cls(job, records, stop, bar, Stopwatch(records.progress.step), found)
 

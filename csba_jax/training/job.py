@@ -15,7 +15,7 @@ from jax import Array
 from csba_jax.data import mixing, pipeline, sampling
 from csba_jax.measure import probe
 from csba_jax.methods import losses, optimizers, second_stages
-from csba_jax.models import registry
+from csba_jax.models import pretrained, registry
 from csba_jax.run import state as state_lib
 from csba_jax.run.net import Metadata, Net
 from csba_jax.run.schedule import Plan, training_stream
@@ -78,7 +78,9 @@ class Job:
       plan.total,
       layout,
     )
-    probe.check_room(Net.of_shapes(program.model, Metadata.of(data)), config, layout.devices)
+    probe.check_room(
+      Net.of_shapes(program.model, Metadata.of(data, config.model)), config, layout.devices
+    )
     own = training_stream(config, data.train.labels)
     partner = mixing.partners(config.mixing, own)
     streams = {'own': own} | ({'partner': partner} if partner else {})
@@ -92,7 +94,7 @@ class Job:
 
   def net(self, state: TrainState) -> Net:
     """The net of a state, as it is evaluated."""
-    metadata, tau = Metadata.of(self.data), self.config.loss.post_hoc_tau
+    metadata, tau = Metadata.of(self.data, self.config.model), self.config.loss.post_hoc_tau
     return Net.of(self.program.model, state, metadata, tau)
 
   def net_in_training(self, state: TrainState) -> Net:
@@ -108,8 +110,11 @@ class Job:
     averages = config.train.ema_decay > 0
     model, tx, *_ = self.program
     state = state_lib.create(model, tx, self.data.image_shape, config.seed, averages)
-    state = self.layout.place_state(state)
-    if config.stage.method == 'none' or resumes:
-      return state, {}
+    if resumes:
+      return self.layout.place_state(state), {}
+    origin = {'init': pretrained.record(config.model.init)} if config.model.init else {}
+    state = self.layout.place_state(state_lib.with_pretrained(state, config.model))
+    if config.stage.method == 'none':
+      return state, origin
     state, about = start_second_stage.start(model, state, config, self.data)
-    return self.layout.place_state(state), {'stage': about}
+    return self.layout.place_state(state), origin | {'stage': about}

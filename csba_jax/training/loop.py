@@ -17,6 +17,7 @@ from csba_jax.data.class_counts import by_frequency
 from csba_jax.measure import calibration, evaluate
 from csba_jax.methods import metrics
 from csba_jax.methods.metrics import Confusion
+from csba_jax.models import pretrained
 from csba_jax.run import net as net_lib
 from csba_jax.run.net import Metadata
 from csba_jax.run.records import TESTED, Records
@@ -136,6 +137,8 @@ def _prepare(
   config: ml_collections.ConfigDict, folder: Workdir
 ) -> tuple[Job, TrainState, dict[str, Any]]:
   """All that can go wrong before the first step."""
+  if config.model.init and not folder.has_checkpoints():
+    pretrained.find(config.model.init)  # before an image is decoded
   data = pipeline.load(config, say, functools.partial(preflight.check_counts, config))
   say(_about_data(data))
   job = Job.of(config, data)
@@ -154,7 +157,7 @@ def _about_data(data: pipeline.Data) -> str:
 def _claim(folder: Workdir, job: Job) -> None:
   """Gives the folder to this run, once every process is ready."""
   _keep_splits(folder, job.data)
-  net_lib.keep(folder, Metadata.of(job.data))
+  net_lib.keep(folder, Metadata.of(job.data, job.config.model))
   if changed := folder.begin(job.layout.devices):
     say(
       'this has changed since the run began, so it may end otherwise than without a stop: '

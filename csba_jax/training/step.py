@@ -202,7 +202,7 @@ def make_step(
     second_stage=second_stages.find(config.stage, config.model.head),
     ema_decay=config.train.ema_decay,
     layout=layout,
-    preprocessing=Preprocessing(),
+    preprocessing=Preprocessing.of(config.model),
     gradient_fn=gradient_fn,
   )
   return functools.partial(train_step, parts=parts)

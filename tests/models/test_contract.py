@@ -10,17 +10,36 @@ import pytest
 from jax.tree_util import Partial
 
 from csba_jax.gradients import class_grams
-from csba_jax.models import capacity, classifiers, multibranch, registry, resnet, vit
+from csba_jax.models import (
+  capacity,
+  classifiers,
+  multibranch,
+  registry,
+  resnet,
+  resnet_imagenet,
+  vit,
+)
 
 CLASSES = 4
 SMALL = (8, 8, 3)
 # Compiles in half the time. Not level 0: its CPU code gives NaN gradients of some nets.
 QUICK = {'xla_backend_optimization_level': 1}
+
+
+def photo(bottleneck, attention, *args):
+  shape = (1, 1), bottleneck, attention, (2, 3, 4)
+  return resnet_imagenet.PhotoResNet(CLASSES, *shape, *args)
+
+
 # name in the registry: (attention, dtype, kind of head) -> the net, as narrow and shallow as can be
 NETS = {
   'multibranch': lambda *args: multibranch.MultiBranch(CLASSES, args[0], 2, (3, 2, 3), *args[1:]),
   'resnet32': lambda _, *args: resnet.ResNet(CLASSES, (3, 4, 6), 1, *args),
   'resnet32_branches': lambda a, *args: resnet.BranchedResNet(CLASSES, a, (3, 4, 5), 1, *args),
+  'resnet18': lambda _, *args: photo(False, '', *args),
+  'resnet50': lambda _, *args: photo(True, '', *args),
+  'resnet18_branches': lambda a, *args: photo(False, a, *args),
+  'resnet50_branches': lambda a, *args: photo(True, a, *args),
   'vit': lambda attention, *args: vit.ViT(CLASSES, attention, 4, 6, 1, *args),
 }
 TABLE = {name: registry.attentions_of(name) for name in registry.MODELS if name != 'tiny'}

@@ -26,9 +26,9 @@ def model_config(**fields):
 
 def test_unknown_model_lists_the_known_ones():
   with pytest.raises(UserError) as error:
-    registry.build(model_config(name='resnet50'), 10, (32, 32, 3))
+    registry.build(model_config(name='resnet99'), 10, (32, 32, 3))
   assert str(error.value) == (
-    f"expected model.name among {', '.join(registry.MODELS)}; found 'resnet50'; "
+    f"expected model.name among {', '.join(registry.MODELS)}; found 'resnet99'; "
     'to fix it: set --config.model.name'
   )
 
@@ -49,7 +49,8 @@ def test_unknown_attention_lists_the_models_own():
       'resnet32',
       'csba',
       "expected model.attention of resnet32 among none; found 'csba'; to fix it: set "
-      '--config.model.name to one of multibranch, resnet32_branches, vit, since csba needs '
+      '--config.model.name to one of multibranch, resnet32_branches, resnet18_branches, '
+      'resnet50_branches, vit, since csba needs '
       'branches, or set --config.model.attention=none',
     ),
     (
@@ -57,13 +58,15 @@ def test_unknown_attention_lists_the_models_own():
       'cbam',
       'expected model.attention of vit among none, none_wide, se, csba, csba_class; '
       "found 'cbam'; to fix it: set --config.model.name to one of multibranch, "
-      'resnet32_branches, since cbam needs image maps, or set --config.model.attention=none',
+      'resnet32_branches, resnet18_branches, resnet50_branches, since cbam needs image maps, or '
+      'set --config.model.attention=none',
     ),
     (
       'resnet32',
       'cbam',
       "expected model.attention of resnet32 among none; found 'cbam'; to fix it: set "
-      '--config.model.name to one of multibranch, resnet32_branches, since cbam needs branches and '
+      '--config.model.name to one of multibranch, resnet32_branches, resnet18_branches, '
+      'resnet50_branches, since cbam needs branches and '
       'image maps, or set --config.model.attention=none',
     ),
   ],
@@ -169,7 +172,7 @@ def test_two_builds_of_one_config_are_equal(name):
   config = model_config(name=name, attention='none')
   make = registry.MODELS[name].build
   a = registry.build(config, 5, (8, 8, 1))
-  getattr(make, 'cache_clear', lambda: None)()
+  getattr(getattr(make, 'func', make), 'cache_clear', lambda: None)()
   b = registry.build(config, 5, (8, 8, 1))
   assert a is not b
   assert a == b
