@@ -20,7 +20,7 @@ from csba_jax.errors import UserError, shown
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file of torch before 1.6
 MOST_STEPS = 2_000_000  # of one pickle; 10,000 tensors take about 300,000
 MOST_AXES = 32
-LARGEST = 4  # all tensors together, in sizes of the file: 2 for bfloat16, 2 for shared ones
+LARGEST = 2  # all tensors together, in sizes of the file: some nets name one tensor twice
 BFLOAT16 = 'bfloat16'  # NumPy has no such type; its numbers are the upper halves of float32
 STORAGES: Mapping[str, str] = {
   'HalfStorage': '<f2',
@@ -47,11 +47,11 @@ class _Global(NamedTuple):
 
 
 class _Storage(NamedTuple):
-  """Numbers that tensors share: `count` of one type, under a key of the file."""
+  """Numbers that tensors share: `length` of one type, under a key of the file."""
 
   key: str
   dtype: str
-  count: int
+  length: int
 
   def width(self) -> int:
     """Bytes of a number."""
@@ -101,22 +101,23 @@ def _tensors(data: bytes) -> dict[str, np.ndarray]:
   found = {k: v for k, v in entries if isinstance(k, str) and isinstance(v, _Tensor)}
   if not found:
     raise _Unreadable('no tensors')
-  total = sum(math.prod(tensor.shape) * tensor.storage.width() for tensor in found.values())
-  if total > LARGEST // 2 * len(data):
+  storages = {tensor.storage for tensor in found.values()}
+  total = max(
+    sum(math.prod(tensor.shape) * tensor.storage.width() for tensor in found.values()),
+    sum(storage.length * storage.width() for storage in storages),
+  )
+  if total > LARGEST * len(data):
     raise _Unreadable(f'{total:,} bytes of tensors in a file of {len(data):,}')
-  storages: dict[_Storage, np.ndarray] = {}
-  for tensor in found.values():
-    if tensor.storage not in storages:
-      storages[tensor.storage] = _numbers(load(tensor.storage), tensor.storage)
-  return {name: _array(tensor, storages[tensor.storage]) for name, tensor in found.items()}
+  numbers = {storage: _numbers(load(storage), storage) for storage in storages}
+  return {name: _array(tensor, numbers[tensor.storage]) for name, tensor in found.items()}
 
 
 def _numbers(data: bytes, storage: _Storage) -> np.ndarray:
   """The numbers of a storage, which views share."""
   kind = '<u2' if storage.dtype == BFLOAT16 else storage.dtype
   if kind == '|b1':  # any byte but 0 is true
-    return np.frombuffer(data, np.uint8, storage.count) != 0
-  return np.frombuffer(data, kind, storage.count)
+    return np.frombuffer(data, np.uint8, storage.length) != 0
+  return np.frombuffer(data, kind, storage.length)
 
 
 def _array(tensor: _Tensor, numbers: np.ndarray) -> np.ndarray:
@@ -155,8 +156,8 @@ def _open_zip(data: bytes) -> tuple[Any, Callable[[_Storage], bytes]]:
 
   def load(storage: _Storage) -> bytes:
     content = read(f'data/{storage.key}')
-    if len(content) < storage.count * storage.width():
-      raise _Unreadable(f'{len(content):,} bytes for {storage.count:,} numbers')
+    if len(content) != storage.length * storage.width():
+      raise _Unreadable(f'{len(content):,} bytes for {storage.length:,} numbers')
     return content
 
   if folder + 'byteorder' in entries and read('byteorder') != b'little':
@@ -194,16 +195,16 @@ def _open_old(data: bytes) -> tuple[Any, Callable[[_Storage], bytes]]:
     storage = machine.storages.get(key) if isinstance(key, str) else None
     if storage is None or key in places:
       raise _Unreadable('a list of storages that no tensors have')
-    if machine.number('<q') != storage.count:
+    if machine.number('<q') != storage.length:
       raise _Unreadable(f'another count of numbers in storage {shown(key)}')
     places[key] = machine.at
-    machine.skip(storage.count * storage.width())
+    machine.skip(storage.length * storage.width())
 
   def load(storage: _Storage) -> bytes:
     if storage.key not in places:
       raise _Unreadable(f'no storage {shown(storage.key)} in it')
     start = places[storage.key]
-    return data[start : start + storage.count * storage.width()]
+    return data[start : start + storage.length * storage.width()]
 
   return value, load
 
@@ -336,15 +337,15 @@ class _Machine:
     self.push(_CALLS[function.name](arguments))
 
   def add_storage(self) -> None:
-    """('storage', type, key, device, count) on top becomes a _Storage."""
+    """('storage', type, key, device, length) on top becomes a _Storage."""
     match self.pop():
-      case ('storage', _Global(name), str(key), _, int(count), *view) if count >= 0:
+      case ('storage', _Global(name), str(key), _, int(length), *view) if 0 <= length < 2**62:
         dtype = STORAGES.get(name.rpartition('.')[2])
         if dtype is None or view not in ([], [None]):
           raise _Unreadable('a storage of another kind')
       case _:
         raise _Unreadable('a damaged storage')
-    storage = _Storage(key, dtype, count)
+    storage = _Storage(key, dtype, length)
     if self.storages.setdefault(key, storage) != storage:
       raise _Unreadable(f'two kinds of storage {shown(key)}')
     self.push(storage)
@@ -358,16 +359,9 @@ def _dict_of(flat: list[Any]) -> dict[Any, Any]:
 
 
 def _ordered_dict(arguments: tuple) -> dict[Any, Any]:
-  """Of no arguments, or of a list of pairs, as Python 2 wrote it."""
-  flat: list[Any] = []
-  pairs = arguments[0] if len(arguments) == 1 else arguments
-  if len(arguments) > 1 or not isinstance(pairs, list | tuple):
+  if arguments:  # a call may not take longer than its step: the same list could come again
     raise _Unreadable('a damaged OrderedDict')
-  for pair in pairs:
-    if not isinstance(pair, list | tuple) or len(pair) != 2:
-      raise _Unreadable('a damaged OrderedDict')
-    flat += pair
-  return _dict_of(flat)
+  return {}
 
 
 def _tensor(arguments: tuple) -> _Tensor:
@@ -377,15 +371,15 @@ def _tensor(arguments: tuple) -> _Tensor:
       pass
     case _:
       raise _Unreadable('a damaged tensor')
+  if len(shape) != len(strides) or len(shape) > MOST_AXES:
+    raise _Unreadable(f'a tensor of {len(shape)} axes and {len(strides)} strides')
   numbers = (offset, *shape, *strides)
   if not all(type(number) is int and 0 <= number < 2**62 for number in numbers):
     raise _Unreadable('a tensor with a size or stride that is no such number')
-  if len(shape) != len(strides) or len(shape) > MOST_AXES:
-    raise _Unreadable(f'a tensor of {len(shape)} axes and {len(strides)} strides')
   last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-  inside = last < storage.count and math.prod(shape) <= storage.count
+  inside = last < storage.length and math.prod(shape) <= storage.length
   if math.prod(shape) and not inside:
-    raise _Unreadable(f'a tensor larger than its storage of {storage.count:,} numbers')
+    raise _Unreadable(f'a tensor larger than its storage of {storage.length:,} numbers')
   if math.prod(max(n, 1) for n in shape) >= 2**58:  # an empty one
     raise _Unreadable('a tensor of an impossible shape')
   return _Tensor(storage, offset, shape, strides)
@@ -422,8 +416,6 @@ _STEPS: Mapping[bytes, Callable[[_Machine], object]] = {
   b'G': lambda m: m.push(m.number('>d')),
   b'X': lambda m: m.push(m.text(m.number('<I'))),
   b'\x8c': lambda m: m.push(m.text(m.number('<B'))),
-  b'T': lambda m: m.push(m.text(m.number('<i'))),  # texts of Python 2
-  b'U': lambda m: m.push(m.text(m.number('<B'))),
   b'}': lambda m: m.push({}),
   b']': lambda m: m.push([]),
   b')': lambda m: m.push(()),
@@ -434,7 +426,7 @@ _STEPS: Mapping[bytes, Callable[[_Machine], object]] = {
   b'\x87': _tuple(3),
   b'a': lambda m: (value := m.pop(), m.top(list).append(value)),
   b'e': lambda m: (values := m.pop_marked(), m.top(list).extend(values)),
-  b's': lambda m: (value := m.pop(), key := m.pop(), m.add_items([key, value])),
+  b's': lambda m: m.add_items([m.pop(), m.pop()][::-1]),
   b'u': lambda m: m.add_items(m.pop_marked()),
   b'q': lambda m: m.keep(m.number('<B')),
   b'r': lambda m: m.keep(m.number('<I')),
