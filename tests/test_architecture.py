@@ -200,6 +200,6 @@ def test_console_scripts_exist():
   scripts = parser['options.entry_points']['console_scripts'].strip().splitlines()
   assert scripts
   for script in scripts:
-    command, module, function = re.fullmatch(r'(csba-\w+) = ([\w.]+):(\w+)', script).groups()
-    assert command == f'csba-{module.rsplit(".", 1)[1]}'
+    command, module, function = re.fullmatch(r'(csba-[\w-]+) = ([\w.]+):(\w+)', script).groups()
+    assert command == f'csba-{module.rsplit(".", 1)[1].replace("_", "-")}'
     assert function in [f.name for f in TREES[module].body if isinstance(f, ast.FunctionDef)]

@@ -16,16 +16,24 @@ def main(weights: str) -> int:
   """Reads, writes, and says how much there was."""
   asked = _main.required(_OUT, 'weights.safetensors')
 
-  from safetensors.numpy import save
-
+  from csba_jax.errors import UserError
   from csba_jax.files import check_new, expanded, write_atomically
   from csba_jax.models.torch_files import read_tensors
 
   out = expanded(asked)
   check_new('--out', out, ('.safetensors',))
   tensors = read_tensors(expanded(weights))
-  content = save(tensors, metadata={'format': 'pt'})  # as timm and transformers mark their files
-  write_atomically(out, lambda file: file.write(content))
+  if '__metadata__' in tensors:  # save() would write a file that nothing can read
+    raise UserError('names of tensors', '__metadata__', 'give that tensor another name')
+
+  from safetensors import SafetensorError
+  from safetensors.numpy import save
+
+  try:
+    content = save(tensors, metadata={'format': 'pt'})  # as timm and transformers mark theirs
+    write_atomically(out, lambda file: file.write(content))
+  except (OSError, SafetensorError) as error:
+    raise UserError(f'to write {out}', str(error), 'make room, or name another --out') from error
   numbers = sum(tensor.size for tensor in tensors.values())
   print(f'written: {out} ({len(tensors):,} tensors, {numbers:,} numbers)')
   return 0

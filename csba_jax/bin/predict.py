@@ -7,16 +7,14 @@ Example: csba-predict new_photos --workdir=runs/photos --out=predictions.csv
 
 from absl import flags
 
-from csba_jax.bin import _decisions, _main
+from csba_jax.bin import _decisions, _main, _new
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run that csba-train made.')
 _OUT = flags.DEFINE_string(
   'out', None, 'New file, .csv or .jsonl, with all probabilities. Without it classes are printed.'
 )
 _GRAD_CAM = flags.DEFINE_string(
-  'grad_cam',
-  None,
-  'New folder. Each photo with the places where the net sees its class (Grad-CAM).',
+  'grad_cam', None, 'New folder of photos with the places where the net sees the class.'
 )
 
 
@@ -25,15 +23,10 @@ def main(photos: str) -> int:
   workdir = _main.required(_WORKDIR, 'runs/photos')
 
   from csba_jax.data.folder_listing import images_below
-  from csba_jax.files import check_new, check_new_folder, expanded
+  from csba_jax.files import expanded
   from csba_jax.runtime import jax_setup
 
-  out = expanded(_OUT.value) if _OUT.value else None
-  if out:
-    check_new('--out', out, ('.csv', '.jsonl'))
-  overlays = expanded(_GRAD_CAM.value) if _GRAD_CAM.value else None
-  if overlays:
-    check_new_folder('--grad_cam', overlays)
+  out, pictures = _new.file(_OUT, ('.csv', '.jsonl')), _new.folder(_GRAD_CAM)
   files = images_below(expanded(photos))
   jax_setup.prepare()
 
@@ -50,15 +43,13 @@ def main(photos: str) -> int:
   names = predictor.net.metadata.class_names
 
   def work(tick: _main.Tick) -> list[Prediction]:
-    draw = Overlays(overlays, expanded(photos)) if overlays else None
+    draw = Overlays(pictures, expanded(photos)) if pictures else None
     found = predictor.predict(files, _decisions.CONFIDENCE.value, tick, draw)
     return predictions.write(out, names, found) if out else predictions.show(names, found)
 
   unreadable = _main.unless_stopped(work, 'stopped')
   if out:
     print(f'written: {out} ({len(files) - len(unreadable):,} photos)')
-  if overlays:
-    say(f'written: {overlays}')
   for one in unreadable:
     say(predictions.line(one, names))
   return 1 if unreadable else 0

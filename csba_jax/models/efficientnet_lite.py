@@ -196,6 +196,7 @@ class EfficientNetLite(nn.Module):
   dtype: Any = jnp.float32
   classifier: classifiers.Classifier = classifiers.LINEAR
   norm: str = 'batch'  # a row of layers.NORMS
+  stages: tuple[StageShape, ...] = STAGES
 
   head = classifiers.HEAD  # names of the parameters of the classifier
 
@@ -204,7 +205,7 @@ class EfficientNetLite(nn.Module):
     stem, *widths, top = self.channels
     common = {'dtype': self.dtype, 'norm': self.norm}
     x = Layer(stem, 3, 2, name='stem', **common)(x.astype(self.dtype), train)
-    for i, (shape, features) in enumerate(zip(STAGES, widths, strict=True), 1):
+    for i, (shape, features) in enumerate(zip(self.stages, widths, strict=True), 1):
       x = Stage(shape, features, self.depth * shape.blocks, name=f'stage{i}', **common)(x, train)
     x = Layer(top, name='top', **common)(x, train)
     z = x.mean((1, 2))[:, None]
@@ -220,7 +221,8 @@ def depthwise(x: Array, kernel: Array, stride: int = 1) -> Array:
   # jax 0.11 on two shared cores, 4 images, forward and gradient in ms (groups; shifts):
   #   112 x 112 x 32, k = 3: 120, 336; 3, 112       56 x 56 x 144, k = 3: 140, 1352; 4, 102
   #   112 x 112 x 96, stride 2: 94, 1386; 7, 120    14 x 14 x 480, k = 5: 36, 441; 2, 21
-  # Most of the gradient's time is in sums over pixels, for that of the kernel.
+  # Most of the gradient's time is in sums over pixels, for that of the kernel. A step of the net
+  # with 8 images of 64 pixels takes 0.34 s and not 2.2 s, and compiles in 33 s and not 13 s.
   size, wide = kernel.shape[0], jnp.promote_types(x.dtype, jnp.float32)
   _, *pixels, channels = x.shape
   out = [-(-n // stride) for n in pixels]

@@ -16,7 +16,7 @@ import numpy as np
 
 from csba_jax.errors import UserError
 from csba_jax.files import expanded
-from csba_jax.models import resnet_imagenet
+from csba_jax.models import efficientnet_lite, resnet_imagenet
 
 PyTree = Any
 FRESH = r'^head/|/attention/|^class_gate/'  # parameters that no file has: they start anew
@@ -43,12 +43,14 @@ def _of_resnet(name: str) -> tuple[str, ...]:
   return () if found is None else (found,)
 
 
+_LITE = (127 / WHITE,) * 3, (128 / WHITE,) * 3
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PRETRAINED: Mapping[str, Source] = {
   'resnet18': Source(_of_resnet, *_IMAGENET),
   'resnet50': Source(_of_resnet, *_IMAGENET),
   'resnet18_branches': Source(_of_resnet, *_IMAGENET),
   'resnet50_branches': Source(_of_resnet, *_IMAGENET),
+  'efficientnet_lite0': Source(efficientnet_lite.torch_names, *_LITE),
 }
 
 

@@ -8,7 +8,15 @@ import jax.numpy as jnp
 import ml_collections
 
 from csba_jax.errors import UserError
-from csba_jax.models import classifiers, multibranch, pretrained, resnet, resnet_imagenet, vit
+from csba_jax.models import (
+  classifiers,
+  efficientnet_lite,
+  multibranch,
+  pretrained,
+  resnet,
+  resnet_imagenet,
+  vit,
+)
 from csba_jax.models.attention import ATTENTIONS, BRANCHES, MAPS
 from csba_jax.models.layers import NORMS
 
@@ -31,6 +39,7 @@ MODELS = {
   'resnet50': Model(resnet_imagenet.build50, (), NORMS),
   'resnet18_branches': Model(resnet_imagenet.build18_branches, (BRANCHES, MAPS), NORMS),
   'resnet50_branches': Model(resnet_imagenet.build50_branches, (BRANCHES, MAPS), NORMS),
+  'efficientnet_lite0': Model(efficientnet_lite.build, (), NORMS),
   'vit': Model(vit.build, (BRANCHES,)),  # tokens have one axis of space; it has LayerNorm
 }
 

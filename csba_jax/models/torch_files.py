@@ -339,12 +339,13 @@ class _Machine:
   def add_storage(self) -> None:
     """('storage', type, key, device, length) on top becomes a _Storage."""
     match self.pop():
-      case ('storage', _Global(name), str(key), _, int(length), *view) if 0 <= length < 2**62:
-        dtype = STORAGES.get(name.rpartition('.')[2])
-        if dtype is None or view not in ([], [None]):
-          raise _Unreadable('a storage of another kind')
+      case ('storage', kind, str(key), _, length) | ('storage', kind, str(key), _, length, None):
+        pass
       case _:
         raise _Unreadable('a damaged storage')
+    dtype = STORAGES.get(kind.name.rpartition('.')[2]) if isinstance(kind, _Global) else None
+    if dtype is None or type(length) is not int or not 0 <= length < 2**62:
+      raise _Unreadable('a damaged storage')
     storage = _Storage(key, dtype, length)
     if self.storages.setdefault(key, storage) != storage:
       raise _Unreadable(f'two kinds of storage {shown(key)}')

@@ -2,10 +2,14 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from csba_jax.errors import UserError
+
+if TYPE_CHECKING:
+  from PIL.Image import Image as PillowImage
 
 SIDE = 256  # pixels of the shorter side, at least
 STRENGTH = 0.55  # of the colour where the map is 1
@@ -43,8 +47,8 @@ class Overlays:
       raise UserError(f'to write {path}', str(error), do) from error
 
 
-def overlay(image: np.ndarray, heat: np.ndarray):  # type: ignore[no-untyped-def]  # of Pillow
-  """The image with the map in the colours of 'inferno' over it: an image of Pillow."""
+def overlay(image: np.ndarray, heat: np.ndarray) -> 'PillowImage':
+  """The image with the map in the colours of 'inferno' over it."""
   from matplotlib import colormaps
   from PIL import Image
 

@@ -13,6 +13,7 @@ from csba_jax.gradients import class_grams
 from csba_jax.models import (
   capacity,
   classifiers,
+  efficientnet_lite,
   multibranch,
   registry,
   resnet,
@@ -31,6 +32,10 @@ def photo(bottleneck, attention, *args):
   return resnet_imagenet.PhotoResNet(CLASSES, *shape, *args)
 
 
+def lite(*args):
+  return efficientnet_lite.EfficientNetLite(CLASSES, *args)
+
+
 # name in the registry: (attention, dtype, kind of head) -> the net, as narrow and shallow as can be
 NETS = {
   'multibranch': lambda *args: multibranch.MultiBranch(CLASSES, args[0], 2, (3, 2, 3), *args[1:]),
@@ -40,6 +45,7 @@ NETS = {
   'resnet50': lambda _, *args: photo(True, '', *args),
   'resnet18_branches': lambda a, *args: photo(False, a, *args),
   'resnet50_branches': lambda a, *args: photo(True, a, *args),
+  'efficientnet_lite0': lambda _, *args: lite((2, 2, 2, 3, 3, 2, 3, 3, 4), 1, *args),
   'vit': lambda attention, *args: vit.ViT(CLASSES, attention, 4, 6, 1, *args),
 }
 TABLE = {name: registry.attentions_of(name) for name in registry.MODELS if name != 'tiny'}
