@@ -26,7 +26,6 @@ def get_config():
   c.base.train.epochs = 40
   c.base.train.eval_every = 10
   c.base.train.log_every = 5  # so that levels of loss are met closely
-  c.base.diagnostics.statistics = 'frozen'  # as results/solar has it; yet to be measured anew
   c.base.diagnostics.snapshots = '0,0.1,0.5,1'
   c.base.diagnostics.loss_levels = '1,0.3'
   c.imbalance_factors = (1.0, 20.0)
