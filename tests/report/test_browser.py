@@ -12,6 +12,7 @@ import pytest
 
 from csba_jax.data import audit
 from csba_jax.report.audit import page as audit_page
+from csba_jax.report.run import page as run_page
 from csba_jax.report.study import page
 
 pytestmark = pytest.mark.slow
@@ -240,6 +241,24 @@ def test_an_audit_shows_its_photos_and_runs_nothing(open_file, tmp_path, size):
   loaded = tab.evaluate('[...document.images].map(e => e.complete && e.naturalWidth)')
   assert loaded == [128] * 6
   assert tab.evaluate('document.scripts.length') == 0
+  for scheme in SCHEMES:
+    tab.emulate_media(color_scheme=scheme)
+    assert tab.evaluate('document.documentElement.scrollWidth') <= size['width']
+    assert tab.evaluate(CLIPPED) == []
+    assert tab.evaluate(OVERLAPS) == []
+
+
+@pytest.mark.parametrize('size', [PHONE, DESK], ids=['phone', 'desk'])
+def test_the_page_of_a_run_shows_its_pictures_and_runs_nothing(
+  open_file, made_up_run, tmp_path, size
+):
+  names = ('<script>alert(1)</script>', 'a-very-long-name-of-a-class-' * 5, 'cat')
+  path = tmp_path / 'report.html'
+  path.write_text(run_page.render(made_up_run.facts(names)))
+  tab = open_file(path, size)
+  assert tab.evaluate('[...document.images].map(e => e.complete && e.naturalWidth)') == [128]
+  assert tab.evaluate('document.scripts.length') == 0
+  assert all(width > 100 and height > 50 for width, height in tab.evaluate(SIZES))
   for scheme in SCHEMES:
     tab.emulate_media(color_scheme=scheme)
     assert tab.evaluate('document.documentElement.scrollWidth') <= size['width']

@@ -20,7 +20,8 @@ from csba_jax.runtime import plain
 FEW = 20  # test images of a class, below which its numbers are named as uncertain
 NAMED = 12  # classes in one sentence
 THUMBNAIL, QUALITY = 128, 85  # pixels of the longer side at least, and of JPEG
-_WIDTH = 340  # pixels of a figure: a phone shows it whole
+_NARROW = 340  # pixels of a figure, which a phone shows whole
+_ROOM = 240  # pixels for its axis, beside names that are longer than usual
 _DASH = '-'
 
 
@@ -234,7 +235,8 @@ def _f1_figure(facts: RunFacts) -> Figure:
   def draw() -> Sequence[str]:
     series = [svg.Series('F1', values, 0)]
     limits = (0.0, 1.0)
-    return [svg.dots(names, series, title='F1', axis='F1', limits=limits, width=_WIDTH)]
+    width = max(_NARROW, round(_ROOM + max(svg.text_width(svg.short(n, 290)) for n in names)))
+    return [svg.dots(names, series, title='F1', axis='F1', limits=limits, width=width)]
 
   return Figure('F1 of each class with its 95 % interval; in brackets its training images.', draw)
 

@@ -6,58 +6,28 @@ import io
 import json
 import re
 
-import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
 import yaml
 
-from csba_jax import config as config_lib
-from csba_jax.analysis import rates
-from csba_jax.analysis.advice.rules import Finding
-from csba_jax.gradients.conflict import Conflict
-from csba_jax.gradients.gram import ClassGrams
-from csba_jax.measure.calibration import Calibration, Validation
 from csba_jax.measure.predict import Predictor
-from csba_jax.methods import metrics
 from csba_jax.report import folder
 from csba_jax.report.run import card, content, gather, page
-from csba_jax.report.run.gather import Mistake, RunFacts
 from csba_jax.report.terminal import table
-from csba_jax.run.net import Metadata, Net
+from csba_jax.run.net import Net
 from csba_jax.runtime.signals import StopRequest
 from csba_jax.training import loop
 
 NAMES = ('oak', 'ash', 'elm')
-COUNTS = np.asarray([40, 100, 8])
+COUNTS = (40, 100, 8)
 HOSTILE = ('<script>alert(1)</script>', 'a|b`c', 'line\nbreak "quoted" \u202eright')
 
 
-def made(names=NAMES, **changes):
-  rng = np.random.default_rng(0)
-  labels = np.repeat(np.arange(3), (30, 40, 6))
-  logits = (rng.normal(size=(76, 3)) + 2 * np.eye(3)[labels]).astype(np.float32)
-  sums = metrics.Confusion.from_logits(jnp.asarray(logits), labels, np.ones(76, bool)).to_host()
-  result = metrics.summarise(sums, COUNTS) | {'post_hoc_tau': 0.0, 'class_names': list(names)}
-  g = rng.normal(size=(3, 9))
-  grams = {'stem': g @ g.T}
-  found = ClassGrams(grams, g @ g.T, g @ g.T, np.full(3, 16), np.ones(3))
-  facts = RunFacts(
-    workdir='runs/trees',
-    config=config_lib.load('digits_lt'),
-    result=json.loads(json.dumps(result)),
-    rates=rates.intervals(np.asarray(result['confusion_matrix'])),
-    metadata=Metadata(names, COUNTS, (8, 8, 3)),
-    validation=Validation(logits, labels.astype(np.int32)),
-    calibration=Calibration(1.25, np.zeros(3)),
-    advice=(
-      Finding('class sizes', 'yes', f'Rare: {names[2]}.', {'loss.name': 'balanced_softmax'}),
-      Finding('interference', 'no', 'None.'),
-    ),
-    conflict=Conflict.of(found, names, COUNTS, {'step': 12}),
-    mistakes=(Mistake(f'{names[0]}/1.jpg', np.full((8, 8, 3), 200, np.uint8), 0, 2, 0.97),),
-  )
-  return dataclasses.replace(facts, **changes)
+@pytest.fixture
+def made(made_up_run):
+  """(class names, changes) -> the facts of a run that was not made."""
+  return made_up_run.facts
 
 
 class _Texts(html.parser.HTMLParser):
@@ -76,7 +46,7 @@ class _Texts(html.parser.HTMLParser):
     self.words.append(data)
 
 
-def test_the_page_has_the_numbers_of_the_result():
+def test_the_page_has_the_numbers_of_the_result(made):
   facts = made()
   read = _Texts(page.render(facts))
   text = ' '.join(' '.join(read.words).split())
@@ -96,14 +66,14 @@ def test_the_page_has_the_numbers_of_the_result():
   assert 'Class gradients at step 12, 48 images (batch): of 3 pairs of classes ' in text
 
 
-def test_the_page_loads_and_runs_nothing():
+def test_the_page_loads_and_runs_nothing(made):
   read = _Texts(page.render(made(HOSTILE)))
   assert 'script' not in read.tags
   assert 'alert(1)' in ' '.join(read.words)  # it is text
   assert all(source.startswith(('#', 'data:image/jpeg;base64,')) for source in read.sources)
 
 
-def test_a_mistake_is_shown_as_the_net_sees_it():
+def test_a_mistake_is_shown_as_the_net_sees_it(made):
   (one,) = made().mistakes
   image = PIL.Image.open(io.BytesIO(content.picture(one)))
   assert image.size == (128, 128)
@@ -112,7 +82,7 @@ def test_a_mistake_is_shown_as_the_net_sees_it():
   assert PIL.Image.open(io.BytesIO(content.picture(grey))).size == (171, 256)
 
 
-def test_what_is_missing_is_said():
+def test_what_is_missing_is_said(made):
   facts = made(conflict=None, mistakes=(), validation=None, no_mistakes='The test images are gone.')
   text = ' '.join(' '.join(_Texts(page.render(facts)).words).split())
   assert 'Not measured. Measure it: csba-diagnose --workdir=runs/trees' in text
@@ -123,7 +93,7 @@ def test_what_is_missing_is_said():
   assert 'No test image was predicted wrongly.' in right
 
 
-def test_the_audit_is_told():
+def test_the_audit_is_told(made):
   audit = {'copies': [['a', 'b']] * 3, 'copies_across_classes': [['a', 'b']], 'unreadable': []}
   lines = content.data(made(audit=audit)).blocks[0].items
   assert 'Sets of photos that are copies or look the same: 3.' in lines
@@ -137,7 +107,7 @@ def card_of(facts, weights=(1.0, 1.0, 1.0), least=0.0, name='trees'):
   return card.render(facts, predictor, least, name)
 
 
-def test_the_card_has_metadata_that_hubs_read():
+def test_the_card_has_metadata_that_hubs_read(made):
   facts = made()
   _, head, body = card_of(facts).split('---\n', 2)
   told = yaml.safe_load(head)
@@ -157,13 +127,13 @@ def test_the_card_has_metadata_that_hubs_read():
   assert 'multiplied' not in body
 
 
-def test_the_card_tells_of_weights_and_of_the_least_confidence():
+def test_the_card_tells_of_weights_and_of_the_least_confidence(made):
   text = ' '.join(card_of(made(), (1.0, 1.0, 2.5), 0.6).split())
   assert '| elm | 2.5 |' in text
   assert 'Below a probability of 0.6 no class is predicted.' in text
 
 
-def test_names_of_users_stay_text_in_the_card():
+def test_names_of_users_stay_text_in_the_card(made):
   text = card_of(made(HOSTILE), name='my "net"\n---\nlicense: mit')
   assert '<script' not in text
   _, head, _ = text.split('---\n', 2)
@@ -235,7 +205,7 @@ def test_data_that_moved_is_a_note(run, monkeypatch):
   )
 
 
-def test_the_latest_conflict_of_all_layers(tmp_path):
+def test_the_latest_conflict_of_all_layers(made, tmp_path):
   (tmp_path / 'conflict').mkdir()
 
   def save(name, step, layers='', target='train'):
