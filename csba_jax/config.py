@@ -12,6 +12,7 @@ import ml_collections
 
 from csba_jax import config_file
 from csba_jax.errors import UserError, shown, words_of
+from csba_jax.files import expanded
 
 
 def _recipes() -> Path:
@@ -210,14 +211,14 @@ def load(name: str) -> ml_collections.ConfigDict:
     >>> load('digits_lt').data.imbalance_factor
     20.0
   """
-  path = Path(name)
+  path = expanded(name)
   if path.suffix == '.json' and path.is_file():
     return _of_run(path)
   return config_file.get_config(recipe_file(name))
 
 
 def _of_run(path: Path) -> ml_collections.ConfigDict:
-  """The config in a run's config.json; fields that are newer than the run have their defaults."""
+  """The config in a run's config.json; fields that are newer than it say what was done then."""
   config = default().lock()
   try:
     config.update(completed(json.loads(path.read_bytes())['config']))

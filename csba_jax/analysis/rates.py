@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from csba_jax.analysis.advice.evidence import share_ends
+
 DRAWS, SEED = 4000, 0
 LEVEL = 0.95
 
@@ -36,15 +38,10 @@ def intervals(counts: np.ndarray) -> Rates:
   Args:
     counts: [C, C]; rows are true classes.
   """
-  from scipy import stats
-
   counts = np.asarray(counts, np.int64)
   support, classes = counts.sum(1), len(counts)
-  recall, f1 = np.full((2, classes, 2), np.nan)
-  some = np.flatnonzero(support)
-  for c in some:
-    ends = stats.binomtest(int(counts[c, c]), int(support[c])).proportion_ci(LEVEL, 'exact')
-    recall[c] = ends.low, ends.high
+  f1, some = np.full((classes, 2), np.nan), np.flatnonzero(support)
+  recall = np.stack(share_ends(np.diag(counts), support, LEVEL), axis=1)
   if not len(some):
     return Rates(recall, f1, np.full(2, np.nan))
   prior = np.full((classes, classes), 0.5 / max(classes - 1, 1))
@@ -60,10 +57,11 @@ def _drawn_f1(counts: np.ndarray, prior: np.ndarray) -> np.ndarray:
   """F1 of the classes that have images, for draws of the posterior; [DRAWS, classes]."""
   rng = np.random.default_rng(SEED)
   support = counts.sum(1)
-  drawn = np.zeros((DRAWS, *counts.shape))
+  right, claimed = np.zeros((2, DRAWS, len(counts)))
   for c in np.flatnonzero(support):  # a Dirichlet draw is Gamma draws over their sum
-    shares = rng.standard_gamma(counts[c] + prior[c], (DRAWS, len(counts)))
-    drawn[:, c] = shares / shares.sum(1, keepdims=True) * support[c]
-  right = np.einsum('dcc->dc', drawn)
+    drawn = rng.standard_gamma(counts[c] + prior[c], (DRAWS, len(counts)))
+    drawn *= support[c] / drawn.sum(1, keepdims=True)
+    right[:, c] = drawn[:, c]
+    claimed += drawn
   some = support > 0
-  return (2 * right[:, some]) / (support + drawn.sum(1))[:, some]
+  return 2 * right[:, some] / (support + claimed)[:, some]

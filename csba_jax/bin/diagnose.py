@@ -46,9 +46,9 @@ def main() -> int:
     return diagnose.diagnose_run(run, images, _LAYERS.value, tick)
 
   found = _main.unless_stopped(measured, 'stopped: nothing was written')
-  advised = rules.advise(of_run.evidence_of(run, found))
-  text = f'{diagnosis.describe(found)}\n\n{advice.describe(advised, workdir)}'
-  _distributed.tell_and_write(text, lambda: diagnose.save(found, run.workdir))
+  _distributed.tell_and_write(diagnosis.describe(found), lambda: diagnose.save(found, run.workdir))
+  evidence = of_run.evidence_of(run, found)
+  _distributed.tell(advice.describe(rules.advise(evidence), workdir))
   return 0
 
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import csba_jax
 from csba_jax.errors import UserError
 from csba_jax.export import program, weights
 from csba_jax.files import check_new_folder
@@ -22,7 +24,7 @@ PROGRAM, ABOUT, WEIGHTS, SCRIPT, CARD = (
   'README.md',
 )
 MODES = {1: 'L', 3: 'RGB'}  # of Pillow, by channels
-PACKAGES = ('csba_jax', 'jax', 'flax')
+PACKAGES = ('jax', 'flax')
 
 
 def about(predictor: Predictor, min_confidence: float) -> dict[str, Any]:
@@ -41,9 +43,10 @@ def about(predictor: Predictor, min_confidence: float) -> dict[str, Any]:
     'class_weights': [float(weight) for weight in predictor.weights],
     'min_confidence': min_confidence,
     'temperature': float(calibration.temperature),
-    'bias': [None if b == -float('inf') else float(b) for b in calibration.bias],
+    'bias': [float(b) if math.isfinite(b) else None for b in calibration.bias],
     'step': predictor.net.step,
-    'versions': {name: importlib.metadata.version(name) for name in PACKAGES},
+    'versions': {'csba_jax': csba_jax.__version__}
+    | {name: importlib.metadata.version(name) for name in PACKAGES},
   }
 
 

@@ -224,13 +224,13 @@ def depthwise(x: Array, kernel: Array, stride: int = 1) -> Array:
   # Most of the gradient's time is in sums over pixels, for that of the kernel. A step of the net
   # with 8 images of 64 pixels takes 0.34 s and not 2.2 s, and compiles in 33 s and not 13 s.
   size, wide = kernel.shape[0], jnp.promote_types(x.dtype, jnp.float32)
-  _, *pixels, channels = x.shape
+  images, *pixels, channels = x.shape  # a symbol where the net is exported
   out = [-(-n // stride) for n in pixels]
   zeros = [max((m - 1) * stride + size - n, 0) for n, m in zip(pixels, out, strict=True)]
   padded = jnp.pad(x, ((0, 0), *((n // 2, n - n // 2) for n in zeros), (0, 0))).astype(wide)
   weights = kernel.astype(wide).reshape(size, size, 1, 1, 1, channels)
   steps = [stride * (m - 1) + 1 for m in out]
-  total = jnp.zeros((len(x), *out, channels), wide)
+  total = jnp.zeros((images, *out, channels), wide)
   for i in range(size):
     for j in range(size):
       shifted = padded[:, i : i + steps[0] : stride, j : j + steps[1] : stride]

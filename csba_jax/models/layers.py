@@ -81,7 +81,7 @@ class GroupNorm(nn.Module):
     back = member.T.astype(wide.dtype)
     factor = scale[None] * (jax.lax.rsqrt(var + self.epsilon) @ back)  # [N, C]
     shift = bias[None] - (mean @ back) * factor
-    each = (len(x), *(1,) * len(axes), channels)
+    each = (x.shape[0], *(1,) * len(axes), channels)
     return (x * factor.reshape(each) + shift.reshape(each)).astype(self.dtype)
 
 

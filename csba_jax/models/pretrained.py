@@ -141,7 +141,9 @@ def find(path: str) -> Path:
   if file.is_dir():
     file = file / IN_FOLDER
   if not file.is_file():
-    raise UserError(f'a file of weights at {file}', 'none', 'correct --config.model.init')
+    raise UserError(
+      f'a file of weights at {file}', 'none', 'correct model.init, or put the file there'
+    )
   return file
 
 

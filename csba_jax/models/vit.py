@@ -83,7 +83,7 @@ class Pool(nn.Module):
     k, v = jnp.moveaxis(kv.reshape(*x.shape[:2], 2, *shape), 2, 0)
     # as large as a query that a Dense layer computes
     q = self.param('query', nn.initializers.normal(1.0), shape).astype(self.dtype)
-    u = attend(jnp.broadcast_to(q, (len(x), 1, *shape)), k, v)
+    u = attend(jnp.broadcast_to(q, (x.shape[0], 1, *shape)), k, v)
     return _aggregate(self, u, self.attention, train, self.dtype).reshape(-1, *shape)
 
 

@@ -14,7 +14,7 @@ from csba_jax import config as config_lib
 from csba_jax.data import augment, class_counts, mixing, policy, sampling
 from csba_jax.data.splits import Splits
 from csba_jax.methods import losses, optimizers, second_stages
-from csba_jax.models import attention, classifiers, registry
+from csba_jax.models import attention, classifiers, pretrained, registry
 from csba_jax.run import schedule
 from csba_jax.runtime import sharding
 
@@ -26,6 +26,8 @@ def check(config: ml_collections.ConfigDict) -> None:
   second_stages.find(config.stage, config.model.head)
   second_stages.check_source(config.stage)
   registry.check(config.model)
+  if config.model.init:
+    pretrained.check(config.model, config.data.channels)
   losses.build(config, counts, total_steps=1)
   augment.build(config.augment)
   mixing.build(config.mixing, counts, total_steps=1)

@@ -16,11 +16,12 @@ import pytest
 from safetensors.numpy import load_file
 from scipy.special import softmax
 
+from csba_jax import config as config_lib
 from csba_jax.errors import UserError
 from csba_jax.export import folder, program, weights
 from csba_jax.measure.calibration import Calibration
 from csba_jax.measure.predict import Predictor
-from csba_jax.models import layers, multibranch
+from csba_jax.models import layers, multibranch, registry
 from csba_jax.report.terminal import predictions
 from csba_jax.run.net import Metadata, Net
 
@@ -70,6 +71,23 @@ def test_the_program_is_the_predictor(predictor):
     logits = np.asarray(predictor.net.logits(pixels), np.float64)  # by hand
     by_hand = softmax(logits / 1.7 + np.asarray([0.3, 0.0, -np.inf]), axis=1)
     np.testing.assert_allclose(found.call(pixels), by_hand, atol=1e-5)
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize('name', [name for name in registry.MODELS if name != 'tiny'])
+def test_every_model_can_be_lowered(predictor, name):
+  """For any number of images; to compile all of them would take a minute."""
+  config = config_lib.default().model
+  config.update({'name': name, 'width': 0.1, 'attention': registry.attentions_of(name)[-1]})
+  shape = (16, 16, 3)
+  model = registry.build(config, 3, shape)
+  image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+  shapes = {'batch_stats': {}, **jax.eval_shape(model.init, jax.random.key(0), image)}
+  variables = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
+  net = Net(model, variables, Metadata(NAMES, COUNTS, shape))
+  exported = program.program_of(Predictor(net, None, predictor.calibration, predictor.weights))
+  found = jax.export.deserialize(bytearray(exported))
+  assert str(found.in_avals[0]) == 'uint8[n,16,16,3]'
 
 
 @pytest.mark.seconds

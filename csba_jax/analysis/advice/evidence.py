@@ -46,6 +46,7 @@ class Evidence:
     post_hoc_tau: of the logit adjustment that is in the logits already.
     conflict: of the class gradients on training images; None if it was not measured.
     contradictions: sets of copies that lie in more than one class.
+    can_have_csba: whether the model can have that attention, and has not got it yet.
   """
 
   class_names: tuple[str, ...]
@@ -55,6 +56,7 @@ class Evidence:
   post_hoc_tau: float = 0.0
   conflict: Conflict | None = None
   contradictions: int = 0
+  can_have_csba: bool = True
 
   @property
   def images(self) -> int:
@@ -138,14 +140,25 @@ class Evidence:
     return Interval(value, float(max(low, min(extra))), float(min(high, max(extra))))
 
 
-def share(found: int, of: int, level: float = LEVEL) -> Interval:
-  """found / of with an exact interval of a proportion; UNKNOWN of nothing."""
-  from scipy import stats
-
+def share(found: int, of: int) -> Interval:
+  """found / of with an exact 95 % interval of a proportion; UNKNOWN of nothing."""
   if not of:
     return UNKNOWN
-  ends = stats.binomtest(found, of).proportion_ci(level, method='exact')
-  return Interval(found / of, float(ends.low), float(ends.high))
+  low, high = share_ends(np.asarray([found]), np.asarray([of]))
+  return Interval(found / of, float(low[0]), float(high[0]))
+
+
+def share_ends(
+  found: np.ndarray, of: np.ndarray, level: float = LEVEL
+) -> tuple[np.ndarray, np.ndarray]:
+  """Ends of the exact intervals (Clopper-Pearson) of proportions; NaN of nothing.   [N], [N]"""
+  from scipy import stats
+
+  tail = (1 - level) / 2
+  low = np.where(found > 0, stats.beta.ppf(tail, np.maximum(found, 1), of - found + 1), 0.0)
+  left = np.maximum(of - found, 1)
+  high = np.where(found < of, stats.beta.ppf(1 - tail, found + 1, left), 1.0)
+  return np.where(of > 0, low, np.nan), np.where(of > 0, high, np.nan)
 
 
 def auc(larger: np.ndarray, smaller: np.ndarray) -> Interval:

@@ -11,6 +11,7 @@ from csba_jax.gradients.conflict import Conflict
 from csba_jax.measure import evaluate
 from csba_jax.measure.calibration import Validation
 from csba_jax.methods import losses
+from csba_jax.models import registry
 from csba_jax.run import restore
 from csba_jax.run.net import Metadata
 
@@ -56,7 +57,14 @@ def evidence_from(
     post_hoc_tau=post_hoc_tau,
     conflict=conflict,
     contradictions=_contradictions(workdir),
+    can_have_csba=_can_have_csba(config.model),
   )
+
+
+def _can_have_csba(model: ml_collections.ConfigDict) -> bool:
+  if model.name not in registry.MODELS or model.attention in ('csba', 'csba_class'):
+    return False
+  return 'csba' in registry.attentions_of(model.name)
 
 
 def corrects_class_sizes(config: ml_collections.ConfigDict) -> bool:

@@ -1,12 +1,11 @@
 """Rules from evidence to advice, each with its threshold and the reason for it."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from csba_jax.analysis.advice.evidence import Evidence, share
+from csba_jax.analysis.advice.evidence import Evidence, share_ends
 
 Verdict = Literal['yes', 'no', 'not known']
 NAMED = 3  # classes, pairs or layers that a sentence names at most
@@ -14,6 +13,8 @@ NAMED = 3  # classes, pairs or layers that a sentence names at most
 # A class is too small to judge where the 95 % interval of its recall is wider than this: it then
 # holds, say, both 0.3 and 0.8.
 WIDE = 0.5
+# The largest class over the smallest, up to which no class counts as rare.
+EQUAL = 1.2
 # Gain in mean recall, from the logit adjustment alone, that is worth another training.
 USEFUL_GAIN = 0.02
 # Share of what a class's own gradient gains that the gradients of the others undo. Below a quarter
@@ -25,9 +26,9 @@ CONFUSED = 0.15
 # wrong ones with a probability below SURE. Nets that err on clean labels reach 0.8 to 0.95, and
 # where half of the errors are wrong labels (0.5), the mixture has about 0.7.
 LEAST_ERRORS, SURE = 10, 0.7
-# Mean recall below which errors are too common to say whose they are, and from which the net counts
-# as trained: twice what guessing gives.
-TRUSTED, GUESSES = 0.5, 2.0
+# Mean recall below which errors are too common to say whose they are. A net counts as trained from
+# this share of the way from what guessing gives to 1 on.
+TRUSTED, LEARNED = 0.5, 0.1
 
 
 class Finding(NamedTuple):
@@ -67,14 +68,18 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _training(e: Evidence) -> tuple[Verdict, str, dict[str, Any]]:
-  guessing = 1 / int((e.support > 0).sum())
+  some = int((e.support > 0).sum())
   said = f'Mean recall on {e.images} validation images is {e.mean_recall}'
-  if e.mean_recall.high < GUESSES * guessing:
+  if some < 2:
+    return 'not known', f'{said}, all of one class.', {}
+  guessing = 1 / some
+  least = guessing + LEARNED * (1 - guessing)
+  if e.mean_recall.high < least:
     text = (
       f'{said}; guessing gives {guessing:.2f}. Train for longer, or look for a bug in the data.'
     )
     return 'yes', text, {}
-  if e.mean_recall.low < GUESSES * guessing:
+  if e.mean_recall.low < least:
     return 'not known', f'{said}; guessing gives {guessing:.2f}.', {}
   return 'no', f'{said}.', {}
 
@@ -117,6 +122,8 @@ def _few(e: Evidence) -> tuple[Verdict, str, dict[str, Any]]:
 
 
 def _prior(e: Evidence) -> tuple[Verdict, str, dict[str, Any]]:
+  if e.class_counts.max() <= EQUAL * e.class_counts.min():
+    return 'no', 'The classes have about as many training images as each other.', {}
   rare = e.minority & (e.support > 0)
   said = ''
   if rare.any():
@@ -135,7 +142,8 @@ def _prior(e: Evidence) -> tuple[Verdict, str, dict[str, Any]]:
         {'loss.name': 'balanced_softmax'},
       )
     tau = e.post_hoc_tau + 1
-    return 'yes', f'{said}, more than the run corrects for.', {'loss.post_hoc_tau': tau}
+    do = f'csba-evaluate --split=val --post_hoc_tau={tau:g} shows what a stronger correction gives.'
+    return 'yes', f'{said}, more than the run corrects for. {do}', {}
   return ('no' if gain.high < USEFUL_GAIN else 'not known'), f'{said}.', {}
 
 
@@ -156,9 +164,11 @@ def _interference(e: Evidence) -> tuple[Verdict, str, dict[str, Any]]:
     text = (
       f'The gradients of other classes undo part of what a rare class gains: {_names(told)}. '
       f'{_where(e, affected)}No treatment in this project has been shown to help yet '
-      '(docs/study.md); CSBA is the one to test, with several seeds.'
+      '(docs/study.md)'
     )
-    return 'yes', text, {'model.attention': 'csba'}
+    if not e.can_have_csba:
+      return 'yes', f'{text}.', {}
+    return 'yes', f'{text}; CSBA is one to test, with several seeds.', {'model.attention': 'csba'}
   unclear = [c for c in rare if not high[c] <= UNDONE]
   said = f'than {100 * UNDONE:.0f} % of the gain of a rare class'
   if unclear:
@@ -188,6 +198,8 @@ def _where(e: Evidence, affected: Sequence[int]) -> str:
   text = f'Most of it: {_names([name for _, name in sorted(pairs)])}. ' if pairs else ''
   pulls = {}
   for layer in conflict.layers:
+    if layer.split('/')[0] == 'head':  # there each class has weights of its own
+      continue
     others = conflict.gram(layer) * (1 - np.eye(len(e.class_names)))
     pulls[layer] = float((conflict.prior[affected] * (others @ conflict.prior)[affected]).sum())
   worst = [layer for layer in sorted(pulls, key=pulls.__getitem__) if pulls[layer] < 0]
@@ -201,15 +213,17 @@ def _confusion(e: Evidence) -> tuple[Verdict, str, dict[str, Any]]:
   predicted = e.adjusted if prior_matters else e.predicted
   n = len(e.class_names)
   level = 1 - 0.05 / max(n * (n - 1) / 2, 1)  # of all pairs together
-  found, unclear = [], 0
-  for a, b in itertools.combinations(range(n), 2):
-    wrong = int(((labels == a) & (predicted == b)).sum() + ((labels == b) & (predicted == a)).sum())
-    rate = share(wrong, int(e.support[a] + e.support[b]), level)
-    if rate.low > CONFUSED:
-      pair = f'{e.class_names[a]} and {e.class_names[b]}'
-      found.append((-rate.value, f'{pair} {100 * rate.value:.0f} %'))
-    elif not rate.high <= CONFUSED:
-      unclear += 1
+  counts = np.zeros((n, n), int)
+  np.add.at(counts, (labels, predicted), 1)
+  one, two = np.triu_indices(n, 1)
+  wrong, images = (counts + counts.T)[one, two], e.support[one] + e.support[two]
+  low, high = share_ends(wrong, images, level)
+  found = []
+  for at in np.flatnonzero(low > CONFUSED):
+    rate = wrong[at] / images[at]
+    pair = f'{e.class_names[one[at]]} and {e.class_names[two[at]]}'
+    found.append((-rate, f'{pair} {100 * rate:.0f} %'))
+  unclear = int((~(high <= CONFUSED)).sum()) - len(found)
   after = ', after the adjustment for class sizes' if prior_matters else ''
   if found:
     names = _names([name for _, name in sorted(found)])
@@ -244,7 +258,7 @@ def advise(evidence: Evidence) -> list[Finding]:
   found: list[Finding] = []
   for rule in RULES:
     if rule.reads == 'validation' and not evidence.images:
-      found.append(Finding(rule.name, 'not known', 'There are no validation images.'))
+      found.append(Finding(rule.name, 'not known', 'The run has kept no validation images.'))
     elif rule.reads == 'conflict' and evidence.conflict is None:
       found.append(Finding(rule.name, 'not known', 'Conflict was not measured.'))
     else:

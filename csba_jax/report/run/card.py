@@ -23,10 +23,11 @@ def render(facts: RunFacts, predictor: Predictor, min_confidence: float, name: s
     min_confidence: below it no class is predicted.
     name: of the net.
   """
+  calibrated = content.calibration_sentence(facts, predictor.calibration)
   sections = [
     _use(predictor, min_confidence),
-    Section('Results', 'results', [_headline(facts), content.class_table(facts)]),
-    Section('Calibration', 'calibration', [Text(content.calibration_sentence(facts))]),
+    Section('Results', 'results', _results(facts, predictor, min_confidence)),
+    Section('Calibration', 'calibration', [Text(calibrated)]),
     Section('Conflict between classes', 'conflict', [Text(content.conflict_sentence(facts))]),
     content.data(facts),
     Section('Limits', 'limits', [Items(_limits(facts))]),
@@ -70,10 +71,13 @@ def _metadata(facts: RunFacts, name: str) -> str:
   return '\n'.join(lines)
 
 
-def _headline(facts: RunFacts) -> Items:
-  items = content.results(facts).blocks[0]
-  assert isinstance(items, Items)
-  return items
+def _results(facts: RunFacts, predictor: Predictor, min_confidence: float) -> list[Block]:
+  blocks: list[Block] = [content.results(facts).blocks[0], content.class_table(facts)]
+  changed = min_confidence or predictor.calibration.bias.any() or (predictor.weights != 1).any()
+  if changed:
+    text = 'These results are of the most probable class, without the weights, class shares and '
+    blocks.append(Text(f'{text}least confidence that this folder was exported with.'))
+  return blocks
 
 
 def _use(predictor: Predictor, min_confidence: float) -> Section:
@@ -111,7 +115,5 @@ def _limits(facts: RunFacts) -> list[str]:
     'Every photo gets one of the classes, also one that shows nothing of the kind.',
     'The numbers are of one training.',
   ]
-  if few := content.few_classes(facts):
-    listed = ', '.join(few[: content.NAMED])
-    lines.append(f'Fewer than {content.FEW} test images, so that little can be said: {listed}.')
-  return lines
+  few = content.few_classes(facts)
+  return [*lines, few] if few else lines

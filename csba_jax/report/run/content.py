@@ -160,6 +160,13 @@ def advice(facts: RunFacts) -> Section:
   return Section('Advice', 'advice', [Text(lead), *shown, Text(f'Next: {following}')])
 
 
+def data_on_page(facts: RunFacts) -> Section:
+  """`data`, and where the photos of the audit are."""
+  section = data(facts)
+  more = [Text('audit.html beside this page has the photos.', 'small')] if facts.audit else []
+  return section._replace(blocks=[*section.blocks, *more])
+
+
 def data(facts: RunFacts) -> Section:
   """What the audit of csba-train --data has found; else the source alone."""
   counts, found = facts.metadata.class_counts, facts.audit
@@ -179,27 +186,35 @@ def data(facts: RunFacts) -> Section:
     ):
       if found.get(key):
         lines.append(f'{text}: {len(found[key]):,}.')
-    lines.append('audit.html beside this page has the photos.')
   return Section('Data', 'data', [Items(lines)])
 
 
-def calibration_sentence(facts: RunFacts) -> str:
-  """What the temperature does to the calibration error of validation images."""
+def calibration_sentence(facts: RunFacts, calibration: Calibration) -> str:
+  """What a calibration does to the calibration error of validation images."""
   if facts.validation is None or len(facts.validation.labels) < LEAST:
-    return 'Probabilities are not calibrated: there are too few validation images.'
+    return 'Probabilities are not calibrated: the run has kept too few validation images, or none.'
   nothing = Calibration(1.0, np.zeros(len(facts.metadata.class_names)))
-  before, after = (calibration_error(facts.validation, c) for c in (nothing, facts.calibration))
+  if calibration.bias.any():
+    return (
+      f'Probabilities are calibrated with temperature {calibration.temperature:.2f} on '
+      f'{len(facts.validation.labels):,} validation images, for other class shares than theirs.'
+    )
+  before, after = (calibration_error(facts.validation, c) for c in (nothing, calibration))
   return (
-    f'Probabilities are calibrated with temperature {facts.calibration.temperature:.2f} on '
+    f'Probabilities are calibrated with temperature {calibration.temperature:.2f} on '
     f'{len(facts.validation.labels):,} validation images; their calibration error is {after:.3f}, '
     f'without it {before:.3f}.'
   )
 
 
-def few_classes(facts: RunFacts) -> list[str]:
-  """Classes with fewer than FEW test images: 'name (3)'."""
+def few_classes(facts: RunFacts) -> str:
+  """A sentence on the classes with fewer than FEW test images; '' if there are none."""
   support = facts.result['per_class']['support']
-  return [f'{_name(facts, c)} ({support[c]})' for c in _order(facts) if support[c] < FEW]
+  few = [f'{_name(facts, c)} ({support[c]})' for c in _order(facts) if support[c] < FEW]
+  if not few:
+    return ''
+  listed = ', '.join(few[:NAMED]) + (f' and {len(few) - NAMED} more' if len(few) > NAMED else '')
+  return f'Fewer than {FEW} test images, so that little can be said: {listed}.'
 
 
 def picture(one: Mistake) -> bytes:
@@ -217,10 +232,7 @@ def picture(one: Mistake) -> bytes:
 
 def _uncertain(facts: RunFacts) -> list[Block]:
   few = few_classes(facts)
-  if not few:
-    return []
-  listed = ', '.join(few[:NAMED]) + (f' and {len(few) - NAMED} more' if len(few) > NAMED else '')
-  return [Text(f'Fewer than {FEW} test images, so that little can be said: {listed}.', 'note')]
+  return [Text(few, 'note')] if few else []
 
 
 def _f1_figure(facts: RunFacts) -> Figure:

@@ -76,10 +76,16 @@ def facts_of(workdir: str) -> RunFacts:
     UserError: there is no finished run.
   """
   folder, result = expanded(workdir), read_result(workdir)
+  if missing := [name for name in ('confusion_matrix', 'examples') if name not in result]:
+    raise UserError(
+      f'a result.json with {missing[0]} in {workdir}',
+      'that of an earlier version',
+      'show it with csba-report --workdirs',
+    )
   config = restore.config_of(workdir)
   metadata = net_lib.find(folder, config)
   validation = Validation.load(folder, len(metadata.class_names))
-  conflict = latest_conflict(folder)
+  conflict = latest_conflict(folder, result['checkpoint_step'])
   evidence = of_run.evidence_from(
     metadata, config, validation, conflict, folder, result.get('post_hoc_tau') or 0.0
   )
@@ -125,10 +131,15 @@ def with_mistakes(facts: RunFacts) -> RunFacts:
   return dataclasses.replace(facts, mistakes=tuple(mistakes))
 
 
-def latest_conflict(folder: Path) -> Conflict | None:
-  """The conflict of all layers that was measured last; of the run itself only if there is no other.
+def latest_conflict(folder: Path, tested: int) -> Conflict | None:
+  """The conflict of training images in all layers, at best of the tested step; the last such one.
 
-  A file that is damaged is passed over.
+  What csba-diagnose was asked for comes before the measurements of the run itself. A file that is
+  damaged is passed over.
+
+  Args:
+    folder: of the run.
+    tested: step of the checkpoint that is tested.
   """
   found = []
   for path in (folder / 'conflict').glob('*.npz'):
@@ -136,12 +147,13 @@ def latest_conflict(folder: Path) -> Conflict | None:
       conflict = Conflict.load(path)
     except UserError:
       continue
-    if not conflict.about.get('layers'):
-      asked = '_probe' not in path.name
-      found.append(
-        (asked, conflict.about.get('step', 0), path.stat().st_mtime, path.name, conflict)
-      )
-  return max(found, key=lambda one: one[:-1])[-1] if found else None
+    about = conflict.about
+    of_training = str(about.get('target', '')).startswith(('train', 'population'))
+    if of_training and not about.get('layers'):
+      asked = path.name.startswith('step') and not path.name.endswith('_probe.npz')
+      order = (asked, about.get('step') == tested, path.stat().st_mtime_ns, path.name)
+      found.append((order, conflict))
+  return max(found, key=lambda one: one[0])[1] if found else None
 
 
 def _test_names(run: restore.Run) -> list[str]:

@@ -20,7 +20,7 @@ def render(facts: RunFacts) -> str:
     content.confusion,
     content.mistakes,
     content.conflict,
-    content.data,
+    content.data_on_page,
   )
   return document(content.title(facts), LEAD, [make(facts) for make in makers], photos=True)
 

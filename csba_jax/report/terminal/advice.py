@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Sequence
 
 from csba_jax.analysis.advice.rules import Finding, next_fields
+from csba_jax.files import expanded
 from csba_jax.runtime import text_table
 
 WIDEST, NARROWEST = 100, 60  # columns of a line
@@ -32,7 +33,7 @@ def next_step(findings: Sequence[Finding], workdir: str) -> str:
   """The command of the training to try next, or what comes before one."""
   fields = next_fields(findings)
   if fields:
-    where = workdir.rstrip('/')
+    where = workdir.rstrip('/') if workdir.strip('./') else str(expanded(workdir).resolve())
     changed = '-'.join(str(value) for value in fields.values())
     words = ['csba-train', f'--config={where}/config.json']
     words += [f'--config.{field}={value}' for field, value in fields.items()]

@@ -60,6 +60,12 @@ def test_a_share_of_nothing_has_no_interval():
   assert np.isnan(evidence.share(0, 0)).all()
   assert evidence.share(3, 3)[0] == evidence.share(3, 3)[2] == 1
   assert str(evidence.share(1, 2)) == '0.50 (0.01 to 0.99)'
+  found, of = np.arange(6), np.full(6, 5)
+  for level in (0.95, 0.999):
+    low, high = evidence.share_ends(found, of, level)
+    for k in range(6):
+      expected = stats.binomtest(k, 5).proportion_ci(level, 'exact')
+      assert (low[k], high[k]) == pytest.approx((expected.low, expected.high))
 
 
 def test_auc_is_scikit_learns():

@@ -40,7 +40,9 @@ def gradients(opposed=0.0, error=0.0):
     against[0, rare] = against[rare, 0] = -opposed * PRIOR[rare] * own[rare, rare] / PRIOR[0]
   grams = {'stem': own, 'stage1': against, 'stage2': against}
   shared = sum(grams.values())
-  found = ClassGrams(grams | {'head': own}, shared + own, shared, np.full(c, 64), np.ones(c))
+  found = ClassGrams(
+    grams | {'head': 9 * against}, shared + own, shared, np.full(c, 64), np.ones(c)
+  )
   made = Conflict.of(found, NAMES, COUNTS, {'layers': ''})
   if not error:
     return made
@@ -99,9 +101,41 @@ def test_only_the_prior(seed):
   assert f'by {by_hand:+.2f}' in text_of(found, 'class sizes')
 
 
-def test_a_run_that_corrects_already_is_told_to_adjust_its_predictions_more():
+def test_a_run_that_corrects_already_is_not_told_to_train_again():
   found = evidence(bayes(2.4), corrects=True, post_hoc_tau=0.5)
-  assert rules.next_fields(rules.advise(found)) == {'loss.post_hoc_tau': 1.5}
+  assert 'csba-evaluate --split=val --post_hoc_tau=1.5 ' in text_of(found, 'class sizes')
+  assert rules.next_fields(rules.advise(found)) == {}
+
+
+def test_two_classes_are_not_held_to_twice_of_guessing():
+  """Mean recall 0.93 of two classes is well trained, though twice what guessing gives is 1."""
+  validation = bayes(2.1, np.asarray([200, 200]), prior=np.full(2, 0.5))
+  found = Evidence(NAMES[:2], COUNTS[:2], validation)
+  assert 0.9 < found.mean_recall.value < 0.96
+  assert verdicts(found)['hardly trained'] == 'no'
+  one = Validation(validation.logits[:200], validation.labels[:200])
+  assert verdicts(Evidence(NAMES[:2], COUNTS[:2], one))['hardly trained'] == 'not known'
+
+
+def test_classes_of_one_size_have_no_rare_ones():
+  found = Evidence(NAMES, np.full(6, 100), bayes(2.4, np.full(6, 10), prior=np.full(6, 1 / 6)))
+  assert verdicts(found)['class sizes'] == 'no'
+  assert 'about as many' in text_of(found, 'class sizes')
+
+
+def test_a_model_without_branches_is_not_told_to_take_csba():
+  found = evidence(bayes(3.6, prior=np.full(6, 1 / 6)), gradients(1.0), can_have_csba=False)
+  assert verdicts(found)['interference'] == 'yes'
+  assert rules.next_fields(rules.advise(found)) == {}
+
+
+def test_a_thousand_classes_take_no_time():
+  rng = np.random.default_rng(0)
+  labels = np.repeat(np.arange(1000), 3)
+  logits = rng.normal(size=(3000, 1000)).astype(np.float32)
+  logits[np.arange(3000), labels] += 6
+  many = Evidence(tuple(map(str, range(1000))), np.arange(1000, 0, -1), Validation(logits, labels))
+  assert verdicts(many)['confused classes'] == 'not known'
 
 
 @pytest.mark.parametrize('seed', range(5))

@@ -11,6 +11,7 @@ import PIL.Image
 import pytest
 import yaml
 
+from csba_jax.measure.calibration import Calibration
 from csba_jax.measure.predict import Predictor
 from csba_jax.report import folder
 from csba_jax.report.run import card, content, gather, page
@@ -88,7 +89,9 @@ def test_what_is_missing_is_said(made):
   assert 'Not measured. Measure it: csba-diagnose --workdir=runs/trees' in text
   assert 'The test images are gone.' in text
   assert 'audit' not in text
-  assert content.calibration_sentence(facts).startswith('Probabilities are not calibrated')
+  assert content.calibration_sentence(facts, facts.calibration).startswith(
+    'Probabilities are not calibrated'
+  )
   right = ' '.join(_Texts(page.render(made(mistakes=()))).words)
   assert 'No test image was predicted wrongly.' in right
 
@@ -96,6 +99,7 @@ def test_what_is_missing_is_said(made):
 def test_the_audit_is_told(made):
   audit = {'copies': [['a', 'b']] * 3, 'copies_across_classes': [['a', 'b']], 'unreadable': []}
   lines = content.data(made(audit=audit)).blocks[0].items
+  assert 'audit.html beside this page' in page.render(made(audit=audit))
   assert 'Sets of photos that are copies or look the same: 3.' in lines
   assert 'Of these, sets in more than one class (labels to check): 1.' in lines
   assert not [line for line in lines if line.startswith('Files that cannot')]
@@ -133,6 +137,18 @@ def test_the_card_tells_of_weights_and_of_the_least_confidence(made):
   assert 'Below a probability of 0.6 no class is predicted.' in text
 
 
+def test_the_card_speaks_of_the_net_that_is_handed_over(made):
+  facts = made()
+  other = Calibration(3.5, np.asarray([0.0, 1.0, -1.0]))
+  net = Net(None, {'params': {}, 'batch_stats': {}}, facts.metadata)
+  text = card.render(facts, Predictor(net, facts.validation, other, np.ones(3)), 0.0, 'trees')
+  text = ' '.join(text.split())
+  assert 'temperature 3.50 on 76 validation images, for other class shares' in text
+  assert 'These results are of the most probable class, without the weights' in text
+  assert 'These results' not in ' '.join(card_of(facts).split())
+  assert 'audit.html' not in card_of(made(audit={'copies': [['a', 'b']]}))
+
+
 def test_names_of_users_stay_text_in_the_card(made):
   text = card_of(made(HOSTILE), name='my "net"\n---\nlicense: mit')
   assert '<script' not in text
@@ -159,6 +175,14 @@ def test_the_facts_are_those_of_the_folder(run):
   assert facts.audit is None
   assert facts.result == json.loads((run / 'result.json').read_text())
   assert facts.advice[0].rule == 'hardly trained'
+
+
+def test_a_result_of_an_earlier_version_is_one_line(run, monkeypatch):
+  result = json.loads((run / 'result.json').read_text())
+  del result['confusion_matrix']
+  monkeypatch.setattr(gather, 'read_result', lambda path: result)
+  with pytest.raises(gather.UserError, match='a result.json with confusion_matrix in .*earlier'):
+    gather.facts_of(str(run))
 
 
 def test_mistakes_are_the_surest_of_the_test_part(run):
@@ -212,11 +236,15 @@ def test_the_latest_conflict_of_all_layers(made, tmp_path):
     about = {'step': step, 'layers': layers, 'target': target}
     dataclasses.replace(made().conflict, about=about).save(tmp_path / 'conflict' / name)
 
-  assert gather.latest_conflict(tmp_path) is None
+  assert gather.latest_conflict(tmp_path, 10) is None
+  save('end_train.npz', 30)
   save('step000040_probe.npz', 40)
-  assert gather.latest_conflict(tmp_path).about['step'] == 40
+  assert gather.latest_conflict(tmp_path, 10).about['step'] == 40
   save('step000010_train_exact.npz', 10)
   save('step000020_train_exact.npz', 20)
   save('step000030_train_exact_conv.npz', 30, layers='conv')
   (tmp_path / 'conflict/step000050_train_exact.npz').write_bytes(b'damaged')
-  assert gather.latest_conflict(tmp_path).about['step'] == 20
+  save('step000010_val_batches.npz', 10, target='validation batches')
+  save('tested_train.npz', 10)
+  assert gather.latest_conflict(tmp_path, 10).about['step'] == 10
+  assert gather.latest_conflict(tmp_path, 5).about['step'] == 20  # the last that was asked for

@@ -26,7 +26,7 @@ def test_rows_are_aligned_and_wrapped(monkeypatch):
   assert last == 'next: see first to: a long name'
 
 
-@pytest.mark.parametrize('workdir', ['runs/a', 'runs/a/', '/my photos/b'])
+@pytest.mark.parametrize('workdir', ['runs/a', 'runs/a/', '/my photos/b', '~/c'])
 def test_the_next_training_is_a_command(workdir):
   problem = ('class sizes', 'yes', 'x', {'loss.name': 'balanced_softmax'})
   last = lines_of(problem, workdir=workdir)[-1]
