@@ -73,7 +73,7 @@ def test_the_image_is_pinned_and_nobody_is_root():
 def test_the_image_knows_every_extra():
   parser = configparser.ConfigParser()
   parser.read(ROOT / 'setup.cfg')
-  extras = set(parser['options.extras_require']) - {'test', 'bench', 'docs'}
+  extras = set(parser['options.extras_require']) - {'test', 'bench', 'docs', 'pretrained'}
   (install,) = [line for line in instructions('RUN') if 'pip install' in line]
   assert extras == {'cuda', 'tpu'}
   assert re.search(r'cuda \| tpu\) package="\.\[\$EXTRA\]"', install)

@@ -45,7 +45,7 @@ NETS = {
   'resnet50': lambda _, *args: photo(True, '', *args),
   'resnet18_branches': lambda a, *args: photo(False, a, *args),
   'resnet50_branches': lambda a, *args: photo(True, a, *args),
-  'efficientnet_lite0': lambda _, *args: lite((2, 2, 2, 3, 3, 2, 3, 3, 4), 1, *args),
+  'efficientnet_lite0': lambda _, *args: lite((6, 5, 6, 7, 6, 5, 7, 8, 9), 1, *args),
   'vit': lambda attention, *args: vit.ViT(CLASSES, attention, 4, 6, 1, *args),
 }
 TABLE = {name: registry.attentions_of(name) for name in registry.MODELS if name != 'tiny'}
