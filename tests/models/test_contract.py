@@ -28,7 +28,7 @@ QUICK = {'xla_backend_optimization_level': 1}
 
 
 def photo(bottleneck, attention, *args):
-  shape = (1, 1), bottleneck, attention, (2, 3, 4)
+  shape = (1, 1), bottleneck, attention, (8, 8, 12)
   return resnet_imagenet.PhotoResNet(CLASSES, *shape, *args)
 
 
