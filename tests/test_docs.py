@@ -243,7 +243,7 @@ def workplace(tmp_path, cache_dir, monkeypatch):
   bin_dir.mkdir()
   for command, module in console_scripts().items():
     binary = bin_dir / command
-    small = f'$SMALL_{command.removeprefix("csba-").upper()}'
+    small = f'$SMALL_{command.removeprefix("csba-").upper().replace("-", "_")}'
     binary.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m {module} "$@" {small}\n')
     binary.chmod(0o755)
   python = bin_dir / 'python'  # no link: Python finds its packages beside the path it is called by

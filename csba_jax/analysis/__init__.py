@@ -1,4 +1,4 @@
-"""From results of a study to findings: statistics, comparisons, conflict against gain, verdicts.
+"""From results of a study or a run to findings: statistics, comparisons, verdicts, advice.
 
 It computes every number and every sentence once. It does not know pages, tables or figures.
 """

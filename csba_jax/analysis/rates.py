@@ -1,10 +1,8 @@
-"""Intervals of recall, F1 and macro-F1 of one evaluation, from its confusion matrix."""
+"""Intervals of shares, and of recall, F1 and macro-F1 of one evaluation."""
 
 import dataclasses
 
 import numpy as np
-
-from csba_jax.analysis.advice.evidence import share_ends
 
 DRAWS, SEED = 4000, 0
 LEVEL = 0.95
@@ -65,3 +63,16 @@ def _drawn_f1(counts: np.ndarray, prior: np.ndarray) -> np.ndarray:
     claimed += drawn
   some = support > 0
   return 2 * right[:, some] / (support + claimed)[:, some]
+
+
+def share_ends(
+  found: np.ndarray, of: np.ndarray, level: float = LEVEL
+) -> tuple[np.ndarray, np.ndarray]:
+  """Ends of the exact intervals (Clopper-Pearson) of proportions; NaN of nothing.   [N], [N]"""
+  from scipy import stats
+
+  tail = (1 - level) / 2
+  low = np.where(found > 0, stats.beta.ppf(tail, np.maximum(found, 1), of - found + 1), 0.0)
+  left = np.maximum(of - found, 1)
+  high = np.where(found < of, stats.beta.ppf(1 - tail, found + 1, left), 1.0)
+  return np.where(of > 0, low, np.nan), np.where(of > 0, high, np.nan)

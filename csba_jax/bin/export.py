@@ -8,7 +8,7 @@ Example: csba-export --workdir=runs/photos --out=exported
 
 from absl import flags
 
-from csba_jax.bin import _decisions, _main
+from csba_jax.bin import _decisions, _main, _new
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run that csba-train made.')
 _OUT = flags.DEFINE_string('out', None, 'New folder. Its name is the title of the model card.')
@@ -17,22 +17,22 @@ _OUT = flags.DEFINE_string('out', None, 'New folder. Its name is the title of th
 def main() -> int:
   """Exports the net of a run."""
   workdir = _main.required(_WORKDIR, 'runs/photos')
-  asked = _main.required(_OUT, 'exported')
+  _main.required(_OUT, 'exported')
+  out = _new.folder(_OUT)
+  assert out is not None
 
-  from csba_jax.export import folder
-  from csba_jax.files import check_new_folder, expanded
   from csba_jax.runtime import jax_setup
 
-  out = expanded(asked)
-  check_new_folder('--out', out)
   jax_setup.prepare()
 
+  from csba_jax.analysis import run_facts
+  from csba_jax.export import folder
   from csba_jax.measure.predict import Predictor
-  from csba_jax.report.run import card, gather
+  from csba_jax.report.run import card
   from csba_jax.runtime import backend
 
   backend.start()
-  facts = gather.facts_of(workdir)
+  facts = run_facts.facts_of(workdir)
   predictor = Predictor.load(workdir, **_decisions.of_predictor())
   least = _decisions.CONFIDENCE.value
   text = card.render(facts, predictor, least, out.absolute().name)

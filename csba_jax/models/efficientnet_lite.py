@@ -64,13 +64,6 @@ FIRST: Mapping[str, tuple[str, str]] = {
   'project/conv': ('_project_conv', 'conv_pw'),
   'project/norm': ('_bn2', 'bn2'),
 }
-VALUES: Mapping[str, str] = {
-  'kernel': 'weight',
-  'scale': 'weight',
-  'bias': 'bias',
-  'mean': 'running_mean',
-  'var': 'running_var',
-}
 
 
 class Conv(nn.Module):
@@ -218,7 +211,7 @@ def depthwise(x: Array, kernel: Array, stride: int = 1) -> Array:
   [N, H, W, C], [k, k, 1, C] -> [N, ceil(H/s), ceil(W/s), C]
   """
   # As k * k shifted products: XLA's convolution by groups of one channel is far slower on CPU. With
-  # jax 0.11 on two shared cores, 4 images, forward and gradient in ms (groups; shifts):
+  # jax 0.11, two shared cores of an AMD EPYC, 4 images, forward and gradient, ms (groups; shifts):
   #   112 x 112 x 32, k = 3: 120, 336; 3, 112       56 x 56 x 144, k = 3: 140, 1352; 4, 102
   #   112 x 112 x 96, stride 2: 94, 1386; 7, 120    14 x 14 x 480, k = 5: 36, 441; 2, 21
   # Most of the gradient's time is in sums over pixels, for that of the kernel. A step of the net
@@ -295,8 +288,8 @@ def torch_names(name: str) -> tuple[str, ...]:
     table = BLOCK if STAGES[stage].expand != 1 else FIRST
   else:
     table = OUTSIDE
-  if layer not in table or value not in VALUES:
+  if layer not in table or value not in layers.IN_TORCH:
     return ()
-  return tuple(
-    f'{prefix}{theirs}.{VALUES[value]}' for prefix, theirs in zip(before, table[layer], strict=True)
-  )
+  end = layers.IN_TORCH[value]
+  pairs = zip(before, table[layer], strict=True)
+  return tuple(f'{prefix}{theirs}.{end}' for prefix, theirs in pairs)

@@ -11,6 +11,13 @@ from jax import Array
 
 kernel_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'truncated_normal')
 SMALL = 32  # pixels a side: the nets are made for this size, and larger images are halved first
+IN_TORCH = {  # names of variables here and in files of PyTorch
+  'kernel': 'weight',
+  'scale': 'weight',
+  'bias': 'bias',
+  'mean': 'running_mean',
+  'var': 'running_var',
+}
 NORMS = ('batch', 'group')  # values of config.model.norm
 
 

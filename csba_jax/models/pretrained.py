@@ -38,18 +38,13 @@ class Source(NamedTuple):
   deviation: tuple[float, ...]
 
 
-def _of_resnet(name: str) -> tuple[str, ...]:
-  found = resnet_imagenet.torch_name(name)
-  return () if found is None else (found,)
-
-
 _LITE = (127 / WHITE,) * 3, (128 / WHITE,) * 3
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PRETRAINED: Mapping[str, Source] = {
-  'resnet18': Source(_of_resnet, *_IMAGENET),
-  'resnet50': Source(_of_resnet, *_IMAGENET),
-  'resnet18_branches': Source(_of_resnet, *_IMAGENET),
-  'resnet50_branches': Source(_of_resnet, *_IMAGENET),
+  'resnet18': Source(resnet_imagenet.torch_names, *_IMAGENET),
+  'resnet50': Source(resnet_imagenet.torch_names, *_IMAGENET),
+  'resnet18_branches': Source(resnet_imagenet.torch_names, *_IMAGENET),
+  'resnet50_branches': Source(resnet_imagenet.torch_names, *_IMAGENET),
   'efficientnet_lite0': Source(efficientnet_lite.torch_names, *_LITE),
 }
 

@@ -119,13 +119,13 @@ def test_branches_all_take_the_last_stage(attention):
   shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *SMALL)))
   plain = jax.eval_shape(build('resnet18').init, jax.random.key(0), jnp.zeros((1, *SMALL)))
   names = flatten_dict(shapes, sep='/')
-  of_torch = {key: resnet_imagenet.torch_name(key) for key in names}
-  fresh = [key for key, found in of_torch.items() if found is None]
+  of_torch = {key: resnet_imagenet.torch_names(key) for key in names}
+  fresh = [key for key, found in of_torch.items() if not found]
   assert all('/attention/' in key or '/head/' in key or '/class_gate/' in key for key in fresh)
   assert any('/attention/' in key for key in fresh) == (attention != 'none')
-  expected = {resnet_imagenet.torch_name(key) for key in named(plain)}
+  expected = {resnet_imagenet.torch_names(key) for key in named(plain)}
   assert {found for found in of_torch.values() if found} == expected
-  of_one = [key for key, found in of_torch.items() if found == 'layer4.1.bn2.weight']
+  of_one = [key for key, found in of_torch.items() if found == ('layer4.1.bn2.weight',)]
   assert of_one == [f'params/stage4/branch{b}/block2/norm2/scale' for b in (1, 2, 3)]
 
 

@@ -9,11 +9,11 @@ import numpy as np
 from csba_jax import config as config_lib
 from csba_jax.analysis import rates
 from csba_jax.analysis.advice.rules import Finding
+from csba_jax.analysis.run_facts import Mistake, RunFacts
 from csba_jax.gradients.conflict import Conflict
 from csba_jax.gradients.gram import ClassGrams
 from csba_jax.measure.calibration import Calibration, Validation
 from csba_jax.methods import metrics
-from csba_jax.report.run.gather import Mistake, RunFacts
 from csba_jax.run.net import Metadata
 
 NAMES = ('oak', 'ash', 'elm')

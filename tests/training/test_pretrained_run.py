@@ -54,7 +54,7 @@ def saved(config, path):
   flat = {name: np.asarray(value) for name, value in flatten_dict(variables, sep='/').items()}
   tensors = {}
   for name, value in flat.items():
-    if found := resnet_imagenet.torch_name(name):
+    for found in resnet_imagenet.torch_names(name):
       value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
       tensors[found] = np.ascontiguousarray(value)
   save_file(tensors, path)

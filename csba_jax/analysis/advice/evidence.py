@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from csba_jax.analysis.rates import share_ends
 from csba_jax.gradients.conflict import Conflict, majority_minority
 from csba_jax.measure.calibration import Validation
 from csba_jax.methods import losses
 
-LEVEL = 0.95
-QUANTILE = 1.959964  # of the normal distribution, for LEVEL
+QUANTILE = 1.959964  # of the normal distribution, for 95 %
 # Images added to each class before an interval: of Agresti and Coull (1998) for a share (one that
 # was found, one that was not), and of Agresti and Min (2005) for a difference of two shares of the
 # same images (half an image for each pair of outcomes, two of which have the difference 0).
@@ -146,19 +146,6 @@ def share(found: int, of: int) -> Interval:
     return UNKNOWN
   low, high = share_ends(np.asarray([found]), np.asarray([of]))
   return Interval(found / of, float(low[0]), float(high[0]))
-
-
-def share_ends(
-  found: np.ndarray, of: np.ndarray, level: float = LEVEL
-) -> tuple[np.ndarray, np.ndarray]:
-  """Ends of the exact intervals (Clopper-Pearson) of proportions; NaN of nothing.   [N], [N]"""
-  from scipy import stats
-
-  tail = (1 - level) / 2
-  low = np.where(found > 0, stats.beta.ppf(tail, np.maximum(found, 1), of - found + 1), 0.0)
-  left = np.maximum(of - found, 1)
-  high = np.where(found < of, stats.beta.ppf(1 - tail, found + 1, left), 1.0)
-  return np.where(of > 0, low, np.nan), np.where(of > 0, high, np.nan)
 
 
 def auc(larger: np.ndarray, smaller: np.ndarray) -> Interval:

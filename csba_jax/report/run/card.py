@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from csba_jax.analysis.run_facts import RunFacts
 from csba_jax.export import folder
 from csba_jax.measure.predict import Predictor
 from csba_jax.report import markdown
 from csba_jax.report.html.blocks import Block, Code, Items, Section, Table, Text
 from csba_jax.report.run import content
-from csba_jax.report.run.gather import RunFacts
 from csba_jax.runtime import plain
 
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from csba_jax.analysis.advice.rules import Finding
+from csba_jax.analysis.run_facts import Mistake, RunFacts
 from csba_jax.data.class_counts import by_frequency
 from csba_jax.files import expanded
 from csba_jax.gradients.drawing import color_limit
 from csba_jax.measure.calibration import LEAST, Calibration, calibration_error
 from csba_jax.report.html import svg
 from csba_jax.report.html.blocks import Block, Figure, Items, Photos, Section, Table, Text, Verdict
-from csba_jax.report.run.gather import Mistake, RunFacts
 from csba_jax.report.terminal import advice as advice_text
 from csba_jax.runtime import plain
 

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from csba_jax.analysis import run_facts
+from csba_jax.analysis.run_facts import RunFacts
 from csba_jax.files import expanded, write_atomically
 from csba_jax.report.html.document import document
-from csba_jax.report.run import content, gather
-from csba_jax.report.run.gather import RunFacts
+from csba_jax.report.run import content
 from csba_jax.run.workdir import writing_to
 
 FILE = 'report.html'
@@ -31,7 +32,7 @@ def write(workdir: str) -> Path:
   Raises:
     UserError: there is no finished run, or the page cannot be written.
   """
-  page = render(gather.with_mistakes(gather.facts_of(workdir)))
+  page = render(run_facts.with_mistakes(run_facts.facts_of(workdir)))
   path = expanded(workdir) / FILE
   with writing_to(path.parent):
     write_atomically(path, lambda file: file.write(page.encode()))

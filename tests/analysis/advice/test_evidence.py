@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
+from csba_jax.analysis import rates
 from csba_jax.analysis.advice import evidence
 from csba_jax.analysis.advice.evidence import Evidence
 from csba_jax.measure.calibration import Validation
@@ -62,7 +63,7 @@ def test_a_share_of_nothing_has_no_interval():
   assert str(evidence.share(1, 2)) == '0.50 (0.01 to 0.99)'
   found, of = np.arange(6), np.full(6, 5)
   for level in (0.95, 0.999):
-    low, high = evidence.share_ends(found, of, level)
+    low, high = rates.share_ends(found, of, level)
     for k in range(6):
       expected = stats.binomtest(k, 5).proportion_ci(level, 'exact')
       assert (low[k], high[k]) == pytest.approx((expected.low, expected.high))

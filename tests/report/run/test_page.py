@@ -11,10 +11,11 @@ import PIL.Image
 import pytest
 import yaml
 
+from csba_jax.analysis import run_facts
 from csba_jax.measure.calibration import Calibration
 from csba_jax.measure.predict import Predictor
 from csba_jax.report import folder
-from csba_jax.report.run import card, content, gather, page
+from csba_jax.report.run import card, content, page
 from csba_jax.report.terminal import table
 from csba_jax.run.net import Net
 from csba_jax.runtime.signals import StopRequest
@@ -170,7 +171,7 @@ def run(driver, tmp_path_factory):
 
 
 def test_the_facts_are_those_of_the_folder(run):
-  facts = gather.facts_of(str(run))
+  facts = run_facts.facts_of(str(run))
   assert facts.conflict is None
   assert facts.audit is None
   assert facts.result == json.loads((run / 'result.json').read_text())
@@ -180,16 +181,16 @@ def test_the_facts_are_those_of_the_folder(run):
 def test_a_result_of_an_earlier_version_is_one_line(run, monkeypatch):
   result = json.loads((run / 'result.json').read_text())
   del result['confusion_matrix']
-  monkeypatch.setattr(gather, 'read_result', lambda path: result)
-  with pytest.raises(gather.UserError, match='a result.json with confusion_matrix in .*earlier'):
-    gather.facts_of(str(run))
+  monkeypatch.setattr(run_facts, 'read_result', lambda path: result)
+  with pytest.raises(run_facts.UserError, match='a result.json with confusion_matrix in .*earlier'):
+    run_facts.facts_of(str(run))
 
 
 def test_mistakes_are_the_surest_of_the_test_part(run):
-  facts = gather.with_mistakes(gather.facts_of(str(run)))
+  facts = run_facts.with_mistakes(run_facts.facts_of(str(run)))
   result = facts.result
   wrong = result['examples'] - round(result['accuracy'] * result['examples'])
-  assert len(facts.mistakes) == min(wrong, gather.WORST)
+  assert len(facts.mistakes) == min(wrong, run_facts.WORST)
   sure = [one.probability for one in facts.mistakes]
   assert sure == sorted(sure, reverse=True)
   for one in facts.mistakes:
@@ -219,10 +220,10 @@ def test_the_table_is_there_though_the_page_cannot_be_written(run, monkeypatch):
 
 def test_data_that_moved_is_a_note(run, monkeypatch):
   def gone(*args, **kwargs):
-    raise gather.UserError('data', 'none', 'look')
+    raise run_facts.UserError('data', 'none', 'look')
 
-  monkeypatch.setattr(gather.restore, 'load_run', gone)
-  facts = gather.with_mistakes(gather.facts_of(str(run)))
+  monkeypatch.setattr(run_facts.restore, 'load_run', gone)
+  facts = run_facts.with_mistakes(run_facts.facts_of(str(run)))
   assert (
     facts.no_mistakes
     == 'The test images cannot be read: expected data; found none; to fix it: look'
@@ -236,15 +237,15 @@ def test_the_latest_conflict_of_all_layers(made, tmp_path):
     about = {'step': step, 'layers': layers, 'target': target}
     dataclasses.replace(made().conflict, about=about).save(tmp_path / 'conflict' / name)
 
-  assert gather.latest_conflict(tmp_path, 10) is None
+  assert run_facts.latest_conflict(tmp_path, 10) is None
   save('end_train.npz', 30)
   save('step000040_probe.npz', 40)
-  assert gather.latest_conflict(tmp_path, 10).about['step'] == 40
+  assert run_facts.latest_conflict(tmp_path, 10).about['step'] == 40
   save('step000010_train_exact.npz', 10)
   save('step000020_train_exact.npz', 20)
   save('step000030_train_exact_conv.npz', 30, layers='conv')
   (tmp_path / 'conflict/step000050_train_exact.npz').write_bytes(b'damaged')
   save('step000010_val_batches.npz', 10, target='validation batches')
   save('tested_train.npz', 10)
-  assert gather.latest_conflict(tmp_path, 10).about['step'] == 10
-  assert gather.latest_conflict(tmp_path, 5).about['step'] == 20  # the last that was asked for
+  assert run_facts.latest_conflict(tmp_path, 10).about['step'] == 10
+  assert run_facts.latest_conflict(tmp_path, 5).about['step'] == 20  # the last that was asked for

@@ -1,4 +1,4 @@
-"""What the report of a run is made from: its files, and its test images where they are at hand."""
+"""The facts of one run: from its files, and from its test images where they are at hand."""
 
 import dataclasses
 import json
