@@ -282,7 +282,7 @@ RANGES = {
     lambda v: v == -1 or 0 <= v < math.inf,
   ),
   'train.pretrained_rate': ('0 <= factor <= 1', lambda v: 0 <= v <= 1),
-  'train.frozen': ('0 <= share of the run < 1', lambda v: 0 <= v < 1),
+  'train.frozen': ('0 <= share of the run <= 1', lambda v: 0 <= v <= 1),
   'train.batch_size': ('at least 2 images', lambda v: v >= 2),
   'train.epochs': ('at least 1', lambda v: v >= 1),
   'train.learning_rate': ('a finite number > 0', lambda v: 0 < v < math.inf),

@@ -63,7 +63,7 @@ BAD = {
   'stage.checkpoint': ['', 'init', 'worst', '-1'],
   'stage.tau': [-0.5, -2.0, math.inf, math.nan],
   'train.pretrained_rate': [-0.1, 1.1, math.nan],
-  'train.frozen': [-0.1, 1.0, math.nan],
+  'train.frozen': [-0.1, 1.1, math.nan],
   'train.batch_size': [1, 0, -4],
   'train.epochs': [0, -1],
   'train.learning_rate': [0.0, -0.1, math.inf, math.nan],

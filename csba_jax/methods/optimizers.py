@@ -120,7 +120,7 @@ def _slower(
 ) -> optax.GradientTransformation:
   """`tx` for fresh parameters; those of model.init wait, and then move at a lower rate.
 
-  While they wait they do not move, but their momentum already follows the gradient.
+  While they wait they do not move, and they have no gradient (`training.step`).
   """
   train = config.train
   if not config.model.init:

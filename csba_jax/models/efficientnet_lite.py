@@ -6,17 +6,21 @@ layers look like `stem/conv/kernel`, `stage2/block1/depthwise/norm/scale`, `top/
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from csba_jax.models import attention as attn
 from csba_jax.models import capacity, classifiers, layers
+from csba_jax.models.resnet import BRANCHES
 
 EPSILON = 1e-3  # of the batch norms of the published weights
 RELU6 = 6.0
+SLICES = 16  # of a batch, at most, over which the gradient of a depthwise kernel is summed
 
 
 class StageShape(NamedTuple):
@@ -172,10 +176,50 @@ class Stage(nn.Module):
     return x
 
 
+class Branches(nn.Module):
+  """aggregate(attention(top_b(stage_b(x)) for each b)).   [N, H, W, C] -> [N, H, W, B * top]"""
+
+  shape: StageShape  # of the last stage
+  blocks: int
+  channels: tuple[int, int]  # of the last stage and of the layer after it
+  attention: str
+  dtype: Any = jnp.float32
+  norm: str = 'batch'
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    branches = []
+    for name in BRANCHES:
+      branch = Branch(self.shape, self.blocks, self.channels, self.dtype, self.norm, name=name)
+      branches.append(branch(x, train))
+    return attn.aggregate(
+      self, branches, BRANCHES, self.attention, train, self.dtype, norm=self.norm
+    )
+
+
+class Branch(nn.Module):
+  """top(stage(x)), the end of the net.   [N, H, W, C] -> [N, H, W, top]"""
+
+  shape: StageShape
+  blocks: int
+  channels: tuple[int, int]
+  dtype: Any = jnp.float32
+  norm: str = 'batch'
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    features, top = self.channels
+    common = {'dtype': self.dtype, 'norm': self.norm}
+    x = Stage(self.shape, features, self.blocks, name='stage', **common)(x, train)
+    return Layer(top, name='top', **common)(x, train)
+
+
 class EfficientNetLite(nn.Module):
   """EfficientNet-Lite0.   [N, H, W, 3] float -> logits [N, num_classes] float32
 
-  3x3 stem of stride 2 -> STAGES -> 1x1 convolution to 1,280 channels -> global mean -> classifier
+  3x3 stem of stride 2 -> STAGES -> 1x1 convolution to 1,280 channels -> global mean -> classifier.
+  With `attention`, the last stage and the layer after it are there three times in parallel, and
+  meet in it
   (Tan & Le 2019; the row of the Lite nets without squeeze-excite). Every layer pads as TensorFlow
   does, and the batch norms have epsilon 0.001. The published weights were trained on RGB photos of
   224 pixels a side, as (pixel - 127) / 128 with pixels of 0..255. timm takes (pixel - 127.5) /
@@ -190,6 +234,7 @@ class EfficientNetLite(nn.Module):
   classifier: classifiers.Classifier = classifiers.LINEAR
   norm: str = 'batch'  # a row of layers.NORMS
   stages: tuple[StageShape, ...] = STAGES
+  attention: str = ''  # '': no branches
 
   head = classifiers.HEAD  # names of the parameters of the classifier
 
@@ -198,37 +243,102 @@ class EfficientNetLite(nn.Module):
     stem, *widths, top = self.channels
     common = {'dtype': self.dtype, 'norm': self.norm}
     x = Layer(stem, 3, 2, name='stem', **common)(x.astype(self.dtype), train)
+    branches = 1
     for i, (shape, features) in enumerate(zip(self.stages, widths, strict=True), 1):
-      x = Stage(shape, features, self.depth * shape.blocks, name=f'stage{i}', **common)(x, train)
-    x = Layer(top, name='top', **common)(x, train)
-    z = x.mean((1, 2))[:, None]
-    return classifiers.classify(z, self.num_classes, self.classifier, 'none', self.dtype)
+      blocks = self.depth * shape.blocks
+      if self.attention and i == len(widths):
+        make = functools.partial(Branches, shape, blocks, (features, top), self.attention)
+        x = make(name='end', **common)(x, train)
+        branches = len(BRANCHES)
+      else:
+        x = Stage(shape, features, blocks, name=f'stage{i}', **common)(x, train)
+    if not self.attention:
+      x = Layer(top, name='top', **common)(x, train)
+    z = x.mean((1, 2)).reshape(x.shape[0], branches, -1)
+    kind = self.attention or 'none'
+    return classifiers.classify(z, self.num_classes, self.classifier, kind, self.dtype)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def depthwise(x: Array, kernel: Array, stride: int = 1) -> Array:
   """y[p, c] = sum_q kernel[q, 0, c] x[s p + q, c], padded as `Conv`; summed in at least float32.
 
-  [N, H, W, C], [k, k, 1, C] -> [N, ceil(H/s), ceil(W/s), C]
+  [N, H, W, C], [k, k, 1, C] -> [N, ceil(H/s), ceil(W/s), C]. It has a gradient of its own, and none
+  in forward mode.
   """
   # As k * k shifted products: XLA's convolution by groups of one channel is far slower on CPU. With
   # jax 0.11, two shared cores of an AMD EPYC, 4 images, forward and gradient, ms (groups; shifts):
   #   112 x 112 x 32, k = 3: 120, 336; 3, 112       56 x 56 x 144, k = 3: 140, 1352; 4, 102
   #   112 x 112 x 96, stride 2: 94, 1386; 7, 120    14 x 14 x 480, k = 5: 36, 441; 2, 21
-  # Most of the gradient's time is in sums over pixels, for that of the kernel. A step of the net
-  # with 8 images of 64 pixels takes 0.34 s and not 2.2 s, and compiles in 33 s and not 13 s.
+  total = jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
+  for shifted, (i, j) in _shifted(x, kernel.shape[0], stride):
+    total = total + shifted * kernel[i, j, 0].astype(total.dtype)
+  return total.astype(x.dtype)
+
+
+def _depthwise(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+  return depthwise(x, kernel, stride), (x, kernel)
+
+
+def _depthwise_gradient(
+  stride: int, inputs: tuple[Array, Array], dy: Array
+) -> tuple[Array, Array]:
+  """Of x, a depthwise convolution of dy; of the kernel, sum over p of x[s p + q, c] dy[p, c]."""
+  x, kernel = inputs
   size, wide = kernel.shape[0], jnp.promote_types(x.dtype, jnp.float32)
-  images, *pixels, channels = x.shape  # a symbol where the net is exported
-  out = [-(-n // stride) for n in pixels]
-  zeros = [max((m - 1) * stride + size - n, 0) for n, m in zip(pixels, out, strict=True)]
-  padded = jnp.pad(x, ((0, 0), *((n // 2, n - n // 2) for n in zeros), (0, 0))).astype(wide)
-  weights = kernel.astype(wide).reshape(size, size, 1, 1, 1, channels)
-  steps = [stride * (m - 1) + 1 for m in out]
-  total = jnp.zeros((images, *out, channels), wide)
+  dy = dy.astype(wide)
+  # x has pixels n, and zeros before and after; dy is as far apart as the stride says
+  edges = []
+  for n, m in zip(x.shape[1:3], dy.shape[1:3], strict=True):
+    before = size - 1 - _zeros(n, size, stride) // 2
+    edges.append((before, n + size - 1 - before - (stride * (m - 1) + 1), stride - 1))
+  spread = lax.pad(dy, jnp.zeros((), wide), ((0, 0, 0), *edges, (0, 0, 0)))
+  height, width = x.shape[1:3]
+  dx = jnp.zeros((), wide)
   for i in range(size):
     for j in range(size):
-      shifted = padded[:, i : i + steps[0] : stride, j : j + steps[1] : stride]
-      total = total + shifted * weights[i, j]
-  return total.astype(x.dtype)
+      opposite = kernel[size - 1 - i, size - 1 - j, 0].astype(wide)
+      dx = dx + spread[:, i : i + height, j : j + width] * opposite
+  # XLA's sums over all axes but the last are slow on CPU if what they sum is computed on the way;
+  # those of slices of the batch are not. The same machine, shared with a test suite, 16 images, ms
+  # (one sum; slices): 56 x 56 x 144, k = 3: 220, 90; 28 x 28 x 240, k = 5: 312, 104
+  parts = max(n for n in range(1, SLICES + 1) if len(dy) % n == 0)
+  each = len(dy) // parts
+  slices = [slice(i * each, (i + 1) * each) for i in range(parts)]
+  over_slices = [
+    functools.reduce(jnp.add, (shifted[part] * dy[part] for part in slices))
+    for shifted, _ in _shifted(x, size, stride)
+  ]
+  # without the barrier XLA makes one sum of the two
+  dkernel = lax.optimization_barrier(jnp.stack(over_slices)).sum((1, 2, 3))
+  return dx.astype(x.dtype), dkernel.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _zeros(pixels: int, size: int, stride: int) -> int:
+  """How many zeros 'SAME' puts around so many pixels, half of them before, the odd one after."""
+  return max((-(-pixels // stride) - 1) * stride + size - pixels, 0)
+
+
+def _shifted(x: Array, size: int, stride: int) -> Iterator[tuple[Array, tuple[int, int]]]:
+  """x[s p + q] for every offset q = (i, j) of a kernel, in at least float32; and the offset."""
+  height, width = x.shape[1:3]
+  out = [-(-n // stride) for n in (height, width)]
+  zeros = [_zeros(n, size, stride) for n in (height, width)]
+  padded = jnp.pad(x, ((0, 0), *((n // 2, n - n // 2 + stride) for n in zeros), (0, 0)))
+  padded = padded.astype(jnp.promote_types(x.dtype, jnp.float32))
+  # pixels that are a multiple of the stride apart, side by side: strided slices within sums are slow
+  phases = {
+    (a, b): padded[:, a::stride, b::stride] for a in range(stride) for b in range(stride)
+  }
+  if stride > 1:
+    phases = lax.optimization_barrier(phases)
+  for i in range(size):
+    for j in range(size):
+      (top, a), (left, b) = divmod(i, stride), divmod(j, stride)
+      yield phases[a, b][:, top : top + out[0], left : left + out[1]], (i, j)
+
+
+depthwise.defvjp(_depthwise, _depthwise_gradient)
 
 
 def build(
@@ -240,25 +350,40 @@ def build(
   classifier: classifiers.Classifier = classifiers.LINEAR,
   depth: int = 1,
   norm: str = 'batch',
+  *,
+  branches: bool = False,
 ) -> EfficientNetLite:
   """EfficientNet-Lite0 at a width; 4,652,008 parameters for 1,000 classes.
 
   Args:
     num_classes: C >= 2.
     image_shape: (height, width, channels) of the images.
-    attention: 'none', since the net has no branches.
+    attention: a row of ATTENTIONS; 'none' without branches.
     width: multiplies every number of channels. Lite1 to Lite4 keep those of the stem and the top,
       and round the others to multiples of 8.
     dtype: type of the computation.
     classifier: settings of the classifier.
     depth: multiplies the number of blocks of every stage.
     norm: a row of layers.NORMS.
+    branches: whether the end of the net has branches.
   """
 
-  def make_model(channels: Sequence[int], _: str) -> EfficientNetLite:
-    return EfficientNetLite(num_classes, tuple(channels), depth, dtype, classifier, norm)
+  def make_model(channels: Sequence[int], attention: str) -> EfficientNetLite:
+    return EfficientNetLite(
+      num_classes,
+      tuple(channels),
+      depth,
+      dtype,
+      classifier,
+      norm,
+      attention=attention if branches else '',
+    )
 
-  return capacity.at_width(make_model, CHANNELS, attention, width, image_shape, tuned=())
+  tuned = (8, 7, 6) if branches else ()
+  return capacity.at_width(make_model, CHANNELS, attention, width, image_shape, tuned)
+
+
+build_branches = functools.partial(build, branches=True)
 
 
 def torch_names(name: str) -> tuple[str, ...]:
@@ -266,6 +391,7 @@ def torch_names(name: str) -> tuple[str, ...]:
 
   A kernel of 4 axes is [out, in, h, w] there and [h, w, in, out] here, also of a depthwise layer
   ([C, 1, h, w] and [h, w, 1, C]); that of the classifier is [K, D] there and [1, D, K] here.
+  Branches all have the names of the last stage and of the layer after it.
 
   Example:
     >>> torch_names('batch_stats/stage2/block1/depthwise/norm/mean')
@@ -278,6 +404,8 @@ def torch_names(name: str) -> tuple[str, ...]:
     None at all for a variable that no file has.
   """
   _, _, place = name.partition('/')
+  place = re.sub(f'^end/({"|".join(BRANCHES)})/', '', place)
+  place = re.sub('^stage/', f'stage{len(STAGES)}/', place)
   layer, _, value = place.rpartition('/')
   found = re.fullmatch(r'stage(\d+)/block(\d+)/(\w+/\w+)', layer)
   before = ('', '')

@@ -46,6 +46,7 @@ PRETRAINED: Mapping[str, Source] = {
   'resnet18_branches': Source(resnet_imagenet.torch_names, *_IMAGENET),
   'resnet50_branches': Source(resnet_imagenet.torch_names, *_IMAGENET),
   'efficientnet_lite0': Source(efficientnet_lite.torch_names, *_LITE),
+  'efficientnet_lite0_branches': Source(efficientnet_lite.torch_names, *_LITE),
 }
 
 

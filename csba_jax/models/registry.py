@@ -40,6 +40,9 @@ MODELS = {
   'resnet18_branches': Model(resnet_imagenet.build18_branches, (BRANCHES, MAPS), NORMS),
   'resnet50_branches': Model(resnet_imagenet.build50_branches, (BRANCHES, MAPS), NORMS),
   'efficientnet_lite0': Model(efficientnet_lite.build, (), NORMS),
+  'efficientnet_lite0_branches': Model(
+    efficientnet_lite.build_branches, (BRANCHES, MAPS), NORMS
+  ),
   'vit': Model(vit.build, (BRANCHES,)),  # tokens have one axis of space; it has LayerNorm
 }
 

@@ -25,6 +25,7 @@ class Plan:
   snapshots: tuple[tuple[str, int], ...] = ()  # (name: a share of the run, step)
   loss_levels: tuple[float, ...] = ()
   save_every: int = 1000
+  frozen: int = 0  # steps in which the weights of model.init do not move
 
   @classmethod
   def of(cls, config: ml_collections.ConfigDict, images: int) -> 'Plan':
@@ -50,6 +51,7 @@ class Plan:
       tuple((f'{share:g}', step_at(share, epochs * per_epoch)) for share in shares),
       numbers(config.diagnostics.loss_levels),
       train.save_every,
+      step_at(train.frozen, epochs * per_epoch),
     )
 
   def segments(self, start: int) -> Iterator[tuple[int, int]]:
@@ -64,10 +66,11 @@ class Plan:
   def dispatches(self, first: int, last: int, longest: int) -> Iterator[tuple[int, int]]:
     """(first, last) steps of the compiled calls of a segment, of at most `longest` steps.
 
-    A call ends at each step after which something is measured or saved.
+    A call ends at each step after which something is measured or saved, or frozen weights move.
     """
+    stops = (self.frozen, *(step for _, step in self.snapshots))
     while first < last:
-      end = min(first + longest, last, *(step for _, step in self.snapshots if step > first))
+      end = min(first + longest, last, *(step for step in stops if step > first))
       end = min(end, (first // self.save_every + 1) * self.save_every)
       if self.diagnose_every:
         end = min(end, (first // self.diagnose_every + 1) * self.diagnose_every)

@@ -35,6 +35,7 @@ class Program(NamedTuple):
   tx: optax.GradientTransformation
   schedule: optax.Schedule  # learning rate by step
   step_fn: StepFn
+  frozen_step_fn: StepFn  # while the weights of model.init do not move
 
 
 # cached, because jit compiles anew for a function that is not the same object
@@ -48,8 +49,10 @@ def _program(
 ) -> Program:
   model = registry.build(config.model, len(class_counts), image_shape)
   tx, schedule = optimizers.build(config, total_steps)
-  step_fn = make_step(config, model, tx, np.array(class_counts), total_steps, layout)
-  return Program(model, tx, schedule, step_fn)
+  counts = np.array(class_counts)
+  step_fn = make_step(config, model, tx, counts, total_steps, layout)
+  frozen = make_step(config, model, tx, counts, total_steps, layout, trains=pretrained.FRESH)
+  return Program(model, tx, schedule, step_fn, frozen)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,6 +95,10 @@ class Job:
     """Images of a step."""
     return self.config.train.batch_size
 
+  def step_fn(self, step: int) -> StepFn:
+    """What is done at step number `step`, and until the next step of `plan.dispatches`."""
+    return self.program.frozen_step_fn if step < self.plan.frozen else self.program.step_fn
+
   def net(self, state: TrainState) -> Net:
     """The net of a state, as it is evaluated."""
     metadata, tau = Metadata.of(self.data, self.config.model), self.config.loss.post_hoc_tau
@@ -108,7 +115,7 @@ class Job:
     """
     config = self.config
     averages = config.train.ema_decay > 0
-    model, tx, *_ = self.program
+    model, tx = self.program.model, self.program.tx
     state = state_lib.create(model, tx, self.data.image_shape, config.seed, averages)
     if resumes:
       return self.layout.place_state(state), {}

@@ -118,7 +118,7 @@ def run_steps(job: Job, state: TrainState, records: Records, stop: StopRequest) 
             inputs.data,
             inputs.take(start, end),
             job.key,
-            step_fn=job.program.step_fn,
+            step_fn=job.step_fn(start),
             layout=job.layout,
           )
           records.add(end, **jax.device_get(found))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -69,6 +70,7 @@ class StepParts:
   layout: sharding.Layout
   preprocessing: Preprocessing
   gradient_fn: GradientFn = gradient_of_the_mean
+  trains: str = '.'  # the parameters that have a gradient, besides those of the second stage
 
 
 def train_step(
@@ -77,7 +79,7 @@ def train_step(
   """One update on a batch of uint8 images and int labels.
 
   A second stage keeps the statistics of BatchNorm as they are, and has gradients only for what it
-  trains. `key` is the key of the run; together with the number of the step it decides everything
+  trains. Nothing is computed for the gradient of weights that are frozen. `key` is the key of the run; together with the number of the step it decides everything
   random.
 
   Returns:
@@ -85,7 +87,11 @@ def train_step(
   """
   key = jax.random.fold_in(key, state.step)
   batch = parts.mix_fn(jax.random.fold_in(key, _MIX), _augmented(parts, key, batch), state.step)
-  trained = second_stages.matches(parts.second_stage.trains, state.params)
+  trained = jax.tree.map(
+    operator.and_,
+    second_stages.matches(parts.second_stage.trains, state.params),
+    second_stages.matches(parts.trains, state.params),
+  )
   whole = parts.layout.gather(state.params)
 
   def forward(params: PyTree, batch: Batch) -> tuple[Array, PyTree]:
@@ -187,6 +193,7 @@ def make_step(
   total_steps: int,
   layout: sharding.Layout,
   gradient_fn: GradientFn = gradient_of_the_mean,
+  trains: str = '.',
 ) -> StepFn:
   """`train_step` with all its parts bound: (state, batch, key) -> (state, metrics).
 
@@ -204,5 +211,6 @@ def make_step(
     layout=layout,
     preprocessing=Preprocessing.of(config.model),
     gradient_fn=gradient_fn,
+    trains=trains,
   )
   return functools.partial(train_step, parts=parts)
