@@ -1,4 +1,4 @@
-r"""Digits-LT at imbalance factor 20: six kinds of attention, cross-entropy and balanced softmax.
+r"""Digits-LT at imbalance factor 20: seven kinds of attention, cross-entropy and balanced softmax.
 
   csba-study --config=configs/study_digits.py --workdir=results/digits --jobs=2
   csba-report --workdir=results/digits
@@ -19,8 +19,8 @@ def get_config():
   c.base.train.log_every = 4  # so that levels of loss are met closely
   c.base.diagnostics.snapshots = '0,0.1,0.5,1'
   c.base.diagnostics.loss_levels = '1,0.3'
-  c.variants = ('none', 'none_wide', 'se', 'cbam', 'csba', 'csba_class')
+  c.variants = ('none', 'none_wide', 'half', 'se', 'cbam', 'csba', 'csba_class')
   c.methods = ('cross_entropy', 'balanced_softmax')
-  c.seeds = 10
+  c.first_seed, c.seeds = 200, 10
   c.tuned_by = 'results/digits_tuning'
   return c

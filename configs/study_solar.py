@@ -18,6 +18,7 @@ def get_config():
   c.name = 'solar'
   c.base = config.sibling(__file__, 'image_folder')
   c.base.data.image_size = 48
+  c.base.model.gate = 'half'  # as in the committed results
   c.base.data.num_classes = 6
   c.base.data.class_order = 'frequency'
   c.base.data.manifest = 'manifest.csv'

@@ -70,6 +70,7 @@ def default() -> ml_collections.ConfigDict:
   config.model = ml_collections.ConfigDict()
   config.model.name = 'multibranch'
   config.model.attention = 'csba'
+  config.model.gate = 'identity'
   config.model.head = 'linear'
   config.model.scale = 30.0
   config.model.width = 1.0
@@ -260,6 +261,7 @@ RANGES = {
   'model.width': ('0 < width <= 64', lambda v: 0 < v <= 64),
   'model.depth': ('1 to 16', lambda v: 1 <= v <= 16),
   'model.norm': ('batch or group', ('batch', 'group').__contains__),
+  'model.gate': ('identity or half', ('identity', 'half').__contains__),
   'model.dtype': ('float32 or bfloat16', ('float32', 'bfloat16').__contains__),
   'loss.tau': ('a finite number >= 0', lambda v: 0 <= v < math.inf),
   'loss.smoothing': ('0 <= smoothing < 1', lambda v: 0 <= v < 1),
@@ -427,7 +429,11 @@ _WHERE = ('parallel.', 'data.input', 'data.cache_dir')  # where a run is done, n
 # on with its default where there are no copies.
 _IN_SPLITS = ('data.group_copies',)
 # what was done before there was the field, where today's default is something else
-_BEFORE = {'data': {'group_copies': False}, 'diagnostics': {'statistics': 'frozen'}}
+_BEFORE = {
+  'data': {'group_copies': False},
+  'diagnostics': {'statistics': 'frozen'},
+  'model': {'gate': 'half'},
+}
 
 
 def differences(

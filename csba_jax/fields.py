@@ -37,6 +37,7 @@ FIELDS = {
   'augment.cutout': 'Side of the grey square in pixels; 0: none.',
   'model.name': 'The network.',
   'model.attention': 'Its attention.',
+  'model.gate': 'Start of its gates: the net without them (identity), or about 0.5 (half).',
   'model.head': 'Its classifier: cosine is for ldam, scaled is for lws and label_aware.',
   'model.scale': 'Factor of the cosines of a cosine classifier.',
   'model.width': 'Multiplies every number of channels.',

@@ -10,7 +10,7 @@ set -euo pipefail
 bin=${BIN:+$BIN/}
 rm -rf runs/demo # the demo always trains anew
 "${bin}csba-study" --config=study_digits --workdir=runs/demo --jobs=2 --keep_runs \
-  --config.variants="('none', 'csba')" --config.methods="('cross_entropy',)" --config.seeds=3 \
+  --config.variants="('none', 'csba')" --config.methods="('cross_entropy',)" --config.first_seed=0 --config.seeds=3 \
   --config.base.diagnostics.snapshots= --config.base.diagnostics.loss_levels= \
   --config.base.train.log_every=50
 for net in none csba; do # side by side, one core each

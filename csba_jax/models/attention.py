@@ -13,6 +13,7 @@ from jax import Array
 from csba_jax.models import layers
 
 LEAST_HIDDEN = 8  # units of a bottleneck: narrow nets would have one or two of them
+IDENTITY, HALF = GATES = ('identity', 'half')  # values of config.model.gate: how gates start
 
 
 def hidden_units(channels: int, reduction: int) -> int:
@@ -23,43 +24,73 @@ def hidden_units(channels: int, reduction: int) -> int:
   return max(channels // reduction, min(LEAST_HIDDEN, channels))
 
 
+def gate_layer(features: int, gate: str, dtype: Any, name: str) -> nn.Dense:
+  """The last layer of a gate. It starts at zero where the gate starts as the identity."""
+  init = nn.initializers.zeros if gate == IDENTITY else nn.initializers.lecun_normal()
+  return nn.Dense(features, dtype=dtype, kernel_init=init, name=name)
+
+
+def squash(x: Array, gate: str) -> Array:
+  """2 sigmoid(x), which is 1 at 0, for gates that start as the identity; else sigmoid(x)."""
+  return 2 * nn.sigmoid(x) if gate == IDENTITY else nn.sigmoid(x)
+
+
 class ChannelGate(nn.Module):
-  """Channel gate sigmoid(W2 relu(W1 z)), both layers with bias.   [N, D] -> [N, D] in (0, 1)
+  """Channel gate 2 sigmoid(W2 relu(W1 z)), both layers with bias.   [N, D] -> [N, D] in (0, 2)
 
   The hidden layer has `hidden_units`. With reduction 1 and one gate a branch, CSBA is larger than
-  its control by what the paper states (+32.6 %).
+  its control by what the paper states (+32.6 %). W2 and its bias start at zero, so that the gate is
+  1 and the net starts as the one without attention. With `gate` 'half' it is sigmoid(W2 relu(W1 z))
+  with a random W2, as in the paper: near 0.5 at first, so that it halves what it acts on.
   """
 
   reduction: int = 1
   dtype: Any = jnp.float32
+  gate: str = IDENTITY
 
   @nn.compact
   def __call__(self, z: Array) -> Array:
     channels = z.shape[-1]
     hidden = hidden_units(channels, self.reduction)
     hidden = nn.Dense(hidden, dtype=self.dtype, name='squeeze')(z)
-    return nn.sigmoid(nn.Dense(channels, dtype=self.dtype, name='excite')(nn.relu(hidden)))
+    excite = gate_layer(channels, self.gate, self.dtype, 'excite')
+    return squash(excite(nn.relu(hidden)), self.gate)
 
 
 class BranchAttention(nn.Module):
   """CSBA: before aggregation the channels of each branch gate that branch, u_b * s_b(z_b).
 
-  s_b = sigmoid(W2_b relu(W1_b z_b)), with separate weights for every branch; squeeze-excitation has
+  s_b is the `ChannelGate` of z_b, with separate weights for every branch; squeeze-excitation has
   one gate after the aggregation.
   [N, H, W, D] for each branch -> the same (Singhal & Soni, arXiv 2606.05740).
   """
 
   names: Sequence[str]
   dtype: Any = jnp.float32
+  gate: str = IDENTITY
 
   @nn.compact
   def __call__(self, branches: Sequence[Array]) -> list[Array]:
     gates = [
-      ChannelGate(dtype=self.dtype, name=name)(u.mean((1, 2)))
+      ChannelGate(dtype=self.dtype, gate=self.gate, name=name)(u.mean((1, 2)))
       for name, u in zip(self.names, branches, strict=True)
     ]
     self.sow('intermediates', 'gates', jnp.stack(gates, axis=1))  # [N, B, D]
     return [u * s[:, None, None, :] for u, s in zip(branches, gates, strict=True)]
+
+
+class HalvedBranches(nn.Module):
+  """u_b / 2, and nothing to learn: what the old start of CSBA did before it had learned anything.
+
+  [N, H, W, D] for each branch -> the same. A control: a result of `half` needs no attention.
+  """
+
+  names: Sequence[str]
+  dtype: Any = jnp.float32
+
+  def __call__(self, branches: Sequence[Array]) -> list[Array]:
+    """The branches, each times 0.5."""
+    return [u * 0.5 for u in branches]
 
 
 class SqueezeExcite(nn.Module):
@@ -71,45 +102,51 @@ class SqueezeExcite(nn.Module):
 
   reduction: int = 16
   dtype: Any = jnp.float32
+  gate: str = IDENTITY
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
     del train
-    gate = ChannelGate(self.reduction, self.dtype, name='gate')(x.mean((1, 2)))
+    gate = ChannelGate(self.reduction, self.dtype, self.gate, name='gate')(x.mean((1, 2)))
     return x * gate[:, None, None, :]
 
 
 class CBAM(nn.Module):
   """Channel attention, then spatial attention, after aggregation.   [N, H, W, C] -> [N, H, W, C]
 
-  x <- x * sigmoid(mlp(mean_hw x) + mlp(max_hw x)), with one mlp for both;
-  x <- x * sigmoid(norm(conv7x7([mean_c x, max_c x])))  (Woo et al. 2018; norm and
+  x <- x * s(mlp(mean_hw x) + mlp(max_hw x)), with one mlp for both;
+  x <- x * s(norm(conv7x7([mean_c x, max_c x])))  (Woo et al. 2018; norm and
   reduction 16 as in their code, and at least 8 hidden units, see `hidden_units`).
+  s is 2 sigmoid, and the last layer of the mlp and the norm's scale start at zero: at first the net
+  is the one without attention. With `gate` 'half', s is sigmoid and both start as in the paper.
   """
 
   reduction: int = 16
   dtype: Any = jnp.float32
   norm: str = 'batch'
+  gate: str = IDENTITY
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
     channels = x.shape[-1]
     hidden = hidden_units(channels, self.reduction)
     squeeze = nn.Dense(hidden, dtype=self.dtype, name='squeeze')
-    excite = nn.Dense(channels, dtype=self.dtype, name='excite')
+    excite = gate_layer(channels, self.gate, self.dtype, 'excite')
     pooled = (x.mean((1, 2)), x.max((1, 2)))
-    gate = nn.sigmoid(sum(excite(nn.relu(squeeze(z))) for z in pooled))
+    gate = squash(sum(excite(nn.relu(squeeze(z))) for z in pooled), self.gate)
     x = x * gate[:, None, None, :]
     maps = jnp.stack([x.mean(-1), x.max(-1)], axis=-1)
     maps = layers.Conv(1, (7, 7), dtype=self.dtype, name='spatial')(maps)
-    norm = layers.make_norm(self.norm, train, self.dtype, 'spatial_norm')
-    return x * nn.sigmoid(norm(maps))
+    scale = 0.0 if self.gate == IDENTITY else 1.0
+    norm = layers.make_norm(self.norm, train, self.dtype, 'spatial_norm', scale)
+    return x * squash(norm(maps), self.gate)
 
 
 class ClassGate(nn.Module):
   """V_b relu(U_b z_b), the image's share of the class-conditioned gate.   [N, B, D] -> [N, B, D]
 
-  V starts at zero, and so does E, the share of the class: the net starts exactly as plain CSBA.
+  V starts at zero, and so does E, the share of the class: the net starts exactly as plain CSBA,
+  whatever model.gate is.
   """
 
   reduction: int = 1
@@ -138,6 +175,7 @@ class Attention(NamedTuple):
   before: Callable[..., nn.Module] | None = None
   # (dtype, name) -> module: (x, train) -> x, after the aggregation; a row has one of the two
   after: Callable[..., nn.Module] | None = None
+  gated: bool = False  # whether either takes gate, too: how its gates start
   normalises: bool = False  # whether `after` takes norm, too: the kind of normalisation of the net
   # (dtype, name) -> module: z [N, B, D] -> the image's share of gates that the classifier applies
   # for every class
@@ -149,11 +187,23 @@ class Attention(NamedTuple):
 ATTENTIONS: Mapping[str, Attention] = {
   'none': Attention(),
   'none_wide': Attention((BRANCHES,), parameters_of='csba'),
-  'se': Attention((BRANCHES,), after=SqueezeExcite),
-  'cbam': Attention((BRANCHES, MAPS), after=CBAM, normalises=True),
-  'csba': Attention((BRANCHES,), before=BranchAttention),
-  'csba_class': Attention((BRANCHES,), before=BranchAttention, at_classifier=ClassGate),
+  'half': Attention((BRANCHES,), before=HalvedBranches),
+  'se': Attention((BRANCHES,), after=SqueezeExcite, gated=True),
+  'cbam': Attention((BRANCHES, MAPS), after=CBAM, gated=True, normalises=True),
+  'csba': Attention((BRANCHES,), before=BranchAttention, gated=True),
+  'csba_class': Attention((BRANCHES,), before=BranchAttention, gated=True, at_classifier=ClassGate),
 }
+
+
+def with_gate(attention: str, gate: str) -> str:
+  """The name by which a net knows an attention and the start of its gates: csba, or csba/half."""
+  return f'{attention}/{gate}' if ATTENTIONS[attention].gated and gate != IDENTITY else attention
+
+
+def find(attention: str) -> tuple[Attention, str]:
+  """The row of ATTENTIONS, and the start of its gates, that a name of `with_gate` means."""
+  kind, _, gate = attention.partition('/')
+  return ATTENTIONS[kind], gate or IDENTITY
 
 
 def aggregate(
@@ -177,20 +227,21 @@ def aggregate(
       `attention`.
     branches: u_b [N, H, W, D], B of them.
     names: names of the branches; attention before the aggregation names its layers after them.
-    attention: a row of ATTENTIONS.
+    attention: a name of `with_gate`.
     train: as of the module.
     dtype: type of the computation.
     project: [N, H, W, B * D] -> [N, H, W, features]; without it branches are concatenated only.
     norm: a row of layers.NORMS, for an attention that normalises.
   """
-  row = ATTENTIONS[attention]
+  row, gate = find(attention)
+  kind = {'gate': gate} if row.gated else {}
   if row.before is not None:
-    branches = row.before(names, dtype=dtype, name='attention')(branches)
+    branches = row.before(names, dtype=dtype, name='attention', **kind)(branches)
   module.sow('intermediates', 'branches', jnp.stack([u.mean((1, 2)) for u in branches], axis=1))
   x = jnp.concatenate(branches, axis=-1)
   if project is not None:
     x = project(x)
   if row.after is not None:
-    kind = {'norm': norm} if row.normalises else {}
+    kind |= {'norm': norm} if row.normalises else {}
     x = row.after(dtype=dtype, name='attention', **kind)(x, train)
   return x

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from csba_jax.models.attention import ATTENTIONS
+from csba_jax.models import attention as attn
 
 
 def parameter_count(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
@@ -30,14 +30,14 @@ def at_width(
   Args:
     make_model: (channels, attention) -> the net.
     channels: numbers of channels at width 1.
-    attention: a row of ATTENTIONS. One with `parameters_of` gives a net without attention, whose
+    attention: a name of `attention.with_gate`. One with `parameters_of` gives a net without attention, whose
       parameter count is that of the other row within 1 %.
     width: multiplies every number of channels, which stays at least 1.
     image_shape: (height, width, channels) of the images.
     tuned: positions in `channels` that may be tuned to meet the parameter count; those that add the
       fewest parameters come last.
   """
-  other = ATTENTIONS[attention].parameters_of
+  other = attn.find(attention)[0].parameters_of
   if other is not None:
     return make_model(_widen(make_model, channels, other, width, image_shape, tuned), 'none')
   return make_model(_scaled(channels, width), attention)

@@ -79,7 +79,7 @@ def classify(z: Array, num_classes: int, like: Classifier, attention: str, dtype
   A model calls it at the end of its `@nn.compact` method, which gets the submodules `head` and
   `class_gate`.   z [N, B, D] -> [N, num_classes]
   """
-  gate, make_gate = None, attn.ATTENTIONS[attention].at_classifier
+  gate, make_gate = None, attn.find(attention)[0].at_classifier
   if make_gate is not None:
     gate = make_gate(dtype=dtype, name='class_gate')(z)
   return ClassifierLayer(num_classes, like, name='head')(z, gate)

@@ -272,7 +272,7 @@ def depthwise(x: Array, kernel: Array, stride: int = 1) -> Array:
   #   112 x 112 x 96, stride 2: 94, 1386; 7, 120    14 x 14 x 480, k = 5: 36, 441; 2, 21
   total = jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
   for shifted, (i, j) in _shifted(x, kernel.shape[0], stride):
-    total = total + shifted * kernel[i, j, 0].astype(total.dtype)
+    total = total + shifted * kernel[i, j][None, None].astype(total.dtype)
   return total.astype(x.dtype)
 
 
@@ -280,9 +280,7 @@ def _depthwise(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array
   return depthwise(x, kernel, stride), (x, kernel)
 
 
-def _depthwise_gradient(
-  stride: int, inputs: tuple[Array, Array], dy: Array
-) -> tuple[Array, Array]:
+def _depthwise_gradient(stride: int, inputs: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
   """Of x, a depthwise convolution of dy; of the kernel, sum over p of x[s p + q, c] dy[p, c]."""
   x, kernel = inputs
   size, wide = kernel.shape[0], jnp.promote_types(x.dtype, jnp.float32)
@@ -297,7 +295,7 @@ def _depthwise_gradient(
   dx = jnp.zeros((), wide)
   for i in range(size):
     for j in range(size):
-      opposite = kernel[size - 1 - i, size - 1 - j, 0].astype(wide)
+      opposite = kernel[size - 1 - i, size - 1 - j][None, None].astype(wide)
       dx = dx + spread[:, i : i + height, j : j + width] * opposite
   # XLA's sums over all axes but the last are slow on CPU if what they sum is computed on the way;
   # those of slices of the batch are not. The same machine, shared with a test suite, 16 images, ms
@@ -327,9 +325,7 @@ def _shifted(x: Array, size: int, stride: int) -> Iterator[tuple[Array, tuple[in
   padded = jnp.pad(x, ((0, 0), *((n // 2, n - n // 2 + stride) for n in zeros), (0, 0)))
   padded = padded.astype(jnp.promote_types(x.dtype, jnp.float32))
   # pixels that are a multiple of the stride apart, side by side: strided slices within sums are slow
-  phases = {
-    (a, b): padded[:, a::stride, b::stride] for a in range(stride) for b in range(stride)
-  }
+  phases = {(a, b): padded[:, a::stride, b::stride] for a in range(stride) for b in range(stride)}
   if stride > 1:
     phases = lax.optimization_barrier(phases)
   for i in range(size):

@@ -35,13 +35,14 @@ class BatchNorm(nn.Module):
   dtype: Any = jnp.float32
   momentum: float = 0.9
   epsilon: float = 1e-5
+  scale: float = 1.0  # at first
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     shape = x.shape[-1:]
     running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape)
     running_var = self.variable('batch_stats', 'var', jnp.ones, shape)
-    scale = self.param('scale', nn.initializers.ones, shape)
+    scale = self.param('scale', nn.initializers.constant(self.scale), shape)
     bias = self.param('bias', nn.initializers.zeros, shape)
     if self.use_running_average:
       mean, var = running_mean.value, running_var.value
@@ -73,11 +74,12 @@ class GroupNorm(nn.Module):
 
   dtype: Any = jnp.float32
   epsilon: float = 1e-5
+  scale: float = 1.0  # at first
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     channels = x.shape[-1]
-    scale = self.param('scale', nn.initializers.ones, (channels,))
+    scale = self.param('scale', nn.initializers.constant(self.scale), (channels,))
     bias = self.param('bias', nn.initializers.zeros, (channels,))
     member = group_members(channels)
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -98,11 +100,11 @@ def group_members(channels: int) -> np.ndarray:
   return np.eye(groups)[np.arange(channels) * groups // channels]
 
 
-def make_norm(kind: str, train: bool, dtype: Any, name: str) -> nn.Module:
+def make_norm(kind: str, train: bool, dtype: Any, name: str, scale: float = 1.0) -> nn.Module:
   """The normalisation of a kind of NORMS, for a compact method; parameters `scale` and `bias`."""
   if kind == 'group':
-    return GroupNorm(dtype, name=name)
-  return BatchNorm(use_running_average=not train, dtype=dtype, name=name)
+    return GroupNorm(dtype, scale=scale, name=name)
+  return BatchNorm(use_running_average=not train, dtype=dtype, scale=scale, name=name)
 
 
 def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:

@@ -17,7 +17,7 @@ from csba_jax.models import (
   resnet_imagenet,
   vit,
 )
-from csba_jax.models.attention import ATTENTIONS, BRANCHES, MAPS
+from csba_jax.models.attention import ATTENTIONS, BRANCHES, MAPS, with_gate
 from csba_jax.models.layers import NORMS
 
 
@@ -40,9 +40,7 @@ MODELS = {
   'resnet18_branches': Model(resnet_imagenet.build18_branches, (BRANCHES, MAPS), NORMS),
   'resnet50_branches': Model(resnet_imagenet.build50_branches, (BRANCHES, MAPS), NORMS),
   'efficientnet_lite0': Model(efficientnet_lite.build, (), NORMS),
-  'efficientnet_lite0_branches': Model(
-    efficientnet_lite.build_branches, (BRANCHES, MAPS), NORMS
-  ),
+  'efficientnet_lite0_branches': Model(efficientnet_lite.build_branches, (BRANCHES, MAPS), NORMS),
   'vit': Model(vit.build, (BRANCHES,)),  # tokens have one axis of space; it has LayerNorm
 }
 
@@ -100,7 +98,7 @@ def build(
   return row.build(
     num_classes,
     image_shape,
-    model.attention,
+    with_gate(model.attention, model.gate),
     model.width,
     dtype,
     classifier=classifier,

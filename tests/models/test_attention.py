@@ -36,9 +36,12 @@ def relu(x):
   return np.maximum(x, 0)
 
 
-def channel_gate(params, z):
+FACTORS = {'identity': 2, 'half': 1}  # of the sigmoid of a gate
+
+
+def channel_gate(params, z, gate='identity'):
   hidden = relu(z @ params['squeeze']['kernel'] + params['squeeze']['bias'])
-  return sigmoid(hidden @ params['excite']['kernel'] + params['excite']['bias'])
+  return FACTORS[gate] * sigmoid(hidden @ params['excite']['kernel'] + params['excite']['bias'])
 
 
 def float64(tree):
@@ -49,14 +52,31 @@ def close(found, expected):
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('gate', FACTORS)
 @pytest.mark.parametrize(('reduction', 'hidden'), [(1, 10), (3, 8), (16, 8)])
-def test_channel_gate(reduction, hidden):
-  module, z = attn.ChannelGate(reduction), draw(4, 10)
+def test_channel_gate(reduction, hidden, gate):
+  module, z = attn.ChannelGate(reduction, gate=gate), draw(4, 10)
   variables = random_variables(module, z)
   assert variables['params']['squeeze']['kernel'].shape == (10, hidden)
   found = module.apply(variables, z)
-  close(found, channel_gate(float64(variables['params']), z))
-  assert ((np.asarray(found) > 0) & (np.asarray(found) < 1)).all()
+  close(found, channel_gate(float64(variables['params']), z, gate))
+  assert ((np.asarray(found) > 0) & (np.asarray(found) < FACTORS[gate])).all()
+
+
+@pytest.mark.parametrize('module', [attn.ChannelGate, attn.SqueezeExcite, attn.CBAM])
+def test_gates_start_as_the_identity_or_near_one_half(module):
+  x = draw(4, 10) if module is attn.ChannelGate else draw(4, 6, 6, 48)
+  extra = (False,) if module is attn.CBAM else ()
+  found, names = {}, {}
+  for gate in attn.GATES:
+    variables = module(gate=gate).init(jax.random.key(0), x, *extra)
+    found[gate] = module(gate=gate).apply(variables, x, *extra)
+    names[gate] = jax.tree.map(jnp.shape, variables)
+  assert names['identity'] == names['half']  # a checkpoint of one fits the other
+  start = np.ones_like(x) if module is attn.ChannelGate else x
+  np.testing.assert_array_equal(found['identity'], start)
+  smaller = (np.asarray(found['half']) / start).mean()
+  assert smaller == pytest.approx(0.25 if module is attn.CBAM else 0.5, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -67,14 +87,15 @@ def test_a_bottleneck_keeps_8_units_where_it_can(channels, reduction, hidden):
   assert attn.hidden_units(channels, reduction) == hidden
 
 
-def test_branch_attention_gates_each_branch_by_its_own_channels():
-  module = attn.BranchAttention(NAMES)
+@pytest.mark.parametrize('gate', FACTORS)
+def test_branch_attention_gates_each_branch_by_its_own_channels(gate):
+  module = attn.BranchAttention(NAMES, gate=gate)
   branches = [draw(2, 4, 5, 6, seed=seed) for seed in range(3)]
   variables = random_variables(module, branches)
   found = module.apply(variables, branches)
   for name, u, gated in zip(NAMES, branches, found, strict=True):
     z = u.astype(np.float64).mean((1, 2))
-    s = channel_gate(float64(variables['params'][name]), z)
+    s = channel_gate(float64(variables['params'][name]), z, gate)
     close(gated, u * s[:, None, None, :])
 
 
@@ -90,17 +111,18 @@ def test_branch_attention_shares_nothing_between_branches():
   assert (np.asarray(before[1]) != np.asarray(after[1])).any()
 
 
+@pytest.mark.parametrize('gate', FACTORS)
 @pytest.mark.parametrize(('channels', 'hidden'), [(3, 3), (8, 8), (48, 8), (160, 10)])
-def test_squeeze_excite(channels, hidden):
-  module, x = attn.SqueezeExcite(), draw(2, 4, 5, channels)
+def test_squeeze_excite(channels, hidden, gate):
+  module, x = attn.SqueezeExcite(gate=gate), draw(2, 4, 5, channels)
   variables = random_variables(module, x)
-  gate = float64(variables['params']['gate'])
-  assert gate['squeeze']['kernel'].shape == (channels, hidden)
-  s = channel_gate(gate, x.astype(np.float64).mean((1, 2)))
+  params = float64(variables['params']['gate'])
+  assert params['squeeze']['kernel'].shape == (channels, hidden)
+  s = channel_gate(params, x.astype(np.float64).mean((1, 2)), gate)
   close(module.apply(variables, x), x * s[:, None, None, :])
 
 
-def cbam_maps(params, x):
+def cbam_maps(params, x, factor):
   """The image after channel attention, and the two maps of spatial attention convolved."""
   squeeze, excite = params['squeeze'], params['excite']
 
@@ -108,7 +130,7 @@ def cbam_maps(params, x):
     hidden = relu(z @ squeeze['kernel'] + squeeze['bias'])
     return hidden @ excite['kernel'] + excite['bias']
 
-  x = x * sigmoid(mlp(x.mean((1, 2))) + mlp(x.max((1, 2))))[:, None, None, :]
+  x = x * factor * sigmoid(mlp(x.mean((1, 2))) + mlp(x.max((1, 2))))[:, None, None, :]
   maps = np.stack([x.mean(-1), x.max(-1)], -1)
   n, height, width, _ = maps.shape
   convolved = np.zeros((n, height, width))
@@ -122,18 +144,20 @@ def cbam_maps(params, x):
   return x, convolved
 
 
+@pytest.mark.parametrize('gate', FACTORS)
 @pytest.mark.parametrize('train', [False, True])
-def test_cbam(train):
-  module, x = attn.CBAM(), draw(2, 5, 4, 32)
+def test_cbam(train, gate):
+  module, x = attn.CBAM(gate=gate), draw(2, 5, 4, 32)
   variables = random_variables(module, x, train)
   params, stats = float64(variables['params']), float64(variables['batch_stats']['spatial_norm'])
   assert params['squeeze']['kernel'].shape == (32, 8)
-  gated, convolved = cbam_maps(params, x.astype(np.float64))
+  gated, convolved = cbam_maps(params, x.astype(np.float64), FACTORS[gate])
   mean, var = (convolved.mean(), convolved.var()) if train else (stats['mean'][0], stats['var'][0])
   norm = params['spatial_norm']
   normed = (convolved - mean) / np.sqrt(var + 1e-5) * norm['scale'][0] + norm['bias'][0]
   found = module.apply(variables, x, train, mutable=['batch_stats'] if train else False)
-  close(found[0] if train else found, gated * sigmoid(normed)[..., None])
+  expected = gated * FACTORS[gate] * sigmoid(normed)[..., None]
+  close(found[0] if train else found, expected)
 
 
 @pytest.mark.parametrize(('reduction', 'hidden'), [(1, 5), (2, 2), (16, 1)])
@@ -188,7 +212,10 @@ def test_half_precision_computes_in_half():
 
 
 @pytest.mark.parametrize('projected', [False, True])
-@pytest.mark.parametrize('attention', ['none', 'none_wide', 'se', 'cbam', 'csba', 'csba_class'])
+@pytest.mark.parametrize(
+  'attention',
+  ['none', 'none_wide', 'half', 'se', 'cbam', 'csba', 'csba_class', 'se/half', 'csba/half'],
+)
 def test_aggregation_gates_branches_before_and_images_after(attention, projected):
   class Aggregate(nn.Module):
     @nn.compact
@@ -200,17 +227,21 @@ def test_aggregation_gates_branches_before_and_images_after(attention, projected
   variables = random_variables(Aggregate(), branches)
   found = Aggregate().apply(variables, branches)
   inside = {kind: tree.get('attention', {}) for kind, tree in variables.items()}
+  attention, _, gate = attention.partition('/')
+  start = {'gate': gate or 'identity'}
   if attention in ('csba', 'csba_class'):
-    branches = attn.BranchAttention(NAMES).apply(inside, branches)
+    branches = attn.BranchAttention(NAMES, **start).apply(inside, branches)
+  if attention == 'half':
+    branches = [u / 2 for u in branches]
   expected = np.concatenate(branches, -1)
   if projected:
     expected = nn.Dense(8).apply({'params': variables['params']['project']}, expected)
   if attention == 'se':
-    expected = attn.SqueezeExcite().apply(inside, expected)
+    expected = attn.SqueezeExcite(**start).apply(inside, expected)
   if attention == 'cbam':
-    expected = attn.CBAM().apply(inside, expected, False)
+    expected = attn.CBAM(**start).apply(inside, expected, False)
   close(found, expected)
-  assert bool(inside.get('params')) == (not attention.startswith('none'))
+  assert bool(inside.get('params')) == attn.ATTENTIONS[attention].gated
 
 
 class Halved(nn.Module):

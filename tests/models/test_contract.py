@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import unflatten_dict
 from jax.tree_util import Partial
 
 from csba_jax.gradients import class_grams
@@ -32,8 +33,9 @@ def photo(bottleneck, attention, *args):
   return resnet_imagenet.PhotoResNet(CLASSES, *shape, *args)
 
 
-def lite(*args):
-  return efficientnet_lite.EfficientNetLite(CLASSES, *args)
+def lite(*args, **options):
+  channels = (6, 5, 6, 7, 6, 5, 7, 8, 9)
+  return efficientnet_lite.EfficientNetLite(CLASSES, channels, 1, *args, **options)
 
 
 # name in the registry: (attention, dtype, kind of head) -> the net, as narrow and shallow as can be
@@ -45,7 +47,8 @@ NETS = {
   'resnet50': lambda _, *args: photo(True, '', *args),
   'resnet18_branches': lambda a, *args: photo(False, a, *args),
   'resnet50_branches': lambda a, *args: photo(True, a, *args),
-  'efficientnet_lite0': lambda _, *args: lite((6, 5, 6, 7, 6, 5, 7, 8, 9), 1, *args),
+  'efficientnet_lite0': lambda _, *args: lite(*args),
+  'efficientnet_lite0_branches': lambda a, *args: lite(*args, attention=a),
   'vit': lambda attention, *args: vit.ViT(CLASSES, attention, 4, 6, 1, *args),
 }
 TABLE = {name: registry.attentions_of(name) for name in registry.MODELS if name != 'tiny'}
@@ -172,6 +175,55 @@ def test_gradient_reaches_every_parameter_and_is_that_of_finite_differences(name
   assert slope == pytest.approx(difference, rel=1e-5)
   assert not [name for name, leaf in flat(grads).items() if not np.isfinite(leaf).all()]
   assert not [name for name, leaf in flat(grads).items() if not leaf.any()]
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize(
+  ('name', 'attention'),
+  [
+    *(('multibranch', kind) for kind in ('se', 'cbam', 'csba', 'csba_class')),
+    ('resnet32_branches', 'csba'),
+    ('resnet18_branches', 'csba_class'),
+    ('vit', 'csba'),
+  ],
+)
+def test_a_net_starts_as_its_control(name, attention):
+  """Logits and the first gradient are those of `none`, on the parameters that both have."""
+  own = net(name, attention)
+  images, labels = batch(8)
+  variables = jax.jit(own.init, compiler_options=QUICK)(jax.random.key(0), images[:1])
+  control = {key: leaf for key, leaf in flat(variables).items() if not is_attention(key)}
+
+  def logits_and_gradient(model, variables):
+    statistics = variables.get('batch_stats', {})
+
+    def loss(params):
+      logits, _ = model.apply(
+        {'params': params, 'batch_stats': statistics}, images, train=True, mutable=['batch_stats']
+      )
+      each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+      return each.mean(), logits
+
+    grads, logits = jax.grad(loss, has_aux=True)(variables['params'])
+    return logits, grads
+
+  run = jax.jit(logits_and_gradient, static_argnums=0, compiler_options=QUICK)
+  logits, grads = run(own, variables)
+  expected, control_grads = run(net(name, 'none'), unflatten(control))
+  np.testing.assert_allclose(logits, expected, rtol=1e-6, atol=1e-6)
+  grads, control_grads = flat(grads), flat(control_grads)
+  assert {key for key in grads if not is_attention(f'params/{key}')} == control_grads.keys()
+  for key, leaf in control_grads.items():
+    np.testing.assert_allclose(grads[key], leaf, rtol=1e-4, atol=1e-5 * np.abs(leaf).max() + 1e-9)
+  assert max(np.abs(leaf).max() for key, leaf in grads.items() if 'excite' in key) > 0
+
+
+def is_attention(name):
+  return '/attention/' in name or name.endswith('/class_embedding') or '/class_gate/' in name
+
+
+def unflatten(leaves):
+  return unflatten_dict({tuple(key.split('/')): leaf for key, leaf in leaves.items()})
 
 
 @pytest.mark.seconds

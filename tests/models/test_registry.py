@@ -37,7 +37,8 @@ def test_unknown_attention_lists_the_models_own():
   with pytest.raises(UserError) as error:
     registry.build(model_config(attention='eca'), 10, (32, 32, 3))
   assert str(error.value) == (
-    'expected model.attention of multibranch among none, none_wide, se, cbam, csba, csba_class; '
+    'expected model.attention of multibranch among none, none_wide, half, se, cbam, csba, '
+    'csba_class; '
     "found 'eca'; to fix it: set --config.model.attention"
   )
 
@@ -50,23 +51,23 @@ def test_unknown_attention_lists_the_models_own():
       'csba',
       "expected model.attention of resnet32 among none; found 'csba'; to fix it: set "
       '--config.model.name to one of multibranch, resnet32_branches, resnet18_branches, '
-      'resnet50_branches, vit, since csba needs '
+      'resnet50_branches, efficientnet_lite0_branches, vit, since csba needs '
       'branches, or set --config.model.attention=none',
     ),
     (
       'vit',
       'cbam',
-      'expected model.attention of vit among none, none_wide, se, csba, csba_class; '
+      'expected model.attention of vit among none, none_wide, half, se, csba, csba_class; '
       "found 'cbam'; to fix it: set --config.model.name to one of multibranch, "
-      'resnet32_branches, resnet18_branches, resnet50_branches, since cbam needs image maps, or '
-      'set --config.model.attention=none',
+      'resnet32_branches, resnet18_branches, resnet50_branches, efficientnet_lite0_branches, '
+      'since cbam needs image maps, or set --config.model.attention=none',
     ),
     (
       'resnet32',
       'cbam',
       "expected model.attention of resnet32 among none; found 'cbam'; to fix it: set "
       '--config.model.name to one of multibranch, resnet32_branches, resnet18_branches, '
-      'resnet50_branches, since cbam needs branches and '
+      'resnet50_branches, efficientnet_lite0_branches, since cbam needs branches and '
       'image maps, or set --config.model.attention=none',
     ),
   ],
