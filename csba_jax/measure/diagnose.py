@@ -267,7 +267,8 @@ def _cached_losses(
   return functools.partial(_model_losses, model=model, preprocessing=preprocessing, loss_fn=loss_fn)
 
 
-def from_input_to_output(model: nn.Module, image_shape: tuple[int, int, int]) -> list[str]:
+@functools.lru_cache(maxsize=4)  # each measurement of a run asks, and tracing takes half a second
+def from_input_to_output(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
   """Names of layers in the order in which the model makes them; a tree sorts them by name."""
   made: list[str] = []
 
@@ -276,7 +277,7 @@ def from_input_to_output(model: nn.Module, image_shape: tuple[int, int, int]) ->
     made.extend(dict.fromkeys(layer_name('/'.join(path)) for path in flatten_dict(params)))
 
   jax.eval_shape(init, jax.random.key(0))
-  return made
+  return tuple(made)
 
 
 def _describe_work(net: Net, sample: Sampling, layer_fn: Callable[[str], str | None] | None) -> str:

@@ -30,8 +30,8 @@ def at_width(
   Args:
     make_model: (channels, attention) -> the net.
     channels: numbers of channels at width 1.
-    attention: a name of `attention.with_gate`. One with `parameters_of` gives a net without attention, whose
-      parameter count is that of the other row within 1 %.
+    attention: a name of `attention.with_gate`. One with `parameters_of` gives a net without
+      attention, whose parameter count is that of the other row within 1 %.
     width: multiplies every number of channels, which stays at least 1.
     image_shape: (height, width, channels) of the images.
     tuned: positions in `channels` that may be tuned to meet the parameter count; those that add the

@@ -324,7 +324,7 @@ def _shifted(x: Array, size: int, stride: int) -> Iterator[tuple[Array, tuple[in
   zeros = [_zeros(n, size, stride) for n in (height, width)]
   padded = jnp.pad(x, ((0, 0), *((n // 2, n - n // 2 + stride) for n in zeros), (0, 0)))
   padded = padded.astype(jnp.promote_types(x.dtype, jnp.float32))
-  # pixels that are a multiple of the stride apart, side by side: strided slices within sums are slow
+  # pixels a multiple of the stride apart, side by side: strided slices within sums are slow
   phases = {(a, b): padded[:, a::stride, b::stride] for a in range(stride) for b in range(stride)}
   if stride > 1:
     phases = lax.optimization_barrier(phases)

@@ -79,8 +79,8 @@ def train_step(
   """One update on a batch of uint8 images and int labels.
 
   A second stage keeps the statistics of BatchNorm as they are, and has gradients only for what it
-  trains. Nothing is computed for the gradient of weights that are frozen. `key` is the key of the run; together with the number of the step it decides everything
-  random.
+  trains. For weights that are frozen no gradient is computed. `key` is the key of the run; together
+  with the number of the step it decides everything random.
 
   Returns:
     The new state, and for the old parameters the loss and the norm of the gradient.
