@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from csba_jax.models import capacity, efficientnet_lite
 
@@ -159,6 +160,79 @@ def test_depthwise_is_the_convolution_by_groups(pixels, size, stride):
   np.testing.assert_allclose(found, expected, atol=1e-5)
   half = efficientnet_lite.depthwise(jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel), stride)
   assert half.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize('images', [1, 6, 34])  # slices of 1, 1 and 17 images
+@pytest.mark.parametrize(
+  ('pixels', 'size', 'stride'),
+  [((6, 9), 3, 1), ((6, 9), 3, 2), ((5, 4), 5, 1), ((5, 4), 5, 2), ((1, 2), 5, 2)],
+)
+def test_gradient_of_depthwise_is_that_of_the_convolution_by_groups(pixels, size, stride, images):
+  with jax.enable_x64(True):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(images, *pixels, 3)), rng.normal(size=(size, size, 1, 3))
+
+    def by_groups(x, kernel):
+      return jax.lax.conv_general_dilated(
+        *(x, kernel, (stride, stride), 'SAME'),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        feature_group_count=3,
+      )
+
+    def depthwise(x, kernel):
+      return efficientnet_lite.depthwise(x, kernel, stride)
+
+    out = by_groups(x, kernel).shape
+    dy = rng.normal(size=out)
+    expected, found = (
+      jax.jit(lambda x, kernel: jax.vjp(f, x, kernel)[1](dy))(x, kernel)  # noqa: B023
+      for f in (by_groups, depthwise)
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+      np.testing.assert_allclose(ours, theirs, atol=1e-12 * images)
+
+
+def test_gradient_of_depthwise_has_the_types_of_its_inputs():
+  x, kernel = jnp.ones((2, 4, 4, 3), jnp.bfloat16), jnp.ones((3, 3, 1, 3))
+  dx, dkernel = jax.grad(lambda x, k: efficientnet_lite.depthwise(x, k).sum(), (0, 1))(x, kernel)
+  assert (dx.dtype, dkernel.dtype) == (jnp.bfloat16, jnp.float32)
+
+
+@pytest.mark.seconds
+def test_branches_that_are_alike_are_the_plain_net():
+  """Each branch with the weights of the last stage, and a third of the classifier."""
+  stages = efficientnet_lite.STAGES[:3]
+  make = functools.partial(efficientnet_lite.EfficientNetLite, 3, (4, 4, 6, 5, 8), stages=stages)
+  plain, branched = make(), make(attention='none')
+  image = jax.ShapeDtypeStruct((1, *SMALL), jnp.float32)
+  weights, own = (jax.eval_shape(m.init, jax.random.key(0), image) for m in (plain, branched))
+  weights = names_of(jax.tree.map_with_path(draw, weights))
+
+  def choose(path, leaf):
+    name = '/'.join(key.key for key in path)
+    if name == 'params/head/kernel':
+      return np.repeat(weights[name] / 3, 3, axis=0)
+    plain_name = re.sub(r'end/branch\d/', '', name).replace('/stage/', '/stage3/')
+    assert weights[plain_name].shape == leaf.shape
+    return weights[plain_name]
+
+  variables = jax.tree.map_with_path(choose, own)
+  images = np.random.default_rng(0).uniform(-1, 1, (2, *SMALL)).astype(np.float32)
+  tree = unflatten_dict({tuple(name.split('/')): leaf for name, leaf in weights.items()})
+  expected = jax.jit(plain.apply, compiler_options=QUICK)(tree, images)
+  found = jax.jit(branched.apply, compiler_options=QUICK)(variables, images)
+  assert np.ptp(np.asarray(expected)) > 0.1
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_branches_have_the_names_of_the_last_stage_in_files():
+  names = efficientnet_lite.torch_names
+  for branch in ('branch1', 'branch2', 'branch3'):
+    for ours, theirs in (('stage', 'stage7'), ('top', 'top')):
+      place = {'stage': 'block1/expand/conv/kernel', 'top': 'norm/scale'}[ours]
+      found = names(f'params/end/{branch}/{ours}/{place}')
+      assert found == names(f'params/{theirs}/{place}') != ()
+  assert names('params/end/attention/branch1/squeeze/kernel') == ()
 
 
 @pytest.mark.seconds

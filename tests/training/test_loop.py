@@ -287,6 +287,12 @@ def test_a_dispatch_ends_at_each_step_that_is_diagnosed(every):
     assert {step for step in range(7, 19) if plan.diagnoses_at(step)} <= ends
 
 
+def test_a_dispatch_ends_where_frozen_weights_begin_to_move():
+  plan = Plan(12, 36, log_every=12, eval_every=24, diagnose_every=0, frozen=9)
+  assert list(plan.dispatches(0, 12, 12)) == [(0, 9), (9, 12)]
+  assert list(plan.dispatches(12, 24, 12)) == [(12, 24)]
+
+
 KILLS = [
   'after-step:17',
   'saving:2',

@@ -101,6 +101,34 @@ def test_while_frozen_only_the_head_moves(photos, tmp_path):
   flat = flatten_dict(updates, sep='/')
   still = {name for name, value in flat.items() if not np.asarray(value).any()}
   assert still == {name.removeprefix('params/') for name in weights if name.startswith('params/')}
+  assert (job.plan.frozen, job.plan.total) == (3, 3)
+  rows = slice(0, config.train.batch_size)
+  batch = {'image': data.train.images[rows], 'label': data.train.labels[rows]}
+  frozen, whole = (
+    jax.jit(job.step_fn(step)).lower(state, batch, job.key).compile() for step in (2, 3)
+  )
+  # a forward pass, and augmentation, of the three passes that a step with a gradient takes
+  assert frozen.cost_analysis()['flops'] < 0.6 * whole.cost_analysis()['flops']
+  after, found = frozen(state, batch, job.key)
+  moved = flatten_dict(after.params, sep='/')
+  for name, value in flatten_dict(state.params, sep='/').items():
+    assert (np.asarray(moved[name]) == value).all() == (f'params/{name}' in weights), name
+  _, expected = whole(state, batch, job.key)
+  assert found['loss'] == pytest.approx(expected['loss'], rel=1e-5)
+  assert 0 < found['grad_norm'] < expected['grad_norm']
+
+
+@pytest.mark.slow
+def test_weights_that_are_frozen_for_the_whole_run_are_those_of_the_file(photos, tmp_path):
+  path = tmp_path / 'w.safetensors'
+  config = config_of(photos, path, **{'train.frozen': 1.0})
+  weights = saved(config, path)
+  with StopRequest() as stop:
+    result = loop.train_and_evaluate(config, str(tmp_path / 'run'), stop)
+  last = flatten_dict(restore.load_net(str(tmp_path / 'run'), 'latest').variables, sep='/')
+  for name, value in weights.items():
+    assert (np.asarray(last[name]) == value).all() == name.startswith('params/'), name
+  assert result['checkpoint_step'] > 0
 
 
 def test_a_file_that_is_not_there_ends_the_run_at_once(photos, tmp_path, monkeypatch):
