@@ -2,7 +2,7 @@ r"""Learning rates for the study on Digits-LT: validation scores alone, no numbe
 
   csba-study --config=configs/study_digits_tuning.py --workdir=results/digits_tuning --jobs=2
 
-The same five rates and five seeds for every variant and method; the seeds are none of the study's.
+The same five rates and three seeds for every variant and method; the seeds are none of the study's.
 """
 
 from csba_jax import config
@@ -13,7 +13,7 @@ def get_config():
   c = config.sibling(__file__, 'study_digits')
   c.name = 'digits_lt_tuning'
   c.learning_rates = (0.02, 0.05, 0.1, 0.2, 0.4)
-  c.first_seed, c.seeds = 100, 5
+  c.first_seed, c.seeds = 100, 3
   c.base.diagnostics.snapshots = c.base.diagnostics.loss_levels = ''
   c.base.diagnostics.statistics = 'frozen'  # as in the committed results; nothing is measured
   c.base.train.log_every = 50  # nothing is looked at on the way

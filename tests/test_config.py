@@ -44,6 +44,7 @@ BAD = {
   'model.width': [0.0, -1.0, 65.0, math.nan, math.inf],
   'model.depth': [0, 17],
   'model.norm': ['layer', ''],
+  'model.gate': ['open', ''],
   'model.dtype': ['float16', 'float64', ''],
   'loss.tau': [-0.1, math.inf, math.nan],
   'loss.smoothing': [-0.1, 1.0, math.nan],
@@ -99,6 +100,7 @@ BORDERS = {
   'augment.cutout': [0, 8],
   'model.width': [1e-3, 64.0],
   'model.norm': ['group'],
+  'model.gate': ['half'],
   'model.dtype': ['bfloat16'],
   'loss.beta': [0.0, 0.99999],
   'loss.weights_start': [0.0, 0.99],
@@ -358,7 +360,7 @@ def test_a_completed_config_has_every_field_and_keeps_what_it_had():
   found = config_lib.completed(there)
   assert config_lib.flatten(found) == DEFAULTS | {'train.epochs': 3, 'old.field': None}
   found['mixing']['name'] = found['loss']['tau'] = 'changed'
-  before = {'data.group_copies': False, 'diagnostics.statistics': 'frozen'}  # before the fields
+  before = {'data.group_copies': False, 'diagnostics.statistics': 'frozen', 'model.gate': 'half'}
   assert config_lib.flatten(config_lib.completed({})) == DEFAULTS | before
   assert config_lib.completed(config_lib.default()) == config_lib.default().to_dict()
   assert 'mixing' not in there
@@ -449,6 +451,7 @@ def test_a_field_under_its_old_name_is_told_its_new_one():
 def test_a_stored_config_without_a_choice_is_what_it_was():
   """Conflict was measured with running statistics before there was another way."""
   assert config_lib.completed({'seed': 3})['diagnostics']['statistics'] == 'frozen'
+  assert config_lib.completed({'model': {'attention': 'csba'}})['model']['gate'] == 'half'
   found = config_lib.completed({'diagnostics': {'every': 2}})
   assert found['diagnostics']['statistics'] == 'frozen'
   stored = config_lib.default().to_dict()

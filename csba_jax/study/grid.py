@@ -284,12 +284,16 @@ def placeless(config: ml_collections.ConfigDict) -> dict[str, Any]:
   return plain
 
 
+# what a base without the field meant when digests began, where today's default is something else
+_WHEN_DIGESTS_BEGAN = {'model.gate': 'half'}
+
+
 def digest(study: ml_collections.ConfigDict) -> str:
   """Hex SHA-256 of what all runs of a study have in common, wherever their data lies.
 
   Of fields that are not at their default, so that it stays as configs get new ones.
   """
-  by_default = config_lib.flatten(config_lib.default())
+  by_default = config_lib.flatten(config_lib.default()) | _WHEN_DIGESTS_BEGAN
   stored = {new: old for old, new in config_lib.RENAMED.items()}  # as when digests began
   kept = {
     stored.get(field, field): value

@@ -178,3 +178,12 @@ def test_two_builds_of_one_config_are_equal(name):
   assert a is not b
   assert a == b
   assert hash(a) == hash(b)
+
+
+@pytest.mark.parametrize('name', ['multibranch', 'resnet32_branches', 'resnet18_branches', 'vit'])
+def test_the_start_of_gates_reaches_every_net_that_has_them(name):
+  for gate, expected in (('identity', 'csba'), ('half', 'csba/half')):
+    config = model_config(name=name, attention='csba', gate=gate)
+    assert registry.build(config, 10, (32, 32, 3)).attention == expected
+  config = model_config(name=name, attention='none', gate='half')
+  assert registry.build(config, 10, (32, 32, 3)).attention == 'none'
