@@ -31,22 +31,41 @@ class Source(NamedTuple):
     torch_names: 'params/stem/conv/kernel' -> possible names in a file; none for a fresh variable.
     mean: of each channel of the pixels in 0..1 that the net was trained on.
     deviation: of each channel, by which they were divided.
+    has: one of these tensors is in every file of the net.
+    lacks: none of these is, though larger nets of the same kind have them.
   """
 
   torch_names: Callable[[str], tuple[str, ...]]
   mean: tuple[float, ...]
   deviation: tuple[float, ...]
+  has: tuple[str, ...]
+  lacks: tuple[str, ...] = ()
 
 
 _LITE = (127 / WHITE,) * 3, (128 / WHITE,) * 3
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-PRETRAINED: Mapping[str, Source] = {
-  'resnet18': Source(resnet_imagenet.torch_names, *_IMAGENET),
-  'resnet50': Source(resnet_imagenet.torch_names, *_IMAGENET),
-  'resnet18_branches': Source(resnet_imagenet.torch_names, *_IMAGENET),
-  'resnet50_branches': Source(resnet_imagenet.torch_names, *_IMAGENET),
-  'efficientnet_lite0': Source(efficientnet_lite.torch_names, *_LITE),
-  'efficientnet_lite0_branches': Source(efficientnet_lite.torch_names, *_LITE),
+_RESNET18 = Source(
+  resnet_imagenet.torch_names,
+  *_IMAGENET,
+  ('layer4.1.bn2.weight',),
+  ('layer4.2.bn2.weight', 'layer1.0.bn3.weight'),
+)
+_RESNET50 = Source(
+  resnet_imagenet.torch_names, *_IMAGENET, ('layer3.5.bn3.weight',), ('layer3.6.bn3.weight',)
+)
+_LITE0 = Source(
+  efficientnet_lite.torch_names,
+  *_LITE,
+  ('_blocks.15._bn2.weight', 'blocks.6.0.bn3.weight'),
+  ('_blocks.16._bn2.weight', 'blocks.6.1.bn3.weight', 'blocks.0.0.se.conv_reduce.weight'),
+)
+PRETRAINED: Mapping[str, Source] = {  # plain nets come first: `recognise`
+  'resnet18': _RESNET18,
+  'resnet50': _RESNET50,
+  'efficientnet_lite0': _LITE0,
+  'resnet18_branches': _RESNET18,
+  'resnet50_branches': _RESNET50,
+  'efficientnet_lite0_branches': _LITE0,
 }
 
 
@@ -98,7 +117,11 @@ def load(name: str, path: str, variables: PyTree) -> PyTree:
     UserError: no such file, another format, or a tensor that is missing or has another shape.
   """
   tensors = _read(path)
-  torch_names = PRETRAINED[name].torch_names
+  torch_names, others = PRETRAINED[name].torch_names, PRETRAINED[name].lacks
+  if other := next((one for one in others if one in tensors), None):
+    raise UserError(
+      f'weights of {name} in {path}', f'{other}, of another net', 'use a file of this net'
+    )
 
   def choose(place: tuple[jax.tree_util.DictKey, ...], old: jax.Array) -> jax.Array:
     ours = '/'.join(str(key.key) for key in place)
@@ -115,6 +138,23 @@ def load(name: str, path: str, variables: PyTree) -> PyTree:
     return jax.numpy.asarray(_in_our_layout(tensors[found], old.shape, found, path), old.dtype)
 
   return jax.tree.map_with_path(choose, variables)
+
+
+def recognise(path: str) -> str:
+  """The model whose weights a file holds, by the names of its tensors; no number is read.
+
+  Raises:
+    UserError: no such file, another format, or weights of no net without branches of PRETRAINED.
+  """
+  names = _read(path, names_only=True)
+  for model, source in PRETRAINED.items():
+    if any(one in names for one in source.has) and not any(one in names for one in source.lacks):
+      return model
+  raise UserError(
+    f'weights of one of {", ".join(PRETRAINED)} in {path}, with the names of torchvision or timm',
+    f'others, such as {next(iter(names), "none")}',
+    'use another file',
+  )
 
 
 def _in_our_layout(tensor: np.ndarray, shape: tuple[int, ...], name: str, path: str) -> np.ndarray:
@@ -148,12 +188,16 @@ def record(path: str) -> dict[str, str]:
   return {'file': path, 'sha256': hashlib.sha256(find(path).read_bytes()).hexdigest()}
 
 
-def _read(path: str) -> dict[str, np.ndarray]:
-  from safetensors import SafetensorError
+def _read(path: str, names_only: bool = False) -> dict[str, Any]:
+  """{name: tensor} of a file; None for each tensor with `names_only`."""
+  from safetensors import SafetensorError, safe_open
   from safetensors.numpy import load_file
 
   file = find(path)
   try:
+    if names_only:
+      with safe_open(file, framework='numpy') as opened:
+        return dict.fromkeys(opened.keys())
     return load_file(file)
   except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
     raise UserError(

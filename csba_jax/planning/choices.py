@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,7 @@ SIZES = (32, 48, 64, 96, 128, 160, 224)  # pixels of a square
 # train with 100 to 170 images/s of 160 x 160, 1.3 to 2.2 million pixels a core (csba-train --data
 # on the solar panels, JAX 0.11), and with fewer where images are small. GPU: a guess; not measured.
 CPU_RATE, GPU_RATE = 1.5e6, 1.0e8
-STEPS, EPOCHS, LEAST_EPOCHS, MOST_EPOCHS = 1000, 20, 5, 100
+LEAST_EPOCHS, MOST_EPOCHS = 5, 100
 VALIDATIONS = 5
 IMBALANCED = 1.5  # imbalance factor from which the loss corrects for class sizes
 LEAST_PHOTOS = 4
@@ -35,6 +35,30 @@ class Choice:
   field: str
   value: Any
   reason: str
+
+
+class Pace(NamedTuple):
+  """How fast a net trains, and for how long it should.
+
+  Attributes:
+    cost: of a pixel, in pixels of a net that is trained from scratch.
+    steps: that are enough, unless that is fewer epochs than
+    epochs: passes over the photos.
+  """
+
+  cost: float
+  steps: int
+  epochs: int
+
+
+FROM_SCRATCH = Pace(1.0, 1000, 20)
+# Of EfficientNet-Lite0 on CPU: benchmarks/README.md. The other nets are not measured.
+FINE_TUNED = Pace(5.0, 300, 10)
+FINE_TUNING: tuple[tuple[str, Any, str], ...] = (  # field, value, reason
+  ('model.width', 1.0, 'that of the weights'),
+  ('train.frozen', 0.2, 'the classifier starts anew, and would spoil the weights at first'),
+  ('train.pretrained_rate', 0.1, 'the weights are near a good place'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +93,7 @@ def choose(
   minutes: float,
   folder: str,
   copies_file: str,
+  pretrained: str | None = None,
 ) -> list[Choice]:
   """The settings of a run on the photos of an audit.
 
@@ -83,6 +108,7 @@ def choose(
     minutes: that training may take.
     folder: absolute path of the photos.
     copies_file: path of the manifest of the copies.
+    pretrained: the model whose weights model.init names; None: without such weights.
 
   Raises:
     UserError: a class without a photo to train on, or too few photos.
@@ -102,7 +128,8 @@ def choose(
     ]
   batch = given.get('train.batch_size') or _batch(training)
   chosen.append(Choice('train.batch_size', batch, f'{training:,} photos to train on'))
-  size, epochs, reasons = _size_and_epochs(audit, training, batch, given, hardware, minutes)
+  pace = FINE_TUNED if pretrained else FROM_SCRATCH
+  size, epochs, reasons = _size_and_epochs(audit, training, batch, given, pace, hardware, minutes)
   chosen += [
     Choice('data.image_size', size, reasons[0]),
     Choice('augment.crop_padding', size // 16, 'a sixteenth of the image size'),
@@ -115,6 +142,9 @@ def choose(
     _loss(audit),
     Choice('model.attention', 'none', 'no study has shown yet that it helps (docs/study.md)'),
   ]
+  if pretrained:
+    chosen.append(Choice('model.name', pretrained, 'the net of the weights in model.init'))
+    chosen += [Choice(*row) for row in FINE_TUNING]
   return [choice for choice in chosen if choice.field not in given]
 
 
@@ -163,29 +193,33 @@ def _size_and_epochs(
   training: int,
   batch: int,
   given: Mapping[str, Any],
+  pace: Pace,
   hardware: Hardware,
   minutes: float,
 ) -> tuple[int, int, tuple[str, str]]:
   """(image size, epochs, the reason of each)."""
   steps = math.ceil(training / batch)
-  wanted = min(max(math.ceil(STEPS / steps), EPOCHS), MOST_EPOCHS)
+  wanted = min(max(math.ceil(pace.steps / steps), pace.epochs), MOST_EPOCHS)
   epochs = int(given.get('train.epochs') or wanted)
   median = int(np.median(audit.sizes[audit.readable].min(1)))
   useful = [size for size in SIZES if size <= median] or [SIZES[0]]
-  pixels = 60 * minutes * hardware.rate
+  pixels, within = (
+    60 * minutes * hardware.rate / pace.cost,
+    f'{minutes:g} minutes on {hardware.words}',
+  )
   fitting = [size for size in useful if training * epochs * size**2 <= pixels]
   size = int(given.get('data.image_size') or (fitting[-1] if fitting else useful[0]))
   side = f'the median shorter side is {median} pixels'
   why_size = side
   if not fitting or fitting[-1] < useful[-1]:
-    why_size = f'{side}; a larger one would take more than {minutes:g} minutes on {hardware.words}'
+    why_size = f'{side}; a larger one would take more than {within}'
   why_epochs = f'{epochs * steps:,} steps'
   affordable = int(pixels / (training * size**2))
   if 'train.epochs' not in given and affordable < epochs:
     epochs = max(affordable, LEAST_EPOCHS)
-    why_epochs = f'more would take over {minutes:g} minutes on {hardware.words}'
-  if epochs * training * size**2 > 1.5 * pixels:
-    why_epochs += f'; expect about {epochs * training * size**2 / hardware.rate / 60:.0f} minutes'
+    why_epochs = f'more would take over {within}'
+  if (longer := epochs * training * size**2 / pixels) > 1.5:
+    why_epochs += f'; expect about {longer * minutes:.0f} minutes'
   return size, epochs, (why_size, why_epochs)
 
 

@@ -13,6 +13,7 @@ from csba_jax.data import audit as audit_lib
 from csba_jax.data.audit import Audit
 from csba_jax.errors import UserError
 from csba_jax.files import expanded
+from csba_jax.models import pretrained
 from csba_jax.planning import choices
 from csba_jax.report.audit import content, page
 from csba_jax.run.workdir import read_config
@@ -43,6 +44,8 @@ def check(
       f'{set_twice[0]} set by --data', 'it set twice', f'remove --config.{set_twice[0]}'
     )
   config_lib.check(config)
+  if given.get('model.init') and 'model.name' not in given:
+    pretrained.recognise(given['model.init'])
   if workdir is not None:
     audit_lib.check_outside(folder, workdir)
 
@@ -94,7 +97,9 @@ def configure(
   """
   where = 'WORKDIR' if workdir is None else expanded(workdir).absolute()
   paths = _absolute(audit.folder), str(Path(where, audit_lib.COPIES_FILE))
-  found = choices.choose(audit, config, given, hardware(), minutes, *paths)
+  weights = given.get('model.init')
+  model = (given.get('model.name') or pretrained.recognise(weights)) if weights else None
+  found = choices.choose(audit, config, given, hardware(), minutes, *paths, model)
   lines = [content.describe(audit), '', 'settings (set --config.FIELD=VALUE to change one):']
   lines += [f'  {choice.field}={choice.value}: {choice.reason}' for choice in found]
   unwritten = () if workdir is not None else ('data.manifest', 'data.group_column')

@@ -1,9 +1,11 @@
 """Weights from a file: what is taken, what stays, and every way in which a file can be wrong."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 from csba_jax import config as config_lib
@@ -77,6 +79,59 @@ def test_other_files(tmp_path, content):
     pretrained.load('resnet18', str(tmp_path / 'nix'), variables())
   with pytest.raises(UserError, match='expected a file of weights at .*model.safetensors; found'):
     pretrained.find(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ('names', 'expected'),
+  [
+    (['conv1.weight', 'layer4.1.bn2.weight'], 'resnet18'),
+    (['layer4.1.bn2.weight', 'layer1.0.bn3.weight', 'layer3.5.bn3.weight'], 'resnet50'),
+    (['_conv_stem.weight', '_blocks.15._bn2.weight'], 'efficientnet_lite0'),
+    (['conv_stem.weight', 'blocks.6.0.bn3.weight'], 'efficientnet_lite0'),
+  ],
+)
+def test_a_file_is_recognised_by_its_names(tmp_path, names, expected):
+  path = tmp_path / 'model.safetensors'
+  save_file({name: np.zeros(1, np.float32) for name in names}, path)
+  assert pretrained.recognise(str(path)) == pretrained.recognise(str(tmp_path)) == expected
+
+
+@pytest.mark.parametrize(
+  'names',
+  [
+    ['layer4.1.bn2.weight', 'layer4.2.bn2.weight'],  # ResNet-34
+    ['layer3.5.bn3.weight', 'layer3.6.bn3.weight', 'layer1.0.bn3.weight'],  # ResNet-101
+    ['blocks.6.0.bn3.weight', 'blocks.0.0.se.conv_reduce.weight'],  # EfficientNet-B0
+    ['_blocks.15._bn2.weight', '_blocks.16._bn2.weight'],  # Lite1
+    ['something'],
+  ],
+)
+def test_files_of_other_nets_are_not_recognised(tmp_path, names):
+  path = tmp_path / 'w.safetensors'
+  save_file({name: np.zeros(1, np.float32) for name in names}, path)
+  with pytest.raises(UserError, match=f'weights of one of resnet18, .*such as {min(names)};'):
+    pretrained.recognise(str(path))
+  with pytest.raises(UserError, match='a file of weights at'):
+    pretrained.recognise(str(tmp_path / 'nix'))
+
+
+def test_weights_of_a_deeper_net_are_refused(tmp_path):
+  path = tmp_path / 'w.safetensors'
+  save_file(tensors() | {'layer4.2.bn2.weight': np.zeros(4, np.float32)}, path)
+  with pytest.raises(UserError, match='resnet18 in .*; found layer4.2.bn2.weight, of another net'):
+    pretrained.load('resnet18', str(path), variables())
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'resnet50', 'efficientnet_lite0'])
+def test_marks_are_names_that_the_net_has_or_lacks(name):
+  config = model_config(name=name, init='')
+  model = registry.build(config, 5, (32, 32, 3))
+  image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+  row = pretrained.PRETRAINED[name]
+  own = {n for key in flatten_dict(shapes, sep='/') for n in row.torch_names(key)}
+  assert set(row.has) <= own
+  assert not set(row.lacks) & own
 
 
 def model_config(**changes):

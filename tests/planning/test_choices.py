@@ -64,6 +64,32 @@ def test_training_fits_into_the_minutes_unless_it_would_be_too_short(cores, minu
     assert seconds(audit, more, hardware) > 59.5 * minutes
 
 
+def test_weights_choose_their_net_and_fewer_epochs():
+  audit, hardware = audit_of([450, 450]), Hardware(2)
+  plain = choices.choose(audit, RECIPE, {}, hardware, 8.0, '/photos', 'c.csv')
+  given = {'model.init': 'w.safetensors'}
+  found = choices.choose(audit, RECIPE, given, hardware, 8.0, '/photos', 'c.csv', 'resnet18')
+  values = {choice.field: choice.value for choice in found}
+  assert {
+    k: v for k, v in values.items() if k.startswith(('model', 'train.frozen', 'train.pre'))
+  } == {
+    'model.name': 'resnet18',
+    'model.attention': 'none',
+    'model.width': 1.0,
+    'train.frozen': 0.2,
+    'train.pretrained_rate': 0.1,
+  }
+  assert all(choice.reason for choice in found)
+  (epochs,) = (choice.value for choice in plain if choice.field == 'train.epochs')
+  assert choices.FINE_TUNED.epochs <= values['train.epochs'] < epochs
+  rate = hardware.rate / choices.FINE_TUNED.cost  # pixels a second
+  pixels = len(audit.names) * 0.72 * values['train.epochs'] * values['data.image_size'] ** 2
+  assert pixels <= 60.5 * 8 * rate
+  own = given | {'train.frozen': 0.0, 'model.attention': 'csba', 'train.epochs': 3}
+  found = choices.choose(audit, RECIPE, own, hardware, 8.0, '/photos', 'c.csv', 'resnet18')
+  assert not {choice.field for choice in found} & own.keys()
+
+
 @pytest.mark.parametrize(('side', 'size'), [(20, 32), (32, 32), (63, 48), (64, 64), (500, 224)])
 def test_images_are_no_larger_than_most_photos(side, size):
   assert chosen(audit_of([50, 50], side), minutes=1e6)['data.image_size'] == size
