@@ -267,12 +267,14 @@ def matrices(study: Study) -> tuple[Matrix, ...]:
 
 
 def mantel(study: Study, means: Sequence[Matrix]) -> tuple[tuple[str, Estimate, float], ...]:
-  """Mantel tests of mean matrices at the end, on training images, in every main cell.
+  """Mantel tests of mean matrices on training images, in every main cell.
 
-  Do a control (`none`) and its treatment have the same classes in conflict (scope common)? Are the
-  classes that the control confuses (mean of both directions' rates) those in conflict (minus
-  cosine, scope shared)? Each with its p by Holm over the tests of the same question.
+  Do a control (`none`) and its treatment have the same classes in conflict (scope common, at the
+  end)? Are the classes that the control confuses (mean of both directions' rates) those in conflict
+  (minus cosine, scope shared, of the net that was tested, to which the confusion belongs; at the
+  end where that was not measured)? Each with its p by Holm over the tests of the same question.
   """
+  decisive = TESTED if TESTED in snapshots(study.results.done) else END
   at = {(m.variant, m.scope, tuple(m.cell.items())): m.cosine for m in means if _at_end(m)}
   questions: list[tuple[str, str, Estimate]] = []  # (question, title, test)
   for cell in study.main_cells:
@@ -283,10 +285,12 @@ def mantel(study: Study, means: Sequence[Matrix]) -> tuple[tuple[str, Estimate, 
         title = f'conflict matrices of {control} and {treatment}, {words}'
         questions.append(('alike', title, stats.mantel(before, after, resamples=study.resamples)))
     for control in dict.fromkeys(control for _, control in study.of_attention):
-      cosine = at.get((control, 'shared', cell))
-      if cosine is not None:
+      runs = list(study.results.runs(cell, control).values())
+      grams = _grams(runs, decisive, 'train', 'shared')
+      if grams:
+        cosine = mean_over(conflict_lib.conflict_matrix(np.stack(grams)), 0)
         title = f'conflict against confusion of {control}, {words}'
-        rates = _confusion_rates(list(study.results.runs(cell, control).values()))
+        rates = _confusion_rates(runs)
         test = stats.mantel(-cosine, rates, resamples=study.resamples)
         questions.append(('confused', title, test))
   adjusted: dict[str, float] = {}

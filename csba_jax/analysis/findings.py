@@ -249,8 +249,8 @@ def _notes(
   notes += cautions
   wrong = [c for c in noise if c.difference.excludes(0)]
   notes += [
-    f'noise floor: two sets of runs of {c.treatment} differ in {c.outcome} '
-    f'({study.condition(c.cell)}); 1 in 20 does by chance'
+    f'noise floor: of two sets of runs of {c.treatment} the interval of the difference in '
+    f'{c.outcome} leaves out 0 ({study.condition(c.cell)}); 1 in 20 does by chance'
     for c in wrong
   ]
   return tuple(dict.fromkeys(notes))

@@ -57,7 +57,7 @@ _LITE0 = Source(
   efficientnet_lite.torch_names,
   *_LITE,
   ('_blocks.15._bn2.weight', 'blocks.6.0.bn3.weight'),
-  ('_blocks.16._bn2.weight', 'blocks.6.1.bn3.weight', 'blocks.0.0.se.conv_reduce.weight'),
+  ('_blocks.16._bn2.weight', 'blocks.1.2.bn3.weight', 'blocks.0.0.se.conv_reduce.weight'),
 )
 PRETRAINED: Mapping[str, Source] = {  # plain nets come first: `recognise`
   'resnet18': _RESNET18,

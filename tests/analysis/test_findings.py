@@ -1047,6 +1047,28 @@ def test_mantel(full):
   assert '| p (Holm) |' in ' '.join(markdown.render(full).partition('Mantel tests')[2].split())
 
 
+def test_confusion_is_set_beside_the_conflict_of_the_tested_net(tmp_path):
+  about, records = simulated.make(seeds=4, variants=('none', 'csba'))
+  for record in records:
+    record['conflict'] += [e | {'at': 'tested'} for e in record['conflict'] if e['at'] == '0']
+  found = analysed(tmp_path, about, records)
+  grams = [
+    results.gram(results.conflict_entry(record, 'tested', 'train'), 'shared')
+    for record in records
+    if record['axes']['variant'] == 'none'
+  ]
+  cosines = [gram / np.sqrt(np.outer(np.diag(gram), np.diag(gram))) for gram in grams]
+  counts = found.scores[0].confusion
+  rates = counts / counts.sum(1, keepdims=True)
+  expected = stats.mantel(-np.mean(cosines, 0), (rates + rates.T) / 2, resamples=499)
+  title, test, _ = found.mantel[-1]
+  assert title.startswith('conflict against confusion of none')
+  assert test.value == pytest.approx(expected.value)
+  end = {(m.variant, m.at, m.part, m.scope): m.cosine for m in found.matrices}
+  other = stats.mantel(-end['none', '1', 'train', 'shared'], (rates + rates.T) / 2, resamples=499)
+  assert test.value != pytest.approx(other.value)
+
+
 def test_the_noise_floor_is_null(full):
   assert [(c.treatment, c.control) for c in full.noise] == [
     (variant, variant) for variant in simulated.VARIANTS for _ in range(2)
@@ -1069,8 +1091,8 @@ def test_a_noise_floor_that_is_not_null_is_noted(tmp_path):
   assert one.difference.excludes(0)
   notes = findings._notes(study, (), (), (), [one])
   assert notes[-1] == (
-    'noise floor: two sets of runs of none differ in macro-F1 (cross entropy); 1 in 20 does by '
-    'chance'
+    'noise floor: of two sets of runs of none the interval of the difference in macro-F1 leaves '
+    'out 0 (cross entropy); 1 in 20 does by chance'
   )
 
 

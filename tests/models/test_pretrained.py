@@ -103,6 +103,7 @@ def test_a_file_is_recognised_by_its_names(tmp_path, names, expected):
     ['layer3.5.bn3.weight', 'layer3.6.bn3.weight', 'layer1.0.bn3.weight'],  # ResNet-101
     ['blocks.6.0.bn3.weight', 'blocks.0.0.se.conv_reduce.weight'],  # EfficientNet-B0
     ['_blocks.15._bn2.weight', '_blocks.16._bn2.weight'],  # Lite1
+    ['blocks.6.0.bn3.weight', 'blocks.1.2.bn3.weight'],  # Lite1 of timm
     ['something'],
   ],
 )
