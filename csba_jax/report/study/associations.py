@@ -172,8 +172,8 @@ def _mantel(findings: Findings) -> Section | None:
   caption = (
     'Mantel tests: correlation of two class-by-class matrices over the pairs of classes; p from'
     ' permuted classes, no intervals; n counts classes. p (Holm) is adjusted over the tests of the'
-    f' same question. Confusion is set beside the conflict of the net that was tested, where that was'
-    f' measured. Method: {wording.methods(estimates)}.'
+    ' same question. Confusion is set beside the conflict of the net that was tested, where that'
+    f' was measured. Method: {wording.methods(estimates)}.'
   )
   table = Table(caption, ['matrices', 'n', 'correlation', 'p', 'p (Holm)'], rows)
   return Section('Are the matrices alike?', 'mantel', [table])
@@ -190,8 +190,8 @@ def _noise(findings: Findings) -> Section | None:
 def _leak(findings: Findings) -> Section | None:
   text = (
     'Leak between training and test images: the naive split against folds that keep the images of'
-    ' one group together (treatment: naive, control: grouped). A difference whose interval lies above'
-    ' 0 shows that the naive split makes a net look better than it is.'
+    ' one group together (treatment: naive, control: grouped). A difference whose interval lies'
+    ' above 0 shows that the naive split makes a net look better than it is.'
   )
   title = 'Naive split against grouped folds'
   return _contrast(findings, findings.leak, title, 'leak', text)

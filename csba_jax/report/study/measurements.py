@@ -280,8 +280,8 @@ def _flow_figures(findings: Findings, flows: Sequence[MeanFlow]) -> list[Block]:
   texts = {
     'norms': 'Norm of each class gradient in the scope shared, logarithmic',
     'shares': 'Share of each class in the batch gradient (prior times inner product with it, over'
-    ' its squared norm; the shares of a run add up to 1 and have no bound, and runs whose estimate of'
-    ' the squared norm is not above 0 are left out)',
+    ' its squared norm; the shares of a run add up to 1 and have no bound, and runs whose estimate'
+    ' of the squared norm is not above 0 are left out)',
   }
   blocks: list[Block] = []
   for what, text in texts.items():
