@@ -29,7 +29,7 @@ def main() -> int:
   _distributed.compare(_WORKDIR, _CHECKPOINT, _SPLIT, _TAU)
 
   from csba_jax.measure import evaluate
-  from csba_jax.report.terminal import confusion, table
+  from csba_jax.report.terminal import confusion, predictions, table
   from csba_jax.runtime import distributed
   from csba_jax.runtime.progress import say
   from csba_jax.runtime.signals import Stopped, StopRequest
@@ -43,7 +43,9 @@ def main() -> int:
     say('stopped')
     return stop.exit_code
   where = f'{_SPLIT.value} part, checkpoint of step {result["checkpoint_step"]} in {workdir}'
-  _distributed.tell(f'{table.single(result)}\n\n{confusion.describe(result)}\n{where}')
+  said = [table.single(result), '', confusion.describe(result), where]
+  said += predictions.trust(result['trust'])
+  _distributed.tell('\n'.join(said))
   if distributed.is_first():
     say(evaluate.draw_confusion(result, workdir, _SPLIT.value))
   return 0

@@ -8,6 +8,7 @@ import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +26,7 @@ PULL = (
 _EXACT = {'ftol': 1e-14, 'gtol': 1e-9}
 ROUNDS = 50  # in which weights are raised for wanted recalls, at most
 TRIED = 200  # weights of a class that are tried, at most
+COVERAGE = 0.8  # share of the images that `trust` lets the net answer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -264,6 +266,54 @@ def calibration_error(validation: Validation, calibration: Calibration) -> float
   sums = metrics.Confusion.from_logits(jnp.asarray(logits), validation.labels, everyone).to_host()
   found = metrics.summarise(sums, np.bincount(validation.labels, minlength=logits.shape[1]))
   return found['expected_calibration_error']
+
+
+class Trust(NamedTuple):
+  """What calibration on validation images gives on other images, and what abstention gives there.
+
+  Attributes:
+    temperature: that was fitted on the validation images.
+    error: expected calibration error (without, with calibration).
+    coverage: share of the images that are answered, those with the largest probabilities.
+    accuracy: (of all images, of those that are answered).
+    macro_f1: the same, over the classes that have images among them.
+  """
+
+  temperature: float
+  error: tuple[float, float]
+  coverage: float
+  accuracy: tuple[float, float]
+  macro_f1: tuple[float, float]
+
+
+def trust(
+  test: Validation, validation: Validation | None, coverage: float = COVERAGE
+) -> Trust | None:
+  """See `Trust`; None with fewer than LEAST validation images.
+
+  Args:
+    test: logits and labels that had no share in the calibration.
+    validation: what the calibration is fitted on.
+    coverage: of ceil(coverage n) images; of equal probabilities the first ones.
+  """
+  if validation is None or len(validation.labels) < LEAST:
+    return None
+  classes = test.logits.shape[1]
+  plain, fitted = Calibration(1.0, np.zeros(classes)), fit(validation, classes, None)
+  predicted = test.logits.argmax(1)
+  sure = fitted.probabilities(test.logits).max(1)
+  most = np.argsort(-sure, kind='stable')[: int(np.ceil(coverage * len(sure) - 1e-9))]
+  right = predicted == test.labels
+  return Trust(
+    fitted.temperature,
+    (calibration_error(test, plain), calibration_error(test, fitted)),
+    coverage,
+    (float(right.mean()), float(right[most].mean())),
+    (
+      macro_f1(predicted, test.labels, classes),
+      macro_f1(predicted[most], test.labels[most], classes),
+    ),
+  )
 
 
 def parse_recalls(texts: Sequence[str], class_names: Sequence[str]) -> dict[int, float]:

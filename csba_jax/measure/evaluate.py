@@ -15,7 +15,9 @@ from jax import Array
 
 from csba_jax.data import pipeline
 from csba_jax.errors import UserError
+from csba_jax.files import expanded
 from csba_jax.gradients import plots
+from csba_jax.measure import calibration
 from csba_jax.measure.calibration import Validation
 from csba_jax.methods import metrics
 from csba_jax.methods.metrics import Confusion
@@ -44,12 +46,21 @@ def validate(
   net: Net, part: pipeline.Part, batch_size: int, tick: Callable[[], None] = lambda: None
 ) -> Validation:
   """Adjusted logits and labels of a part; arguments as of `evaluate`, with the same program."""
-  found = []
-  for _, logits in _batches(net, part, batch_size, tick):
-    whole = net.layout.place(logits)
+  return _both(net, part, batch_size, tick)[1]
+
+
+def _both(
+  net: Net, part: pipeline.Part, batch_size: int, tick: Callable[[], None]
+) -> tuple[Confusion, Validation]:
+  """What `evaluate` and `validate` give."""
+  sums, logits = [], []
+  for summed, spread in _batches(net, part, batch_size, tick):
+    sums.append(summed.to_host())
+    whole = net.layout.place(spread)
     sharding.one_at_a_time(whole)
-    found.append(np.asarray(whole))
-  return Validation(np.concatenate(found)[: len(part)], np.asarray(part.labels, np.int32))
+    logits.append(np.asarray(whole))
+  found = Validation(np.concatenate(logits)[: len(part)], np.asarray(part.labels, np.int32))
+  return functools.reduce(Confusion.merge, sums), found
 
 
 def _batches(
@@ -93,7 +104,10 @@ def evaluate_run(
   post_hoc_tau: float | None = None,
   stop: StopRequest | None = None,
 ) -> dict[str, Any]:
-  """The metrics of a checkpoint of a run, as in result.json; writes nothing.
+  """The metrics of a checkpoint of a run, as in result.json, and 'trust'; writes nothing.
+
+  'trust' is what calibration gives on the test part, see `calibration.Trust`; it is None for other
+  parts, for other nets than that whose validation logits the run has kept, and if it kept few.
 
   Args:
     workdir: folder of a run.
@@ -120,14 +134,23 @@ def evaluate_run(
   net = run.net
   if post_hoc_tau is not None:
     net = dataclasses.replace(net, post_hoc_tau=post_hoc_tau)
+  kept = None  # of the net that was tested
+  if (split, which, post_hoc_tau) == ('test', 'best', None):
+    kept = Validation.load(expanded(workdir), net.num_classes)
   with contextlib.ExitStack() as stack:
     tick = stack.enter_context(stop).check if stop else lambda: None
-    sums = evaluate(net, part, run.config.train.batch_size, tick)
+    batch_size, trust = run.config.train.batch_size, None
+    if kept:
+      sums, said = _both(net, part, batch_size, tick)
+      trust = calibration.trust(said, kept)
+    else:
+      sums = evaluate(net, part, batch_size, tick)
   return metrics.summarise(sums, net.metadata.class_counts) | {
     'checkpoint_step': net.step,
     'post_hoc_tau': net.post_hoc_tau,
     'class_names': list(net.metadata.class_names),
     'class_counts': net.metadata.class_counts.tolist(),
+    'trust': trust,
   }
 
 

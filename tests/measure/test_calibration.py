@@ -7,6 +7,7 @@ import pytest
 import sklearn.metrics
 from scipy import optimize
 from scipy.special import log_softmax, softmax
+from sklearn.metrics import accuracy_score, f1_score
 
 from csba_jax.errors import UserError
 from csba_jax.measure import calibration as lib
@@ -168,6 +169,28 @@ def test_calibration_error_against_a_loop():
     total += abs(sum(right - confidence for confidence, right in inside))
   assert lib.calibration_error(validation, plain) == pytest.approx(total / 500, rel=1e-4)
   assert lib.calibration_error(validation, lib.fit(validation, 3, None)) < total / 500
+
+
+def test_trust_of_other_images_against_a_loop():
+  validation, test = made_up(0, 400, scale=3.0), made_up(1, 203, scale=3.0)
+  found = lib.trust(test, validation, 0.8)
+  fitted = lib.fit(validation, 3, None)
+  assert found.temperature == fitted.temperature > 1
+  assert found.error == (
+    lib.calibration_error(test, Calibration(1.0, np.zeros(3))),
+    lib.calibration_error(test, fitted),
+  )
+  assert found.error[1] < found.error[0]
+  sure = softmax(test.logits.astype(float) / fitted.temperature, axis=1).max(1)
+  ranked = sorted(range(203), key=lambda i: (-sure[i], i))[:163]  # 0.8 * 203 = 162.4
+  for i, rows in enumerate((range(203), ranked)):
+    labels, predicted = test.labels[list(rows)], test.logits[list(rows)].argmax(1)
+    assert found.accuracy[i] == pytest.approx(accuracy_score(labels, predicted))
+    assert found.macro_f1[i] == pytest.approx(f1_score(labels, predicted, average='macro'))
+  assert found.accuracy[1] > found.accuracy[0]
+  everything = lib.trust(test, validation, 1.0)
+  assert everything.accuracy[0] == everything.accuracy[1] == found.accuracy[0]
+  assert lib.trust(test, made_up(0, lib.LEAST - 1)) is lib.trust(test, None) is None
 
 
 def test_what_is_kept_is_read_again(tmp_path):

@@ -19,7 +19,7 @@ import sklearn.datasets
 
 from csba_jax.data import augment, pipeline, sampling
 from csba_jax.errors import UserError
-from csba_jax.measure import evaluate
+from csba_jax.measure import calibration, evaluate
 from csba_jax.methods import losses, metrics, optimizers
 from csba_jax.models import registry
 from csba_jax.run import restore
@@ -94,12 +94,18 @@ def test_a_run_learns_and_leaves_whole_records(driver, finished):
 def test_the_best_checkpoint_is_tested(driver, finished):
   result = driver.records_of(finished)[2]
   again = evaluate.evaluate_run(str(finished), 'best')
+  trust = again.pop('trust')
+  assert trust.accuracy[0] == pytest.approx(result['accuracy'])
+  assert trust.error[0] == pytest.approx(result['expected_calibration_error'], abs=1e-5)
+  validation = calibration.Validation.load(finished, 10)
+  assert trust.temperature == calibration.fit(validation, 10, None).temperature
   assert {name: again[name] for name in again} == {name: result[name] for name in again}
   val = evaluate.evaluate_run(str(finished), 'best', split='val')
   source = np.bincount(sklearn.datasets.load_digits().target)
   score = metrics.macro_f1_at(np.array(val['confusion_matrix']), source)
   assert score == result['validation_macro_f1']
   last = evaluate.evaluate_run(str(finished), 'latest')
+  assert val['trust'] is last['trust'] is None  # the validation logits are those of the best
   assert last['checkpoint_step'] == driver.EPOCHS * driver.STEPS_PER_EPOCH
   assert evaluate.evaluate_run(str(finished), str(last['checkpoint_step'])) == last
 

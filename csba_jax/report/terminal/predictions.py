@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from csba_jax.errors import UserError
-from csba_jax.measure.calibration import LEAST, Calibration, calibration_error
+from csba_jax.measure.calibration import LEAST, Calibration, Trust, calibration_error
 from csba_jax.measure.predict import Prediction, Predictor
 
 UNSURE = '-'  # printed where no class is predicted
@@ -45,6 +45,21 @@ def explain(predictor: Predictor) -> Iterator[str]:
   if (predictor.weights != 1).any():
     pairs = zip(names, predictor.weights, strict=True)
     yield f'weights of classes: {", ".join(f"{n} {f:.3g}" for n, f in pairs if f != 1)}; others 1'
+
+
+def trust(found: Trust | None) -> Iterator[str]:
+  """What calibration and abstention give on the test part; no line where it is not known."""
+  if found is None:
+    return
+  yield (
+    f'calibration error {found.error[1]:.3f} with temperature {found.temperature:.2f} of the '
+    f'validation images, {found.error[0]:.3f} without'
+  )
+  yield (
+    f'the surest {100 * found.coverage:.0f} % of the images: accuracy {found.accuracy[1]:.3f} '
+    f'(all: {found.accuracy[0]:.3f}), macro-F1 {found.macro_f1[1]:.3f} (all: '
+    f'{found.macro_f1[0]:.3f})'
+  )
 
 
 def show(names: Sequence[str], found: Iterable[Prediction]) -> list[Prediction]:
