@@ -24,7 +24,7 @@ from csba_jax.data.decoding import (
   PILLOW_FORMATS,
   Unreadable,
   decode_image,
-  without_size_warnings,
+  without_warnings_of_pillow,
 )
 from csba_jax.data.folder_listing import Listing, list_images
 from csba_jax.data.image_folder import read_image
@@ -306,7 +306,7 @@ class _Photo:
 def _look_at_all(listing: Listing, tick: Callable[[int, int], None]) -> list[_Photo]:
   found: list[_Photo] = []
   total = len(listing.paths)
-  with without_size_warnings():
+  with without_warnings_of_pillow():
     for photo in cache.in_order(_look_at, listing.paths):
       found.append(photo)
       if len(found) % TICKS == 0 or len(found) == total:

@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 
 from csba_jax.data import file_sums, locks
-from csba_jax.data.decoding import Unreadable, without_size_warnings
+from csba_jax.data.decoding import Unreadable, without_warnings_of_pillow
 from csba_jax.data.sources import Source, digest
 from csba_jax.errors import UserError
 from csba_jax.files import expanded
@@ -149,7 +149,7 @@ def decoded(source: Source, log: Callable[[str], None]) -> Iterator[Block]:
 
   done, last = 0, time.monotonic()
   blocks = (range(i, min(i + length, total)) for i in range(0, total, length))
-  with without_size_warnings():
+  with without_warnings_of_pillow():
     for found in in_order(decode, blocks):
       yield found
       done += len(found.reasons)

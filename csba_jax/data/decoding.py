@@ -101,10 +101,13 @@ def decode_image(data: bytes, *, channels: int, image_size: int) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def without_size_warnings() -> Iterator[None]:
-  """Silences Pillow's warning of large images: `decode_image` has a limit of its own."""
+def without_warnings_of_pillow() -> Iterator[None]:
+  """Silences Pillow's warnings of large images and odd metadata, with lines of its code in them.
+
+  `decode_image` has a limit of its own, and names what it cannot decode.
+  """
   with warnings.catch_warnings():
-    warnings.filterwarnings('ignore', message=r'Image size \(\d+ pixels\) exceeds limit')
+    warnings.filterwarnings('ignore', module=r'PIL\.')
     yield
 
 

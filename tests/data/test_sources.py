@@ -206,7 +206,7 @@ def png_header(width, height):
 )
 def test_an_image_that_is_too_large_is_refused_by_its_size(side, words):
   with (
-    decoding.without_size_warnings(),
+    decoding.without_warnings_of_pillow(),
     pytest.raises(
       decoding.Unreadable, match=f'^{words}, and at most 100 are decoded: make it smaller$'
     ),
