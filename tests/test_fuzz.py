@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from csba_jax.data.sources import Unreadable
 from csba_jax.errors import UserError
 
 
@@ -23,7 +24,9 @@ def test_damaged_files_are_read_or_refused_in_one_line(fuzz):
 
 
 def test_good_files_are_read(fuzz, tmp_path):
-  (tmp_path / 'photos/a').mkdir(parents=True)
+  for name in ('a', 'b'):
+    (tmp_path / 'photos' / name).mkdir(parents=True)
+    (tmp_path / 'photos' / name / 'good.png').write_bytes(fuzz.photos()[0])
   read, refused = set(), set()
   for kind in fuzz.kinds().values():
     for content in kind.seeds:
@@ -42,11 +45,14 @@ def test_problems_are_told_apart(fuzz, tmp_path, monkeypatch):
   path = tmp_path / 'x'
   assert fuzz.attempt(lambda path: None, path) == ('read', '')
 
-  def refuse(path, words='one line'):
-    raise UserError(words, 'another', 'correct it')
+  def refuse(path):
+    raise UserError('one', 'another', 'correct it')
+
+  def refuse_at_length(path):
+    raise Unreadable('two\nlines')
 
   assert fuzz.attempt(refuse, path) == ('refused', '')
-  assert fuzz.attempt(lambda path: refuse(path, 'two\nlines'), path)[0].startswith('a message of')
+  assert fuzz.attempt(refuse_at_length, path)[0].startswith('a message of several lines')
   said, trace = fuzz.attempt(lambda path: 1 / 0, path)
   assert said == 'ZeroDivisionError: division by zero'
   assert 'Traceback' in trace
