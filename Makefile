@@ -1,4 +1,4 @@
-# make demo | test | test-most | test-slow | test-all | soak | lint | format | docs | docs-links | bench | clean | python
+# make demo | test | test-most | test-slow | test-all | soak | fuzz | lint | format | docs | docs-links | bench | clean | python
 # Pythons that the suite passes with, the first that is found is taken; or PYTHON=...
 TRIED := 3.13 3.12 3.11
 PYENV_ROOT ?= $(HOME)/.pyenv
@@ -20,7 +20,7 @@ comma := ,
 NAMES = $(subst $() ,$(comma) ,$(TRIED))
 FOUND = $(or $(shell $(PYTHON) --version 2>/dev/null),nothing that runs)
 
-.PHONY: demo test test-most test-slow test-all soak lint format docs docs-links bench clean python
+.PHONY: demo test test-most test-slow test-all soak fuzz lint format docs docs-links bench clean python
 
 demo: $(VENV)/installed
 	BIN=$(BIN) bash launch/demo.sh
@@ -39,6 +39,9 @@ test-all: $(VENV)/installed-test
 
 soak: $(VENV)/installed-test
 	JAX_PLATFORMS=cpu $(BIN)/python tests/soak.py --out=benchmarks/results/soak.md
+
+fuzz: $(VENV)/installed-test # reads 10,000 damaged files
+	JAX_PLATFORMS=cpu $(BIN)/python tests/fuzz.py --out=benchmarks/results/fuzz.md
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
