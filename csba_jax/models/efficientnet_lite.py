@@ -20,7 +20,7 @@ from csba_jax.models.resnet import BRANCHES
 
 EPSILON = 1e-3  # of the batch norms of the published weights
 RELU6 = 6.0
-SLICES = 16  # of a batch, at most, over which the gradient of a depthwise kernel is summed
+SLABS = 16  # of rows, at most, over which the gradient of a depthwise kernel is summed
 
 
 class StageShape(NamedTuple):
@@ -298,17 +298,18 @@ def _depthwise_gradient(stride: int, inputs: tuple[Array, Array], dy: Array) -> 
       opposite = kernel[size - 1 - i, size - 1 - j][None, None].astype(wide)
       dx = dx + spread[:, i : i + height, j : j + width] * opposite
   # XLA's sums over all axes but the last are slow on CPU if what they sum is computed on the way;
-  # those of slices of the batch are not. The same machine, shared with a test suite, 16 images, ms
-  # (one sum; slices): 56 x 56 x 144, k = 3: 220, 90; 28 x 28 x 240, k = 5: 312, 104
-  parts = max(n for n in range(1, SLICES + 1) if len(dy) % n == 0)
-  each = len(dy) // parts
-  slices = [slice(i * each, (i + 1) * each) for i in range(parts)]
-  over_slices = [
-    functools.reduce(jnp.add, (shifted[part] * dy[part] for part in slices))
+  # those of a few slabs are not. The same machine, shared with other work, 16 images, ms (one sum;
+  # slabs): 56 x 56 x 144, k = 3: 220, 118; 28 x 28 x 240, k = 5: 312, 180; 14 x 14 x 480: 169, 18.
+  # Slabs of rows: images may lie on several devices.
+  rows = dy.shape[1]
+  parts = max(n for n in range(1, SLABS + 1) if rows % n == 0)
+  slabs = [slice(i * rows // parts, (i + 1) * rows // parts) for i in range(parts)]
+  over_slabs = [
+    functools.reduce(jnp.add, (shifted[:, slab] * dy[:, slab] for slab in slabs))
     for shifted, _ in _shifted(x, size, stride)
   ]
   # without the barrier XLA makes one sum of the two
-  dkernel = lax.optimization_barrier(jnp.stack(over_slices)).sum((1, 2, 3))
+  dkernel = lax.optimization_barrier(jnp.stack(over_slabs)).sum((1, 2, 3))
   return dx.astype(x.dtype), dkernel.reshape(kernel.shape).astype(kernel.dtype)
 
 

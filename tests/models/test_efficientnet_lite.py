@@ -162,10 +162,18 @@ def test_depthwise_is_the_convolution_by_groups(pixels, size, stride):
   assert half.dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize('images', [1, 6, 34])  # slices of 1, 1 and 17 images
+@pytest.mark.parametrize('images', [1, 6])
 @pytest.mark.parametrize(
   ('pixels', 'size', 'stride'),
-  [((6, 9), 3, 1), ((6, 9), 3, 2), ((5, 4), 5, 1), ((5, 4), 5, 2), ((1, 2), 5, 2)],
+  [  # 34 and 17 rows have few slabs, the others one for each row
+    ((6, 9), 3, 1),
+    ((6, 9), 3, 2),
+    ((5, 4), 5, 1),
+    ((5, 4), 5, 2),
+    ((1, 2), 5, 2),
+    ((34, 2), 3, 1),
+    ((34, 2), 3, 2),
+  ],
 )
 def test_gradient_of_depthwise_is_that_of_the_convolution_by_groups(pixels, size, stride, images):
   with jax.enable_x64(True):
