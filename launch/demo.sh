@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Digits-LT: the net without attention (none) and with CSBA (csba), three seeds each, in one table.
-# Every net has the learning rate that its tuning chose on validation data: 0.05 for none and 0.1
+# Every net has the learning rate that its tuning chose on validation data: 0.4 for none and 0.1
 # for csba. The study reads them from results/digits_tuning, which configs/study_digits_tuning.py
 # made. The last step draws who is in conflict with whom, for the first seed of both nets.
 # Needs: the package installed (make demo does it).
@@ -10,7 +10,8 @@ set -euo pipefail
 bin=${BIN:+$BIN/}
 rm -rf runs/demo # the demo always trains anew
 "${bin}csba-study" --config=study_digits --workdir=runs/demo --jobs=2 --keep_runs \
-  --config.variants="('none', 'csba')" --config.methods="('cross_entropy',)" --config.first_seed=0 --config.seeds=3 \
+  --config.variants="('none', 'csba')" --config.methods="('cross_entropy',)" \
+  --config.first_seed=0 --config.seeds=3 \
   --config.base.diagnostics.snapshots= --config.base.diagnostics.loss_levels= \
   --config.base.train.log_every=50
 for net in none csba; do # side by side, one core each

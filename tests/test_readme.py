@@ -113,11 +113,13 @@ def test_the_demo_trains_with_the_rates_that_the_tuning_chose():
   }
   text = ' '.join(DEMO.replace('\n#', '').split())
   assert f'{chosen["none"]:g} for none and {chosen["csba"]:g} for csba' in text
-  study.variants, study.methods, study.seeds = ('none', 'csba'), ('cross_entropy',), 3
+  study.variants, study.methods = ('none', 'csba'), ('cross_entropy',)
+  study.first_seed, study.seeds = 0, 3
   runs = grid.runs(study, tuning.chosen_rates(study))
   assert [run.name for run in runs] == [f'{n}-s{s}' for n in ('none', 'csba') for s in range(3)]
   assert {run.config.train.learning_rate for run in runs} == set(chosen.values())
-  for flag in ("--config.variants=('none', 'csba')", '--config.seeds=3', '--keep_runs'):
+  flags = ("--config.variants=('none', 'csba')", '--config.first_seed=0', '--config.seeds=3')
+  for flag in (*flags, '--keep_runs'):
     assert flag in words
 
 
