@@ -6,7 +6,8 @@ r"""Solar-panel photos from pretrained weights: EfficientNet-Lite0, fine-tuned a
 
 Needs $CSBA_IMAGE_FOLDER as configs/study_solar.py does, and the weights that docs/pretrained.md
 converts. Five folds with copies on one side, and once as if there were no copies; no setting is
-tuned. `frozen` trains the classifier (and attention) alone, with balanced softmax. Every variant
+tuned, but the image size: with 96 pixels a logistic regression on the features of one fold had a
+validation macro-F1 of 0.53 to 0.58, with 224 pixels 0.60 to 0.76. `frozen` trains the classifier (and attention) alone, with balanced softmax. Every variant
 has the last stage three times in parallel; `csba` gates the branches, `none` does not.
 """
 
@@ -17,12 +18,12 @@ def get_config():
   """The study."""
   c = config.sibling(__file__, 'study_solar')
   c.name = 'solar_pretrained'
-  c.base.data.image_size = 96
+  c.base.data.image_size = 224
   c.base.model.name = 'efficientnet_lite0_branches'
   c.base.model.width = 1.0
   c.base.model.gate = 'identity'
-  c.base.train.epochs = 10
-  c.base.train.eval_every = 5
+  c.base.train.epochs = 6
+  c.base.train.eval_every = 3
   c.base.train.log_every = 50
   c.base.train.frozen = 0.2
   c.base.train.pretrained_rate = 0.1
