@@ -12,6 +12,7 @@ def get_config():
   """The study."""
   c = config.sibling(__file__, 'study_digits')
   c.name = 'digits_lt_tuning'
+  c.variants = ('none', 'none_wide', 'half', 'se', 'cbam', 'csba', 'csba_class')
   c.learning_rates = (0.02, 0.05, 0.1, 0.2, 0.4)
   c.first_seed, c.seeds = 100, 3
   c.base.diagnostics.snapshots = c.base.diagnostics.loss_levels = ''

@@ -97,9 +97,7 @@ def _add_methods(config: ml_collections.ConfigDict) -> None:
   config.loss.weights_start = 0.0
   config.loss.post_hoc_tau = 0.0
 
-  config.sampler = ml_collections.ConfigDict()
-  config.sampler.name = 'instance'
-  config.sampler.start = 0.0
+  config.sampler = ml_collections.ConfigDict({'name': 'instance', 'start': 0.0})
 
   config.mixing = ml_collections.ConfigDict()
   config.mixing.name = 'none'
@@ -110,11 +108,8 @@ def _add_methods(config: ml_collections.ConfigDict) -> None:
   config.mixing.start = 0.0
   config.mixing.stop = 1.0
 
-  config.stage = ml_collections.ConfigDict()
-  config.stage.method = 'none'
-  config.stage.source = ''
-  config.stage.checkpoint = 'best'
-  config.stage.tau = -1.0
+  stage = {'method': 'none', 'source': '', 'checkpoint': 'best', 'tau': -1.0}
+  config.stage = ml_collections.ConfigDict(stage)
 
 
 def _add_training(config: ml_collections.ConfigDict) -> None:

@@ -126,10 +126,10 @@ def softmax(x):
 
 
 def gated(gates, name, u):
-  """u_h * sigmoid(W2 relu(W1 mean over T of u_h)), its own weights for each head."""
+  """u_h * 2 sigmoid(W2 relu(W1 mean over T of u_h)), its own weights for each head."""
   squeeze, excite = gates[name]['squeeze'], gates[name]['excite']
   hidden = np.maximum(u.mean(1) @ squeeze['kernel'] + squeeze['bias'], 0)
-  return u / (1 + np.exp(-(hidden @ excite['kernel'] + excite['bias'])))[:, None]
+  return 2 * u / (1 + np.exp(-(hidden @ excite['kernel'] + excite['bias'])))[:, None]
 
 
 @pytest.mark.parametrize('attention', ['none', 'csba'])
