@@ -192,7 +192,7 @@ BLOCKS = ['stage1/block1', 'stage2/block1', 'stage3/block1', 'stage3/block2']
 
 @pytest.mark.seconds
 def test_gates_are_those_of_the_layers(csba, part):
-  """Recomputed from the weights: sigmoid(W2 relu(W1 z)) of what the first block is given."""
+  """Recomputed from the weights: 2 sigmoid(W2 relu(W1 z)) of what the first block is given."""
   csba_net, found = csba
   assert sorted(found['gates']) == sorted(found['gate_spread']) == BLOCKS
   _, whole = kept(csba_net, part.images)
@@ -209,7 +209,7 @@ def test_gates_are_those_of_the_layers(csba, part):
 
 
 @pytest.mark.seconds
-def test_a_gate_is_sigmoid_of_its_own_branch(csba, part):
+def test_a_gate_is_2_sigmoid_of_its_own_branch(csba, part):
   """The features that are kept are those after the gate."""
   csba_net, _ = csba
   _, whole = kept(csba_net, part.images)
@@ -220,7 +220,7 @@ def test_a_gate_is_sigmoid_of_its_own_branch(csba, part):
   for b, name in enumerate(('branch1x1', 'branch3x3', 'branch5x5')):
     w1, w2 = weights[name]['squeeze'], weights[name]['excite']
     hidden = np.maximum(ungated[:, b] @ w1['kernel'] + w1['bias'][None], 0)
-    expected = 1 / (1 + np.exp(-(hidden @ w2['kernel'] + w2['bias'][None])))
+    expected = 2 / (1 + np.exp(-(hidden @ w2['kernel'] + w2['bias'][None])))
     np.testing.assert_allclose(gates[:, b], expected, rtol=1e-3, atol=1e-5)
 
 
