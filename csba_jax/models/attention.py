@@ -41,7 +41,7 @@ class ChannelGate(nn.Module):
   The hidden layer has `hidden_units`. With reduction 1 and one gate a branch, CSBA is larger than
   its control by what the paper states (+32.6 %). W2 and its bias start at zero, so that the gate is
   1 and the net starts as the one without attention. With `gate` 'half' it is sigmoid(W2 relu(W1 z))
-  with a random W2, as in the paper: near 0.5 at first, so that it halves what it acts on.
+  with a random W2: near 0.5 at first, so that it halves what it acts on.
   """
 
   reduction: int = 1
@@ -118,7 +118,8 @@ class CBAM(nn.Module):
   x <- x * s(norm(conv7x7([mean_c x, max_c x])))  (Woo et al. 2018; norm and
   reduction 16 as in their code, and at least 8 hidden units, see `hidden_units`).
   s is 2 sigmoid, and the last layer of the mlp and the norm's scale start at zero: at first the net
-  is the one without attention. With `gate` 'half', s is sigmoid and both start as in the paper.
+  is the one without attention. With `gate` 'half', s is sigmoid, as in the paper, and both
+  start as other layers do.
   """
 
   reduction: int = 16
