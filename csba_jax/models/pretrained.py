@@ -59,7 +59,7 @@ _LITE0 = Source(
   ('_blocks.15._bn2.weight', 'blocks.6.0.bn3.weight'),
   ('_blocks.16._bn2.weight', 'blocks.1.2.bn3.weight', 'blocks.0.0.se.conv_reduce.weight'),
 )
-PRETRAINED: Mapping[str, Source] = {  # plain nets come first: `recognise`
+PRETRAINED: Mapping[str, Source] = {
   'resnet18': _RESNET18,
   'resnet50': _RESNET50,
   'efficientnet_lite0': _LITE0,
@@ -147,11 +147,12 @@ def recognise(path: str) -> str:
     UserError: no such file, another format, or weights of no net without branches of PRETRAINED.
   """
   names = _read(path, names_only=True)
-  for model, source in PRETRAINED.items():
-    if any(one in names for one in source.has) and not any(one in names for one in source.lacks):
+  plain = {model: row for model, row in PRETRAINED.items() if not model.endswith('_branches')}
+  for model, row in plain.items():
+    if any(one in names for one in row.has) and not any(one in names for one in row.lacks):
       return model
   raise UserError(
-    f'weights of one of {", ".join(PRETRAINED)} in {path}, with the names of torchvision or timm',
+    f'weights of one of {", ".join(plain)} in {path}, with the names of torchvision or timm',
     f'others, such as {next(iter(names), "none")}',
     'use another file',
   )

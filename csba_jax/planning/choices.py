@@ -41,9 +41,9 @@ class Pace(NamedTuple):
   """How fast a net trains, and for how long it should.
 
   Attributes:
-    cost: of a pixel, in pixels of a net that is trained from scratch.
-    steps: that are enough, unless that is fewer epochs than
-    epochs: passes over the photos.
+    cost: time that a pixel takes; 1 for the net that is trained from scratch.
+    steps: of the training, at least.
+    epochs: of the training, at least.
   """
 
   cost: float
@@ -204,10 +204,8 @@ def _size_and_epochs(
   epochs = int(given.get('train.epochs') or wanted)
   median = int(np.median(audit.sizes[audit.readable].min(1)))
   useful = [size for size in SIZES if size <= median] or [SIZES[0]]
-  pixels, within = (
-    60 * minutes * hardware.rate / pace.cost,
-    f'{minutes:g} minutes on {hardware.words}',
-  )
+  pixels = 60 * minutes * hardware.rate / pace.cost
+  within = f'{minutes:g} minutes on {hardware.words}'
   fitting = [size for size in useful if training * epochs * size**2 <= pixels]
   size = int(given.get('data.image_size') or (fitting[-1] if fitting else useful[0]))
   side = f'the median shorter side is {median} pixels'

@@ -11,7 +11,7 @@ from typing import Any
 SIGNIFICANCE = 0.05
 TREATMENTS, CONTROLS = ('csba', 'csba_class'), ('none', 'none_wide')
 FAMILY = tuple((treatment, control) for treatment in TREATMENTS for control in CONTROLS)
-SECONDARY = (('se', 'none'), ('cbam', 'none'), ('none_wide', 'none'))
+SECONDARY = (('se', 'none'), ('cbam', 'none'), ('none_wide', 'none'), ('half', 'none'))
 
 # What a method sets in the base's config. Each method sets every field that any of them changes, so
 # that nothing of the base's own method stays. Everything else is the same in every run.

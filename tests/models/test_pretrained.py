@@ -110,7 +110,9 @@ def test_a_file_is_recognised_by_its_names(tmp_path, names, expected):
 def test_files_of_other_nets_are_not_recognised(tmp_path, names):
   path = tmp_path / 'w.safetensors'
   save_file({name: np.zeros(1, np.float32) for name in names}, path)
-  with pytest.raises(UserError, match=f'weights of one of resnet18, .*such as {min(names)};'):
+  with pytest.raises(
+    UserError, match=f'of resnet18, resnet50, efficientnet_lite0 in .*such as {min(names)};'
+  ):
     pretrained.recognise(str(path))
   with pytest.raises(UserError, match='a file of weights at'):
     pretrained.recognise(str(tmp_path / 'nix'))

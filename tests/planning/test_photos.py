@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from csba_jax import config as config_lib
 from csba_jax.data.audit import audit_folder
@@ -50,6 +51,30 @@ def test_what_is_given_stays(folder, tmp_path):
   config, text = configure(folder, tmp_path / 'run', {'train.epochs': 7, 'loss.name': 'focal'})
   assert (config.train.epochs, config.loss.name) == (7, 'focal')
   assert 'train.epochs=' not in text
+
+
+def weights_of(path, *names):
+  save_file({name: np.zeros(1, np.float32) for name in names}, path)
+  return str(path)
+
+
+def test_weights_choose_the_net_that_they_are_of(folder, tmp_path):
+  weights = weights_of(tmp_path / 'w.safetensors', 'layer4.1.bn2.weight')
+  config, text = configure(folder, tmp_path / 'run', {'model.init': weights})
+  assert (config.model.name, config.model.width, config.train.frozen) == ('resnet18', 1.0, 0.2)
+  assert '  model.name=resnet18: the net of the weights in model.init' in text
+  given = {'model.init': weights, 'model.name': 'resnet18_branches'}
+  config, _ = configure(folder, tmp_path / 'other', given)
+  assert (config.model.name, config.train.pretrained_rate) == ('resnet18_branches', 0.1)
+
+
+def test_weights_of_another_net_are_refused_before_a_photo_is_read(folder, tmp_path):
+  given = {'model.init': weights_of(tmp_path / 'w.safetensors', 'layer4.2.bn2.weight')}
+  with pytest.raises(UserError, match='weights of one of resnet18'):
+    photos.check(recipe(given), given, folder, None)
+  given = {'model.init': str(tmp_path / 'nix')}
+  with pytest.raises(UserError, match='a file of weights at .*nix'):
+    photos.check(recipe(given), given, folder, None)
 
 
 def test_without_a_workdir_nothing_is_written_and_no_file_is_needed(folder, tmp_path, monkeypatch):
