@@ -13,6 +13,7 @@ import collections
 import io
 import json
 import pickle
+import platform
 import random
 import resource
 import signal
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import PIL
 from PIL import Image
 from safetensors.numpy import save
 
@@ -36,6 +38,7 @@ from csba_jax.errors import UserError
 from csba_jax.measure.calibration import FILE, Validation
 from csba_jax.models import pretrained, torch_files
 from csba_jax.run import net
+from csba_jax.study.collect import hardware
 
 SECONDS, MEBIBYTES = 20, 2048
 INTERESTING = (b'\0\0\0\0', b'\xff\xff\xff\xff', b'\x7f\xff\xff\xff', b'\x80\0\0\0', b'NaN', b'-1')
@@ -225,7 +228,8 @@ def main() -> int:
   lines = [
     f'`python tests/fuzz.py --inputs={args.inputs} --seed={args.seed}`: '
     f'{sum(sum(c.values()) for c in counts.values()):,} damaged files in '
-    f'{time.monotonic() - began:.0f} s, at most {peak:.0f} MiB.',
+    f'{time.monotonic() - began:.0f} s, at most {peak:.0f} MiB. {hardware()}, Python '
+    f'{platform.python_version()}, Pillow {PIL.__version__}.',
     '',
     '| kind | read | refused | problems |',
     '| --- | --: | --: | --: |',
