@@ -298,8 +298,9 @@ def _depthwise_gradient(stride: int, inputs: tuple[Array, Array], dy: Array) -> 
       opposite = kernel[size - 1 - i, size - 1 - j][None, None].astype(wide)
       dx = dx + spread[:, i : i + height, j : j + width] * opposite
   # XLA's sums over all axes but the last are slow on CPU if what they sum is computed on the way;
-  # those of a few slabs are not. The same machine, shared with other work, 16 images, ms (one sum;
-  # slabs): 56 x 56 x 144, k = 3: 220, 118; 28 x 28 x 240, k = 5: 312, 180; 14 x 14 x 480: 169, 18.
+  # those of a few slabs are not. Two cores of an AMD EPYC, jax 0.11, 16 images, ms, fastest of nine
+  # (one sum; slabs): 56 x 56 x 144, k = 3: 163, 60; 28 x 28 x 240, k = 5: 185, 56; 14 x 14 x 480,
+  # k = 5: 95, 11; 64 x 64 x 96, k = 3, stride 2: 42, 11.
   # Slabs of rows: images may lie on several devices.
   rows = dy.shape[1]
   parts = max(n for n in range(1, SLABS + 1) if rows % n == 0)
