@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import itertools
+import json
 import math
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ from csba_jax.errors import UserError
 from csba_jax.study import grid, protocol
 
 ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / 'results'
 STUDIES = sorted((ROOT / 'configs').glob('study_*.py'))
 
 BAD = {
@@ -576,6 +578,14 @@ def test_digest_of_a_base_without_a_field_that_is_new_and_at_its_default(monkeyp
   assert grid.digest(c) == before
   c.base.section.field = 'other'
   assert grid.digest(c) != before
+
+
+@pytest.mark.parametrize('name', ['digits', 'digits_tuning', 'solar'])
+def test_digest_is_the_one_that_committed_results_have(name):
+  """With gates that start as the identity, and (solar) from before there was a choice."""
+  c = config_lib.load(f'study_{name}')
+  with (RESULTS / name / 'results.jsonl').open() as lines:
+    assert {json.loads(line)['config_sha256'] for line in lines} == {grid.digest(c)}
 
 
 def test_digest_knows_whether_the_test_part_counts():
