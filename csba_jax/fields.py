@@ -1,7 +1,10 @@
-"""What each field of a run's config is, one line each: `csba-train --list_fields` prints them.
+"""What each field of a run's config is, one line each, and the values that it takes.
 
-Defaults and ranges are in `csba_jax.config`.
+`csba-train --list_fields` prints both. Defaults are in `csba_jax.config`.
 """
+
+import math
+from collections.abc import Callable
 
 FIELDS = {
   'seed': 'Decides the initial weights, the batches and the augmentation.',
@@ -92,4 +95,98 @@ FIELDS = {
   'diagnostics.images': 'With frozen: images of each class in the fixed sample of `every`.',
   'diagnostics.snapshots': 'When conflict is measured over the parts, and for the tested net.',
   'diagnostics.loss_levels': 'Conflict is measured too when the training loss first reaches these.',
+}
+
+
+def numbers(text: str) -> tuple[float, ...]:
+  """'0,0.1' -> (0.0, 0.1); ValueError for anything but numbers with commas between them."""
+  return tuple(float(word) for word in text.split(',')) if text else ()
+
+
+def _are_numbers(low: float, high: float) -> Callable[[str], bool]:
+  def test(text: str) -> bool:
+    try:
+      return all(low <= number <= high for number in numbers(text))
+    except ValueError:
+      return False
+
+  return test
+
+
+# field: (what is expected, test); every numeric field is here, and names of no table of functions
+RANGES = {
+  'seed': ('a whole number from 0 to 2**31 - 1', lambda v: 0 <= v < 2**31),
+  'data.seed': ('a whole number from 0 to 2**31 - 1', lambda v: 0 <= v < 2**31),
+  'data.source': ('digits, tfds or image_folder', ('digits', 'tfds', 'image_folder').__contains__),
+  'data.train_split': ('a split', bool),
+  'data.input': ('memory, stream or auto', ('memory', 'stream', 'auto').__contains__),
+  'data.layout': ('auto or classes', ('auto', 'classes').__contains__),
+  'data.image_size': ('8 to 256 pixels', lambda v: 8 <= v <= 256),
+  'data.channels': ('1 or 3', (1, 3).__contains__),
+  'data.num_classes': ('0 (as in the data) or at least 2', lambda v: v == 0 or v >= 2),
+  'data.profile': ('exp, step or natural', ('exp', 'step', 'natural').__contains__),
+  'data.imbalance_factor': (
+    'n_max / n_min >= 1 (0.01 in the inverse style is 1 / 0.01 = 100)',
+    lambda v: 1 <= v < math.inf,
+  ),
+  'data.class_order': ('index or frequency', ('index', 'frequency').__contains__),
+  'data.val_fraction': ('0 <= fraction < 1', lambda v: 0 <= v < 1),
+  'data.test_fraction': ('0 < fraction < 1', lambda v: 0 < v < 1),
+  'data.folds': ('0 (none) or at least 2', lambda v: v == 0 or v >= 2),
+  'data.fold': ('0 or more', lambda v: v >= 0),
+  'augment.crop_padding': ('0 to 64 pixels', lambda v: 0 <= v <= 64),
+  'augment.randaugment_ops': ('1 to 8 operations', lambda v: 1 <= v <= 8),
+  'augment.randaugment_magnitude': ('0 to 30', lambda v: 0 <= v <= 30),
+  'augment.cutout': ('0 (off) to 256 pixels', lambda v: 0 <= v <= 256),
+  'model.scale': ('a finite number > 0', lambda v: 0 < v < math.inf),
+  'model.width': ('0 < width <= 64', lambda v: 0 < v <= 64),
+  'model.depth': ('1 to 16', lambda v: 1 <= v <= 16),
+  'model.norm': ('batch or group', ('batch', 'group').__contains__),
+  'model.gate': ('identity or half', ('identity', 'half').__contains__),
+  'model.dtype': ('float32 or bfloat16', ('float32', 'bfloat16').__contains__),
+  'loss.tau': ('a finite number >= 0', lambda v: 0 <= v < math.inf),
+  'loss.smoothing': ('0 <= smoothing < 1', lambda v: 0 <= v < 1),
+  'loss.smoothing_tail': ('0 <= smoothing < 1', lambda v: 0 <= v < 1),
+  'loss.gamma': ('a finite number >= 0', lambda v: 0 <= v < math.inf),
+  'loss.max_margin': ('a finite number >= 0', lambda v: 0 <= v < math.inf),
+  'loss.beta': ('0 <= beta < 1', lambda v: 0 <= v < 1),
+  'loss.weights_start': ('0 <= share of the run < 1', lambda v: 0 <= v < 1),
+  'loss.post_hoc_tau': ('a finite number >= 0', lambda v: 0 <= v < math.inf),
+  'sampler.start': ('0 <= share of the run < 1', lambda v: 0 <= v < 1),
+  'mixing.alpha': ('a finite number > 0', lambda v: 0 < v < math.inf),
+  'mixing.kappa': ('a finite number >= 1', lambda v: 1 <= v < math.inf),
+  'mixing.tau': ('0 <= tau <= 1', lambda v: 0 <= v <= 1),
+  'mixing.probability': ('0 <= probability <= 1', lambda v: 0 <= v <= 1),
+  'mixing.start': ('0 <= share of the run < 1', lambda v: 0 <= v < 1),
+  'mixing.stop': ('0 < share of the run <= 1', lambda v: 0 < v <= 1),
+  'stage.checkpoint': ('best, latest or a step', lambda v: v in ('best', 'latest') or v.isdigit()),
+  'stage.tau': (
+    '-1 (chosen on the validation part) or >= 0',
+    lambda v: v == -1 or 0 <= v < math.inf,
+  ),
+  'train.pretrained_rate': ('0 <= factor <= 1', lambda v: 0 <= v <= 1),
+  'train.frozen': ('0 <= share of the run <= 1', lambda v: 0 <= v <= 1),
+  'train.batch_size': ('at least 2 images', lambda v: v >= 2),
+  'train.epochs': ('at least 1', lambda v: v >= 1),
+  'train.learning_rate': ('a finite number > 0', lambda v: 0 < v < math.inf),
+  'train.momentum': ('0 <= momentum < 1', lambda v: 0 <= v < 1),
+  'train.weight_decay': ('a finite number >= 0', lambda v: 0 <= v < math.inf),
+  'train.warmup_fraction': ('0 <= fraction < 1', lambda v: 0 <= v < 1),
+  'train.ema_decay': ('0 (off) <= decay < 1', lambda v: 0 <= v < 1),
+  'train.log_every': ('at least 1 step', lambda v: v >= 1),
+  'train.eval_every': ('at least 1 epoch', lambda v: v >= 1),
+  'train.save_every': ('at least 1 step', lambda v: v >= 1),
+  'parallel.devices': ('0 (all) or at least 1', lambda v: v >= 0),
+  'parallel.fsdp': ('at least 1 device', lambda v: v >= 1),
+  'parallel.hardware': (
+    'h100, h200, a100, v4, v5e, v5p or v6e',
+    ('h100', 'h200', 'a100', 'v4', 'v5e', 'v5p', 'v6e').__contains__,
+  ),
+  'parallel.fake_devices': ('0 (none) to 4096', lambda v: 0 <= v <= 4096),
+  'diagnostics.every': ('0 (never) or at least 1 step', lambda v: v >= 0),
+  'diagnostics.snapshots': ("shares of the run from 0 to 1, such as '0,0.1,1'", _are_numbers(0, 1)),
+  'diagnostics.loss_levels': ("losses >= 0, such as '1,0.3'", _are_numbers(0, 1e9)),
+  'diagnostics.statistics': ('auto, batch or frozen', ('auto', 'batch', 'frozen').__contains__),
+  'diagnostics.batches': ('at least 2 batches', lambda v: v >= 2),
+  'diagnostics.images': ('at least 4 images, one for each fold', lambda v: v >= 4),
 }

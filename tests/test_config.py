@@ -10,6 +10,7 @@ import ml_collections
 import pytest
 
 from csba_jax import config as config_lib
+from csba_jax import fields
 from csba_jax.data import mixing
 from csba_jax.errors import UserError
 from csba_jax.methods import losses
@@ -150,18 +151,18 @@ def test_defaults_pass():
 
 
 def test_every_range_is_tried_with_a_value_outside():
-  assert BAD.keys() == config_lib.RANGES.keys()
+  assert BAD.keys() == fields.RANGES.keys()
 
 
 def test_every_numeric_field_has_a_range():
   numeric = {field for field, value in DEFAULTS.items() if type(value) in (int, float)}
-  assert numeric <= config_lib.RANGES.keys()
-  assert config_lib.RANGES.keys() <= DEFAULTS.keys()
+  assert numeric <= fields.RANGES.keys()
+  assert fields.RANGES.keys() <= DEFAULTS.keys()
 
 
 @pytest.mark.parametrize(('field', 'value'), pairs(BAD))
 def test_value_out_of_range_names_field_range_value_and_remedy(field, value):
-  wanted = config_lib.RANGES[field][0]
+  wanted = fields.RANGES[field][0]
   with pytest.raises(UserError) as error:
     config_lib.check(with_field(field, value))
   assert str(error.value) == (
@@ -216,13 +217,13 @@ def test_folds_beside_a_test_split():
   ],
 )
 def test_numbers(text, expected):
-  assert config_lib.numbers(text) == expected
+  assert fields.numbers(text) == expected
 
 
 @pytest.mark.parametrize('text', ['x', '1,', ',', '1;2', '1 2', ' '])
 def test_numbers_of_something_else(text):
   with pytest.raises(ValueError, match='could not convert'):
-    config_lib.numbers(text)
+    fields.numbers(text)
 
 
 def test_a_factor_in_the_inverse_style_is_explained():

@@ -38,7 +38,7 @@ def test_every_text_field_that_is_a_choice_says_its_values():
 
 
 def test_the_accelerators_are_those_of_the_table():
-  wanted, test = config_lib.RANGES['parallel.hardware']
+  wanted, test = fields_lib.RANGES['parallel.hardware']
   assert wanted.replace(' or ', ', ').split(', ') == list(hardware.HARDWARE)
   assert all(map(test, hardware.HARDWARE))
 

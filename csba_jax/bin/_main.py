@@ -13,6 +13,7 @@ from ml_collections import config_flags
 from csba_jax import config as config_lib
 from csba_jax.bin import _help, _nearest
 from csba_jax.errors import UserError, shown, words_of
+from csba_jax.fields import RANGES
 from csba_jax.runtime import console, distributed, signals
 
 _CORRECT = 'correct the command line'
@@ -133,8 +134,8 @@ def _takes(name: str) -> str:
     return ' or '.join(flag.parser.enum_values)
   found = flag.parser.syntactic_help or flag.flag_type()
   field = name.removeprefix('config.').removeprefix('base.')
-  if name.startswith('config.') and field in config_lib.RANGES:
-    return f'{found}: {config_lib.RANGES[field][0]}'
+  if name.startswith('config.') and field in RANGES:
+    return f'{found}: {RANGES[field][0]}'
   return found
 
 

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 import ml_collections
 import numpy as np
 
-from csba_jax.config import numbers, step_at
+from csba_jax.config import step_at
 from csba_jax.data import sampling
 from csba_jax.errors import UserError, shown
+from csba_jax.fields import numbers
 from csba_jax.methods import second_stages
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from csba_jax.config import numbers
+from csba_jax.fields import numbers
 from csba_jax.gradients import conflict as conflict_lib
 from csba_jax.gradients.conflict import Conflict
 from csba_jax.measure import diagnose

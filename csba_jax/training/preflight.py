@@ -13,6 +13,7 @@ import numpy as np
 from csba_jax import config as config_lib
 from csba_jax.data import augment, class_counts, mixing, policy, sampling
 from csba_jax.data.splits import Splits
+from csba_jax.fields import RANGES
 from csba_jax.methods import losses, optimizers, second_stages
 from csba_jax.models import attention, classifiers, pretrained, registry
 from csba_jax.run import schedule
@@ -65,5 +66,5 @@ def choices() -> dict[str, str]:
     'train.optimizer': optimizers.OPTIMIZERS,
     'train.schedule': optimizers.SCHEDULES,
   }
-  ranges = {field: wanted for field, (wanted, _) in config_lib.RANGES.items()}
+  ranges = {field: wanted for field, (wanted, _) in RANGES.items()}
   return ranges | {field: ', '.join(table) for field, table in tables.items()}
