@@ -1,4 +1,4 @@
-r"""Digits-LT at imbalance factor 20: five kinds of attention, cross-entropy and balanced softmax.
+r"""Digits-LT at imbalance factor 20: five variants, cross-entropy and balanced softmax.
 
   csba-study --config=configs/study_digits.py --workdir=results/digits --jobs=2
   csba-report --workdir=results/digits

@@ -1,4 +1,4 @@
-r"""Digits-LT with class-balanced sampling and deferred re-weighting: six kinds of attention.
+r"""Digits-LT with class-balanced sampling and deferred re-weighting: five variants.
 
   csba-study --config=configs/study_digits_methods.py --workdir=results/digits_methods --jobs=2
 

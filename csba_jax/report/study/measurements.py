@@ -83,11 +83,9 @@ def _matrices(findings: Findings) -> Section | None:
     else:
       folded.append(Fold(tables_lib.place(findings, after or before, after or before), [figure]))
   if folded:
-    left = len(pairs) - 1 - len(folded)
-    rest = f' ({left} more are left out)' if left > 0 else ''
-    blocks.append(
-      Fold(f'Other snapshots, parts, scopes, variants and methods{rest}', folded, page_only=True)
-    )
+    shown = f'{len(folded)} of {len(pairs) - 1}' if len(pairs) - 1 > len(folded) else 'all'
+    title = f'Other snapshots, parts, scopes, variants and methods ({shown})'
+    blocks.append(Fold(title, folded, page_only=True))
   return Section('Conflict matrices, control and treatment', 'matrices', blocks)
 
 
@@ -278,7 +276,7 @@ def _flow_figures(findings: Findings, flows: Sequence[MeanFlow]) -> list[Block]:
   labels = figures.class_labels(findings, flows[0].cell)
   variants = [plain.clean(flow.variant) for flow in flows]
   texts = {
-    'norms': 'Norm of each class gradient in the scope shared, logarithmic',
+    'norms': 'Norm of each class gradient in the scope shared',
     'shares': 'Share of each class in the batch gradient (prior times inner product with it, over'
     ' its squared norm; the shares of a run add up to 1 and have no bound, and runs whose estimate'
     ' of the squared norm is not above 0 are left out)',

@@ -229,7 +229,7 @@ def test_what_was_measured_on_one_part_only(made_up):
   made = made_up.findings(methods=('drw',))
   flows = [flow for flow in made.flows if flow.part == 'val' or flow.at == '0']
   text = markdown.render(dataclasses.replace(made, flows=flows))
-  assert 'Norm of each class gradient in the scope shared, logarithmic; snapshot start' in text
+  assert 'Norm of each class gradient in the scope shared; snapshot start' in text
 
 
 @pytest.mark.parametrize(
