@@ -114,6 +114,20 @@ def _add_methods(config: ml_collections.ConfigDict) -> None:
 
 
 def _add_training(config: ml_collections.ConfigDict) -> None:
+  config.surgery = ml_collections.ConfigDict()
+  config.surgery.name = 'none'
+  config.surgery.every = 100
+  config.surgery.batches = 4
+  config.surgery.images = 16
+  config.surgery.layers = ''
+  config.surgery.keep_length = True
+  config.surgery.c = 0.5
+  config.surgery.beta = 0.01
+  config.surgery.alpha = 1.5
+  config.surgery.share = 0.5
+  config.surgery.protect = 'all'
+  config.surgery.source = ''
+
   config.train = ml_collections.ConfigDict()
   config.train.batch_size = 128
   config.train.epochs = 10

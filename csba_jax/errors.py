@@ -26,6 +26,10 @@ class TryAgain(UserError):
   exit_code = 75  # EX_TEMPFAIL
 
 
+class NotFinite(UserError):
+  """A loss or a gradient that is NaN or infinite."""
+
+
 def words_of(error: BaseException) -> str:
   """Text of an error in one line; without quotes and escapes where it is the repr of a text."""
   text = str(error)

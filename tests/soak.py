@@ -281,7 +281,7 @@ def end_state(workdir):
   like = state_lib.shapes(model, tx, (8, 8, 1))
   with Checkpoints(workdir / 'checkpoints', read_only=True) as checkpoints:
     for step in {complete(workdir)[-1], result['checkpoint_step']}:
-      leaves, _ = jax.tree.flatten_with_path(checkpoints.restore(step, like)[0])
+      leaves, _ = jax.tree.flatten_with_path(checkpoints.restore(step, like.saved())[0])
       for path, leaf in leaves:
         found[f'checkpoint {step}{jax.tree_util.keystr(path)}'] = np.asarray(leaf).tobytes()
   return found

@@ -13,7 +13,7 @@ from csba_jax import config as config_lib
 from csba_jax import fields
 from csba_jax.data import mixing
 from csba_jax.errors import UserError
-from csba_jax.methods import losses
+from csba_jax.methods import losses, surgery
 from csba_jax.models import multibranch
 
 ROOT = Path(__file__).parents[1]
@@ -64,6 +64,14 @@ BAD = {
   'mixing.stop': [0.0, 1.1, math.nan],
   'stage.checkpoint': ['', 'init', 'worst', '-1'],
   'stage.tau': [-0.5, -2.0, math.inf, math.nan],
+  'surgery.every': [0],
+  'surgery.batches': [1],
+  'surgery.images': [3],
+  'surgery.c': [-0.1, math.inf],
+  'surgery.beta': [0.0, 1.1],
+  'surgery.alpha': [-0.1, math.inf],
+  'surgery.share': [-0.1, 1.1],
+  'surgery.protect': ['minor', ''],
   'train.pretrained_rate': [-0.1, 1.1, math.nan],
   'train.frozen': [-0.1, 1.1, math.nan],
   'train.batch_size': [1, 0, -4],
@@ -435,6 +443,7 @@ def test_every_field_is_read_somewhere():
   read = attributes_read()
   for section, table in (('loss', losses.LOSSES), ('mixing', mixing.MIXINGS)):
     read |= {(section, option) for kind in table.values() for option in kind.options}
+  read |= {('surgery', option) for options in surgery.SETTINGS.values() for option in options}
   fields = {tuple(field.split('.')) if '.' in field else ('config', field) for field in DEFAULTS}
   assert fields - read == set(), 'a field that nothing reads promises what does not happen'
 

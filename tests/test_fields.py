@@ -32,7 +32,7 @@ def test_lines_are_short_sentences(table):
 
 def test_every_text_field_that_is_a_choice_says_its_values():
   free = {'data.name', 'data.test_split', 'data.dir', 'data.cache_dir', 'data.manifest'}
-  free |= {'data.group_column', 'stage.source', 'model.init'}
+  free |= {'data.group_column', 'stage.source', 'model.init', 'surgery.source', 'surgery.layers'}
   texts = {field for field, value in DEFAULTS.items() if isinstance(value, str)}
   assert texts - free == texts & preflight.choices().keys()
 

@@ -52,6 +52,37 @@ def map_classes(
   return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:])[:classes], found)
 
 
+def sum_rows(
+  fun: Callable[[Array], tuple[Array, PyTree]], used: Array, most: int, images: int, classes: int
+) -> PyTree:
+  """Sums over rows r of a tree, by the class of the row: fun(r) = (class, tree), r < used.
+
+  As many rows as `backend.classes_at_once` says run at once, and only the sums are held. On CPU
+  convolutions are rewritten as in `map_classes`; those with groups are slow here.
+
+  Args:
+    fun: of a row's number; gives zeros for a row from `used` on.
+    used: number of rows, known when the program runs.
+    most: that `used` can be.
+    images: of a row.
+    classes: C.
+
+  Returns:
+    Leaves [C, ...].
+  """
+  at_once = backend.classes_at_once(most, images)
+  # not vmap over one row, which would make convolutions with groups of weight gradients
+  some = _rewritten(fun if at_once == 1 else jax.vmap(fun))
+
+  def turn(i: Array, sums: PyTree) -> PyTree:
+    own, found = some(i if at_once == 1 else i * at_once + jnp.arange(at_once))
+    return jax.tree.map(lambda total, rows: total.at[own].add(rows), sums, found)
+
+  shapes = jax.eval_shape(fun, jnp.zeros((), jnp.int32))[1]
+  zeros = jax.tree.map(lambda s: jnp.zeros((classes, *s.shape), s.dtype), shapes)
+  return lax.fori_loop(0, -(-used // at_once), turn, zeros)
+
+
 def _loop(fun: Callable[[PyTree], PyTree], xs: PyTree, zero: Array | int) -> PyTree:
   """lax.map that allocates its results once `zero` is known, not at the start of the program."""
   turns = len(jax.tree.leaves(xs)[0])

@@ -19,7 +19,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 from jax.tree_util import Partial
 
-from csba_jax.errors import UserError
+from csba_jax.errors import NotFinite, UserError
 from csba_jax.gradients import arguments, batches, loops
 from csba_jax.gradients import per_example as per_example_lib
 from csba_jax.gradients.batches import Batch
@@ -430,10 +430,10 @@ def _counts(batch: Batch, num_classes: int) -> Array:
 
 
 def check_finite(losses: Array, found: PyTree) -> None:
-  """Raises UserError where a loss or a gradient of the result is NaN or infinite."""
+  """Raises NotFinite where a loss or a gradient of the result is NaN or infinite."""
   bad = ~np.isfinite(np.asarray(losses))
   if bad.any():
-    raise UserError(
+    raise NotFinite(
       'finite losses',
       f'NaN or infinity from losses_fn in classes {np.nonzero(bad)[0].tolist()}',
       'check the parameters; labels beyond the number of logits give NaN too',
@@ -441,7 +441,7 @@ def check_finite(losses: Array, found: PyTree) -> None:
   for path, leaf in jax.tree.leaves_with_path(found):
     if not np.isfinite(np.asarray(leaf)).all():
       name = jax.tree_util.keystr(path, simple=True, separator='/')
-      raise UserError(
+      raise NotFinite(
         'finite class gradients',
         f'NaN or infinity in {name or "params"}, from finite losses',
         'look for square roots, norms and logarithms at 0 in the model',

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import ml_collections
 import numpy as np
+from jax import Array
 from jax.tree_util import Partial
 
 from csba_jax.data import pipeline
@@ -26,6 +27,8 @@ def of_config(
   config: ml_collections.ConfigDict,
   data: pipeline.Data,
   layout: sharding.Layout,
+  layers: str | None = None,
+  redraws: bool = False,
 ) -> 'Probe':
   """The probe of a run, as `training_conflict.choose` says for `diagnostics.statistics`.
 
@@ -34,14 +37,16 @@ def of_config(
     config: of the run.
     data: of the run.
     layout: devices that share the work.
+    layers: as in `diagnose.diagnose_run`.
+    redraws: whether a probe of images draws new ones at every measurement. Batches are new always.
 
   Raises:
     UserError: what it needs does not fit into the memory of a device.
   """
   kind = training_conflict.choose(config.diagnostics.statistics, net, config)
   if kind == 'batch':
-    return BatchProbe(net, config, data)
-  return ImageProbe(net, config, data, layout)
+    return BatchProbe(net, config, data, layers)
+  return ImageProbe(net, config, data, layout, layers, redraws)
 
 
 class BatchProbe:
@@ -50,19 +55,26 @@ class BatchProbe:
   It measures the parameters that the optimiser moves, also where moving averages are kept.
   """
 
-  def __init__(self, net: Net, config: ml_collections.ConfigDict, data: pipeline.Data):
+  def __init__(
+    self,
+    net: Net,
+    config: ml_collections.ConfigDict,
+    data: pipeline.Data,
+    layers: str | None = None,
+  ):
     memory.check_batches(net, config.diagnostics.batches, backend.device_bytes())
-    self._net, self._config, self._data = net, config, data
+    self._net, self._config, self._data, self._layers = net, config, data, layers
 
   def measure(self, state: TrainState) -> Conflict:
     """The conflict at a state; see `training_conflict.measure`."""
     net = Net.of(self._net.model, state.replace(averages={}), self._net.metadata)
     batches = Batches(self._config.diagnostics.batches, self._config.seed)
-    return training_conflict.measure(net, self._config, self._data, self._data.train, batches)
+    data = self._data
+    return training_conflict.measure(net, self._config, data, data.train, batches, self._layers)
 
 
 class ImageProbe:
-  """A fixed sample of the training part, and the conflict of a net in training on it.
+  """A sample of the training part, and the conflict of a net in training on it.
 
   It measures the parameters that the optimiser moves, also where moving averages are kept.
 
@@ -74,6 +86,8 @@ class ImageProbe:
     config: of the run.
     data: of the run.
     layout: devices that share the sample.
+    layers: as in `of_config`.
+    redraws: whether each measurement draws a sample of its own; else all have the same.
 
   Raises:
     UserError: the sample does not fit into the memory of a device.
@@ -85,31 +99,38 @@ class ImageProbe:
     config: ml_collections.ConfigDict,
     data: pipeline.Data,
     layout: sharding.Layout,
+    layers: str | None = None,
+    redraws: bool = False,
   ):
     self._net, self._config, self._data, self._layout = net, config, data, layout
     self._losses = diagnose.losses_of(net, config)
     self._order = diagnose.from_input_to_output(net.model, net.metadata.image_shape)
-    images, classes = config.diagnostics.images, net.num_classes
-    available = backend.device_bytes()
-    rows, depth = memory.check_probe(net, images, FOLDS, layout.devices, available)
-    train = {'image': data.train.images, 'label': data.train.labels}
-    index, self._sizes = estimate.draw_folds(train, classes, 'train', images, FOLDS, config.seed)
+    self._layers = None if layers is None else diagnose.choose_layers(layers, net.params)
+    images, devices, available = config.diagnostics.images, layout.devices, backend.device_bytes()
+    self._shape = memory.check_probe(net, images, FOLDS, devices, available, self._layers)
+    self._sample = None if redraws else self._draw(config.seed)
+
+  def _draw(self, seed: int) -> tuple[dict[str, Array], np.ndarray]:
+    """The sample on the devices, rows [R, n, ...], and the sizes of the folds."""
+    (rows, depth), train = self._shape, self._data.train
+    examples = {'image': train.images, 'label': train.labels}
+    classes, images = self._net.num_classes, self._config.diagnostics.images
+    index, sizes = estimate.draw_folds(examples, classes, 'train', images, FOLDS, seed)
     index = np.pad(index, ((0, 0), (0, 0), (0, depth - index.shape[2])))
-    filled = np.arange(depth) < self._sizes[:, :, None]
-    own = layout.rows(depth)
+    filled = np.arange(depth) < sizes[:, :, None]
+    own = self._layout.rows(depth)
     index, filled = (x[..., own].reshape(rows, -1) for x in (index, filled))
-    batch = {name: np.asarray(values[index]) for name, values in train.items()}
-    self._batch = layout.place_rows(batch | {'mask': filled}, depth, axis=1)
+    batch = {name: np.asarray(values[index]) for name, values in examples.items()}
+    return self._layout.place_rows(batch | {'mask': filled}, depth, axis=1), sizes
 
   def measure(self, state: TrainState) -> Conflict:
     """The conflict at a state, with the running statistics that the state has."""
     net = Net.of(self._net.model, state.replace(averages={}), self._net.metadata)
-    layers = Layers.of(net.params, None, net.model.head)
+    layers = Layers.of(net.params, self._layers, net.model.head)
     losses_fn = Partial(self._losses, net.batch_stats)
+    batch, sizes = self._sample or self._draw((self._config.seed + net.step) % 2**31)
     sums, loss_sums = jax.device_get(
-      _probe_grams()(
-        losses_fn, net.params, self._batch, layers=layers, mesh=self._layout.grams_mesh
-      )
+      _probe_grams()(losses_fn, net.params, batch, layers=layers, mesh=self._layout.grams_mesh)
     )
     about = {
       'target': 'train',
@@ -119,8 +140,8 @@ class ImageProbe:
     }
     names = diagnose.describe_net(net, self._config, self._data, about)
     counts = net.metadata.class_counts
-    found = estimate.from_folds(layers, sums, loss_sums, self._sizes, counts, names)
-    return found.take(self._order)
+    found = estimate.from_folds(layers, sums, loss_sums, sizes, counts, names)
+    return found.take([layer for layer in self._order if layer in found.layers])
 
 
 _probe_grams = backend.jit(group_grams, static_argnames=('layers', 'max_bytes', 'mesh'))

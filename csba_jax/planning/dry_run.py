@@ -23,7 +23,7 @@ from csba_jax.data import mixing, pipeline, streaming
 from csba_jax.errors import UserError
 from csba_jax.gradients.gram import LayerFn, Layers
 from csba_jax.measure import probe, training_conflict
-from csba_jax.methods import optimizers
+from csba_jax.methods import optimizers, surgery
 from csba_jax.models import registry
 from csba_jax.planning import collectives, hardware
 from csba_jax.planning.collectives import Collective
@@ -67,6 +67,7 @@ class Setting:
     tx, _ = optimizers.build(config, STEPS)
     layout = sharding.layout(config, fake=True)
     state = state_lib.shapes(model, tx, image_shape, config.train.ema_decay > 0)
+    state = state.replace(surgery=surgery.initial(config, num_classes))
     return cls(config, num_classes, image_shape, model, tx, layout.like(state), layout)
 
   @property

@@ -27,6 +27,8 @@ class Progress:
   best_score: float | None = None  # on the validation part at best_step; None before the first
   losses: list[float] = dataclasses.field(default_factory=list)  # since the last training line
   grad_norms: list[float] = dataclasses.field(default_factory=list)
+  # what else the steps since then have shown, each a number or a list of numbers
+  others: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
   metrics_bytes: int = 0  # length of metrics.jsonl
   done: list[str] = dataclasses.field(default_factory=list)  # tasks that are done after this step
   input: dict[str, Any] | None = None  # state of streamed inputs
@@ -84,9 +86,10 @@ class Records:
     `origin` says where `initial` comes from; a resumed run keeps the origin of its start.
     """
     self.progress.origin = origin
-    restored = self._checkpoints.restore_latest(initial)
+    restored = self._checkpoints.restore_latest(initial.saved())
     if restored is not None:
-      initial, meta = restored
+      saved, meta = restored
+      initial = TrainState.of_saved(saved)
       self.progress = Progress.of(meta)
       say(f'going on from the checkpoint at step {self.progress.step}')
     self._folder.rewind_metrics(self.progress.metrics_bytes)
@@ -102,14 +105,16 @@ class Records:
       return last
     self._checkpoints.wait()
     try:
-      return self._checkpoints.restore(self.progress.best_step, last)[0]
+      return TrainState.of_saved(
+        self._checkpoints.restore(self.progress.best_step, last.saved())[0]
+      )
     except UserError as error:
       say(f'the best checkpoint is lost, testing the last step instead: {error}')
       self.progress.best_step, self.progress.best_score = self.progress.step, None
       return last
 
-  def add(self, step: int, loss: np.ndarray, grad_norm: np.ndarray) -> None:
-    """Adds the metrics of the steps that end at `step`.
+  def add(self, step: int, loss: np.ndarray, grad_norm: np.ndarray, **others: np.ndarray) -> None:
+    """Adds the metrics of the steps that end at `step`, each [steps] or [steps, ...].
 
     Raises:
       UserError: one of them is not finite.
@@ -129,6 +134,8 @@ class Records:
         )
     self.progress.losses += [float(x) for x in loss]
     self.progress.grad_norms += [float(x) for x in grad_norm]
+    for name, values in others.items():
+      self.progress.others.setdefault(name, []).extend(np.asarray(values, float).tolist())
 
   def training_line(self, epoch: float, learning_rate: float, timing: dict[str, float]) -> None:
     """Writes the means over the steps since the last line."""
@@ -137,7 +144,10 @@ class Records:
       'grad_norm': float(np.mean(self.progress.grad_norms)),
       'learning_rate': learning_rate,
     }
-    self.progress.losses, self.progress.grad_norms = [], []
+    for name, values in self.progress.others.items():
+      known = np.ma.masked_invalid(values).mean(0)
+      record[name] = np.ma.filled(known, np.nan).tolist()
+    self.progress.losses, self.progress.grad_norms, self.progress.others = [], [], {}
     self._write(epoch, record, timing)
 
   def validation_line(
@@ -161,6 +171,10 @@ class Records:
       path.parent.mkdir(exist_ok=True)
       conflict.save(path)
     self._write(epoch, conflict.summary(), {'diagnostics_seconds': seconds})
+
+  def surgery_line(self, epoch: float, record: dict[str, Any], seconds: float) -> None:
+    """Writes what a measurement for gradient surgery found, and the weights that follow from it."""
+    self._write(epoch, record, {'surgery_seconds': seconds})
 
   def snapshot_line(
     self,
@@ -186,14 +200,14 @@ class Records:
       self._folder.write_json(f'conflict/{snapshot_file(name, part)}.json', branches)
     self._write(epoch, line, {'diagnostics_seconds': seconds})
 
-  def _write(self, epoch: float, record: dict[str, float], timing: dict[str, float]) -> None:
+  def _write(self, epoch: float, record: dict[str, Any], timing: dict[str, float]) -> None:
     if not distributed.is_first():
       return
     step = self.progress.step
     self._folder.append_metrics({'step': step, 'epoch': epoch, **record, 'timing': timing})
     assert self._events is not None  # since `resume`
     with writing_to(self._folder.path):
-      self._events.scalars(step, record | timing)
+      self._events.scalars(step, _scalars(record) | timing)
     self.progress.metrics_bytes = self._folder.metrics_length()
 
   def save(self, state: TrainState, score: float | None = None) -> None:
@@ -210,11 +224,23 @@ class Records:
         f'NaN or infinity after step {self.progress.step}',
         f'lower train.learning_rate; the good checkpoints are of steps {kept}',
       )
-    self._checkpoints.save(self.progress.step, state, dataclasses.asdict(self.progress), score)
+    progress = dataclasses.asdict(self.progress)
+    self._checkpoints.save(self.progress.step, state.saved(), progress, score)
 
   def wait(self) -> None:
     """Returns when the last checkpoint is on disk."""
     self._checkpoints.wait()
+
+
+def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
+  """The numbers of a record, those of a list under its name and their index."""
+  found: dict[str, float] = {}
+  for name, value in record.items():
+    if isinstance(value, list):
+      found |= {f'{name}/{i}': x for i, x in enumerate(value)}
+    else:
+      found[name] = value
+  return found
 
 
 TESTED = 'tested'  # name of the snapshot of the checkpoint that is evaluated on the test part

@@ -16,7 +16,7 @@ from csba_jax import config as config_lib
 from csba_jax.data import pipeline
 from csba_jax.errors import UserError
 from csba_jax.files import expanded
-from csba_jax.methods import optimizers
+from csba_jax.methods import optimizers, surgery
 from csba_jax.models import registry
 from csba_jax.run import net as net_lib
 from csba_jax.run import state as state_lib
@@ -207,7 +207,8 @@ def _load_state(
 def _shapes(config: ml_collections.ConfigDict, metadata: Metadata) -> tuple[nn.Module, TrainState]:
   model = _model_of(config, metadata)
   tx, _ = optimizers.build(config, total_steps=1)
-  return model, state_lib.shapes(model, tx, metadata.image_shape, config.train.ema_decay > 0)
+  state = state_lib.shapes(model, tx, metadata.image_shape, config.train.ema_decay > 0)
+  return model, state.replace(surgery=surgery.initial(config, len(metadata.class_names)))
 
 
 def _initial_net(
@@ -277,7 +278,8 @@ def _restore(
 ) -> tuple[TrainState, dict[str, Any]]:
   """checkpoints.restore; UserError where a run that goes on has removed it in the meantime."""
   try:
-    return checkpoints.restore(step, like)
+    saved, meta = checkpoints.restore(step, like.saved())
+    return TrainState.of_saved(saved), meta
   except UserError as error:
     directory = _checkpoints_of(workdir)
     if not (workdir / 'result.json').exists():

@@ -27,6 +27,7 @@ class Plan:
   loss_levels: tuple[float, ...] = ()
   save_every: int = 1000
   frozen: int = 0  # steps in which the weights of model.init do not move
+  surgery_every: int = 0  # steps between measurements for gradient surgery; 0: none
 
   @classmethod
   def of(cls, config: ml_collections.ConfigDict, images: int) -> 'Plan':
@@ -53,6 +54,7 @@ class Plan:
       numbers(config.diagnostics.loss_levels),
       train.save_every,
       step_at(train.frozen, epochs * per_epoch),
+      _surgery_every(config.surgery),
     )
 
   def segments(self, start: int) -> Iterator[tuple[int, int]]:
@@ -73,14 +75,20 @@ class Plan:
     while first < last:
       end = min(first + longest, last, *(step for step in stops if step > first))
       end = min(end, (first // self.save_every + 1) * self.save_every)
-      if self.diagnose_every:
-        end = min(end, (first // self.diagnose_every + 1) * self.diagnose_every)
+      for every in (self.diagnose_every, self.surgery_every):
+        if every:
+          end = min(end, (first // every + 1) * every)
       yield first, end
       first = end
 
   def diagnoses_at(self, step: int) -> bool:
     """Whether the conflict is measured after step number `step`."""
     return self.diagnose_every > 0 and step > 0 and step % self.diagnose_every == 0
+
+  def surgery_at(self, step: int) -> bool:
+    """Whether the weights of gradient surgery are chosen anew for the steps after this number."""
+    every = self.surgery_every
+    return every > 0 and self.frozen <= step < self.total and step % every == 0
 
   def snapshots_at(self, step: int) -> list[str]:
     """Names of the snapshots to take after step number `step`."""
@@ -107,6 +115,12 @@ class Plan:
   def saves_at(self, step: int) -> bool:
     """Whether a checkpoint follows step number `step`."""
     return self.evaluates_at(step) or (step > 0 and step % self.save_every == 0)
+
+
+def _surgery_every(surgery: ml_collections.ConfigDict) -> int:
+  """Steps between measurements outside of the compiled step."""
+  measures = surgery.name not in ('none', 'fixed', 'random') and surgery.every > 1
+  return surgery.every if measures else 0
 
 
 def training_stream(config: ml_collections.ConfigDict, labels: np.ndarray) -> sampling.Stream:

@@ -1,6 +1,9 @@
 """The training state: everything that a resumed run needs on the devices."""
 
+import dataclasses
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,10 +26,22 @@ class TrainState(struct.PyTreeNode):
   batch_stats: PyTree  # running mean and variance, float32
   opt_state: optax.OptState
   averages: PyTree  # moving averages {'params', 'batch_stats'}; {} where none are kept
+  # what gradient surgery keeps from step to step, see csba_jax.methods.surgery; {} without it
+  surgery: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def variables(self) -> PyTree:
     """{'params', 'batch_stats'} for evaluation: the moving averages where they are kept."""
     return self.averages or {'params': self.params, 'batch_stats': self.batch_stats}
+
+  def saved(self) -> dict[str, PyTree]:
+    """What a checkpoint holds: {field: value}. Without surgery, as before there was any."""
+    found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    return found if self.surgery else {k: v for k, v in found.items() if k != 'surgery'}
+
+  @classmethod
+  def of_saved(cls, saved: Mapping[str, PyTree]) -> 'TrainState':
+    """The state that `saved` came from."""
+    return cls(**saved)
 
 
 def move_averages(averages: PyTree, state: TrainState, decay: float) -> PyTree:

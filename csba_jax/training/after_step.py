@@ -21,6 +21,7 @@ from csba_jax.run.state import TrainState
 from csba_jax.runtime.progress import TrainingBar
 from csba_jax.runtime.signals import StopRequest
 from csba_jax.training.job import Job
+from csba_jax.training.surgery import Measurement
 
 # The training loss of a net is measured against a level only where the mean loss of the log line is
 # at most this many times the level: the measurement reads every training image.
@@ -68,16 +69,20 @@ class Context:
   bar: TrainingBar
   stopwatch: Stopwatch
   probe: probe_lib.Probe | None  # where the run measures conflict every so many steps
+  surgery: Measurement | None = None  # where surgery measures between steps
   score: float | None = None  # of the validation at this step, for the checkpoint of this step
 
   @classmethod
   def of(cls, job: Job, records: Records, stop: StopRequest, bar: TrainingBar) -> 'Context':
     """The context for the step that the records have reached."""
-    found = None
+    probe = surgery = None
+    net = Net.of_shapes(job.program.model, Metadata.of(job.data, job.config.model))
     if job.plan.diagnose_every:
-      net = Net.of_shapes(job.program.model, Metadata.of(job.data, job.config.model))
-      found = probe_lib.of_config(net, job.config, job.data, job.layout)
-    return cls(job, records, stop, bar, Stopwatch(records.progress.step), found)
+      probe = probe_lib.of_config(net, job.config, job.data, job.layout)
+    if job.plan.surgery_every:
+      assert job.program.surgery is not None  # whose plan measures has one
+      surgery = Measurement(job.program.surgery, net, job.config, job.data, job.layout)
+    return cls(job, records, stop, bar, Stopwatch(records.progress.step), probe, surgery)
 
   @property
   def step(self) -> int:
@@ -99,7 +104,7 @@ class Task(NamedTuple):
 
   name: str  # checkpoints keep this name: another one would be done again in a resumed run
   is_due: Callable[[Plan, int], object]  # (plan, step) -> true where it follows this step
-  do: Callable[[Context, TrainState], None]
+  do: Callable[[Context, TrainState], TrainState | None]  # a state that takes the place, or None
 
 
 def _measure_probe(context: Context, state: TrainState) -> None:
@@ -108,6 +113,15 @@ def _measure_probe(context: Context, state: TrainState) -> None:
   assert context.probe is not None  # whose plan diagnoses has one
   conflict = context.probe.measure(state)
   context.records.diagnostics_line(context.epoch, conflict, time.monotonic() - began)
+
+
+def _measure_surgery(context: Context, state: TrainState) -> TrainState:
+  """New weights of gradient surgery, for the steps to come."""
+  began = time.monotonic()
+  assert context.surgery is not None  # whose plan measures for it has one
+  state, record = context.surgery.renew(state)
+  context.records.surgery_line(context.epoch, record, time.monotonic() - began)
+  return state
 
 
 def _measure_snapshots(context: Context, state: TrainState) -> None:
@@ -176,19 +190,24 @@ def _save(context: Context, state: TrainState) -> None:
 # - 'validation' gives 'checkpoint' the score of this step, and decides which step is the best.
 # - 'checkpoint' saves the state together with all that the tasks before it have changed, so that a
 #   run that resumes from it repeats none of them. A task after it would be repeated.
+# - 'surgery' changes the state that 'checkpoint' saves.
 # The lines of one step stand in metrics.jsonl in this order too.
 TASKS = (
   Task('diagnosis', Plan.diagnoses_at, _measure_probe),
   Task('snapshots', Plan.snapshots_at, _measure_snapshots),
   Task('levels', Plan.logs_at, _measure_levels),
+  Task('surgery', Plan.surgery_at, _measure_surgery),
   Task('line', Plan.logs_at, _write_line),
   Task('validation', Plan.evaluates_at, _validate),
   Task('checkpoint', Plan.saves_at, _save),
 )
 
 
-def run_due(context: Context, state: TrainState) -> None:
+def run_due(context: Context, state: TrainState) -> TrainState:
   """Does the tasks that are due at this step and not done yet, in the order of TASKS.
+
+  Returns:
+    The state to go on with.
 
   Raises:
     Stopped: after a request to stop; the task in progress counts as not done.
@@ -201,11 +220,12 @@ def run_due(context: Context, state: TrainState) -> None:
       continue
     done.append(task.name)  # before it is done: a checkpoint that saves this list is itself in it
     try:
-      task.do(context, state)
+      state = task.do(context, state) or state
     except BaseException:
       done.remove(task.name)
       raise
   context.stopwatch.start()
+  return state
 
 
 def record_snapshots(

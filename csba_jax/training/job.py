@@ -15,13 +15,16 @@ from jax import Array
 from csba_jax.data import mixing, pipeline, sampling
 from csba_jax.measure import probe
 from csba_jax.methods import losses, optimizers, second_stages
+from csba_jax.methods import surgery as surgery_lib
+from csba_jax.methods.surgery import Surgery
 from csba_jax.models import pretrained, registry
 from csba_jax.run import state as state_lib
 from csba_jax.run.net import Metadata, Net
 from csba_jax.run.schedule import Plan, training_stream
 from csba_jax.run.state import TrainState
 from csba_jax.runtime import sharding
-from csba_jax.training import start_second_stage
+from csba_jax.training import start_second_stage, surgery
+from csba_jax.training.gradient import gradient_of_the_mean
 from csba_jax.training.step import StepFn, make_step
 
 # sections and fields of a config on which no compiled step depends
@@ -34,6 +37,7 @@ class Program(NamedTuple):
   model: nn.Module
   tx: optax.GradientTransformation
   schedule: optax.Schedule  # learning rate by step
+  surgery: Surgery | None
   step_fn: StepFn
   frozen_step_fn: StepFn  # while the weights of model.init do not move
 
@@ -50,9 +54,19 @@ def _program(
   model = registry.build(config.model, len(class_counts), image_shape)
   tx, schedule = optimizers.build(config, total_steps)
   counts = np.array(class_counts)
-  step_fn = make_step(config, model, tx, counts, total_steps, layout)
-  frozen = make_step(config, model, tx, counts, total_steps, layout, trains=pretrained.FRESH)
-  return Program(model, tx, schedule, step_fn, frozen)
+  parts = (config, model, tx, counts, total_steps, layout)
+  frozen = make_step(*parts, gradient_fn=gradient_of_the_mean, trains=pretrained.FRESH)
+  cut = surgery_lib.build(config, counts)
+  return Program(model, tx, schedule, cut, make_step(*parts), frozen)
+
+
+def _counts_that_matter(
+  config: ml_collections.ConfigDict, class_counts: np.ndarray
+) -> tuple[int, ...]:
+  """`losses.counts_that_matter`, and the counts where surgery reads them."""
+  if surgery_lib.reads_counts(config):
+    return tuple(class_counts.tolist())
+  return losses.counts_that_matter(config, class_counts)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,7 +91,7 @@ class Job:
     program = _program(
       ml_collections.FrozenConfigDict(decisive),
       data.image_shape,
-      losses.counts_that_matter(config, data.class_counts),
+      _counts_that_matter(config, data.class_counts),
       plan.total,
       layout,
     )
@@ -118,7 +132,9 @@ class Job:
     model, tx = self.program.model, self.program.tx
     state = state_lib.create(model, tx, self.data.image_shape, config.seed, averages)
     if resumes:
-      return self.layout.place_state(state), {}
+      kept = surgery_lib.initial(config, len(self.data.class_names))
+      return self.layout.place_state(state.replace(surgery=kept)), {}
+    state = state.replace(surgery=surgery.begin(config, self.data))
     origin = {'init': pretrained.record(config.model.init)} if config.model.init else {}
     state = self.layout.place_state(state_lib.with_pretrained(state, config.model))
     if config.stage.method == 'none':

@@ -26,7 +26,7 @@ from csba_jax.run.workdir import Workdir, writing_to
 from csba_jax.runtime import backend, distributed
 from csba_jax.runtime.progress import TrainingBar, say
 from csba_jax.runtime.signals import Stopped, StopRequest
-from csba_jax.training import after_step, preflight
+from csba_jax.training import after_step, preflight, surgery
 from csba_jax.training.feed import Inputs
 from csba_jax.training.job import Job
 from csba_jax.training.step import compiled_steps
@@ -110,7 +110,7 @@ def run_steps(job: Job, state: TrainState, records: Records, stop: StopRequest) 
     context = after_step.Context.of(job, records, stop, bar)
     longest = min(inputs.longest, backend.steps_per_dispatch(job.plan.log_every))
     try:
-      after_step.run_due(context, state)  # before the first step, or left undone by a stop
+      state = after_step.run_due(context, state)  # before the first step, or left undone by a stop
       for first, last in job.plan.segments(records.progress.step):
         for start, end in job.plan.dispatches(first, last, longest):
           state, found = steps(
@@ -123,7 +123,7 @@ def run_steps(job: Job, state: TrainState, records: Records, stop: StopRequest) 
           )
           records.add(end, **jax.device_get(found))
           bar.update(end, records.progress.losses[-1], context.images_per_second())
-          after_step.run_due(context, state)
+          state = after_step.run_due(context, state)
           stop.check()
     except Stopped:
       records.save(state)
@@ -183,6 +183,8 @@ def _result(
   """The content of result.json; `seconds` are those of the process that finishes the run."""
   data, progress = job.data, records.progress
   found = metrics.summarise(sums, data.class_counts) | progress.origin
+  if about := surgery.summary(state):
+    found |= {'surgery': about}
   return found | {
     'checkpoint_step': progress.best_step,
     'validation_macro_f1': progress.best_score,  # with the class shares of the source: after_step

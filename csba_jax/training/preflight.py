@@ -14,7 +14,7 @@ from csba_jax import config as config_lib
 from csba_jax.data import augment, class_counts, mixing, policy, sampling
 from csba_jax.data.splits import Splits
 from csba_jax.fields import RANGES
-from csba_jax.methods import losses, optimizers, second_stages
+from csba_jax.methods import losses, optimizers, second_stages, surgery
 from csba_jax.models import attention, classifiers, pretrained, registry
 from csba_jax.run import schedule
 from csba_jax.runtime import sharding
@@ -33,6 +33,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   augment.build(config.augment)
   mixing.build(config.mixing, counts, total_steps=1)
   optimizers.build(config, total_steps=1)
+  surgery.check(config)
   sampling.Stream.of(config.sampler, np.arange(2), batch_size=2, total_steps=1, seed=config.seed)
 
 
@@ -63,6 +64,7 @@ def choices() -> dict[str, str]:
     'sampler.name': sampling.SAMPLERS,
     'mixing.name': mixing.MIXINGS,
     'stage.method': second_stages.SECOND_STAGES,
+    'surgery.name': surgery.NAMES,
     'train.optimizer': optimizers.OPTIMIZERS,
     'train.schedule': optimizers.SCHEDULES,
   }

@@ -15,45 +15,16 @@ from jax import Array
 
 from csba_jax.data import augment, mixing
 from csba_jax.methods import losses, second_stages
+from csba_jax.methods import surgery as surgery_lib
 from csba_jax.run import state as state_lib
 from csba_jax.run.net import Preprocessing
 from csba_jax.run.state import TrainState
 from csba_jax.runtime import backend, sharding
+from csba_jax.training import surgery
+from csba_jax.training.gradient import Batch, GradientFn, gradient_of_the_mean
 
 PyTree = Any
-Batch = Mapping[str, Array]
 StepFn = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]
-# (params, batch) -> losses [N], and what else the forward pass gives: the statistics of BatchNorm
-ForwardFn = Callable[[PyTree, Batch], tuple[Array, PyTree]]
-# (forward, params, batch) -> loss, gradient (a tree like params), the auxiliary output of forward
-GradientFn = Callable[[ForwardFn, PyTree, Batch], tuple[Array, PyTree, PyTree]]
-
-
-def gradient_of_the_mean(
-  forward: ForwardFn, params: PyTree, batch: Batch
-) -> tuple[Array, PyTree, PyTree]:
-  """The ordinary gradient of a step: of the mean loss (1/N) sum_i l_i over the batch.
-
-  Another `GradientFn` may take its place (`make_step`). One that is made of class gradients calls
-  `forward` once, through `csba_jax.gradients.pullback.losses_and_pullback`.
-
-  Args:
-    forward: (params, batch) -> losses [N] and the auxiliary output of the same forward pass.
-    params: tree of float arrays.
-    batch: as `forward` takes it, with 'label' [N]; mixed batches also hold 'partner_label' and
-      'share'.
-
-  Returns:
-    The loss that the step reports, the direction that the optimiser takes for the gradient (a tree
-    like params), and the auxiliary output of the forward pass.
-  """
-
-  def mean_loss(params: PyTree) -> tuple[Array, PyTree]:
-    per_example, auxiliary = forward(params, batch)
-    return per_example.mean(), auxiliary
-
-  (loss, auxiliary), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
-  return loss, grads, auxiliary
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,7 +54,8 @@ def train_step(
   with the number of the step it decides everything random.
 
   Returns:
-    The new state, and for the old parameters the loss and the norm of the gradient.
+    The new state, and for the old parameters the loss, the norm of the gradient, and what the
+    gradient function shows.
   """
   key = jax.random.fold_in(key, state.step)
   batch = parts.mix_fn(jax.random.fold_in(key, _MIX), _augmented(parts, key, batch), state.step)
@@ -106,19 +78,22 @@ def train_step(
     per_example = losses.mixed(parts.loss_fn, logits, batch, state.step)
     return per_example, updated.get('batch_stats', state.batch_stats)
 
-  loss, grads, batch_stats = parts.gradient_fn(forward, whole, batch)
-  grads = parts.layout.scatter(grads)
+  found = parts.gradient_fn(forward, whole, batch, state.surgery, jax.random.fold_in(key, _SURGERY))
+  grads = parts.layout.scatter(found.direction)
   updates, opt_state = parts.tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  state = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
+  state = state.replace(
+    params=params, batch_stats=found.auxiliary, opt_state=opt_state, surgery=found.kept
+  )
   if parts.ema_decay:
     averages = state_lib.move_averages(state.averages, state, parts.ema_decay)
     state = state.replace(averages=averages)
-  return state.replace(step=state.step + 1), {'loss': loss, 'grad_norm': optax.tree.norm(grads)}
+  metrics = {'loss': found.loss, 'grad_norm': optax.tree.norm(grads), **found.shown}
+  return state.replace(step=state.step + 1), metrics
 
 
 # the keys of a step that are not those which the augmentation splits off
-_MIX, _PARTNER = 1 << 16, 1 << 17
+_MIX, _PARTNER, _SURGERY = 1 << 16, 1 << 17, 1 << 18
 
 
 def _augmented(parts: StepParts, key: Array, batch: Batch) -> Batch:
@@ -192,14 +167,27 @@ def make_step(
   class_counts: np.ndarray,
   total_steps: int,
   layout: sharding.Layout,
-  gradient_fn: GradientFn = gradient_of_the_mean,
+  gradient_fn: GradientFn | None = None,
   trains: str = '.',
 ) -> StepFn:
   """`train_step` with all its parts bound: (state, batch, key) -> (state, metrics).
 
+  Args:
+    config: of the run.
+    model: of the run.
+    tx: its optimiser.
+    class_counts: [C] training images.
+    total_steps: of the run.
+    layout: how arrays lie on the devices.
+    gradient_fn: takes the place of the one that config.surgery describes.
+    trains: regular expression of the parameters that have a gradient.
+
   Raises:
     UserError: unknown names in the config, or parts that do not go together.
   """
+  if gradient_fn is None:
+    cut = surgery_lib.build(config, class_counts)
+    gradient_fn = surgery.gradient_fn(cut, model.head, len(class_counts), layout.devices)
   parts = StepParts(
     model=model,
     tx=tx,

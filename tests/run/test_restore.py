@@ -6,6 +6,9 @@ import pytest
 
 from csba_jax.errors import UserError
 from csba_jax.run import restore
+from csba_jax.run.state import TrainState
+
+LIKE = TrainState(*[{}] * 5)
 
 
 class Kept:
@@ -23,7 +26,7 @@ class Kept:
     del like
     if not (self._folder / 'checkpoints' / str(step)).exists() or self._kept[step] is None:
       raise UserError(f'a whole checkpoint at step {step}', 'one that is damaged', 'use another')
-    return f'state {step}', self._kept[step]
+    return LIKE.saved(), self._kept[step]
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +35,7 @@ def no_waiting(monkeypatch):
 
 
 def find(kept, folder, which='best', validates=True):
-  return restore._find_step(kept, folder, which, None, validates)
+  return restore._find_step(kept, folder, which, LIKE, validates)
 
 
 def test_best_before_the_first_validation_says_so(tmp_path):
@@ -64,7 +67,7 @@ def test_a_checkpoint_that_the_run_has_replaced_is_not_called_damaged(tmp_path):
   kept = Kept(tmp_path, {40: {}, 80: {}})
   shutil.rmtree(tmp_path / 'checkpoints/40')
   with pytest.raises(UserError) as error:
-    restore._restore(kept, 40, tmp_path, None)
+    restore._restore(kept, 40, tmp_path, LIKE)
   assert str(error.value) == (
     f'expected checkpoint 40 in {tmp_path}; found that the run, which goes on, has replaced it by '
     '80; to fix it: give the command again, or wait until the run is finished'
@@ -73,7 +76,7 @@ def test_a_checkpoint_that_the_run_has_replaced_is_not_called_damaged(tmp_path):
 
 def test_a_damaged_one_that_is_there_is(tmp_path):
   with pytest.raises(UserError, match='one that is damaged'):
-    restore._restore(Kept(tmp_path, {40: None}), 40, tmp_path, None)
+    restore._restore(Kept(tmp_path, {40: None}), 40, tmp_path, LIKE)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ PLAN = Plan(
   diagnose_every=6,
   snapshots=(('0', 0), ('0.5', 12)),
   save_every=8,
+  surgery_every=12,
 )
 
 
@@ -36,7 +37,7 @@ def table(monkeypatch):
   def do(name):
     def one(context, state):
       table.log.append(name)
-      table.instead.get(name, lambda *_: None)(context, state)
+      return table.instead.get(name, lambda *_: None)(context, state)
 
     return one
 
@@ -47,18 +48,26 @@ def table(monkeypatch):
 
 def test_names_are_those_that_stored_checkpoints_hold():
   names = [task.name for task in after_step.TASKS]
-  assert names == ['diagnosis', 'snapshots', 'levels', 'line', 'validation', 'checkpoint']
+  assert names == [
+    'diagnosis',
+    'snapshots',
+    'levels',
+    'surgery',
+    'line',
+    'validation',
+    'checkpoint',
+  ]
 
 
 @pytest.mark.parametrize(
   ('step', 'due'),
   [
-    (0, ['snapshots']),
+    (0, ['snapshots', 'surgery']),
     (1, []),
     (4, ['levels', 'line']),
     (6, ['diagnosis']),
     (8, ['levels', 'line', 'checkpoint']),
-    (12, ['diagnosis', 'snapshots', 'levels', 'line', 'validation', 'checkpoint']),
+    (12, ['diagnosis', 'snapshots', 'levels', 'surgery', 'line', 'validation', 'checkpoint']),
     (24, ['diagnosis', 'levels', 'line', 'validation', 'checkpoint']),
   ],
 )
@@ -82,7 +91,18 @@ def test_a_task_that_was_stopped_is_done_again_and_those_before_it_are_not(table
   assert context.records.progress.done == ['diagnosis', 'snapshots']
   del table.instead['levels'], table.log[:]
   after_step.run_due(context_at(12, context.records.progress.done), None)
-  assert table.log == ['levels', 'line', 'validation', 'checkpoint']
+  assert table.log == ['levels', 'surgery', 'line', 'validation', 'checkpoint']
+
+
+def test_later_tasks_and_the_run_have_the_state_that_a_task_returns(table):
+  seen = []
+  table.instead |= {
+    'levels': lambda _, state: seen.append(state),
+    'surgery': lambda _, state: f'{state} with weights',
+    'checkpoint': lambda _, state: seen.append(state),
+  }
+  assert after_step.run_due(context_at(12), 'state') == 'state with weights'
+  assert seen == ['state', 'state with weights']
 
 
 def test_a_checkpoint_says_of_itself_that_it_is_done_and_has_the_score_of_its_step(table):

@@ -50,7 +50,7 @@ def final_state(driver, workdir):
   like = state_lib.shapes(model, tx, (8, 8, 1))
   with Checkpoints(workdir / 'checkpoints', read_only=True) as checkpoints:
     step = checkpoints.steps()[-1]
-    return step, jax.tree.leaves(checkpoints.restore(step, like)[0])
+    return step, jax.tree.leaves(checkpoints.restore(step, like.saved())[0])
 
 
 def assert_same_end(driver, workdir, finished):

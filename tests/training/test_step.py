@@ -14,7 +14,8 @@ from csba_jax.methods import losses, optimizers
 from csba_jax.models import registry
 from csba_jax.run import state as state_lib
 from csba_jax.runtime import sharding
-from csba_jax.training.step import gradient_of_the_mean, make_step
+from csba_jax.training.gradient import Gradient, gradient_of_the_mean
+from csba_jax.training.step import make_step
 
 CLASSES, IMAGES = 10, 40
 KEY = jax.random.key(5)
@@ -23,10 +24,11 @@ KEY = jax.random.key(5)
 def class_weighted(weights):
   """A gradient function: of (1/N) sum_i w_{y_i} l_i, through one pullback of weights."""
 
-  def gradient(forward, params, batch):
+  def gradient(forward, params, batch, kept, key):
     found, pullback, auxiliary = losses_and_pullback(lambda p: forward(p, batch), params)
     by_example = jnp.asarray(weights, found.dtype)[batch['label']]
-    return (by_example * found).mean(), pullback(by_example / len(found)), auxiliary
+    loss, direction = (by_example * found).mean(), pullback(by_example / len(found))
+    return Gradient(loss, direction, auxiliary, kept, {})
 
   return gradient
 
@@ -104,6 +106,6 @@ def test_the_statistics_come_out_of_the_only_forward_pass(gradient_fn):
     return params * batch['x'], batch['x'].mean()
 
   batch = {'x': jnp.array([1.0, 3.0]), 'label': np.array([0, 1])}
-  loss, gradient, auxiliary = gradient_fn(forward, jnp.array(2.0), batch)
-  assert (float(loss), float(gradient), float(auxiliary)) == (4.0, 2.0, 2.0)
+  found = gradient_fn(forward, jnp.array(2.0), batch, {}, KEY)
+  assert (float(found.loss), float(found.direction), float(found.auxiliary)) == (4.0, 2.0, 2.0)
   assert len(calls) == 1
