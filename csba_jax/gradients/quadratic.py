@@ -14,6 +14,7 @@ PATIENCE = 3  # exchanges without progress before variables are exchanged one by
 REFINEMENTS = 4
 TOLERANCE = 1e-6  # of signs, relative to the size of what is added up
 RIDGE = 1e-7  # for each variable, relative to the diagonal: about what float32 rounds
+SMALLEST = 1e-6  # singular value that counts, relative to rows of length 1
 
 
 def semidefinite(matrix: Array) -> Array:
@@ -136,3 +137,57 @@ def _descend(matrix: Array, linear: Array, y: Array, done: Array) -> Array:
 
   state = (0, y, y, jnp.ones((), linear.dtype), done)
   return lax.while_loop(unfinished, step, state)[1]
+
+
+def nearest_in_cone(limits: Array, point: Array) -> Array:
+  """argmin |w - p|^2 over the w with E w >= 0.
+
+  Its dual, p + E' y with y >= 0 for the rows of E that are active, by the active sets of Lawson &
+  Hanson (1974): the row that is violated most comes in, rows with y < 0 go out, one a step, 5 n + 20
+  steps at most. w comes from an orthonormal basis of the active rows and not from y: where a cone
+  is thin, y is 10^5 times p, and forming E E' would square that. Beyond n = 150, 1000 steps of
+  accelerated projected gradients for y take its place, which leave thin cones unresolved.
+
+  Args:
+    limits: E [m, n], rows of length 1 or 0.
+    point: p [n].
+
+  Returns:
+    w [n].
+  """
+  rows, size = limits.shape
+  none, zero, no = jnp.zeros(rows, bool), jnp.zeros(rows, limits.dtype), jnp.zeros((), bool)
+  if size > LARGEST_MANY:
+    y = _descend(_product(limits, limits.T), _product(limits, point), zero, no)
+    return point + _product(y, limits)
+  padded = jnp.concatenate([limits, jnp.zeros((1, size), limits.dtype)])
+  ridge = SMALLEST * jnp.eye(size, dtype=limits.dtype)
+
+  def solve(active: Array) -> tuple[Array, Array]:
+    """w and y for these rows with equality."""
+    at = jnp.nonzero(active, size=size, fill_value=rows)[0]
+    basis, upper = jnp.linalg.qr(jnp.concatenate([padded[at].T, ridge]))
+    basis = basis[:size]
+    first = _product(basis.T, point)
+    w = point - _product(basis, first)
+    second = _product(basis.T, w)  # once more, for what float32 and the ridge left
+    y = -jax.scipy.linalg.solve_triangular(upper, first + second)
+    return w - _product(basis, second), jnp.zeros(rows + 1, limits.dtype).at[at].set(y)[:rows]
+
+  def unfinished(state: tuple) -> Array:
+    return (state[0] < 5 * size + 20) & ~state[-1]
+
+  def step(state: tuple) -> tuple:
+    count, active, y, _, _ = state
+    w, new = solve(active)
+    low = active & (new <= 0)
+    parts = jnp.where(low, y / jnp.where(low, jnp.maximum(y - new, 1e-30), 1), jnp.inf)
+    back, first = low.any(), jnp.arange(rows) == jnp.argmin(parts)
+    y = jnp.where(back, jnp.maximum(y + parts.min() * (new - y), 0), new)
+    margin = jnp.where(active, jnp.inf, _product(limits, w))
+    worst = jnp.arange(rows) == jnp.argmin(margin)
+    done = ~back & (margin.min() >= -TOLERANCE * jnp.abs(point).max())
+    active = jnp.where(back, active & ~first, active | (worst & ~done))
+    return count + 1, active, jnp.where(active, y, 0), w, done
+
+  return lax.while_loop(unfinished, step, (0, none, zero, point, no))[3]
