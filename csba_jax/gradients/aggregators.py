@@ -322,8 +322,9 @@ def interference(
   size = len(rows.lengths)
   protected = rows.present
   if protect is not None:
+    protect = jnp.asarray(protect, bool)
     check_shape('protect', protect, (size,))
-    protected &= jnp.asarray(protect, bool)
+    protected &= protect
   eye = jnp.eye(size)
   gains = rows.cosines * rows.lengths[None] * jnp.where(eye > 0, share, 1)  # / |a_c|, by [c, d]
   gains = jnp.where(protected[:, None], gains, 0)

@@ -143,8 +143,8 @@ def nearest_in_cone(limits: Array, point: Array) -> Array:
   """argmin |w - p|^2 over the w with E w >= 0.
 
   Its dual, p + E' y with y >= 0 for the rows of E that are active, by the active sets of Lawson &
-  Hanson (1974): the row that is violated most comes in, rows with y < 0 go out, one a step, 5 n + 20
-  steps at most. w comes from an orthonormal basis of the active rows and not from y: where a cone
+  Hanson (1974): the row that is violated most comes in, rows with y < 0 go out, one a step, at most
+  5 n + 20 steps. w comes from an orthonormal basis of the active rows and not from y: where a cone
   is thin, y is 10^5 times p, and forming E E' would square that. Beyond n = 150, 1000 steps of
   accelerated projected gradients for y take its place, which leave thin cones unresolved.
 

@@ -51,7 +51,8 @@ _RANGES = {'c': (0, np.inf), 'beta': (0, 1), 'alpha': (0, np.inf), 'rate': (0, 1
 def initial(name: str, num_classes: int) -> PyTree:
   """The state that an aggregator starts with, {} where it has none; UserError for another name."""
   _check_name(name)
-  if not isinstance(num_classes, int | np.integer) or num_classes < 1:
+  whole = isinstance(num_classes, int | np.integer) and not isinstance(num_classes, bool)
+  if not whole or num_classes < 1:
     raise UserError('num_classes >= 1', shown(num_classes), 'pass the number of classes')
   if name == 'gradvac':
     return {'targets': jnp.zeros((num_classes, num_classes))}
@@ -92,14 +93,15 @@ def without_uncertain(gram: Array, low: Array, high: Array) -> Array:
 
   Args:
     gram: [..., C, C].
-    low: lower ends of intervals of the entries or of their cosines, whose signs are the same.
-    high: upper ends. An interval that includes 0, or has an end that is NaN, leaves the sign open.
+    low: [..., C, C], lower ends of intervals of the entries, or of their cosines.
+    high: [..., C, C], upper ends. An interval leaves the sign open where it includes 0, or where an
+      end is NaN.
 
   Returns:
     [..., C, C]; what is positive, certain or on the diagonal stays.
   """
-  gram = jnp.asarray(gram)
-  open_sign = ~((jnp.asarray(low) > 0) | (jnp.asarray(high) < 0))
+  gram, low, high = map(jnp.asarray, (gram, low, high))
+  open_sign = ~((low > 0) | (high < 0)) | jnp.isnan(low) | jnp.isnan(high)
   between = jnp.broadcast_to(~jnp.eye(gram.shape[-1], dtype=bool), gram.shape)
   return jnp.where(between & open_sign & (gram < 0), 0, gram)
 

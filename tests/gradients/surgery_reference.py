@@ -1,4 +1,4 @@
-"""Writes surgery_reference.npz: weights by TorchJD for 200 random Grams, which test_surgery.py reads.
+"""Writes surgery_reference.npz for test_surgery.py: weights by TorchJD for 200 random Grams.
 
   pip install torch==2.13.0 torchjd==0.18.0 quadprog==0.1.14 qpsolvers==4.13.0 cvxpy==1.9.3 \
     clarabel==0.11.1
