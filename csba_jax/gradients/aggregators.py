@@ -297,7 +297,7 @@ def interference(
   key: Array,
   *,
   losses: Array | None = None,
-  share: float = 0.5,
+  share: float = 1.0,
   protect: Array | None = None,
 ) -> Weighed:
   """The smallest change of the weights by which no class loses more than a share of its own gain.

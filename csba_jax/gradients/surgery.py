@@ -109,9 +109,10 @@ def without_uncertain(gram: Array, low: Array, high: Array) -> Array:
 def keep_length(weights: Array, gram: Array, prior: Array) -> Array:
   """Weights times |sum_c a_c| / |sum_c w_c a_c|: the direction at the length of the plain step.
 
-  [C], [C, C], [C] -> [C]. The factor is 10 at most. It is exactly 1 where all weights are 1, and
-  where one of the two squared lengths is not positive. Absent classes have no part in the lengths,
-  but their weights are multiplied too.
+  [C], [C, C], [C] -> [C]. The factor is 10 at most, and exactly 1 where all weights are 1. Where one
+  of the two squared lengths is not positive, as of an unbiased Gram, it brings the mean weight
+  sum_c w_c pi_c / sum_c pi_c to 1. Absent classes have no part in these sums, but their weights are
+  multiplied too.
   """
   rows = aggregators.rows_of(gram, prior)
   weights = jnp.asarray(weights, jnp.float32)
@@ -121,8 +122,13 @@ def keep_length(weights: Array, gram: Array, prior: Array) -> Array:
     return scaled @ jnp.matmul(rows.cosines, scaled, precision=lax.Precision.HIGHEST)
 
   plain, found = squared(rows.lengths), squared(weights * rows.lengths)
-  known = (plain > 0) & (found > 0) & (weights != 1).any()
+  changed, known = (weights != 1).any(), (plain > 0) & (found > 0)
   factor = jnp.sqrt(jnp.where(known, plain, 1) / jnp.where(known, found, 1))
+  pi = jnp.where(rows.present, jnp.asarray(prior, jnp.float32), 0)
+  total, mean = pi.sum(), (weights * pi).sum()
+  usable = (total > 0) & (mean > 0)
+  of_mean = jnp.where(usable, total, 1) / jnp.where(usable, mean, 1)
+  factor = jnp.where(changed, jnp.where(known, factor, of_mean), 1)
   return weights * jnp.minimum(factor, LONGEST)
 
 

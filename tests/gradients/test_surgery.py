@@ -519,7 +519,8 @@ def test_the_length_of_the_step_where_there_is_none():
   assert (surgery.keep_length(zeros, gram, pi) == 0).all()
   assert (surgery.keep_length(2 * ones, 0 * gram, pi) == 2).all()
   opposite = np.array([[1.0, -1], [-1, 1]])  # the plain step is zero
-  assert surgery.keep_length(np.array([2.0, 1]), opposite, np.ones(2)).tolist() == [2, 1]
+  found = surgery.keep_length(np.array([2.0, 1]), opposite, np.ones(2))
+  np.testing.assert_allclose(found, np.array([2.0, 1]) * 2 / 3, rtol=1e-6)  # of mean 1
   found = surgery.keep_length(0.01 * ones, gram, pi)
   np.testing.assert_allclose(found, 0.1, rtol=1e-6)  # 10 at most
 
