@@ -1,10 +1,10 @@
 r"""Digits-LT: csba against none with BatchNorm and with GroupNorm, under cross-entropy.
 
-  csba-study --config=configs/study_digits_norms.py --workdir=runs/digits_norms --jobs=2
-  csba-report --workdir=runs/digits_norms
+  csba-study --config=configs/study_digits_norms.py --workdir=results/digits_norms --jobs=2
+  csba-report --workdir=results/digits_norms
 
 Both measure the gradient that training takes: with BatchNorm from batches, with GroupNorm exactly.
-40 runs. All nets have the recipe's own learning rate. Result: not yet run.
+40 runs. Every net has a learning rate of its own: configs/study_digits_norms_tuning.py.
 """
 
 from csba_jax import config
@@ -17,5 +17,6 @@ def get_config():
   c.variants = ('none', 'csba')
   c.methods = ('cross_entropy', 'group_norm')
   c.own_methods = {'group_norm': {'model.norm': 'group'}}
-  c.tuned_by = ''
+  c.first_seed = 400  # those of study_digits have been looked at
+  c.tuned_by = 'results/digits_norms_tuning'
   return c
