@@ -309,7 +309,7 @@ def interference(
   w = 0 is allowed, and it is the answer where protected classes undo each other whatever their
   weights, as all classes do near a minimum: training then stands still. Protect a few. No state.
 
-  Of this project. Weights are within 3e-5 of SciPy's for C from 2 to 100. Where the weights that
+  Of this project. Weights are within 5e-5 of SciPy's for C from 2 to 100. Where the weights that
   keep the limits form a thin cone, as where nearly all classes conflict, they are within 2e-3 up to
   C = 30; at C = 100 and beyond they may not be resolved, and break limits by 1e-3.
 

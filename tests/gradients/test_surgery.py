@@ -390,6 +390,7 @@ def test_absent_classes_keep_one_and_stay_out(name):
   found = weights_of(name, one_hole, pi)
   assert (found[[0, 3]] == 1).all()
   assert np.isfinite(found).all()
+  assert (found != 1).any()
 
 
 @pytest.mark.parametrize('name', [n for n in NAMES if n not in ('pcgrad', 'gradvac')])
