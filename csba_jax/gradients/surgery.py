@@ -110,7 +110,7 @@ def keep_length(weights: Array, gram: Array, prior: Array) -> Array:
   """Weights times |sum_c a_c| / |sum_c w_c a_c|: the direction at the length of the plain step.
 
   [C], [C, C], [C] -> [C]. The factor is 10 at most, and 1 where all weights are 1. Where one of the
-  of the two squared lengths is not positive, as of an unbiased Gram, it brings the mean weight
+  two squared lengths is not positive, as of an unbiased Gram, it brings the mean weight
   sum_c w_c pi_c / sum_c pi_c to 1. Absent classes have no part in these sums, but their weights are
   multiplied too.
   """
