@@ -165,9 +165,10 @@ def effect(weights: Array, gram: Array, prior: Array) -> dict[str, Array]:
     prior: [C], a_c = prior_c g_c.
 
   Returns:
-    'surgery_length': |sum_c w_c a_c| / |sum_c a_c|. 'surgery_cosine': between the two. 'losing' and
-    'losing_plain': number of classes whose loss rises, d_c < 0, with the weights and without.
-    NaN where a squared norm is not positive, as that of an unbiased Gram may be.
+    'surgery_length': |sum_c w_c a_c| / |sum_c a_c|, and 'surgery_cosine' between the two; NaN where
+    a squared norm is not positive, as that of an unbiased Gram may be. 'surgery_losing' and
+    'surgery_losing_plain': number of classes whose loss rises, d_c < 0, with the weights and
+    without.
   """
   plain, cut = gram @ prior, gram @ (weights * prior)
   before, after = prior @ plain, (weights * prior) @ cut
@@ -176,6 +177,6 @@ def effect(weights: Array, gram: Array, prior: Array) -> dict[str, Array]:
   return {
     'surgery_length': jnp.sqrt(after / before),
     'surgery_cosine': prior @ cut / jnp.sqrt(before * after),
-    'losing': (cut < 0).sum(),
-    'losing_plain': (plain < 0).sum(),
+    'surgery_losing': (cut < 0).sum(),
+    'surgery_losing_plain': (plain < 0).sum(),
   }

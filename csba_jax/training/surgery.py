@@ -228,8 +228,9 @@ class Measurement:
   def renew(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """The state with weights from a new measurement, and the record of what they change.
 
-    'losing' counts the classes whose loss a step with the weights so far would raise, on the new
-    images, which did not choose these weights; 'losing_plain' is that of a plain step.
+    'surgery_losing' counts the classes whose loss a step with the weights so far would raise, on
+    the new images, which did not choose these weights; 'surgery_losing_plain' is that of a plain
+    step.
     """
     try:
       conflict = self._probe.measure(state)
@@ -275,7 +276,7 @@ def _renewed(
   before = methods.effect(kept['weights'], found, prior)
   kept = surgery.choose(kept, found, prior, losses, key)
   after = methods.effect(kept['weights'], found, prior)
-  losing = {name: before[name] for name in ('losing', 'losing_plain')}
+  losing = {name: before[name] for name in ('surgery_losing', 'surgery_losing_plain')}
   return kept, {name: after[name] for name in ('surgery_length', 'surgery_cosine')} | losing
 
 

@@ -188,7 +188,7 @@ def test_effect_by_hand():
   found = methods.effect(jnp.array([3.0, 1.0]), jnp.float32(rows @ rows.T), jnp.ones(2))
   np.testing.assert_allclose(found['surgery_length'], 4 / np.sqrt(20), rtol=1e-6)
   np.testing.assert_allclose(found['surgery_cosine'], 16 / (4 * np.sqrt(20)), rtol=1e-6)
-  assert (int(found['losing']), int(found['losing_plain'])) == (0, 1)
+  assert (int(found['surgery_losing']), int(found['surgery_losing_plain'])) == (0, 1)
   indefinite = methods.effect(jnp.ones(2), jnp.array([[-1.0, 0], [0, -1.0]]), jnp.ones(2))
   assert np.isnan([indefinite['surgery_length'], indefinite['surgery_cosine']]).all()
 
@@ -240,7 +240,9 @@ def test_a_run_records_its_weights(finished):
   measured = [line for line in lines if 'surgery_skipped' in line]
   assert [line['step'] for line in measured] == [0, 8, 16]
   assert all(len(line['surgery_weights']) == 10 for line in measured)
-  assert all({'losing', 'losing_plain', 'surgery_cosine'} <= line.keys() for line in measured)
+  assert all(
+    {'surgery_losing', 'surgery_losing_plain', 'surgery_cosine'} <= line.keys() for line in measured
+  )
   # every step has the weights of the last measurement
   steps = np.concatenate([[line['surgery_weights']] * 8 for line in measured])
   np.testing.assert_allclose(result['surgery']['mean_weights'], steps.mean(0), rtol=1e-5)
@@ -406,3 +408,27 @@ def test_settings_reach_the_aggregator(driver):
     )
     np.testing.assert_array_equal(found, wanted)
     assert methods.reads_counts(config) == (protect == 'minority')
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize('every', [1, 8])
+def test_devices_and_long_dispatches_change_nothing_but_the_last_bits(
+  driver, tmp_path, monkeypatch, every
+):
+  """On four devices in one call for several steps, as on an accelerator, and on one by one."""
+  overrides = {
+    'surgery__name': 'upgrad',
+    'surgery__every': every,
+    'surgery__batches': 2,
+    'train__epochs': 1,
+    'diagnostics__statistics': 'batch',
+  }
+  run(driver, tmp_path / 'one', **overrides)
+  monkeypatch.setattr(loop.backend, 'steps_per_dispatch', lambda longest: longest)
+  run(driver, tmp_path / 'four', parallel__devices=4, parallel__fsdp=2, **overrides)
+  one, four = (lines_of(tmp_path / name) for name in ('one', 'four'))
+  assert [line['step'] for line in one] == [line['step'] for line in four]
+  for here, there in zip(one, four, strict=True):
+    for name in here.keys() - {'timing'}:
+      pair = (np.array(x[name], float) for x in (here, there))  # null is NaN
+      np.testing.assert_allclose(*pair, rtol=2e-2, atol=2e-3, err_msg=name)
