@@ -124,6 +124,7 @@ def _add_training(config: ml_collections.ConfigDict) -> None:
   config.surgery.c = 0.5
   config.surgery.beta = 0.01
   config.surgery.alpha = 1.5
+  config.surgery.rate = 0.1
   config.surgery.share = 1.0
   config.surgery.protect = 'minority'
   config.surgery.source = ''

@@ -70,6 +70,7 @@ BAD = {
   'surgery.c': [-0.1, math.inf],
   'surgery.beta': [0.0, 1.1],
   'surgery.alpha': [-0.1, math.inf],
+  'surgery.rate': [0.0, 1.1],
   'surgery.share': [-0.1, 1.1],
   'surgery.protect': ['minor', ''],
   'train.pretrained_rate': [-0.1, 1.1, math.nan],

@@ -170,7 +170,12 @@ def estimated_conflict(
 
 
 def draw_folds(
-  data: Examples, num_classes: int, target: str, images: int, folds: int, seed: int
+  data: Examples,
+  num_classes: int,
+  target: str,
+  images: int,
+  folds: int,
+  seed: int | tuple[int, ...],
 ) -> tuple[np.ndarray, np.ndarray]:
   """Indices of the images of every fold, and the sizes of the folds.
 

@@ -204,14 +204,14 @@ def gradient_surgery(
     weights, kept = aggregate(found, pi, state.aggregator, key, losses=losses)
     if same_length:
       weights = keep_length(weights, found, pi)
-    combined = [_combine(pi if i in plain else weights * pi, leaf) for i, leaf in enumerate(leaves)]
+    combined = [combine(pi if i in plain else weights * pi, leaf) for i, leaf in enumerate(leaves)]
     return jax.tree.unflatten(tree, combined), SurgeryState(state.count + 1, kept)
 
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _combine(weights: Array, leaf: Array) -> Array:
-  """sum_c w_c g_c.   [C], [C, ...] -> [...]"""
+def combine(weights: Array, leaf: Array) -> Array:
+  """sum_c w_c g_c, in float32 at least.   [C], [C, ...] -> [...]"""
   dtype = gram_lib.accumulator(leaf.dtype)
   total = jnp.tensordot(
     weights.astype(dtype), leaf.astype(dtype), axes=1, precision=lax.Precision.HIGHEST

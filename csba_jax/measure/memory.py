@@ -56,9 +56,9 @@ def check_probe(
   return rows, depth
 
 
-def check_batches(net: Net, batches: int, available: int) -> None:
+def check_batches(net: Net, batches: int, available: int, layer_fn: LayerFn | None = None) -> None:
   """Raises UserError where a device cannot hold one row for each class of each training batch."""
-  layers, rows = Layers.of(net.params, None, net.model.head), batches * net.num_classes
+  layers, rows = Layers.of(net.params, layer_fn, net.model.head), batches * net.num_classes
   try:
     layers.check_room(jax.tree.leaves(net.params), rows, available)
   except UserError as error:

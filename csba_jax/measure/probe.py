@@ -62,7 +62,8 @@ class BatchProbe:
     data: pipeline.Data,
     layers: str | None = None,
   ):
-    memory.check_batches(net, config.diagnostics.batches, backend.device_bytes())
+    layer_fn = None if layers is None else diagnose.choose_layers(layers, net.params)
+    memory.check_batches(net, config.diagnostics.batches, backend.device_bytes(), layer_fn)
     self._net, self._config, self._data, self._layers = net, config, data, layers
 
   def measure(self, state: TrainState) -> Conflict:
@@ -110,7 +111,7 @@ class ImageProbe:
     self._shape = memory.check_probe(net, images, FOLDS, devices, available, self._layers)
     self._sample = None if redraws else self._draw(config.seed)
 
-  def _draw(self, seed: int) -> tuple[dict[str, Array], np.ndarray]:
+  def _draw(self, seed: int | tuple[int, int]) -> tuple[dict[str, Array], np.ndarray]:
     """The sample on the devices, rows [R, n, ...], and the sizes of the folds."""
     (rows, depth), train = self._shape, self._data.train
     examples = {'image': train.images, 'label': train.labels}
@@ -128,7 +129,7 @@ class ImageProbe:
     net = Net.of(self._net.model, state.replace(averages={}), self._net.metadata)
     layers = Layers.of(net.params, self._layers, net.model.head)
     losses_fn = Partial(self._losses, net.batch_stats)
-    batch, sizes = self._sample or self._draw((self._config.seed + net.step) % 2**31)
+    batch, sizes = self._sample or self._draw((self._config.seed, net.step))
     sums, loss_sums = jax.device_get(
       _probe_grams()(losses_fn, net.params, batch, layers=layers, mesh=self._layout.grams_mesh)
     )

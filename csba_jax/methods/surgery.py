@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from csba_jax.errors import UserError
 from csba_jax.gradients import surgery as library
@@ -29,7 +29,7 @@ NAMES = ('none', *library.AGGREGATORS, *CONTROLS)
 SETTINGS: Mapping[str, tuple[str, ...]] = {
   'cagrad': ('c',),
   'gradvac': ('beta',),
-  'gradnorm': ('alpha',),
+  'gradnorm': ('alpha', 'rate'),
   'interference': ('share', 'protect'),
 }
 
@@ -60,6 +60,7 @@ class Surgery:
     weights, state = self.aggregate(gram, prior, kept['aggregator'], key, losses=losses)
     if self.keeps_length:
       weights = library.keep_length(weights, gram, prior)
+    weights = jnp.where(jnp.diagonal(gram) > 0, weights, 1)  # classes that are not there
     finite = jnp.isfinite(weights).all() & jnp.isfinite(gram).all()
 
     def new(new: Array, old: Array) -> Array:
@@ -96,6 +97,18 @@ def check(config: ml_collections.ConfigDict) -> None:
     ) from error
   if surgery.name == 'none':
     return
+  if config.model.init and config.train.frozen == 1:
+    raise UserError(
+      'weights that move, for gradient surgery',
+      f'surgery.name {surgery.name} with train.frozen 1',
+      'set --config.train.frozen below 1, or --config.surgery.name=none',
+    )
+  if surgery.name == 'gradnorm' and surgery.every == 1 and config.loss.weights_start > 0:
+    raise UserError(
+      'losses of one kind in the whole run, for surgery.name gradnorm with surgery.every 1',
+      f'class weights from loss.weights_start {config.loss.weights_start} on',
+      'set --config.surgery.every above 1, or --config.loss.weights_start=0',
+    )
   if config.mixing.name != 'none':
     raise UserError(
       'images of one class each, for gradients of classes',
@@ -140,14 +153,16 @@ def reads_counts(config: ml_collections.ConfigDict) -> bool:
 def initial(config: ml_collections.ConfigDict, num_classes: int) -> dict[str, PyTree]:
   """What a run keeps of its surgery, before the first step; {} without surgery.
 
-  'weights' [C]: of the next step. 'total' [C]: sum of the weights of all steps. 'skipped':
-  measurements that were not finite. 'aggregator': what the aggregator keeps.
+  'weights' [C]: of the next step. 'images' [C]: images of each class in the steps with weights, and
+  'total' [C]: the sum of their weights. 'skipped': measurements that were not finite. 'aggregator':
+  what the aggregator keeps.
   """
   name = config.surgery.name
   if name == 'none':
     return {}
   return {
     'weights': jnp.ones(num_classes, jnp.float32),
+    'images': jnp.zeros(num_classes, jnp.float32),
     'total': jnp.zeros(num_classes, jnp.float32),
     'skipped': jnp.zeros((), jnp.int32),
     'aggregator': {} if name in CONTROLS else library.initial(name, num_classes),
@@ -170,13 +185,17 @@ def effect(weights: Array, gram: Array, prior: Array) -> dict[str, Array]:
     'surgery_losing_plain': number of classes whose loss rises, d_c < 0, with the weights and
     without.
   """
-  plain, cut = gram @ prior, gram @ (weights * prior)
-  before, after = prior @ plain, (weights * prior) @ cut
+
+  def product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+  plain, cut = product(gram, prior), product(gram, weights * prior)
+  before, after = product(prior, plain), product(weights * prior, cut)
   usable = (before > 0) & (after > 0)
   before, after = (jnp.where(usable, x, jnp.nan) for x in (before, after))
   return {
     'surgery_length': jnp.sqrt(after / before),
-    'surgery_cosine': prior @ cut / jnp.sqrt(before * after),
+    'surgery_cosine': product(prior, cut) / jnp.sqrt(before * after),
     'surgery_losing': (cut < 0).sum(),
     'surgery_losing_plain': (plain < 0).sum(),
   }

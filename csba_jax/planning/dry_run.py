@@ -373,7 +373,18 @@ def _notes(setting: Setting, images: Images) -> list[str]:
     f'parameters in {state:.1f} MiB of state',
     f'diagnostic step (diagnostics.every): {_measured(setting)}, shared by all devices',
     images.note,
+    *_surgery(setting),
   ]
+
+
+def _surgery(setting: Setting) -> list[str]:
+  """What of gradient surgery is not in the table."""
+  wanted = setting.config.surgery
+  if wanted.name in ('none', *surgery.CONTROLS):
+    return []
+  if wanted.every == 1:
+    return ['surgery.every 1: a loop over classes or rows of images, which FLOPs count once']
+  return [f'the measurements of surgery, every {wanted.every} steps, are not in this table']
 
 
 def _measured(setting: Setting) -> str:

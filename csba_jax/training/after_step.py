@@ -70,6 +70,7 @@ class Context:
   stopwatch: Stopwatch
   probe: probe_lib.Probe | None  # where the run measures conflict every so many steps
   surgery: Measurement | None = None  # where surgery measures between steps
+  state: TrainState | None = None  # after the last task that was done
   score: float | None = None  # of the validation at this step, for the checkpoint of this step
 
   @classmethod
@@ -210,8 +211,10 @@ def run_due(context: Context, state: TrainState) -> TrainState:
     The state to go on with.
 
   Raises:
-    Stopped: after a request to stop; the task in progress counts as not done.
+    Stopped: after a request to stop; the task in progress counts as not done. `context.state` is
+      the state after those before it.
   """
+  context.state = state
   context.stopwatch.stop()
   context.score = None
   done = context.records.progress.done
@@ -220,7 +223,7 @@ def run_due(context: Context, state: TrainState) -> TrainState:
       continue
     done.append(task.name)  # before it is done: a checkpoint that saves this list is itself in it
     try:
-      state = task.do(context, state) or state
+      context.state = state = task.do(context, state) or state
     except BaseException:
       done.remove(task.name)
       raise

@@ -32,8 +32,8 @@ def gradient_of_the_mean(
   """The ordinary gradient of a step: of the mean loss (1/N) sum_i l_i over the batch.
 
   Another `GradientFn` may take its place (`make_step`), such as those of
-  `csba_jax.training.surgery`. One that is made of class gradients calls `forward` once, through
-  `csba_jax.gradients.pullback.losses_and_pullback`.
+  `csba_jax.training.surgery`. One that is made of class gradients of coupled images calls
+  `forward` once, through `csba_jax.gradients.pullback.losses_and_pullback`.
 
   Args:
     forward: (params, batch) -> losses [N] and the auxiliary output of the same forward pass.

@@ -126,7 +126,8 @@ def run_steps(job: Job, state: TrainState, records: Records, stop: StopRequest) 
           state = after_step.run_due(context, state)
           stop.check()
     except Stopped:
-      records.save(state)
+      assert context.state is not None  # nothing stops before the tasks of the first step
+      records.save(context.state)
       records.wait()
       raise
   records.wait()

@@ -2,12 +2,15 @@
 
 There are two ways to pay for the Gram of the class gradients that the weights follow from:
 
-- amortised, surgery.every = K > 1: it is measured every K steps, of the gradient that training
-  takes, and the weights multiply the losses of their classes until the next measurement.
+- amortised, surgery.every = K > 1: it is measured every K steps, and the weights multiply the
+  losses of their classes until the next measurement. With BatchNorm it is that of training batches;
+  without it, that of training images as they are, without augmentation.
 - exact, surgery.every = 1: it is that of the step's own batch, inside the compiled step.
 """
 
 import functools
+import itertools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +27,7 @@ from csba_jax.files import expanded
 from csba_jax.gradients import batch_sums
 from csba_jax.gradients import surgery as library
 from csba_jax.gradients.conflict import Conflict
-from csba_jax.gradients.gram import gram
+from csba_jax.gradients.gram import gram, parameter_names
 from csba_jax.gradients.pullback import losses_and_pullback
 from csba_jax.measure import probe
 from csba_jax.methods import second_stages
@@ -94,7 +97,7 @@ def weighted_gradient(
     plain,
     shared,
   )
-  return Gradient(losses.mean(), direction, auxiliary, *_counted(kept))
+  return Gradient(losses.mean(), direction, auxiliary, *_counted(kept, batch['label']))
 
 
 def exact_gradient(
@@ -132,18 +135,23 @@ def exact_gradient(
   kept = surgery.choose(kept, found, ones, losses / jnp.maximum(counts, 1), key)
   weights = kept['weights']
   direction = jax.tree.map(
-    lambda part, is_head: part.sum(0) if is_head else jnp.tensordot(weights, part, 1),
+    lambda part, is_head: part.sum(0) if is_head else library.combine(weights, part),
     parts,
     in_head,
   )
-  kept, shown = _counted(kept)
+  kept, shown = _counted(kept, batch['label'])
   shown |= methods.effect(weights, found, ones)
   return Gradient(losses.sum() / number, direction, auxiliary, kept, shown)
 
 
-def _counted(kept: Mapping[str, PyTree]) -> tuple[dict[str, PyTree], dict[str, Array]]:
-  """What is kept and shown after a step with the weights in `kept`."""
-  return {**kept, 'total': kept['total'] + kept['weights']}, {'surgery_weights': kept['weights']}
+def _counted(
+  kept: Mapping[str, PyTree], labels: Array
+) -> tuple[dict[str, PyTree], dict[str, Array]]:
+  """What is kept and shown after a step on these images with the weights in `kept`."""
+  weights = kept['weights']
+  images = jnp.bincount(labels, length=len(weights)).astype(weights.dtype)
+  sums = {'images': kept['images'] + images, 'total': kept['total'] + weights * images}
+  return {**kept, **sums}, {'surgery_weights': weights}
 
 
 def begin(config: ml_collections.ConfigDict, data: pipeline.Data) -> dict[str, PyTree]:
@@ -172,19 +180,57 @@ def begin(config: ml_collections.ConfigDict, data: pipeline.Data) -> dict[str, P
     )
   weights = np.asarray(result['surgery']['mean_weights'], np.float32)
   if wanted.name == 'random':
-    weights = weights[permutation((config.seed, 'surgery'), len(weights))]
+    weights = weights[_derangement(config.seed, len(weights))]
   return kept | {'weights': jnp.asarray(weights)}
 
 
+def _derangement(seed: int, classes: int) -> np.ndarray:
+  """The first permutation of the seed that leaves no more than half of the classes in place."""
+  for attempt in itertools.count():
+    found = permutation((seed, 'surgery', attempt), classes)
+    if (found == np.arange(classes)).sum() <= classes // 2 and (found != np.arange(classes)).any():
+      return found
+  raise AssertionError
+
+
 def summary(state: TrainState) -> dict[str, Any]:
-  """What result.json says: the mean weights of all steps, and the measurements left out; or {}."""
+  """What result.json says: the mean weight of the images of each class, measurements left out."""
   if not state.surgery:
     return {}
-  kept = jax.device_get(state.surgery)
-  return {
-    'mean_weights': (kept['total'] / max(int(state.step), 1)).tolist(),
-    'skipped': int(kept['skipped']),
-  }
+  total, images, skipped = jax.device_get(
+    [state.surgery[name] for name in ('total', 'images', 'skipped')]
+  )
+  means = np.where(images > 0, total / np.maximum(images, 1), 1)
+  return {'mean_weights': means.tolist(), 'skipped': int(skipped)}
+
+
+def check_room(config: ml_collections.ConfigDict, net: Net, available: int) -> None:
+  """Raises UserError where layers are named that are not there, or class gradients need more room.
+
+  Args:
+    config: of the run.
+    net: its variables may be shapes.
+    available: bytes of one device.
+  """
+  wanted = config.surgery
+  if wanted.name == 'none' or wanted.name in methods.CONTROLS:
+    return
+  names = parameter_names(net.params)
+  shared = [name for name in names if not re.search(net.model.head, name)]
+  if not any(re.search(wanted.layers, name) for name in shared):
+    raise UserError(
+      'surgery.layers that finds parameters outside of the classifier',
+      f'{wanted.layers!r}, which finds none of {", ".join(shared[:4])}, ...',
+      'set --config.surgery.layers, or leave it empty for all',
+    )
+  needed = net.num_classes * sum(4 * leaf.size for leaf in jax.tree.leaves(net.params))
+  if wanted.every == 1 and needed > available:
+    raise UserError(
+      f'gradients of all classes within the {available / 1e9:.1f} GB of a device, for '
+      'surgery.every 1',
+      f'{needed / 1e9:.1f} GB for {net.num_classes} classes',
+      'set --config.surgery.every above 1, with --config.surgery.layers for some of the layers',
+    )
 
 
 class Measurement:
@@ -211,9 +257,11 @@ class Measurement:
     data: pipeline.Data,
     layout: sharding.Layout,
   ):
-    self._surgery, self._layout, self._key = surgery, layout, jax.random.key(config.seed)
+    self._surgery, self._layout = surgery, layout
+    self._key = jax.random.fold_in(jax.random.key(config.seed), SEED)
     own = config.copy_and_resolve_references()
     own.seed = (config.seed + SEED) % 2**31
+    own.diagnostics.statistics = 'auto'  # whatever diagnostics show
     own.diagnostics.batches, own.diagnostics.images = config.surgery.batches, config.surgery.images
     try:
       self._probe = probe.of_config(net, own, data, layout, surgery.layers or None, redraws=True)
@@ -239,22 +287,26 @@ class Measurement:
       kept = {**state.surgery, 'skipped': state.surgery['skipped'] + 1}
       state = state.replace(surgery=kept)
       return state, _record(state, {})
-    of_classes, prior = self._gram(conflict), np.asarray(conflict.prior, np.float32)
-    step = int(state.step)
+    found = np.asarray(conflict.grams[conflict.at('shared')], np.float32)
     kept, effect = _renewed(
-      dict(jax.device_get(state.surgery)),
-      of_classes,
-      prior,
+      dict(state.surgery),
+      found,
+      self.certain(conflict),
+      np.asarray(conflict.prior, np.float32),
       np.asarray(conflict.losses, np.float32),
-      jax.random.fold_in(self._key, step),
+      jax.random.fold_in(self._key, state.step),
       surgery=self._surgery,
     )
-    placed = self._layout.place(jax.device_get(kept))
-    state = state.replace(surgery=placed)
-    return state, _record(state, {name: float(x) for name, x in effect.items()})
+    state = state.replace(surgery=self._layout.place_state(kept))
+    unresolved = int((np.diagonal(found) <= 0)[conflict.class_counts > 0].sum())
+    shown = {name: float(x) for name, x in effect.items()}
+    return state, _record(state, shown | {'surgery_unresolved': unresolved})
 
-  def _gram(self, conflict: Conflict) -> np.ndarray:
-    """[C, C] over the layers that are measured, but the head; what may be 0 is 0, if asked for."""
+  def certain(self, conflict: Conflict) -> np.ndarray:
+    """The Gram [C, C] that weights follow from; 0 where it may be 0, if the aggregator asks for it.
+
+    Over the layers that are measured, but the head.
+    """
     at = conflict.at('shared')
     found = conflict.grams[at]
     if self._surgery.uses_intervals:
@@ -266,24 +318,24 @@ class Measurement:
 def _renewed(
   kept: dict[str, PyTree],
   found: Array,
+  certain: Array,
   prior: Array,
   losses: Array,
   key: Array,
   *,
   surgery: Surgery,
 ) -> tuple[dict[str, PyTree], dict[str, Array]]:
-  """What is kept after a measurement, and the effect of the new weights and of the old ones."""
+  """What is kept after a measurement, and the effect of the new weights and of the old ones.
+
+  Weights follow from the Gram `certain`, and effects are those on the whole Gram.
+  """
   before = methods.effect(kept['weights'], found, prior)
-  kept = surgery.choose(kept, found, prior, losses, key)
+  kept = surgery.choose(kept, certain, prior, losses, key)
   after = methods.effect(kept['weights'], found, prior)
   losing = {name: before[name] for name in ('surgery_losing', 'surgery_losing_plain')}
   return kept, {name: after[name] for name in ('surgery_length', 'surgery_cosine')} | losing
 
 
-def _record(state: TrainState, effect: dict[str, float]) -> dict[str, Any]:
-  kept = jax.device_get(state.surgery)
-  return {
-    'surgery_weights': kept['weights'].tolist(),
-    **effect,
-    'surgery_skipped': int(kept['skipped']),
-  }
+def _record(state: TrainState, effect: Mapping[str, float]) -> dict[str, Any]:
+  weights, skipped = jax.device_get([state.surgery[name] for name in ('weights', 'skipped')])
+  return {'surgery_weights': weights.tolist(), **effect, 'surgery_skipped': int(skipped)}

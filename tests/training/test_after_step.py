@@ -105,6 +105,20 @@ def test_later_tasks_and_the_run_have_the_state_that_a_task_returns(table):
   assert seen == ['state', 'state with weights']
 
 
+def test_a_stop_leaves_the_state_after_the_tasks_that_are_done(table):
+  """It is saved together with their names, so that they are not done again."""
+
+  def stop(context, state):
+    raise Stopped
+
+  table.instead |= {'surgery': lambda _, state: f'{state} with weights', 'validation': stop}
+  context = context_at(12)
+  with pytest.raises(Stopped):
+    after_step.run_due(context, 'state')
+  assert context.state == 'state with weights'
+  assert 'surgery' in context.records.progress.done
+
+
 def test_a_checkpoint_says_of_itself_that_it_is_done_and_has_the_score_of_its_step(table):
   saved = []
 

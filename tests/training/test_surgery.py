@@ -3,6 +3,7 @@
 import functools
 import json
 import signal
+import types
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,12 @@ from csba_jax.training.gradient import gradient_of_the_mean
 C, N = 4, 12
 LABELS = np.array([0, 1, 0, 2, 0, 1, 0, 0, 2, 1, 0, 0])  # none of class 3
 KEY = jax.random.key(0)
-AGGREGATORS = sorted(library.AGGREGATORS)
+# one without a state and one with; the others take seconds to compile
+QUICK = ('gradvac', 'upgrad')
+AGGREGATORS = [
+  pytest.param(name, marks=() if name in QUICK else pytest.mark.seconds)
+  for name in sorted(library.AGGREGATORS)
+]
 
 
 @functools.cache
@@ -30,6 +36,7 @@ def net():
   """(params, images) of a perceptron, whose class 1 and class 0 are in conflict."""
   rng = np.random.default_rng(2)
   params = {
+    'stem': {'bias': rng.normal(size=5)},
     'body': {'kernel': rng.normal(size=(5, 3))},
     'head': {'kernel': rng.normal(size=(3, C)), 'bias': rng.normal(size=C)},
   }
@@ -38,7 +45,8 @@ def net():
 
 def forward(params, batch):
   """Losses, and nothing that couples them."""
-  x = jnp.tanh(batch['image'] @ params['body']['kernel'])
+  x = jnp.sin(batch['image'] + params['stem']['bias'][None])
+  x = jnp.tanh(x @ params['body']['kernel'])
   logits = x @ params['head']['kernel'] + params['head']['bias'][None]
   return -jax.nn.log_softmax(logits)[jnp.arange(len(logits)), batch['label']], {}
 
@@ -63,15 +71,27 @@ def class_sums(forward, batch):
 
 
 def combined(rows, weights):
-  """sum_c w_c a_c in the body, and sum_c a_c in the head."""
-  body = sum(w * row['body']['kernel'] for w, row in zip(weights, rows, strict=True))
-  head = {name: sum(row['head'][name] for row in rows) for name in ('kernel', 'bias')}
-  return {'body': {'kernel': body}, 'head': head}
+  """sum_c w_c a_c in stem and body, and sum_c a_c in the head."""
+
+  def total(weights, part):
+    return jax.tree.map(
+      lambda *leaves: sum(w * leaf for w, leaf in zip(weights, leaves, strict=True)),
+      *(row[part] for row in rows),
+    )
+
+  ones = np.ones(len(rows))
+  return {part: total(ones if part == 'head' else weights, part) for part in rows[0]}
+
+
+def shared(row):
+  """A row of the layers outside of the head, flat."""
+  return np.concatenate([row['stem']['bias'], row['body']['kernel'].ravel()])
 
 
 def kept_by(name, **others):
   kept = {
     'weights': jnp.ones(C),
+    'images': jnp.zeros(C),
     'total': jnp.zeros(C),
     'skipped': jnp.zeros((), jnp.int32),
     'aggregator': library.initial(name, C),
@@ -95,7 +115,9 @@ def test_weights_multiply_classes_in_the_body_alone(form):
   losses, auxiliary = form(params, batch)
   np.testing.assert_allclose(found.loss, losses.mean(), rtol=1e-6)
   assert_close(found.auxiliary, auxiliary)
-  np.testing.assert_array_equal(found.kept['total'], weights + 7)
+  images = np.bincount(LABELS, minlength=C)
+  np.testing.assert_array_equal(found.kept['images'], images)
+  np.testing.assert_array_equal(found.kept['total'], weights * images + 7)
   np.testing.assert_array_equal(found.shown['surgery_weights'], weights)
 
 
@@ -122,7 +144,7 @@ def exact(name, form, batch, keeps_length=False, devices=1):
 def test_the_exact_gradient_is_that_of_its_own_gram(name, form):
   batch = {'image': net()[1], 'label': LABELS}
   rows = class_sums(form, batch)
-  body = np.stack([row['body']['kernel'].ravel() for row in rows])
+  body = np.stack([shared(row) for row in rows])
   found = exact(name, form, batch)
   counts = np.bincount(LABELS, minlength=C)
   losses = np.array([np.where(c == LABELS, form(net()[0], batch)[0], 0).sum() for c in range(C)])
@@ -149,12 +171,14 @@ def test_several_devices_take_the_form_that_any_net_can_take():
 def test_the_step_keeps_its_length_in_the_body():
   batch = {'image': net()[1], 'label': LABELS}
   rows = class_sums(forward, batch)
-  plain = np.linalg.norm(combined(rows, np.ones(C))['body']['kernel'])
+  plain = np.linalg.norm(shared(combined(rows, np.ones(C))))
   found = exact('mgda', forward, batch, keeps_length=True)
-  np.testing.assert_allclose(np.linalg.norm(found.direction['body']['kernel']), plain, rtol=1e-4)
+  length = np.linalg.norm(shared(jax.tree.map(np.asarray, found.direction)))
+  np.testing.assert_allclose(length, plain, rtol=1e-4)
+  assert float(found.kept['weights'][3]) == 1  # absent
   np.testing.assert_allclose(found.shown['surgery_length'], 1, rtol=1e-4)
   free = exact('mgda', forward, batch)
-  length = np.linalg.norm(free.direction['body']['kernel'])
+  length = np.linalg.norm(shared(jax.tree.map(np.asarray, free.direction)))
   np.testing.assert_allclose(free.shown['surgery_length'], length / plain, rtol=1e-4)
 
 
@@ -164,22 +188,16 @@ def test_only_the_layers_that_are_named_have_a_part_in_the_gram():
 
   def look(gram, prior, state, key, *, losses):
     seen.append(gram)
-    return jnp.ones(C), state
+    return jnp.full(C, 2.0), state
 
-  cut = methods.Surgery(1, look, False, False, '^body/')
-  surgery.exact_gradient(
-    forward,
-    net()[0],
-    batch,
-    kept_by('upgrad'),
-    KEY,
-    surgery=cut,
-    head='^head/',
-    num_classes=C,
-    devices=1,
-  )
-  body = np.stack([row['body']['kernel'].ravel() for row in class_sums(forward, batch)])
-  np.testing.assert_allclose(seen[0], body @ body.T, rtol=1e-4, atol=1e-7)
+  cut = methods.Surgery(1, look, False, False, '^stem/|^head/')
+  options = {'head': '^head/', 'num_classes': C, 'devices': 1}
+  kept, rows = kept_by('upgrad'), class_sums(forward, batch)
+  found = surgery.exact_gradient(forward, net()[0], batch, kept, KEY, surgery=cut, **options)
+  stem = np.stack([row['stem']['bias'] for row in rows])
+  np.testing.assert_allclose(seen[0], stem @ stem.T, rtol=1e-4, atol=1e-7)
+  weights = np.array([2, 2, 2, 1])  # the last class is absent
+  assert_close(found.direction, combined(rows, weights))  # weights are for all shared layers
 
 
 def test_effect_by_hand():
@@ -243,14 +261,18 @@ def test_a_run_records_its_weights(finished):
   assert all(
     {'surgery_losing', 'surgery_losing_plain', 'surgery_cosine'} <= line.keys() for line in measured
   )
-  # every step has the weights of the last measurement
+  # every step has the weights of the last measurement; the mean of a class is over its images
   steps = np.concatenate([[line['surgery_weights']] * 8 for line in measured])
-  np.testing.assert_allclose(result['surgery']['mean_weights'], steps.mean(0), rtol=1e-5)
+  state = load_state(str(folder), 'latest')
+  assert state.surgery['images'].sum() == 24 * 32
+  means = state.surgery['total'] / state.surgery['images']
+  np.testing.assert_allclose(result['surgery']['mean_weights'], means, rtol=1e-6)
+  assert (steps.min(0) * 0.9999 < means).all()
+  assert (means < steps.max(0) * 1.0001).all()
   assert result['surgery']['skipped'] == 0
   means = {line['step']: line['surgery_weights'] for line in lines if 'train_loss' in line}
   np.testing.assert_allclose(means[5], steps[:5].mean(0), rtol=1e-5)
   np.testing.assert_allclose(means[10], steps[5:10].mean(0), rtol=1e-5)
-  state = load_state(str(folder), 'latest')
   np.testing.assert_allclose(state.surgery['weights'], measured[-1]['surgery_weights'], rtol=1e-6)
 
 
@@ -269,6 +291,11 @@ def test_fixed_and_random_take_the_mean_weights_of_another_run(driver, finished,
     driver, tmp_path / 'random', surgery__name='random', surgery__source=str(folder), seed=4
   )
   permuted = np.float32(found['surgery']['mean_weights'])
+  for classes in (2, 3, 10):
+    for seed in range(12):
+      order = surgery._derangement(seed, classes)
+      assert sorted(order) == list(range(classes))
+      assert 2 * (order == np.arange(classes)).sum() <= classes
   np.testing.assert_allclose(np.sort(permuted), np.sort(wanted), rtol=1e-5)
   assert not np.allclose(permuted, wanted)
 
@@ -325,6 +352,7 @@ def test_a_measurement_has_new_images_each_time_and_none_of_the_diagnosis(driver
     return index, sizes
 
   monkeypatch.setattr(surgery.probe.estimate, 'draw_folds', draw)
+  monkeypatch.setattr(surgery.probe.training_conflict, 'choose', lambda *_: 'frozen')
   config = driver.tiny_config(train__epochs=2)
   data = loop.pipeline.load(config, lambda *_: None)
   job = loop.Job.of(config, data)
@@ -344,7 +372,7 @@ def test_a_measurement_has_new_images_each_time_and_none_of_the_diagnosis(driver
 @pytest.mark.seconds
 @pytest.mark.parametrize('every', [1, 8])
 def test_a_killed_run_ends_as_if_undisturbed(driver, tmp_path, every):
-  """Weights and the aggregator's state are in the checkpoint; PCGrad also draws an order."""
+  """Weights and the aggregator's state are in the checkpoint; GradVac also draws an order."""
   flags = [
     '--config.surgery.name="gradvac"',
     f'--config.surgery.every={every}',
@@ -385,12 +413,29 @@ def test_a_killed_run_ends_as_if_undisturbed(driver, tmp_path, every):
       {'surgery__name': 'upgrad', 'stage__method': 'crt', 'stage__source': 'x'},
       'a run that trains shared layers, for gradient surgery',
     ),
+    (
+      {
+        'surgery__name': 'gradnorm',
+        'surgery__every': 1,
+        'loss__weights': 'effective',
+        'loss__weights_start': 0.8,
+      },
+      'losses of one kind in the whole run, for surgery.name gradnorm with surgery.every 1',
+    ),
     ({'surgery__name': 'upgrad', 'surgery__every': 0}, 'surgery.every: at least 1 step; found 0'),
   ],
 )
 def test_what_does_not_go_together_is_refused_before_the_data(driver, overrides, expected):
   with pytest.raises(UserError, match=expected):
     preflight.check(driver.tiny_config(**overrides))
+
+
+def test_weights_that_never_move_have_no_surgery(driver):
+  config = driver.tiny_config(surgery__name='upgrad', train__frozen=1.0, model__init='x')
+  with pytest.raises(
+    UserError, match='weights that move, for gradient surgery; found surgery.name'
+  ):
+    methods.check(config)
 
 
 def test_settings_reach_the_aggregator(driver):
@@ -432,3 +477,77 @@ def test_devices_and_long_dispatches_change_nothing_but_the_last_bits(
     for name in here.keys() - {'timing'}:
       pair = (np.array(x[name], float) for x in (here, there))  # null is NaN
       np.testing.assert_allclose(*pair, rtol=2e-2, atol=2e-3, err_msg=name)
+
+
+def test_layers_must_be_there_and_class_gradients_have_room(driver):
+  config = driver.tiny_config(surgery__name='upgrad')
+  job = loop.Job.of(config, loop.pipeline.load(config, lambda *_: None))
+  net = job.net(job.begin()[0])
+  surgery.check_room(config, net, 10**9)
+  for layers in ('^stage9', '^head/'):
+    config.surgery.layers = layers
+    with pytest.raises(UserError, match='surgery.layers that finds parameters outside'):
+      surgery.check_room(config, net, 10**9)
+  config.surgery.layers, config.surgery.every = '', 1
+  with pytest.raises(UserError, match='for surgery.every 1; found 0.0 GB for 10 classes'):
+    surgery.check_room(config, net, 1000)
+  config.surgery.name = 'none'
+  surgery.check_room(config, net, 1000)
+
+
+def test_interference_leaves_alone_what_may_be_0_and_records_what_is_there(driver):
+  """Diagnostics may be of the net with frozen statistics; the gradient of training is measured."""
+  config = driver.tiny_config(surgery__name='interference', surgery__protect='all')
+  data = loop.pipeline.load(config, lambda *_: None)
+  job = loop.Job.of(config, data)
+  state, _ = job.begin()
+  cut = methods.build(config, data.class_counts)
+  assert cut.uses_intervals
+  measurement = surgery.Measurement(cut, job.net(state), config, data, job.layout)
+  assert isinstance(measurement._probe, surgery.probe.BatchProbe)
+  grams = np.tile(np.eye(10), (2, 1, 1))
+  grams[:, :2, :2] = [[1, -0.9], [-0.9, 1]]
+  grams[:, 9, 9] = -0.1
+  low, high = grams - 0.05, grams + 0.05
+  high[:, 0, 1] = high[:, 1, 0] = 0.1
+  prior = np.array([0.8] + [0.2 / 9] * 9)
+  conflict = Conflict(
+    ('shared', 'total'),
+    grams,
+    grams * 0,
+    low,
+    high,
+    np.ones(10),
+    np.ones(10),
+    tuple('abcdefghij'),
+    np.ones(10),
+    prior,
+    {},
+  )
+  assert measurement.certain(conflict)[0, 1] == 0
+  measurement._probe.measure = lambda state: conflict
+  _, record = measurement.renew(state)
+  assert record['surgery_weights'] == [1.0] * 10
+  assert record['surgery_losing'] == record['surgery_losing_plain'] == 2  # with the one below 0
+  assert record['surgery_unresolved'] == 1
+  high[:, 0, 1] = high[:, 1, 0] = -0.8
+  _, record = measurement.renew(state)
+  assert record['surgery_weights'][0] < 1 < record['surgery_weights'][1]
+
+
+@pytest.mark.parametrize('name', sorted(methods.SETTINGS))
+def test_every_setting_reaches_its_aggregator(driver, name):
+  values = {'c': 0.25, 'beta': 0.5, 'alpha': 0.75, 'rate': 0.3, 'share': 0.9, 'protect': 'all'}
+  config = driver.tiny_config(surgery__name=name, **{f'surgery__{k}': v for k, v in values.items()})
+  wanted = {k: values[k] for k in methods.SETTINGS[name]}
+  if 'protect' in wanted:
+    wanted['protect'] = None
+  assert methods.build(config, np.arange(10, 0, -1)).aggregate.keywords == wanted
+
+
+def test_steps_without_surgery_do_not_count_in_the_mean(driver):
+  """As those in which pretrained weights are frozen; a class that was never seen has 1."""
+  kept = kept_by('upgrad', images=jnp.array([4.0, 0, 2, 1]), total=jnp.array([8.0, 0, 1, 1]))
+  state = types.SimpleNamespace(surgery=kept, step=100)
+  assert surgery.summary(state) == {'mean_weights': [2, 1, 0.5, 1], 'skipped': 0}
+  assert surgery.summary(types.SimpleNamespace(surgery={})) == {}
