@@ -18,7 +18,8 @@ def get_config():
   c.name = 'digits_lt_surgery_tuning'
   c.variants = ('none',)
   c.learning_rates = (0.05, 0.1, 0.2, 0.4)
-  c.base.surgery.every = 30  # of 330 steps
+  c.base.surgery.every = 30  # of 330 steps: eleven measurements
+  c.base.surgery.beta, c.base.surgery.rate = 0.1, 0.3  # which move once a measurement
   c.own_methods = {
     name + suffix: {'surgery.name': name, 'loss.name': loss}
     for suffix, loss in (('', 'cross_entropy'), ('_balanced_softmax', 'balanced_softmax'))
