@@ -260,6 +260,7 @@ def reference():
     return {name: file[name].astype(np.float64) for name in file}
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize('classes', [2, 3, 5, 10])
 def test_torchjd_gives_the_same(reference, classes):
   gram = reference[f'gram_{classes}']
@@ -468,6 +469,7 @@ def test_a_hundred_classes_with_lengths_that_differ_300_times():
   close(weights @ g, sum(onto_dual_cone(row, g) for row in g), 2e-5)
 
 
+@pytest.mark.seconds
 def test_programs_too_large_for_pivots_take_gradients(monkeypatch):
   g = gradients(1, spread=3)
   unit = g / np.linalg.norm(g, axis=1)[:, None]
@@ -576,6 +578,7 @@ def test_the_optax_form_is_the_explicit_sum():
     assert int(state.count) == 1
 
 
+@pytest.mark.seconds
 def test_the_optax_form_in_a_chain():
   params, _ = tree_of()
   pi = prior_of()

@@ -162,6 +162,7 @@ def test_the_exact_gradient_is_that_of_its_own_gram(name, form):
   assert_close(found.auxiliary, form(net()[0], batch)[1])
 
 
+@pytest.mark.seconds
 def test_several_devices_take_the_form_that_any_net_can_take():
   batch = {'image': net()[1], 'label': LABELS}
   one, two = (exact('upgrad', forward, batch, devices=devices) for devices in (1, 2))
@@ -282,6 +283,7 @@ def test_a_plain_run_keeps_nothing_of_surgery(driver, tmp_path):
   assert load_state(str(tmp_path / 'run')).surgery == {}
 
 
+@pytest.mark.seconds
 def test_fixed_and_random_take_the_mean_weights_of_another_run(driver, finished, tmp_path):
   folder, there = finished
   wanted = np.float32(there['surgery']['mean_weights'])
@@ -300,6 +302,7 @@ def test_fixed_and_random_take_the_mean_weights_of_another_run(driver, finished,
   assert not np.allclose(permuted, wanted)
 
 
+@pytest.mark.seconds
 def test_a_source_must_have_weights_of_the_same_classes(driver, finished, tmp_path):
   run(driver, tmp_path / 'plain', train__epochs=1)
   with pytest.raises(UserError, match='a run without; to fix it: set --config.surgery.source'):
@@ -320,6 +323,7 @@ def test_a_source_must_have_weights_of_the_same_classes(driver, finished, tmp_pa
     run(driver, tmp_path / 'b', surgery__name='fixed', surgery__source=str(other))
 
 
+@pytest.mark.seconds
 def test_a_probe_that_is_not_finite_is_left_out(driver, tmp_path, monkeypatch, capsys):
   """The run goes on with the weights that it had."""
   real, calls = surgery.probe.BatchProbe.measure, []
@@ -341,6 +345,7 @@ def test_a_probe_that_is_not_finite_is_left_out(driver, tmp_path, monkeypatch, c
   assert 'surgery keeps its weights' in capsys.readouterr().err
 
 
+@pytest.mark.seconds
 def test_a_measurement_has_new_images_each_time_and_none_of_the_diagnosis(driver, monkeypatch):
   """Of a probe of images, whose draw is a function of the step."""
   drawn = []
@@ -495,6 +500,7 @@ def test_layers_must_be_there_and_class_gradients_have_room(driver):
   surgery.check_room(config, net, 1000)
 
 
+@pytest.mark.seconds
 def test_interference_leaves_alone_what_may_be_0_and_records_what_is_there(driver):
   """Diagnostics may be of the net with frozen statistics; the gradient of training is measured."""
   config = driver.tiny_config(surgery__name='interference', surgery__protect='all')
