@@ -14,6 +14,7 @@ from csba_jax.gradients.conflict import Conflict
 from csba_jax.measure import diagnose
 from csba_jax.models import multibranch, registry
 from csba_jax.run.records import TESTED, Records, snapshot_file
+from csba_jax.run.state import TrainState
 from csba_jax.run.workdir import Workdir, read_result
 from csba_jax.runtime.signals import StopRequest
 from csba_jax.study import collect, results
@@ -83,7 +84,7 @@ def workdir(tmp_path_factory):
   with Workdir(path, config.to_dict()) as folder:
     folder.begin()
     with Records(folder) as records:
-      records.resume(None, {})
+      records.resume(TrainState(*[{}] * 5), {})
       for snapshot, step in (('0', 0), ('loss 0.9', 30), ('1', 99), (TESTED, 66)):
         records.progress.step = step
         found = {p: (made_up(names, rng, step, p), branches(rng)) for p in ('train', 'val')}
