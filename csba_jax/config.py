@@ -120,6 +120,7 @@ def _add_training(config: ml_collections.ConfigDict) -> None:
   config.surgery.batches = 4
   config.surgery.images = 16
   config.surgery.layers = ''
+  config.surgery.certain = True
   config.surgery.keep_length = True
   config.surgery.c = 0.5
   config.surgery.beta = 0.01

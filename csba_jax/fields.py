@@ -76,6 +76,7 @@ FIELDS = {
   'surgery.batches': 'With BatchNorm: training batches of a measurement.',
   'surgery.images': 'Without BatchNorm: images of each class of a measurement.',
   'surgery.layers': 'Regular expression of the layers that are measured. Empty: all but the head.',
+  'surgery.certain': 'With every > 1: conflict that its interval cannot tell from 0 is left out.',
   'surgery.keep_length': 'The step keeps its length in the shared layers.',
   'surgery.c': 'cagrad: radius around the plain step, in lengths of it.',
   'surgery.beta': 'gradvac: share of the cosine of a measurement in the moving target.',

@@ -41,7 +41,7 @@ class Surgery:
   every: int  # steps between measurements; 1: every step, from its own batch; 0: never
   aggregate: Callable[..., tuple[Array, PyTree]] | None  # None: the weights stay as they are
   keeps_length: bool  # whether the step keeps its length in the shared layers
-  uses_intervals: bool  # whether entries of the Gram that may be 0 count as 0
+  uses_intervals: bool  # whether negative entries of a measured Gram that may be 0 count as 0
   layers: str  # regular expression of the shared layers whose Gram is taken; '': all
 
   def choose(
@@ -140,7 +140,7 @@ def build(config: ml_collections.ConfigDict, class_counts: np.ndarray) -> Surger
     surgery.every,
     library.build(surgery.name, **settings),
     surgery.keep_length,
-    surgery.name == 'interference',
+    surgery.certain,
     surgery.layers,
   )
 

@@ -303,7 +303,7 @@ class Measurement:
     return state, _record(state, shown | {'surgery_unresolved': unresolved})
 
   def certain(self, conflict: Conflict) -> np.ndarray:
-    """The Gram [C, C] that weights follow from; 0 where it may be 0, if the aggregator asks for it.
+    """The Gram [C, C] that weights follow from; with 0 for conflict that may be 0, if asked for.
 
     Over the layers that are measured, but the head.
     """

@@ -509,6 +509,9 @@ def test_interference_leaves_alone_what_may_be_0_and_records_what_is_there(drive
   state, _ = job.begin()
   cut = methods.build(config, data.class_counts)
   assert cut.uses_intervals
+  assert not methods.build(
+    driver.tiny_config(surgery__name='upgrad', surgery__certain=False), data.class_counts
+  ).uses_intervals
   measurement = surgery.Measurement(cut, job.net(state), config, data, job.layout)
   assert isinstance(measurement._probe, surgery.probe.BatchProbe)
   grams = np.tile(np.eye(10), (2, 1, 1))
