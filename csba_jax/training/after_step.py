@@ -77,7 +77,8 @@ class Context:
   def of(cls, job: Job, records: Records, stop: StopRequest, bar: TrainingBar) -> 'Context':
     """The context for the step that the records have reached."""
     probe = surgery = None
-    net = Net.of_shapes(job.program.model, Metadata.of(job.data, job.config.model))
+    if job.plan.diagnose_every or job.plan.surgery_every:
+      net = Net.of_shapes(job.program.model, Metadata.of(job.data, job.config.model))
     if job.plan.diagnose_every:
       probe = probe_lib.of_config(net, job.config, job.data, job.layout)
     if job.plan.surgery_every:
