@@ -2,7 +2,8 @@ r"""Digits-LT with GroupNorm in place of BatchNorm: no image depends on the othe
 
   csba-train --config=configs/digits_lt_group_norm.py --workdir=runs/digits_group_norm
 
-What csba-diagnose measures is then the gradient that training takes, but for augmentation. Results: docs/study.md.
+What csba-diagnose measures is then the gradient that training takes, but for augmentation.
+Results: docs/study.md.
 """
 
 from csba_jax import config

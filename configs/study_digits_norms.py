@@ -3,8 +3,8 @@ r"""Digits-LT: csba against none with BatchNorm and with GroupNorm, under cross-
   csba-study --config=configs/study_digits_norms.py --workdir=results/digits_norms --jobs=2
   csba-report --workdir=results/digits_norms
 
-With BatchNorm the gradient that training takes is estimated from batches. With GroupNorm that of all
-training images is exact, without the random crops of training.
+With BatchNorm the gradient that training takes is estimated from batches. With GroupNorm that of
+all training images is exact, without the random crops of training.
 40 runs. Every net has a learning rate of its own: configs/study_digits_norms_tuning.py.
 """
 

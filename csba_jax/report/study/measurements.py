@@ -32,10 +32,10 @@ _GRADIENT = {  # which gradient was measured, by the statistics of BatchNorm
   'frozen': ' The gradients are those of the net as it is used, with fixed statistics of BatchNorm,'
   ' and not those that training takes.',
   'batch': ' With BatchNorm the gradients are those that training takes, estimated from training'
-  ' batches: Grams without bias, but cosines of weak gradients are noisy, and conflict rates then near'
-  ' one half.',
-  'none': ' Without BatchNorm the gradients are those of all images of the part, without augmentation'
-  ' and without sampling error.',
+  ' batches: Grams without bias, but cosines of weak gradients are noisy, and conflict rates then'
+  ' near one half.',
+  'none': ' Without BatchNorm the gradients are those of all images of the part, without'
+  ' augmentation and without sampling error.',
 }
 _FIRST = ('common', 'train')  # scope and part that are shown open
 _MOST_FOLDED = 24  # pairs of matrices in the details
