@@ -1,7 +1,6 @@
 r"""Digits-LT with gradient surgery: a first look, on validation scores alone.
 
-  csba-study --config=configs/study_digits_surgery_tuning.py \
-    --workdir=results/digits_surgery_tuning --jobs=2
+  csba-study --config=configs/study_digits_surgery_tuning.py --workdir=runs/surgery --jobs=2
 
 Every aggregator with cross-entropy and with balanced softmax, at rates and seeds of
 configs/study_digits_tuning.py, whose runs without surgery stand beside it. No number of a test part

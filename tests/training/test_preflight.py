@@ -31,6 +31,7 @@ BAD = {
   'sampler.start': ({'sampler.start': 0.5}, 'a sampler to defer'),
   'mixing': ({'mixing.name': 'blend'}, "mixing.name among .*; found 'blend'"),
   'mixing and loss': ({'mixing.name': 'mixup', 'loss.name': 'focal'}, 'takes mixed labels'),
+  'surgery': ({'surgery.name': 'upgrd'}, "surgery.name among .*; found 'upgrd'"),
   'stage': ({'stage.method': 'third', 'stage.source': 'x'}, "stage.method among .*; found 'third'"),
   'stage.source': ({'stage.method': 'crt'}, 'stage.method and stage.source together'),
   'train': ({'train.optimizer': 'lion'}, "train.optimizer among .*; found 'lion'"),
