@@ -12,7 +12,7 @@ from csba_jax.errors import UserError
 # At most so many classes are unrolled, where a loop would be slow: compile time grows with them.
 LONGEST_UNROLLING = 16
 # Images of one class in a row of a training batch, where its gradients are taken class by class.
-ROW_IMAGES = 16
+ROW_IMAGES = 12
 # Images in one turn of the loop over classes on an accelerator. Not yet measured on one.
 _IMAGES_AT_ONCE = 1024
 # Bytes of class gradients that may exist at once, unless a single layer needs more.
