@@ -22,7 +22,7 @@ from csba_jax.runtime import backend
 
 PyTree = Any
 Batch = Mapping[str, Array]
-# (params, batch) -> losses [N], auxiliary output
+# (params, batch) -> losses [N], and what else the forward pass gives: the statistics of BatchNorm
 ForwardFn = Callable[[PyTree, Batch], tuple[Array, PyTree]]
 
 

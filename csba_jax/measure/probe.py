@@ -151,21 +151,25 @@ _probe_grams = backend.jit(group_grams, static_argnames=('layers', 'max_bytes', 
 Probe = ImageProbe | BatchProbe
 
 
-def check_room(net: Net, config: ml_collections.ConfigDict, devices: int) -> None:
+def check_room(
+  net: Net, config: ml_collections.ConfigDict, devices: int, layers: str | None = None
+) -> None:
   """Raises UserError where a device cannot hold the measurements of config.diagnostics.
 
   Args:
     net: variables may be shapes.
     config: of the run.
     devices: that share the images.
+    layers: as in `of_config`.
   """
   wanted, available = config.diagnostics, backend.device_bytes()
+  layer_fn = None if layers is None else diagnose.choose_layers(layers, net.params)
   measures = wanted.every or wanted.snapshots or wanted.loss_levels
   if measures and training_conflict.choose(wanted.statistics, net, config) == 'batch':
-    memory.check_batches(net, wanted.batches, available)
+    memory.check_batches(net, wanted.batches, available, layer_fn)
     return
   if wanted.every:
-    memory.check_probe(net, wanted.images, FOLDS, devices, available)
+    memory.check_probe(net, wanted.images, FOLDS, devices, available, layer_fn)
   if wanted.snapshots or wanted.loss_levels:
     memory.check_snapshots(net, devices, available)
 

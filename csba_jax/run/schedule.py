@@ -119,6 +119,7 @@ class Plan:
 
 def _surgery_every(surgery: ml_collections.ConfigDict) -> int:
   """Steps between measurements outside of the compiled step."""
+  # the controls `fixed` and `random` measure nothing (csba_jax.methods.surgery, which needs JAX)
   measures = surgery.name not in ('none', 'fixed', 'random') and surgery.every > 1
   return surgery.every if measures else 0
 

@@ -1,15 +1,14 @@
 """The gradient of a step as one replaceable part: its type, and the ordinary one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 from jax import Array
 
+from csba_jax.gradients.batch_sums import Batch, ForwardFn
+
 PyTree = Any
-Batch = Mapping[str, Array]
-# (params, batch) -> losses [N], and what else the forward pass gives: the statistics of BatchNorm
-ForwardFn = Callable[[PyTree, Batch], tuple[Array, PyTree]]
 
 
 class Gradient(NamedTuple):

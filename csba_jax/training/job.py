@@ -22,7 +22,7 @@ from csba_jax.run import state as state_lib
 from csba_jax.run.net import Metadata, Net
 from csba_jax.run.schedule import Plan, training_stream
 from csba_jax.run.state import TrainState
-from csba_jax.runtime import backend, sharding
+from csba_jax.runtime import sharding
 from csba_jax.training import start_second_stage, surgery
 from csba_jax.training.gradient import gradient_of_the_mean
 from csba_jax.training.step import StepFn, make_step
@@ -97,7 +97,7 @@ class Job:
     )
     net = Net.of_shapes(program.model, Metadata.of(data, config.model))
     probe.check_room(net, config, layout.devices)
-    surgery.check_room(config, net, backend.device_bytes())
+    surgery.check_room(config, net, layout.devices)
     own = training_stream(config, data.train.labels)
     partner = mixing.partners(config.mixing, own)
     streams = {'own': own} | ({'partner': partner} if partner else {})

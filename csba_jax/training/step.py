@@ -14,6 +14,7 @@ import optax
 from jax import Array
 
 from csba_jax.data import augment, mixing
+from csba_jax.gradients.batch_sums import Batch
 from csba_jax.methods import losses, second_stages
 from csba_jax.methods import surgery as surgery_lib
 from csba_jax.run import state as state_lib
@@ -21,7 +22,7 @@ from csba_jax.run.net import Preprocessing
 from csba_jax.run.state import TrainState
 from csba_jax.runtime import backend, sharding
 from csba_jax.training import surgery
-from csba_jax.training.gradient import Batch, GradientFn, gradient_of_the_mean
+from csba_jax.training.gradient import GradientFn, gradient_of_the_mean
 
 PyTree = Any
 StepFn = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]

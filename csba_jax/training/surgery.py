@@ -9,7 +9,6 @@ There are two ways to pay for the Gram of the class gradients that the weights f
 """
 
 import functools
-import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -26,6 +25,7 @@ from csba_jax.errors import NotFinite, UserError
 from csba_jax.files import expanded
 from csba_jax.gradients import batch_sums
 from csba_jax.gradients import surgery as library
+from csba_jax.gradients.batch_sums import Batch, ForwardFn
 from csba_jax.gradients.conflict import Conflict
 from csba_jax.gradients.gram import gram, parameter_names
 from csba_jax.gradients.pullback import losses_and_pullback
@@ -36,15 +36,9 @@ from csba_jax.methods.surgery import Surgery
 from csba_jax.run.net import Net
 from csba_jax.run.state import TrainState
 from csba_jax.run.workdir import read_result
-from csba_jax.runtime import sharding
+from csba_jax.runtime import backend, sharding
 from csba_jax.runtime.progress import say
-from csba_jax.training.gradient import (
-  Batch,
-  ForwardFn,
-  Gradient,
-  GradientFn,
-  gradient_of_the_mean,
-)
+from csba_jax.training.gradient import Gradient, GradientFn, gradient_of_the_mean
 
 PyTree = Any
 SEED = 1_000_003  # added to the run's seed: a measurement has other images than diagnostics.every
@@ -186,11 +180,10 @@ def begin(config: ml_collections.ConfigDict, data: pipeline.Data) -> dict[str, P
 
 def _derangement(seed: int, classes: int) -> np.ndarray:
   """The first permutation of the seed that leaves no more than half of the classes in place."""
-  for attempt in itertools.count():
-    found = permutation((seed, 'surgery', attempt), classes)
-    if (found == np.arange(classes)).sum() <= classes // 2 and (found != np.arange(classes)).any():
-      return found
-  raise AssertionError
+  found, attempt = np.arange(classes), 0
+  while 2 * (found == np.arange(classes)).sum() > classes:
+    found, attempt = permutation((seed, 'surgery', attempt), classes), attempt + 1
+  return found
 
 
 def summary(state: TrainState) -> dict[str, Any]:
@@ -204,13 +197,13 @@ def summary(state: TrainState) -> dict[str, Any]:
   return {'mean_weights': means.tolist(), 'skipped': int(skipped)}
 
 
-def check_room(config: ml_collections.ConfigDict, net: Net, available: int) -> None:
+def check_room(config: ml_collections.ConfigDict, net: Net, devices: int) -> None:
   """Raises UserError where layers are named that are not there, or class gradients need more room.
 
   Args:
     config: of the run.
     net: its variables may be shapes.
-    available: bytes of one device.
+    devices: that share the images.
   """
   wanted = config.surgery
   if wanted.name == 'none' or wanted.name in methods.CONTROLS:
@@ -223,14 +216,42 @@ def check_room(config: ml_collections.ConfigDict, net: Net, available: int) -> N
       f'{wanted.layers!r}, which finds none of {", ".join(shared[:4])}, ...',
       'set --config.surgery.layers, or leave it empty for all',
     )
-  needed = net.num_classes * sum(4 * leaf.size for leaf in jax.tree.leaves(net.params))
-  if wanted.every == 1 and needed > available:
+  if wanted.every > 1:
+    _check_measurement(config, net, devices)
+    return
+  available, batch = backend.device_bytes(), config.train.batch_size
+  rows = backend.classes_at_once(batch, min(backend.ROW_IMAGES, batch))
+  each = sum(4 * leaf.size for leaf in jax.tree.leaves(net.params))
+  needed = (net.num_classes + rows) * each
+  if needed > available:
     raise UserError(
       f'gradients of all classes within the {available / 1e9:.1f} GB of a device, for '
       'surgery.every 1',
       f'{needed / 1e9:.1f} GB for {net.num_classes} classes',
       'set --config.surgery.every above 1, with --config.surgery.layers for some of the layers',
     )
+
+
+def _check_measurement(config: ml_collections.ConfigDict, net: Net, devices: int) -> None:
+  try:
+    probe.check_room(net, _measured(config), devices, config.surgery.layers or None)
+  except UserError as error:
+    raise UserError(
+      f'{error.expected}, to measure for surgery',
+      error.found,
+      'set --config.surgery.batches or --config.surgery.images to fewer, or name fewer '
+      '--config.surgery.layers',
+    ) from error
+
+
+def _measured(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """The config of a run whose diagnostics.every is the measurement for its surgery."""
+  own = config.copy_and_resolve_references()
+  own.seed = (config.seed + SEED) % 2**31
+  own.diagnostics.every, own.diagnostics.snapshots, own.diagnostics.loss_levels = 1, '', ''
+  own.diagnostics.statistics = 'auto'  # whatever the diagnostics of the run show
+  own.diagnostics.batches, own.diagnostics.images = config.surgery.batches, config.surgery.images
+  return own
 
 
 class Measurement:
@@ -244,9 +265,6 @@ class Measurement:
     config: of the run.
     data: of the run.
     layout: devices that share the work.
-
-  Raises:
-    UserError: what it needs does not fit into the memory of a device.
   """
 
   def __init__(
@@ -259,19 +277,8 @@ class Measurement:
   ):
     self._surgery, self._layout = surgery, layout
     self._key = jax.random.fold_in(jax.random.key(config.seed), SEED)
-    own = config.copy_and_resolve_references()
-    own.seed = (config.seed + SEED) % 2**31
-    own.diagnostics.statistics = 'auto'  # whatever diagnostics show
-    own.diagnostics.batches, own.diagnostics.images = config.surgery.batches, config.surgery.images
-    try:
-      self._probe = probe.of_config(net, own, data, layout, surgery.layers or None, redraws=True)
-    except UserError as error:
-      raise UserError(
-        f'{error.expected}, to measure for surgery',
-        error.found,
-        'set --config.surgery.batches or --config.surgery.images to fewer, or name fewer '
-        '--config.surgery.layers',
-      ) from error
+    own, layers = _measured(config), surgery.layers or None
+    self._probe = probe.of_config(net, own, data, layout, layers, redraws=True)
 
   def renew(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """The state with weights from a new measurement, and the record of what they change.

@@ -486,20 +486,24 @@ def test_devices_and_long_dispatches_change_nothing_but_the_last_bits(
       np.testing.assert_allclose(*pair, rtol=2e-2, atol=2e-3, err_msg=name)
 
 
-def test_layers_must_be_there_and_class_gradients_have_room(driver):
+def test_layers_must_be_there_and_class_gradients_have_room(driver, monkeypatch):
   config = driver.tiny_config(surgery__name='upgrad')
   job = loop.Job.of(config, loop.pipeline.load(config, lambda *_: None))
   net = job.net(job.begin()[0])
-  surgery.check_room(config, net, 10**9)
+  surgery.check_room(config, net, 1)
   for layers in ('^stage9', '^head/'):
     config.surgery.layers = layers
     with pytest.raises(UserError, match='surgery.layers that finds parameters outside'):
-      surgery.check_room(config, net, 10**9)
-  config.surgery.layers, config.surgery.every = '', 1
+      surgery.check_room(config, net, 1)
+  config.surgery.layers = ''
+  monkeypatch.setattr(surgery.backend, 'device_bytes', lambda: 1000)
+  with pytest.raises(UserError, match='to measure for surgery; .* set --config.surgery.batches or'):
+    surgery.check_room(config, net, 1)
+  config.surgery.every = 1
   with pytest.raises(UserError, match='for surgery.every 1; found 0.0 GB for 10 classes'):
-    surgery.check_room(config, net, 1000)
+    surgery.check_room(config, net, 1)
   config.surgery.name = 'none'
-  surgery.check_room(config, net, 1000)
+  surgery.check_room(config, net, 1)
 
 
 @pytest.mark.seconds
