@@ -118,7 +118,7 @@ def _add_training(config: ml_collections.ConfigDict) -> None:
   config.surgery.name = 'none'
   config.surgery.every = 100
   config.surgery.batches = 4
-  config.surgery.images = 12
+  config.surgery.images = 16
   config.surgery.layers = ''
   config.surgery.certain = True
   config.surgery.keep_length = True
