@@ -1,6 +1,9 @@
 """A few of the damaged files of fuzz.py, which reads many."""
 
 import importlib
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,10 +20,14 @@ def fuzz(monkeypatch):
 
 @pytest.mark.seconds
 def test_damaged_files_are_read_or_refused_in_one_line(fuzz):
-  counts, problems = fuzz.run(300, 5)
-  assert problems == []
-  assert counts.keys() == fuzz.kinds().keys()
-  assert all(count['read'] + count['refused'] > 0 for count in counts.values())
+  # in a process of its own: that of the tests may be large already
+  command = [sys.executable, fuzz.__file__, '--inputs=300', '--seed=5']
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert (done.returncode, done.stderr) == (0, '')
+  assert 'Problems: none.' in done.stdout
+  rows = re.findall(r'^\| ([a-zA-Z ]+) \| (\d+) \| (\d+) \| 0 \|$', done.stdout, re.MULTILINE)
+  assert {name for name, _, _ in rows} == fuzz.kinds().keys()
+  assert all(int(read) + int(refused) > 0 for _, read, refused in rows)
 
 
 def test_good_files_are_read(fuzz, tmp_path):
@@ -56,5 +63,30 @@ def test_problems_are_told_apart(fuzz, tmp_path, monkeypatch):
   said, trace = fuzz.attempt(lambda path: 1 / 0, path)
   assert said == 'ZeroDivisionError: division by zero'
   assert 'Traceback' in trace
-  monkeypatch.setattr(fuzz, 'MEBIBYTES', 1)
-  assert fuzz.attempt(lambda path: None, path)[0].endswith('MiB')
+  for before, after, said in (
+    (100, 2049, '2049 MiB'),
+    (100, 2048, 'read'),
+    (3000, 3000, 'read'),  # it was as large before
+    (3000, 3001, '3001 MiB'),
+  ):
+    peaks = iter((before, after))
+    monkeypatch.setattr(fuzz, 'peak_mebibytes', lambda peaks=peaks: next(peaks))
+    assert fuzz.attempt(lambda path: None, path) == (said, '')
+
+
+def test_the_peak_of_a_process_grows_and_stays():
+  # in a process of its own: that of the tests may have been larger
+  code = """
+import numpy as np
+import fuzz
+before = fuzz.peak_mebibytes()
+kept = np.ones(2**24)  # of 8 bytes: 128 MiB
+grown = fuzz.peak_mebibytes()
+del kept
+print(before, grown, fuzz.peak_mebibytes())
+"""
+  place = Path(__file__).parent
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=place)
+  assert done.returncode == 0, done.stderr
+  before, grown, after = map(float, done.stdout.split())
+  assert min(grown, after) > before + 100
