@@ -74,6 +74,7 @@ def test_problems_are_told_apart(fuzz, tmp_path, monkeypatch):
     assert fuzz.attempt(lambda path: None, path) == (said, '')
 
 
+@pytest.mark.seconds
 def test_the_peak_of_a_process_grows_and_stays():
   # in a process of its own: that of the tests may have been larger
   code = """

@@ -130,6 +130,7 @@ def test_build_does_what_is_switched_on(padding, flip):
   np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.seconds
 def test_a_key_decides_everything():
   everything = section(crop_padding=2, flip=True, policy='randaugment', cutout=3)
   everything.randaugment_ops = 1

@@ -80,7 +80,7 @@ def pairs(names, *dtypes):
 WIDE = pairs(SPREAD, 'float64')
 FEW = pairs(['scan_over_layers'], 'float64')
 FAST = FEW + pairs(['nnx_cnn'], 'float64')
-FAST += pairs(['batch_norm_in_training'], 'float32') + pairs(['mlp_layer_norm'], 'bfloat16')
+FAST += pairs(['batch_norm_in_training'], 'float32')
 MORE = WIDE + pairs(['resnet_blocks', 'self_attention', 'equinox_cnn', 'cond'], 'float64')
 MORE += pairs(['mlp_layer_norm', 'batch_norm_in_training'], 'float32', 'bfloat16')
 EVERY = pairs((*BLOCKS, *NETS, *OTHERS), 'float64')

@@ -71,6 +71,7 @@ def test_stacked_of_coupled_losses_raises_and_says_the_way_out(trained):
     assert words in str(e.value)
 
 
+@pytest.mark.seconds
 def test_a_batch_of_one_image_tells_nothing_about_the_next(trained):
   model, batch = trained
   losses_fn = fresh(model.losses_fn)
@@ -97,6 +98,7 @@ def test_losses_divided_by_the_size_of_the_batch_are_coupled(zoo):
   assert not per_example.is_per_example(Partial(losses_fn), model.params, batch)
 
 
+@pytest.mark.seconds
 def test_the_answer_is_asked_for_once(zoo, monkeypatch):
   model = zoo.MODELS['mlp_layer_norm'](jnp.float32)
   compare, asked = per_example._compare, []

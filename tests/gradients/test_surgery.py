@@ -294,6 +294,7 @@ def test_torchjd_gives_the_same_where_the_order_is_none(reference):
       np.testing.assert_allclose(found, reference['gradvac_2'][i, call], rtol=2e-4)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize('name', NAMES)
 def test_many_at_once_are_each_alone(reference, name):
   grams = reference['gram_5']
@@ -463,6 +464,7 @@ def test_random_orders_come_from_the_key():
   assert (one != other).any()
 
 
+@pytest.mark.seconds
 def test_a_hundred_classes_with_lengths_that_differ_300_times():
   g = gradients(classes=100, width=400, spread=300, opposed=0)
   weights = weights_of('upgrad', g @ g.T)
@@ -606,6 +608,7 @@ def test_the_optax_form_in_a_chain():
   assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (first, later)), strict=True))
 
 
+@pytest.mark.seconds
 def test_the_optax_form_keeps_the_length_dtype_and_losses():
   params, rows = tree_of(dtype=jnp.bfloat16)
   pi = prior_of()

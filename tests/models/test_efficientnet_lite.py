@@ -39,6 +39,7 @@ def draw(path, leaf):
   return (rng.normal(size=leaf.shape) * (2 / fan_in) ** 0.5).astype(np.float32)
 
 
+@pytest.mark.seconds
 def test_number_of_parameters():
   model = efficientnet_lite.build(1000, PHOTO, 'none', 1.0, jnp.float32)
   assert capacity.parameter_count(model, PHOTO) == 4652008
@@ -46,6 +47,7 @@ def test_number_of_parameters():
   assert half.channels == (16, 8, 12, 20, 40, 56, 96, 160, 640)
 
 
+@pytest.mark.seconds
 def test_layer_names_and_shapes():
   names = names_of(shapes()[1]['params'])
   assert names['stem/conv/kernel'].shape == (3, 3, 3, 32)

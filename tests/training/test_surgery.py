@@ -23,10 +23,9 @@ from csba_jax.training.gradient import gradient_of_the_mean
 C, N = 4, 12
 LABELS = np.array([0, 1, 0, 2, 0, 1, 0, 0, 2, 1, 0, 0])  # none of class 3
 KEY = jax.random.key(0)
-# one without a state and one with; the others take seconds to compile
-QUICK = ('gradvac', 'upgrad')
+# one of them is enough for make test: each takes seconds to compile
 AGGREGATORS = [
-  pytest.param(name, marks=() if name in QUICK else pytest.mark.seconds)
+  pytest.param(name, marks=() if name == 'upgrad' else pytest.mark.seconds)
   for name in sorted(library.AGGREGATORS)
 ]
 
@@ -140,7 +139,9 @@ def exact(name, form, batch, keeps_length=False, devices=1):
 
 
 @pytest.mark.parametrize('name', AGGREGATORS)
-@pytest.mark.parametrize('form', [forward, forward_coupled])
+@pytest.mark.parametrize(
+  'form', [forward, pytest.param(forward_coupled, marks=pytest.mark.seconds)]
+)
 def test_the_exact_gradient_is_that_of_its_own_gram(name, form):
   batch = {'image': net()[1], 'label': LABELS}
   rows = class_sums(form, batch)
@@ -169,6 +170,7 @@ def test_several_devices_take_the_form_that_any_net_can_take():
   assert_close(one.direction, two.direction, 1e-5)
 
 
+@pytest.mark.seconds
 def test_the_step_keeps_its_length_in_the_body():
   batch = {'image': net()[1], 'label': LABELS}
   rows = class_sums(forward, batch)
@@ -183,6 +185,7 @@ def test_the_step_keeps_its_length_in_the_body():
   np.testing.assert_allclose(free.shown['surgery_length'], length / plain, rtol=1e-4)
 
 
+@pytest.mark.seconds
 def test_only_the_layers_that_are_named_have_a_part_in_the_gram():
   batch = {'image': net()[1], 'label': LABELS}
   seen = []
