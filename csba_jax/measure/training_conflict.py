@@ -41,9 +41,10 @@ class Batches:
 def choose(asked: str, net: Net, config: ml_collections.ConfigDict) -> str:
   """'batch' or 'frozen': the statistics of BatchNorm that the conflict is measured with.
 
-  'auto' is `batch` where training takes the statistics of its batches: a net with BatchNorm, whose
-  second stage, if it is in one, does not keep the statistics that it has. Elsewhere both would
-  measure the same loss, and `frozen` costs less and can take every image.
+  'auto' is `batch` where training takes the statistics of its batches: a net with BatchNorm, which
+  is in no second stage that keeps the statistics, and does not keep pretrained weights frozen to
+  the end. Elsewhere both would measure the same loss, and `frozen` costs less and can take every
+  image.
 
   Args:
     asked: 'auto', 'batch' or 'frozen'.
@@ -62,8 +63,14 @@ def choose(asked: str, net: Net, config: ml_collections.ConfigDict) -> str:
     )
   if asked != 'auto':
     return asked
-  coupled = stage.trains is not None and stage.updates_statistics
+  coupled = stage.trains is not None and updates_statistics(config)
   return 'batch' if coupled and jax.tree.leaves(net.batch_stats) else 'frozen'
+
+
+def updates_statistics(config: ml_collections.ConfigDict) -> bool:
+  """Whether BatchNorm takes and averages those of the batches when the shared layers move."""
+  always_frozen = config.model.init != '' and config.train.frozen == 1
+  return second_stages.find(config.stage, config.model.head).updates_statistics and not always_frozen
 
 
 def of_run(
@@ -127,11 +134,10 @@ def measure(
     UserError: fewer than two batches, or as in `diagnose.diagnose_run`.
   """
   layer_fn = None if layers is None else diagnose.choose_layers(layers, net.params)
-  stage = second_stages.find(config.stage, config.model.head)
   name = 'training' if part is data.train else 'validation'
   about = {
     'target': f'{name} batches',
-    'statistics': diagnose.statistics_of(net, stage.updates_statistics),
+    'statistics': diagnose.statistics_of(net, updates_statistics(config)),
     'seed': batches.seed,
     'layers': layers or '',
   }
@@ -195,24 +201,21 @@ def _augmented(config: ml_collections.FrozenConfigDict) -> Callable[[Array, Arra
 
 def losses_of(net: Net, config: ml_collections.ConfigDict) -> Callable[..., Array]:
   """(batch_stats, params, batch) -> losses [N] of a net in training."""
-  parts = {
-    'loss': config.loss.to_dict(),
-    'model': config.model.to_dict(),
-    'stage': config.stage.to_dict(),
-  }
+  parts = {'loss': config.loss.to_dict(), 'model': config.model.to_dict()}
   counts = losses.counts_that_matter(config, net.metadata.class_counts)
-  return _cached_losses(ml_collections.FrozenConfigDict(parts), counts, net.model)
+  train = updates_statistics(config)
+  return _cached_losses(ml_collections.FrozenConfigDict(parts), counts, net.model, train)
 
 
 @functools.lru_cache(maxsize=4)  # jit compiles anew for a function that is not the same object
 def _cached_losses(
-  config: ml_collections.FrozenConfigDict, class_counts: tuple[int, ...], model: nn.Module
+  config: ml_collections.FrozenConfigDict,
+  class_counts: tuple[int, ...],
+  model: nn.Module,
+  train: bool,
 ) -> Callable[..., Array]:
   loss_fn = losses.unweighted(config, np.array(class_counts))
-  stage = second_stages.find(config.stage, config.model.head)
-  return functools.partial(
-    _training_losses, model=model, loss_fn=loss_fn, train=stage.updates_statistics
-  )
+  return functools.partial(_training_losses, model=model, loss_fn=loss_fn, train=train)
 
 
 def _training_losses(

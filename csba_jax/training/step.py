@@ -43,6 +43,7 @@ class StepParts:
   preprocessing: Preprocessing
   gradient_fn: GradientFn = gradient_of_the_mean
   trains: str = '.'  # the parameters that have a gradient, besides those of the second stage
+  updates_statistics: bool = True  # those of BatchNorm; where not, it takes the running ones
 
 
 def train_step(
@@ -51,7 +52,7 @@ def train_step(
   """One update on a batch of uint8 images and int labels.
 
   A second stage keeps the statistics of BatchNorm as they are, and has gradients only for what it
-  trains. For weights that are frozen no gradient is computed. `key` is the key of the run; together
+  trains. So does a step in which pretrained weights are frozen. `key` is the key of the run; together
   with the number of the step it decides everything random.
 
   Returns:
@@ -73,7 +74,7 @@ def train_step(
     logits, updated = parts.model.apply(
       variables,
       batch['image'],
-      train=parts.second_stage.updates_statistics,
+      train=parts.updates_statistics and parts.second_stage.updates_statistics,
       mutable=['batch_stats'],
     )
     per_example = losses.mixed(parts.loss_fn, logits, batch, state.step)
@@ -170,6 +171,7 @@ def make_step(
   layout: sharding.Layout,
   gradient_fn: GradientFn | None = None,
   trains: str = '.',
+  updates_statistics: bool = True,
 ) -> StepFn:
   """`train_step` with all its parts bound: (state, batch, key) -> (state, metrics).
 
@@ -182,6 +184,7 @@ def make_step(
     layout: how arrays lie on the devices.
     gradient_fn: takes the place of the one that config.surgery describes.
     trains: regular expression of the parameters that have a gradient.
+    updates_statistics: whether BatchNorm takes the statistics of the batch, or the running ones.
 
   Raises:
     UserError: unknown names in the config, or parts that do not go together.
@@ -201,5 +204,6 @@ def make_step(
     preprocessing=Preprocessing.of(config.model),
     gradient_fn=gradient_fn,
     trains=trains,
+    updates_statistics=updates_statistics,
   )
   return functools.partial(train_step, parts=parts)

@@ -172,6 +172,27 @@ def test_bad_input_ends_in_one_line(run):
 
 
 @pytest.mark.parametrize(
+  ('init', 'frozen', 'of_batchnorm'),
+  [('', 0, 'batch'), ('w.safetensors', 0.9, 'batch'), ('w.safetensors', 1, 'frozen')],
+)
+def test_pretrained_weights_that_never_move_have_running_statistics(
+  run, init, frozen, of_batchnorm
+):
+  config = run.config.copy_and_resolve_references()
+  config.model.init, config.train.frozen = init, float(frozen)
+  assert training_conflict.choose('auto', run.net, config) == of_batchnorm
+  batch = {'image': np.linspace(-1, 1, 4 * 64).reshape(4, 8, 8, 1), 'label': np.arange(4)}
+  losses_fn = training_conflict.losses_of(run.net, config)
+  found = losses_fn(run.net.batch_stats, run.net.params, batch)
+  variables = {'params': run.net.params, 'batch_stats': run.net.batch_stats}
+  logits, _ = run.net.model.apply(
+    variables, batch['image'], train=of_batchnorm == 'batch', mutable=['batch_stats']
+  )
+  expected = -jax.nn.log_softmax(logits)[np.arange(4), np.arange(4)]
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
   ('stage', 'of_batchnorm'), [('none', 'batch'), ('crt', 'frozen'), ('tau_norm', 'frozen')]
 )
 def test_auto_is_what_training_takes(run, stage, of_batchnorm):
