@@ -20,7 +20,7 @@ from absl import app, flags
 from benchmarks import environment
 from csba_jax import config as config_lib
 from csba_jax.methods import optimizers
-from csba_jax.models import pretrained, registry
+from csba_jax.models import registry
 from csba_jax.run import state as state_lib
 from csba_jax.run.net import Preprocessing
 from csba_jax.runtime import backend, sharding, text_table
@@ -50,8 +50,8 @@ def calls_of(net: str, size: int) -> dict[str, Callable[[], Any]]:
     'label': jnp.asarray(rng.integers(0, CLASSES, _BATCH.value, np.int32)),
   }
   found: dict[str, Callable[[], Any]] = {}
-  for what, trains in (('step', '.'), ('frozen step', pretrained.FRESH)):
-    one = step.make_step(config, model, tx, counts, 100, layout, trains=trains)
+  for what in ('step', 'frozen step'):
+    one = step.make_step(config, model, tx, counts, 100, layout, frozen=what == 'frozen step')
     compiled = backend.jit(one)()
     found[what] = lambda compiled=compiled: compiled(state, batch, key)
   preprocessing = Preprocessing.of(config.model)

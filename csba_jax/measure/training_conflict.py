@@ -42,9 +42,8 @@ def choose(asked: str, net: Net, config: ml_collections.ConfigDict) -> str:
   """'batch' or 'frozen': the statistics of BatchNorm that the conflict is measured with.
 
   'auto' is `batch` where training takes the statistics of its batches: a net with BatchNorm, which
-  is in no second stage that keeps the statistics, and does not keep pretrained weights frozen to
-  the end. Elsewhere both would measure the same loss, and `frozen` costs less and can take every
-  image.
+  does not keep the statistics that it has (`second_stages.updates_statistics`). Elsewhere both
+  would measure the same loss, and `frozen` costs less and can take every image.
 
   Args:
     asked: 'auto', 'batch' or 'frozen'.
@@ -63,14 +62,8 @@ def choose(asked: str, net: Net, config: ml_collections.ConfigDict) -> str:
     )
   if asked != 'auto':
     return asked
-  coupled = stage.trains is not None and updates_statistics(config)
+  coupled = stage.trains is not None and second_stages.updates_statistics(config)
   return 'batch' if coupled and jax.tree.leaves(net.batch_stats) else 'frozen'
-
-
-def updates_statistics(config: ml_collections.ConfigDict) -> bool:
-  """Whether BatchNorm takes and averages those of the batches when the shared layers move."""
-  always_frozen = config.model.init != '' and config.train.frozen == 1
-  return second_stages.find(config.stage, config.model.head).updates_statistics and not always_frozen
 
 
 def of_run(
@@ -137,7 +130,7 @@ def measure(
   name = 'training' if part is data.train else 'validation'
   about = {
     'target': f'{name} batches',
-    'statistics': diagnose.statistics_of(net, updates_statistics(config)),
+    'statistics': diagnose.statistics_of(net, second_stages.updates_statistics(config)),
     'seed': batches.seed,
     'layers': layers or '',
   }
@@ -203,7 +196,7 @@ def losses_of(net: Net, config: ml_collections.ConfigDict) -> Callable[..., Arra
   """(batch_stats, params, batch) -> losses [N] of a net in training."""
   parts = {'loss': config.loss.to_dict(), 'model': config.model.to_dict()}
   counts = losses.counts_that_matter(config, net.metadata.class_counts)
-  train = updates_statistics(config)
+  train = second_stages.updates_statistics(config)
   return _cached_losses(ml_collections.FrozenConfigDict(parts), counts, net.model, train)
 
 

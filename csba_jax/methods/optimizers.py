@@ -103,12 +103,25 @@ def build(
     return OPTIMIZERS[train.optimizer](rate, train.momentum, train.weight_decay)
 
   tx = make(learning_rate)
+  _check_pretrained(config)
   if (train.pretrained_rate, train.frozen) != (1, 0):
     tx = _slower(make, tx, learning_rate, config, total_steps)
   stage = second_stages.find(config.stage, config.model.head)
   if config.stage.method != 'none':
     tx = _only(stage.trains, tx)
   return tx, learning_rate
+
+
+def _check_pretrained(config: ml_collections.ConfigDict) -> None:
+  train = config.train
+  found = (train.pretrained_rate, train.frozen, train.frozen_statistics)
+  if found != (1, 0, False) and not config.model.init:
+    raise UserError(
+      'train.pretrained_rate=1, train.frozen=0 and train.frozen_statistics=False without '
+      'model.init',
+      f'{found[0]:g}, {found[1]:g} and {found[2]}',
+      'set --config.model.init, or remove them',
+    )
 
 
 def _slower(
@@ -123,12 +136,6 @@ def _slower(
   While they wait they do not move, and they have no gradient (`training.step`).
   """
   train = config.train
-  if not config.model.init:
-    raise UserError(
-      'train.pretrained_rate=1 and train.frozen=0 without model.init',
-      f'{train.pretrained_rate:g} and {train.frozen:g}',
-      'set --config.model.init, or remove both',
-    )
   first = step_at(train.frozen, total_steps)
 
   def rate(step: Any) -> Any:

@@ -65,6 +65,17 @@ def find(stage: ml_collections.ConfigDict, classifier: str) -> SecondStage:
   return found
 
 
+def updates_statistics(config: ml_collections.ConfigDict) -> bool:
+  """Whether BatchNorm takes and averages those of the batches in steps that move its layers.
+
+  Not in a second stage that keeps them, and not with pretrained weights that keep those of the file
+  (train.frozen_statistics), or never move (train.frozen=1).
+  """
+  kept = config.train.frozen_statistics or config.train.frozen == 1
+  of_the_file = config.model.init != '' and kept
+  return find(config.stage, config.model.head).updates_statistics and not of_the_file
+
+
 def check_source(stage: ml_collections.ConfigDict) -> None:
   """Raises UserError for a second stage without a first one, or a first one without a second."""
   if (stage.method == 'none') != (stage.source == ''):

@@ -16,7 +16,7 @@ from csba_jax import config as config_lib
 from csba_jax.data import pipeline
 from csba_jax.errors import UserError
 from csba_jax.files import expanded
-from csba_jax.methods import optimizers, surgery
+from csba_jax.methods import optimizers, second_stages, surgery
 from csba_jax.models import registry
 from csba_jax.run import net as net_lib
 from csba_jax.run import state as state_lib
@@ -142,10 +142,10 @@ def config_of(workdir: str | Path) -> ml_collections.ConfigDict:
 def renew_statistics(net: Net, config: ml_collections.ConfigDict, data: pipeline.Data) -> Net:
   """The net with running statistics of the batches of the run's first STATISTICS_BATCHES steps.
 
-  Its parameters stay as they are.
+  Its parameters stay as they are. Where training keeps the statistics that it has, they stay too.
   """
   stats, layout = net.batch_stats, net.layout
-  if not jax.tree.leaves(stats):
+  if not (jax.tree.leaves(stats) and second_stages.updates_statistics(config)):
     return net
   stream, images = training_stream(config, data.train.labels), data.train.images
 

@@ -55,12 +55,7 @@ def _program(
   tx, schedule = optimizers.build(config, total_steps)
   counts = np.array(class_counts)
   parts = (config, model, tx, counts, total_steps, layout)
-  frozen = make_step(
-    *parts,
-    gradient_fn=gradient_of_the_mean,
-    trains=pretrained.FRESH,
-    updates_statistics=False,
-  )
+  frozen = make_step(*parts, gradient_fn=gradient_of_the_mean, frozen=True)
   cut = surgery_lib.build(config, counts)
   return Program(model, tx, schedule, cut, make_step(*parts), frozen)
 

@@ -17,6 +17,7 @@ from csba_jax.data import augment, mixing
 from csba_jax.gradients.batch_sums import Batch
 from csba_jax.methods import losses, second_stages
 from csba_jax.methods import surgery as surgery_lib
+from csba_jax.models import pretrained
 from csba_jax.run import state as state_lib
 from csba_jax.run.net import Preprocessing
 from csba_jax.run.state import TrainState
@@ -43,7 +44,7 @@ class StepParts:
   preprocessing: Preprocessing
   gradient_fn: GradientFn = gradient_of_the_mean
   trains: str = '.'  # the parameters that have a gradient, besides those of the second stage
-  updates_statistics: bool = True  # those of BatchNorm; where not, it takes the running ones
+  updates_statistics: bool = True  # those of BatchNorm
 
 
 def train_step(
@@ -51,9 +52,10 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Array]]:
   """One update on a batch of uint8 images and int labels.
 
-  A second stage keeps the statistics of BatchNorm as they are, and has gradients only for what it
-  trains. So does a step in which pretrained weights are frozen. `key` is the key of the run; together
-  with the number of the step it decides everything random.
+  A second stage has gradients only for what it trains, and so has a step in which pretrained
+  weights are frozen. These keep the statistics of BatchNorm as they are
+  (`second_stages.updates_statistics`), and BatchNorm takes them in place of the batch's. `key` is
+  the key of the run; together with the number of the step it decides everything random.
 
   Returns:
     The new state, and for the old parameters the loss, the norm of the gradient, and what the
@@ -74,18 +76,21 @@ def train_step(
     logits, updated = parts.model.apply(
       variables,
       batch['image'],
-      train=parts.updates_statistics and parts.second_stage.updates_statistics,
+      train=parts.updates_statistics,
       mutable=['batch_stats'],
     )
     per_example = losses.mixed(parts.loss_fn, logits, batch, state.step)
-    return per_example, updated.get('batch_stats', state.batch_stats)
+    return per_example, updated.get('batch_stats', {}) if parts.updates_statistics else {}
 
   found = parts.gradient_fn(forward, whole, batch, state.surgery, jax.random.fold_in(key, _SURGERY))
   grads = parts.layout.scatter(found.direction)
   updates, opt_state = parts.tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   state = state.replace(
-    params=params, batch_stats=found.auxiliary, opt_state=opt_state, surgery=found.kept
+    params=params,
+    batch_stats=found.auxiliary if parts.updates_statistics else state.batch_stats,
+    opt_state=opt_state,
+    surgery=found.kept,
   )
   if parts.ema_decay:
     averages = state_lib.move_averages(state.averages, state, parts.ema_decay)
@@ -170,8 +175,7 @@ def make_step(
   total_steps: int,
   layout: sharding.Layout,
   gradient_fn: GradientFn | None = None,
-  trains: str = '.',
-  updates_statistics: bool = True,
+  frozen: bool = False,
 ) -> StepFn:
   """`train_step` with all its parts bound: (state, batch, key) -> (state, metrics).
 
@@ -183,8 +187,7 @@ def make_step(
     total_steps: of the run.
     layout: how arrays lie on the devices.
     gradient_fn: takes the place of the one that config.surgery describes.
-    trains: regular expression of the parameters that have a gradient.
-    updates_statistics: whether BatchNorm takes the statistics of the batch, or the running ones.
+    frozen: whether it is a step in which the weights of model.init do not move.
 
   Raises:
     UserError: unknown names in the config, or parts that do not go together.
@@ -203,7 +206,7 @@ def make_step(
     layout=layout,
     preprocessing=Preprocessing.of(config.model),
     gradient_fn=gradient_fn,
-    trains=trains,
-    updates_statistics=updates_statistics,
+    trains=pretrained.FRESH if frozen else '.',
+    updates_statistics=not frozen and second_stages.updates_statistics(config),
   )
   return functools.partial(train_step, parts=parts)

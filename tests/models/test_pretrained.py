@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from csba_jax import config as config_lib
 from csba_jax.errors import UserError
-from csba_jax.methods import optimizers
+from csba_jax.methods import optimizers, second_stages
 from csba_jax.models import pretrained, registry
 from csba_jax.run.net import Metadata, Preprocessing
 
@@ -198,8 +198,39 @@ def test_pretrained_weights_wait_and_then_move_slowly(kind):
   optax.apply_updates(params, updates)
 
 
-def test_rates_without_pretrained_weights_are_refused():
+@pytest.mark.parametrize(
+  ('field', 'value', 'found'),
+  [
+    ('pretrained_rate', 0.1, '0.1, 0 and False'),
+    ('frozen', 0.5, '1, 0.5 and False'),
+    ('frozen_statistics', True, '1, 0 and True'),
+  ],
+)
+def test_settings_of_pretrained_weights_without_any_are_refused(field, value, found):
   config = config_lib.default()
-  config.train.frozen = 0.5
-  with pytest.raises(UserError, match='train.frozen=0 without model.init; found 1 and 0.5'):
+  config.train[field] = value
+  with pytest.raises(UserError) as error:
     optimizers.build(config, 10)
+  assert str(error.value) == (
+    'expected train.pretrained_rate=1, train.frozen=0 and train.frozen_statistics=False without '
+    f'model.init; found {found}; to fix it: set --config.model.init, or remove them'
+  )
+
+
+@pytest.mark.parametrize(
+  ('stage', 'init', 'frozen', 'kept', 'expected'),
+  [
+    ('none', '', 0.0, False, True),
+    ('none', 'w', 0.0, False, True),
+    ('none', 'w', 0.9, False, True),
+    ('none', 'w', 1.0, False, False),
+    ('none', 'w', 0.0, True, False),
+    ('crt', '', 0.0, False, False),
+    ('crt', 'w', 0.0, False, False),
+  ],
+)
+def test_when_steps_take_the_statistics_of_their_batch(stage, init, frozen, kept, expected):
+  config = config_lib.default()
+  config.stage.method, config.model.init = stage, init
+  config.train.update({'frozen': frozen, 'frozen_statistics': kept})
+  assert second_stages.updates_statistics(config) == expected
