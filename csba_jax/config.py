@@ -138,7 +138,6 @@ def _add_training(config: ml_collections.ConfigDict) -> None:
   config.train.learning_rate = 0.1
   config.train.pretrained_rate = 1.0
   config.train.frozen = 0.0
-  config.train.frozen_statistics = False
   config.train.momentum = 0.9
   config.train.weight_decay = 2e-4
   config.train.warmup_fraction = 0.025

@@ -92,7 +92,6 @@ FIELDS = {
   'train.learning_rate': 'Highest learning rate, reached after a linear warm-up.',
   'train.pretrained_rate': 'model.init: times the learning rate of the weights of the file.',
   'train.frozen': 'model.init: share of the run in which these weights do not move.',
-  'train.frozen_statistics': 'model.init: BatchNorm keeps the statistics of the file all along.',
   'train.momentum': "Nesterov's momentum; adamw: b1.",
   'train.weight_decay': 'Weight decay, not on norms and biases.',
   'train.warmup_fraction': 'Share of the run in which the learning rate rises.',

@@ -114,13 +114,11 @@ def build(
 
 def _check_pretrained(config: ml_collections.ConfigDict) -> None:
   train = config.train
-  found = (train.pretrained_rate, train.frozen, train.frozen_statistics)
-  if found != (1, 0, False) and not config.model.init:
+  if (train.pretrained_rate, train.frozen) != (1, 0) and not config.model.init:
     raise UserError(
-      'train.pretrained_rate=1, train.frozen=0 and train.frozen_statistics=False without '
-      'model.init',
-      f'{found[0]:g}, {found[1]:g} and {found[2]}',
-      'set --config.model.init, or remove them',
+      'train.pretrained_rate=1 and train.frozen=0 without model.init',
+      f'{train.pretrained_rate:g} and {train.frozen:g}',
+      'set --config.model.init, or remove both',
     )
 
 

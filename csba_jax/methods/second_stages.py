@@ -68,12 +68,10 @@ def find(stage: ml_collections.ConfigDict, classifier: str) -> SecondStage:
 def updates_statistics(config: ml_collections.ConfigDict) -> bool:
   """Whether BatchNorm takes and averages those of the batches in steps that move its layers.
 
-  Not in a second stage that keeps them, and not with pretrained weights that keep those of the file
-  (train.frozen_statistics), or never move (train.frozen=1).
+  Not in a second stage that keeps them, and not with pretrained weights that never move.
   """
-  kept = config.train.frozen_statistics or config.train.frozen == 1
-  of_the_file = config.model.init != '' and kept
-  return find(config.stage, config.model.head).updates_statistics and not of_the_file
+  never_moves = config.model.init != '' and config.train.frozen == 1
+  return find(config.stage, config.model.head).updates_statistics and not never_moves
 
 
 def check_source(stage: ml_collections.ConfigDict) -> None:

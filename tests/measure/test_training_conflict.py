@@ -171,15 +171,15 @@ def test_bad_input_ends_in_one_line(run):
     training_conflict.of_run(run, 'latest', Batches(2), 'nothing')
 
 
-@pytest.mark.parametrize(('kept', 'of_batchnorm'), [(False, 'batch'), (True, 'frozen')])
+@pytest.mark.parametrize(('frozen', 'of_batchnorm'), [(0.9, 'batch'), (1.0, 'frozen')])
 def test_where_training_keeps_the_statistics_conflict_is_measured_with_them(
-  run, kept, of_batchnorm
+  run, frozen, of_batchnorm
 ):
   config = run.config.copy_and_resolve_references()
-  config.model.init, config.train.frozen_statistics = 'w.safetensors', kept
+  config.model.init, config.train.frozen = 'w.safetensors', frozen
   renewed = restore.renew_statistics(run.net, config, run.data).batch_stats
   same = jax.tree.map(lambda a, b: bool((a == b).all()), renewed, run.net.batch_stats)
-  assert all(jax.tree.leaves(same)) == kept
+  assert all(jax.tree.leaves(same)) == (frozen == 1)
   assert training_conflict.choose('auto', run.net, config) == of_batchnorm
   batch = {'image': np.linspace(-1, 1, 4 * 64).reshape(4, 8, 8, 1), 'label': np.arange(4)}
   losses_fn = training_conflict.losses_of(run.net, config)

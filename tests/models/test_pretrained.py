@@ -201,9 +201,8 @@ def test_pretrained_weights_wait_and_then_move_slowly(kind):
 @pytest.mark.parametrize(
   ('field', 'value', 'found'),
   [
-    ('pretrained_rate', 0.1, '0.1, 0 and False'),
-    ('frozen', 0.5, '1, 0.5 and False'),
-    ('frozen_statistics', True, '1, 0 and True'),
+    ('pretrained_rate', 0.1, '0.1 and 0'),
+    ('frozen', 0.5, '1 and 0.5'),
   ],
 )
 def test_settings_of_pretrained_weights_without_any_are_refused(field, value, found):
@@ -212,25 +211,23 @@ def test_settings_of_pretrained_weights_without_any_are_refused(field, value, fo
   with pytest.raises(UserError) as error:
     optimizers.build(config, 10)
   assert str(error.value) == (
-    'expected train.pretrained_rate=1, train.frozen=0 and train.frozen_statistics=False without '
-    f'model.init; found {found}; to fix it: set --config.model.init, or remove them'
+    'expected train.pretrained_rate=1 and train.frozen=0 without model.init; '
+    f'found {found}; to fix it: set --config.model.init, or remove both'
   )
 
 
 @pytest.mark.parametrize(
-  ('stage', 'init', 'frozen', 'kept', 'expected'),
+  ('stage', 'init', 'frozen', 'expected'),
   [
-    ('none', '', 0.0, False, True),
-    ('none', 'w', 0.0, False, True),
-    ('none', 'w', 0.9, False, True),
-    ('none', 'w', 1.0, False, False),
-    ('none', 'w', 0.0, True, False),
-    ('crt', '', 0.0, False, False),
-    ('crt', 'w', 0.0, False, False),
+    ('none', '', 0.0, True),
+    ('none', 'w', 0.0, True),
+    ('none', 'w', 0.9, True),
+    ('none', 'w', 1.0, False),
+    ('crt', '', 0.0, False),
+    ('crt', 'w', 0.0, False),
   ],
 )
-def test_when_steps_take_the_statistics_of_their_batch(stage, init, frozen, kept, expected):
+def test_when_steps_take_the_statistics_of_their_batch(stage, init, frozen, expected):
   config = config_lib.default()
-  config.stage.method, config.model.init = stage, init
-  config.train.update({'frozen': frozen, 'frozen_statistics': kept})
+  config.stage.method, config.model.init, config.train.frozen = stage, init, frozen
   assert second_stages.updates_statistics(config) == expected

@@ -71,13 +71,13 @@ def test_weights_choose_their_net_and_fewer_epochs():
   found = choices.choose(audit, RECIPE, given, hardware, 8.0, '/photos', 'c.csv', 'resnet18')
   values = {choice.field: choice.value for choice in found}
   assert {
-    k: v for k, v in values.items() if k.startswith(('model', 'train.frozen', 'train.pre'))
+    k: v for k, v in values.items() if k.startswith(('model', 'train.frozen', 'train.learn'))
   } == {
     'model.name': 'resnet18',
     'model.attention': 'none',
     'model.width': 1.0,
     'train.frozen': 0.2,
-    'train.pretrained_rate': 0.1,
+    'train.learning_rate': 0.01,
   }
   assert all(choice.reason for choice in found)
   (epochs,) = (choice.value for choice in plain if choice.field == 'train.epochs')

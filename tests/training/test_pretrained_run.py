@@ -136,37 +136,6 @@ def test_while_frozen_only_the_head_moves(photos, tmp_path):
 
 
 @pytest.mark.slow
-def test_statistics_of_the_file_stay_where_they_are_asked_to(photos, tmp_path):
-  path = tmp_path / 'w.safetensors'
-  config = config_of(photos, path, **{'train.frozen_statistics': True})
-  config.data.val_fraction, config.augment.flip, config.train.warmup_fraction = 0.0, False, 0.0
-  weights = saved(config, path)
-  data = pipeline.load(config, lambda line: None)
-  job = Job.of(config, data)
-  state, _ = job.begin()
-  rows = np.arange(config.train.batch_size)
-  batch = {'image': data.train.images[rows], 'label': data.train.labels[rows]}
-  after, found = jax.jit(job.step_fn(0))(state, batch, job.key)
-
-  def loss(params):  # with the running statistics, written anew
-    images = job.net(state).metadata.preprocessing(batch['image'])
-    variables = {'params': params, 'batch_stats': state.batch_stats}
-    logits = job.program.model.apply(variables, images, train=False)
-    return -jax.nn.log_softmax(logits)[rows, batch['label']].mean()
-
-  expected, gradient = jax.value_and_grad(loss)(state.params)
-  assert found['loss'] == pytest.approx(float(expected), rel=1e-5)
-  norm = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(gradient)))
-  assert found['grad_norm'] == pytest.approx(norm, rel=1e-4)
-  last = flatten_dict({'params': after.params, 'batch_stats': after.batch_stats}, sep='/')
-  for name, value in weights.items():
-    if name.startswith('batch_stats/'):
-      np.testing.assert_array_equal(last[name], value)
-    else:
-      assert differs(last[name], value), name
-
-
-@pytest.mark.slow
 def test_weights_that_are_frozen_for_the_whole_run_are_those_of_the_file(photos, tmp_path):
   path = tmp_path / 'w.safetensors'
   config = config_of(photos, path, **{'train.frozen': 1.0})
