@@ -1,5 +1,11 @@
 """Real images, end to end: CIFAR-10 (JPEG copy) and folders of photos, where they are at hand."""
 
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,6 +15,7 @@ from csba_jax.measure import evaluate
 from csba_jax.runtime.signals import StopRequest
 from csba_jax.training import loop
 
+ROOT = Path(__file__).parents[1]
 CIFAR10_LT_100 = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
 
 
@@ -71,3 +78,43 @@ def test_photos_train_and_copies_stay_on_one_side(photo_folder, tmp_path):
     for other in sides[i + 1 :]:
       assert not side & other
   assert sum(len(part) for part in (split.train, split.val, split.test)) == len(source)
+
+
+@pytest.mark.slow
+def test_a_folder_of_another_kind_takes_the_same_commands(data_root, tmp_path):
+  """Small pictures of ten classes, from an audit to an exported network."""
+
+  def run(*command):
+    environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
+    done = subprocess.run(
+      [sys.executable, '-m', *command],
+      capture_output=True,
+      text=True,
+      cwd=tmp_path,
+      env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+  run('benchmarks.cifar10_photos', '--out=photos', '--head=60', '--imbalance=6')
+  audit = run('csba_jax.bin.audit', 'photos', '--workdir=run')
+  assert 'photos: 285 photos of 10 classes' in audit
+  assert 'Imbalance factor 6: airplane has 60 photos, truck 10.' in audit
+  trained = run(
+    'csba_jax.bin.train', '--data=photos', '--workdir=run', '--config.train.epochs=2', '--minutes=1'
+  )
+  assert '  loss.name=balanced_softmax: ' in trained
+  assert 'macro-F1' in trained
+  assert 'calibration' in run('csba_jax.bin.evaluate', '--workdir=run')
+  run('csba_jax.bin.predict', 'photos/truck', '--workdir=run', '--out=trucks.csv')
+  with open(tmp_path / 'trucks.csv', encoding='utf-8', newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert len(rows) == 10
+  names = sorted(path.name for path in (tmp_path / 'photos').iterdir())
+  for row in rows:
+    assert row['class'] in names
+    assert sum(float(row[f'p:{name}']) for name in names) == pytest.approx(1, abs=1e-3)
+  run('csba_jax.bin.report', '--workdir=run')
+  assert 'truck' in (tmp_path / 'run/report.html').read_text()
+  run('csba_jax.bin.export', '--workdir=run', '--out=net')
+  assert (tmp_path / 'net/model.jax').stat().st_size > 1000
