@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
+from csba_jax.data import pipeline
 from csba_jax.errors import UserError
 from csba_jax.gradients import class_grams
 from csba_jax.gradients.conflict import Conflict
@@ -19,6 +21,7 @@ from csba_jax.run.schedule import training_stream
 from csba_jax.runtime import backend, sharding
 from csba_jax.runtime.signals import StopRequest
 from csba_jax.training import loop
+from csba_jax.training.job import Job
 
 CLASSES = 10
 
@@ -301,3 +304,25 @@ def test_batches_that_exceed_a_device_are_refused_before_the_first_step(run, mon
   )
   config.diagnostics.snapshots = ''
   probe.check_room(run.net, config, devices=1)  # nothing is measured
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize('weights', ['none', 'inverse', 'effective'])
+def test_prior_and_gram_are_the_gradient_that_training_takes(driver, weights):
+  """|grad of a step on all images|^2 = pi' G pi, over all layers, whatever the class weights."""
+  config = driver.tiny_config(loss__weights=weights, augment__crop_padding=0, loss__beta=0.99)
+  data = pipeline.load(config, print)
+  job = Job.of(config, data)
+  state, _ = job.begin()
+  labels = data.train.labels
+  _, shown = jax.jit(job.step_fn(0))(state, {'image': data.train.images, 'label': labels}, job.key)
+  net = job.net(state)
+  losses_fn = Partial(training_conflict.losses_of(net, config), net.batch_stats)
+  batch = {'image': net.metadata.preprocessing(data.train.images), 'label': labels}
+  found = class_grams(losses_fn, net.params, batch, num_classes=CLASSES, strategy='masked')
+  prior = diagnose.objective_prior(config, data, 0)
+  gram = np.sum([np.asarray(of_layer, float) for of_layer in found.grams.values()], 0)
+  np.testing.assert_allclose(shown['grad_norm'], np.sqrt(prior @ gram @ prior), rtol=1e-5)
+  if weights != 'none':  # so that the weights have a part in it
+    plain = np.bincount(labels) / len(labels)
+    assert abs(np.sqrt(plain @ gram @ plain) / shown['grad_norm'] - 1) > 0.1
