@@ -681,6 +681,30 @@ def test_two_processes_measure_the_batches_of_one(driver, finished, tmp_path):
     np.testing.assert_allclose(of_two[key], of_one[key], atol=1e-5 * scale)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize('every', [1, 18])
+def test_surgery_of_two_processes_is_that_of_one(driver, tmp_path, every):
+  wanted = ('name="upgrad"', f'every={every}', 'batches=3', 'certain=false')
+  arguments = [f'--config.surgery.{setting}' for setting in wanted]
+  children = driver.start_all(tmp_path / 'two', *arguments)
+  alone = '--config.parallel.devices=0'
+  children.append(driver.start(tmp_path / 'one', *arguments, alone, devices=8))
+  for code, err in ends(children, 400):
+    assert code == 0, err
+  (_, of_two, last_two), (_, of_one, last_one) = (
+    driver.records_of(tmp_path / name) for name in ('two', 'one')
+  )
+  assert [line['step'] for line in of_two] == [line['step'] for line in of_one]
+  first = next(i for i, line in enumerate(of_one) if 'surgery_weights' in line)
+  weights = [np.array(lines[first]['surgery_weights'], float) for lines in (of_two, of_one)]
+  assert np.ptp(weights[0]) > 0.01  # something is in conflict
+  np.testing.assert_allclose(*weights, rtol=1e-3, atol=1e-3)
+  # later, last bits decide which constraints hold
+  means = [result['surgery']['mean_weights'] for result in (last_two, last_one)]
+  np.testing.assert_allclose(*means, atol=0.2)
+
+
 @pytest.fixture
 def small_disk(tmp_path):
   """A file system of 2 MB."""
