@@ -3,7 +3,8 @@
   python -m benchmarks.photo_nets [--nets=efficientnet_lite0,resnet18] [--sizes=96,128]
 
 Weights are random: they do not change the time. A frozen step computes the gradient of the
-classifier alone. Prints images/s, median (slowest to fastest), and seconds of compilation.
+classifier alone, and BatchNorm keeps its statistics. Prints images/s, median (slowest to fastest),
+and seconds of compilation.
 """
 
 import json

@@ -7,8 +7,9 @@ timed alone, on random values of its shapes: this says what they cost, and which
 they belong to. What stands between them is read off the profile of the whole step (jax.profiler):
 core-milliseconds of its fusions, by what they do. The two do not add up to the step exactly, since
 XLA may fuse or overlap what is timed alone here. PyTorch's side is torch.profiler's own time by
-operator. Of a convolution's passes, the input gradient has a dilated or flipped kernel, and the
-weight gradient contracts the images.
+operator. Convolutions are told apart by their dimension numbers: in the input gradient the input
+and output channels of the kernel are swapped, and the weight gradient contracts the images.
+Convolutions of 1x1 are matrix products here.
 """
 
 import collections
@@ -128,7 +129,7 @@ def between(call: Callable[[], Any]) -> dict[str, float]:
         if not line.name.startswith('tf_XLA'):
           continue
         for event in line.events:
-          if '::' in event.name or event.name.startswith(('end: ', 'conv', 'dot')):
+          if '::' in event.name or re.match(r'end: |conv(?!ert)|dot', event.name):
             continue
           kind = next((k for k, p in KINDS.items() if re.search(p, event.name)), 'other')
           found[kind] += event.duration_ns / 1e9 / _REPEATS.value

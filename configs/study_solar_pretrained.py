@@ -1,8 +1,8 @@
 r"""Solar-panel photos from pretrained weights: EfficientNet-Lite0, fine-tuned and frozen.
 
-  csba-study --config=configs/study_solar_pretrained.py --workdir=runs/solar_pretrained --jobs=2 \
-    --config.base.model.init=lite0.safetensors
-  csba-report --workdir=runs/solar_pretrained
+  csba-study --config=configs/study_solar_pretrained.py --workdir=results/solar_pretrained \
+    --config.base.model.init=lite0.safetensors --jobs=2
+  csba-report --workdir=results/solar_pretrained
 
 Needs $CSBA_IMAGE_FOLDER as configs/study_solar.py does, and the weights that docs/pretrained.md
 converts. Five folds with copies on one side. `frozen` trains the classifier (and attention) alone.

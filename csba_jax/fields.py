@@ -91,7 +91,7 @@ FIELDS = {
   'train.schedule': 'cosine falls to 0; steps divides by 100 at 80 % and 90 % of the run.',
   'train.learning_rate': 'Highest learning rate, reached after a linear warm-up.',
   'train.pretrained_rate': 'model.init: times the learning rate of the weights of the file.',
-  'train.frozen': 'model.init: share of the run in which these weights do not move.',
+  'train.frozen': 'model.init: share of the run in which its weights and statistics do not move.',
   'train.momentum': "Nesterov's momentum; adamw: b1.",
   'train.weight_decay': 'Weight decay, not on norms and biases.',
   'train.warmup_fraction': 'Share of the run in which the learning rate rises.',

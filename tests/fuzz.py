@@ -5,8 +5,8 @@
 Inputs are photos of all formats, manifests, weights (safetensors, and both formats of PyTorch),
 validation logits and class files of a run. Each is a good file with some bytes flipped, cut out,
 doubled, moved or overwritten. A problem is an exception other than the documented one, more than
-SECONDS, or a read in which the process grows above MEBIBYTES: in a process that was larger before,
-this cannot be seen. Exit code 1 where there was a problem.
+SECONDS, or a read in which the peak size of the process grows to more than MEBIBYTES (growth below
+an earlier peak cannot be seen). Exit code 1 where there was a problem.
 """
 
 import argparse

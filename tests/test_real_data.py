@@ -105,7 +105,7 @@ def test_a_folder_of_another_kind_takes_the_same_commands(data_root, tmp_path):
   )
   assert '  loss.name=balanced_softmax: ' in trained
   assert 'macro-F1' in trained
-  assert 'calibration' in run('csba_jax.bin.evaluate', '--workdir=run')
+  assert 'calibration error' in run('csba_jax.bin.evaluate', '--workdir=run')
   run('csba_jax.bin.predict', 'photos/truck', '--workdir=run', '--out=trucks.csv')
   with open(tmp_path / 'trucks.csv', encoding='utf-8', newline='') as file:
     rows = list(csv.DictReader(file))

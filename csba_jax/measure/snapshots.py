@@ -69,7 +69,7 @@ def settled(net: Net, config: ml_collections.ConfigDict, data: pipeline.Data) ->
 
   The running statistics of BatchNorm lag behind a net that changes: early in a run the loss with
   them can be many times the loss of the batches. `restore.renew_statistics` estimates them again
-  from training batches. Where training keeps the statistics that it has, they stay.
+  from training batches. Where training never changes them, they stay.
   """
   return restore.renew_statistics(net, config, data)
 

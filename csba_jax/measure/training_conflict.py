@@ -43,7 +43,8 @@ def choose(asked: str, net: Net, config: ml_collections.ConfigDict) -> str:
 
   'auto' is `batch` where training takes the statistics of its batches: a net with BatchNorm, which
   does not keep the statistics that it has (`second_stages.updates_statistics`). Elsewhere both
-  would measure the same loss, and `frozen` costs less and can take every image.
+  would measure the same loss, and `frozen` costs less and can take every image. While pretrained
+  weights still wait, `batch` measures what training will take when they move.
 
   Args:
     asked: 'auto', 'batch' or 'frozen'.
@@ -109,10 +110,10 @@ def measure(
 
   Batches are drawn and augmented as the run draws and augments those of this step, with other
   random numbers. The net runs as in training: with the statistics of each batch, or with its
-  running ones in a second stage that keeps them. Images are not mixed, and the loss has no class
-  weights; sampler and class weights enter through the prior, see `diagnose.objective_prior`.
-  Batches of another part than the training part have every image equally often, whatever the
-  sampler, and at most as many images as the part.
+  running ones where training never changes them (`second_stages.updates_statistics`). Images are
+  not mixed, and the loss has no class weights; sampler and class weights enter through the prior,
+  see `diagnose.objective_prior`. Batches of another part than the training part have every image
+  equally often, whatever the sampler, and at most as many images as the part.
 
   Args:
     net: with the parameters that training moves (`restore.load_state`), not their averages.

@@ -66,7 +66,7 @@ def find(stage: ml_collections.ConfigDict, classifier: str) -> SecondStage:
 
 
 def updates_statistics(config: ml_collections.ConfigDict) -> bool:
-  """Whether BatchNorm takes and averages those of the batches in steps that move its layers.
+  """Whether BatchNorm takes the statistics of each batch, and averages them, once all layers move.
 
   Not in a second stage that keeps them, and not with pretrained weights that never move.
   """

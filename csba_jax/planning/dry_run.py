@@ -208,7 +208,8 @@ def compile_training(setting: Setting) -> jax.stages.Compiled:
   """One training step with its images as arguments, as in a run that streams them."""
   config, layout = setting.config, setting.layout
   ones = np.ones(setting.num_classes)
-  step_fn = step.make_step(config, setting.model, setting.tx, ones, STEPS, layout)
+  frozen = config.model.init != '' and config.train.frozen == 1
+  step_fn = step.make_step(config, setting.model, setting.tx, ones, STEPS, layout, frozen=frozen)
 
   def of(dtype: DTypeLike, *shape: int) -> jax.ShapeDtypeStruct:
     shape = (1, config.train.batch_size, *shape)

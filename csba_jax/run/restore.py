@@ -64,7 +64,7 @@ def load_net(workdir: str, which: str = 'best', layout: sharding.Layout | None =
   if which == 'init':
     raise UserError(
       'a checkpoint that needs no data: best, latest or a step',
-      'init, whose statistics are those of training batches',
+      'init, whose statistics may be those of training batches',
       'use load_run, which reads the data',
     )
   return _load_net(folder, config, net_lib.find(folder, config), which, layout)
@@ -82,7 +82,8 @@ def load_run(
   Args:
     workdir: folder of a run.
     which: as in `load_net`; or 'init', the untrained net of the run's seed, whose BatchNorms have
-      the statistics of the first STATISTICS_BATCHES training batches.
+      the statistics of the first STATISTICS_BATCHES training batches, or those of model.init where
+      they never change.
     data_dir: replaces the run's config.data.dir where the data has moved.
     data: the run's data, where they have been read already.
     layout: as in `load_net`.
@@ -142,7 +143,7 @@ def config_of(workdir: str | Path) -> ml_collections.ConfigDict:
 def renew_statistics(net: Net, config: ml_collections.ConfigDict, data: pipeline.Data) -> Net:
   """The net with running statistics of the batches of the run's first STATISTICS_BATCHES steps.
 
-  Its parameters stay as they are. Where training keeps the statistics that it has, they stay too.
+  Its parameters stay as they are. Where training never changes its statistics, these stay too.
   """
   stats, layout = net.batch_stats, net.layout
   if not (jax.tree.leaves(stats) and second_stages.updates_statistics(config)):

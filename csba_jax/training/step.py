@@ -43,7 +43,7 @@ class StepParts:
   layout: sharding.Layout
   preprocessing: Preprocessing
   gradient_fn: GradientFn = gradient_of_the_mean
-  trains: str = '.'  # the parameters that have a gradient, besides those of the second stage
+  trains: str = '.'  # of what the second stage trains, the parameters that have a gradient
   updates_statistics: bool = True  # those of BatchNorm
 
 
@@ -52,10 +52,10 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Array]]:
   """One update on a batch of uint8 images and int labels.
 
-  A second stage has gradients only for what it trains, and so has a step in which pretrained
-  weights are frozen. These keep the statistics of BatchNorm as they are
-  (`second_stages.updates_statistics`), and BatchNorm takes them in place of the batch's. `key` is
-  the key of the run; together with the number of the step it decides everything random.
+  A second stage, and a step in which pretrained weights are frozen, have gradients only for what
+  they train. In both, BatchNorm runs with the running statistics and leaves them as they are
+  (`parts.updates_statistics`). `key` is the key of the run; together with the number of the step it
+  decides everything random.
 
   Returns:
     The new state, and for the old parameters the loss, the norm of the gradient, and what the
@@ -187,7 +187,8 @@ def make_step(
     total_steps: of the run.
     layout: how arrays lie on the devices.
     gradient_fn: takes the place of the one that config.surgery describes.
-    frozen: whether it is a step in which the weights of model.init do not move.
+    frozen: the step of a run whose weights of model.init do not move yet: they have no gradient,
+      and BatchNorm keeps its statistics.
 
   Raises:
     UserError: unknown names in the config, or parts that do not go together.

@@ -184,6 +184,8 @@ def test_where_training_keeps_the_statistics_conflict_is_measured_with_them(
   same = jax.tree.map(lambda a, b: bool((a == b).all()), renewed, run.net.batch_stats)
   assert all(jax.tree.leaves(same)) == (frozen == 1)
   assert training_conflict.choose('auto', run.net, config) == of_batchnorm
+  measured = training_conflict.measure(run.net, config, run.data, run.data.train, Batches(2))
+  assert measured.about['statistics'] == of_batchnorm
   batch = {'image': np.linspace(-1, 1, 4 * 64).reshape(4, 8, 8, 1), 'label': np.arange(4)}
   losses_fn = training_conflict.losses_of(run.net, config)
   found = losses_fn(run.net.batch_stats, run.net.params, batch)

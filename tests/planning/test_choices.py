@@ -71,7 +71,9 @@ def test_weights_choose_their_net_and_fewer_epochs():
   found = choices.choose(audit, RECIPE, given, hardware, 8.0, '/photos', 'c.csv', 'resnet18')
   values = {choice.field: choice.value for choice in found}
   assert {
-    k: v for k, v in values.items() if k.startswith(('model', 'train.frozen', 'train.learn'))
+    k: v
+    for k, v in values.items()
+    if k.startswith(('model', 'train.frozen', 'train.learn', 'train.pre'))
   } == {
     'model.name': 'resnet18',
     'model.attention': 'none',

@@ -66,6 +66,7 @@ def test_weights_choose_the_net_that_they_are_of(folder, tmp_path):
   given = {'model.init': weights, 'model.name': 'resnet18_branches'}
   config, _ = configure(folder, tmp_path / 'other', given)
   assert (config.model.name, config.train.learning_rate) == ('resnet18_branches', 0.01)
+  assert config.train.pretrained_rate == 1
 
 
 def test_weights_of_another_net_are_refused_before_a_photo_is_read(folder, tmp_path):

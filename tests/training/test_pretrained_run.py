@@ -91,7 +91,7 @@ def test_frozen_weights_stay_and_the_file_is_needed_once(photos, tmp_path):
 def test_while_frozen_only_the_head_moves(photos, tmp_path):
   path = tmp_path / 'w.safetensors'
   config = config_of(photos, path, **{'train.frozen': 0.9, 'train.weight_decay': 0.1})
-  config.train.epochs = 1  # of three steps: the last one is the first that moves them
+  config.train.epochs = 1  # of three steps, all frozen: step 3 would be the first that moves them
   weights = saved(config, path)
   data = pipeline.load(config, lambda line: None)
   job = Job.of(config, data)
@@ -130,6 +130,7 @@ def test_while_frozen_only_the_head_moves(photos, tmp_path):
   losses = [-jax.nn.log_softmax(each)[rows, batch['label']] for each in logits.values()]
   low, high = np.min(losses, 0).mean(), np.max(losses, 0).mean()
   assert low - 1e-5 < found['loss'] < high + 1e-5
+  assert found['grad_norm'] > 0
   thawed, expected = whole(state, batch, job.key)
   assert any(jax.tree.leaves(jax.tree.map(differs, thawed.batch_stats, state.batch_stats)))
   assert abs(found['loss'] - expected['loss']) > 1e-3  # with the statistics of the batch

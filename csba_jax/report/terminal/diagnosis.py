@@ -9,8 +9,8 @@ from csba_jax.runtime import text_table
 
 STATISTICS = {  # of BatchNorm, in words, by about['statistics']
   'batch': ', each batch with its own statistics, as in training',
-  'frozen': ', with the running statistics of BatchNorm, which training does not use (measure that '
-  'with --statistics=batch)',
+  'frozen': ', with the running statistics of BatchNorm (most training takes those of each batch: '
+  'measure it with --statistics=batch)',
 }
 
 
