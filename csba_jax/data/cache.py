@@ -133,11 +133,12 @@ class Block(NamedTuple):
   reasons: list[str]
 
 
-def decoded(source: Source, log: Callable[[str], None]) -> Iterator[Block]:
-  """The images of a source, block by block."""
+def decoded(source: Source, log: Callable[[str], None], multiple: int = 1) -> Iterator[Block]:
+  """The images of a source, block by block; of whole multiples where a block holds as many."""
   total, size = len(source), int(np.prod(source.image_shape))
   log(f'decoding {total} images of {source.name}: {total * size / 1e6:.1f} MB')
   length = max(1, min(BLOCK, BLOCK_BYTES // size))
+  length -= length % multiple if length > multiple else 0
 
   def decode(block: range) -> Block:
     items = source.read(block)

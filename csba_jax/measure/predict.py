@@ -19,7 +19,7 @@ from csba_jax.run import restore
 from csba_jax.run.net import Net
 
 Explain = Callable[[Path, np.ndarray, np.ndarray], None]
-BATCH = 64  # photos in one call of the net; a last batch is padded
+BATCH = 32  # photos in one call of the net; a last batch is padded
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,7 +126,8 @@ class Predictor:
         `heat_maps` of the most probable class.
     """
     done = 0
-    for block in cache.decoded(_Photos(files, self.net.metadata.image_shape), lambda line: None):
+    photos = _Photos(files, self.net.metadata.image_shape)
+    for block in cache.decoded(photos, lambda line: None, BATCH):
       probabilities = self.calibration.probabilities(_logits(self.net, block.images))
       if explain:
         self._explain(files[done:], block, probabilities, explain)

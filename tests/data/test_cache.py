@@ -105,6 +105,18 @@ def test_more_images_than_a_block_stay_in_order(tmp_path, monkeypatch):
   assert arrays.images[:, 1, 2, 0].tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]
 
 
+@pytest.mark.parametrize(
+  ('block', 'multiple', 'lengths'),
+  [(7, 1, [7, 3]), (7, 3, [6, 4]), (3, 3, [3, 3, 3, 1]), (2, 3, [2] * 5), (128, 4, [10])],
+)
+def test_blocks_are_of_whole_batches_where_they_hold_one(monkeypatch, block, multiple, lengths):
+  monkeypatch.setattr(cache, 'BLOCK', block)
+  found = list(cache.decoded(FakeSource(), Lines(), multiple))
+  assert [len(one.images) for one in found] == lengths
+  images = np.concatenate([one.images for one in found])
+  np.testing.assert_array_equal(images, cache.decode_all(FakeSource(), Lines()).images)
+
+
 def test_progress(tmp_path, monkeypatch):
   clock = iter(range(0, 1000, 4))
   monkeypatch.setattr(cache, 'BLOCK', 3)

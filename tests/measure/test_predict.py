@@ -93,7 +93,7 @@ def test_more_files_than_a_batch_and_a_block(net, folder, monkeypatch):
       np.testing.assert_allclose(one.probabilities, wanted[i % 3 // 2], atol=1e-6)
 
 
-def test_weightsand_confidence_decide(net, folder):
+def test_weights_and_confidence_decide(net, folder):
   files = [folder / 'a.png']
   plain = expected(net, files)[0]
   last = int(plain.argmin())
