@@ -223,6 +223,7 @@ def lower_batch(
   layout: sharding.Layout,
   available: int,
   classes: int | None = None,
+  layer_fn: Callable[[str], str | None] | None = None,
 ) -> jax.stages.Lowered:
   """The class gradients of one batch of a `BatchProbe` before they are compiled.
 
@@ -234,13 +235,14 @@ def lower_batch(
     layout: devices that share the images.
     available: bytes of one device.
     classes: lower so many of them alone.
+    layer_fn: as in `class_grams`.
 
   Raises:
     UserError: a device cannot hold the class gradients of all batches.
   """
   number = config.diagnostics.batches
-  memory.check_batches(net, number, available)
-  layers, leaves = Layers.of(net.params, None, net.model.head), jax.tree.leaves(net.params)
+  memory.check_batches(net, number, available, layer_fn)
+  layers, leaves = Layers.of(net.params, layer_fn, net.model.head), jax.tree.leaves(net.params)
   first, *_ = layers.passes(leaves, number * net.num_classes, backend.CLASS_GRADIENT_BYTES)
   size, mesh = config.train.batch_size, layout.grams_mesh
   batch = {

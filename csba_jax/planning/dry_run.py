@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 from csba_jax.data import mixing, pipeline, streaming
 from csba_jax.errors import UserError
 from csba_jax.gradients.gram import LayerFn, Layers
-from csba_jax.measure import probe, training_conflict
+from csba_jax.measure import diagnose, probe, training_conflict
 from csba_jax.methods import optimizers, surgery
 from csba_jax.models import registry
 from csba_jax.planning import collectives, hardware
@@ -32,6 +32,7 @@ from csba_jax.run.net import Metadata, Net
 from csba_jax.run.state import TrainState
 from csba_jax.runtime import backend, sharding, text_table
 from csba_jax.training import step
+from csba_jax.training import surgery as surgery_in_training
 
 STEPS = 1000  # of a run: they change the schedules and not the cost of a step
 # It changes the work of LLVM alone. The program, its memory and its collectives stay the same.
@@ -80,6 +81,18 @@ class Setting:
   def statistics(self) -> str:
     """'batch' or 'frozen': what its measurements of conflict take."""
     return training_conflict.choose(self.config.diagnostics.statistics, self.net, self.config)
+
+  @property
+  def measures_for_surgery(self) -> bool:
+    """Whether gradient surgery measures conflict every so many steps."""
+    wanted = self.config.surgery
+    return wanted.every > 1 and wanted.name not in ('none', *surgery.CONTROLS)
+
+  def of_surgery(self) -> tuple['Setting', LayerFn | None]:
+    """The setting whose diagnostic step is a measurement for surgery, and its layers."""
+    own = dataclasses.replace(self, config=surgery_in_training.measured(self.config))
+    layers = self.config.surgery.layers
+    return own, diagnose.choose_layers(layers, self.state.params) if layers else None
 
   @property
   def parameters(self) -> int:
@@ -186,10 +199,14 @@ def describe(config: ml_collections.ConfigDict) -> str:
   setting = Setting.of(config)
   devices, images = setting.layout.devices, Images.of(setting)
   costs, refused = {'training step': Cost.of(compile_training(setting), devices)}, []
-  try:
-    costs['diagnostic step'] = measure_diagnostics(setting, accelerator.memory)
-  except UserError as error:
-    refused = [f'diagnostic step: does not fit: {error}']
+  measurements: dict[str, tuple[Setting, LayerFn | None]] = {'diagnostic step': (setting, None)}
+  if setting.measures_for_surgery:
+    measurements['surgery measurement'] = setting.of_surgery()
+  for name, (own, layer_fn) in measurements.items():
+    try:
+      costs[name] = measure_diagnostics(own, accelerator.memory, layer_fn)
+    except UserError as error:
+      refused.append(f'{name}: does not fit: {error}')
   return '\n'.join(
     [
       _parameter_table(setting.state),
@@ -226,18 +243,18 @@ def compile_training(setting: Setting) -> jax.stages.Compiled:
   return lowered.compile(_FAST_TO_COMPILE)
 
 
-def measure_diagnostics(setting: Setting, room: float) -> Cost:
+def measure_diagnostics(setting: Setting, room: float, layer_fn: LayerFn | None = None) -> Cost:
   """The cost of the diagnostic step; of one of its batches, where it takes training batches.
 
   Raises:
     UserError: a device with `room` bytes cannot hold it.
   """
   if setting.statistics == 'batch':
-    return measure_batch(setting, room)
-  return measure_probe(setting, room)
+    return measure_batch(setting, room, layer_fn)
+  return measure_probe(setting, room, layer_fn=layer_fn)
 
 
-def measure_batch(setting: Setting, room: float) -> Cost:
+def measure_batch(setting: Setting, room: float, layer_fn: LayerFn | None = None) -> Cost:
   """The cost of the class gradients of one training batch, see `probe.BatchProbe`.
 
   The program loops over classes, and XLA counts the body of a loop once. So the FLOPs are those of
@@ -246,7 +263,7 @@ def measure_batch(setting: Setting, room: float) -> Cost:
   net, layout, config = setting.net, setting.layout, setting.config
 
   def lower(classes: int | None = None) -> jax.stages.Lowered:
-    return probe.lower_batch(net, config, layout, int(room), classes)
+    return probe.lower_batch(net, config, layout, int(room), classes, layer_fn)
 
   cost = Cost.of(lower().compile(_FAST_TO_COMPILE), layout.devices)
   one = lower(1)
@@ -379,13 +396,14 @@ def _notes(setting: Setting, images: Images) -> list[str]:
 
 
 def _surgery(setting: Setting) -> list[str]:
-  """What of gradient surgery is not in the table."""
+  """What the numbers of gradient surgery are of."""
   wanted = setting.config.surgery
+  if setting.measures_for_surgery:
+    taken = _measured(setting.of_surgery()[0])
+    return [f'surgery measurement: {taken}, every {wanted.every} steps']
   if wanted.name in ('none', *surgery.CONTROLS):
     return []
-  if wanted.every == 1:
-    return ['surgery.every 1: a loop over classes or rows of images, which FLOPs count once']
-  return [f'the measurements of surgery, every {wanted.every} steps, are not in this table']
+  return ['surgery.every 1: a loop over classes or rows of images, which FLOPs count once']
 
 
 def _measured(setting: Setting) -> str:

@@ -234,7 +234,7 @@ def check_room(config: ml_collections.ConfigDict, net: Net, devices: int) -> Non
 
 def _check_measurement(config: ml_collections.ConfigDict, net: Net, devices: int) -> None:
   try:
-    probe.check_room(net, _measured(config), devices, config.surgery.layers or None)
+    probe.check_room(net, measured(config), devices, config.surgery.layers or None)
   except UserError as error:
     raise UserError(
       f'{error.expected}, to measure for surgery',
@@ -244,7 +244,7 @@ def _check_measurement(config: ml_collections.ConfigDict, net: Net, devices: int
     ) from error
 
 
-def _measured(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def measured(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """The config of a run whose diagnostics.every is the measurement for its surgery."""
   own = config.copy_and_resolve_references()
   own.seed = (config.seed + SEED) % 2**31
@@ -277,7 +277,7 @@ class Measurement:
   ):
     self._surgery, self._layout = surgery, layout
     self._key = jax.random.fold_in(jax.random.key(config.seed), SEED)
-    own, layers = _measured(config), surgery.layers or None
+    own, layers = measured(config), surgery.layers or None
     self._probe = probe.of_config(net, own, data, layout, layers, redraws=True)
 
   def renew(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:

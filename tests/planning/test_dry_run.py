@@ -396,3 +396,41 @@ def test_the_tables_of_the_page_are_those_of_the_results(monkeypatch):
   assert scaling.tables(found) in scaling.PAGE.read_text(), 'python -m benchmarks.scaling --write'
   for fields in (scaling.fields('imagenet_lt', 8, 1024), scaling.fields('inaturalist', 8, 1024)):
     assert fields.keys() <= config_lib.flatten(config_lib.default()).keys()
+
+
+# ---- gradient surgery
+
+
+def test_a_measurement_for_surgery_is_a_diagnostic_step_of_its_own_size():
+  fields = {'surgery__name': 'upgrad', 'surgery__every': 50, 'surgery__batches': 3}
+  config = config_of(**fields, surgery__images=8, surgery__layers='^stage3/')
+  setting = dry_run.Setting.of(config)
+  own, layer_fn = setting.of_surgery()
+  assert (own.config.diagnostics.batches, own.config.diagnostics.images) == (3, 8)
+  assert own.statistics == 'batch'
+  assert layer_fn('stage3/block1/conv/kernel') is not None
+  assert layer_fn('stage1/block1/conv/kernel') is None
+  [line] = dry_run._surgery(setting)
+  assert line == (
+    'surgery measurement: one of 3 training batches of 16 images, a forward and 10 backward '
+    'passes, every 50 steps'
+  )
+  config.surgery.every = 1
+  [line] = dry_run._surgery(dry_run.Setting.of(config))
+  assert line.startswith('surgery.every 1: a loop over classes')
+  config.surgery.update({'name': 'fixed', 'every': 50, 'source': 'run'})
+  assert dry_run._surgery(dry_run.Setting.of(config)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('norm', ['group', 'batch'])
+def test_the_table_has_a_column_for_surgery(norm):
+  fields = {'surgery__name': 'upgrad', 'surgery__batches': 3, 'surgery__images': 800}
+  config = config_of(**fields, model__norm=norm, surgery__every=50, diagnostics__images=1600)
+  text = dry_run.describe(config)
+  [head] = [line for line in text.splitlines() if line.startswith('one call, on each device')]
+  assert head.split()[-2:] == ['surgery', 'measurement']
+  [work] = [line for line in text.splitlines() if line.startswith('work, GFLOP')]
+  *_, diagnostic, measurement = map(float, work.split()[2:])
+  # of half the images; of batches it is one of each that both take
+  assert measurement == pytest.approx(diagnostic * (0.5 if norm == 'group' else 1), rel=0.1)
