@@ -1,13 +1,13 @@
 r"""Solar-panel photos from pretrained weights: EfficientNet-Lite0, fine-tuned and frozen.
 
-  csba-study --config=configs/study_solar_pretrained.py --workdir=results/solar_pretrained \
-    --config.base.model.init=lite0.safetensors --jobs=2
+  csba-study --config=configs/study_solar_pretrained.py --workdir=results/solar_pretrained
   csba-report --workdir=results/solar_pretrained
 
-Needs $CSBA_IMAGE_FOLDER as configs/study_solar.py does, and the weights that docs/pretrained.md
-converts. Five folds with copies on one side. `frozen` trains the classifier (and attention) alone.
-Every variant has the last stage three times in parallel; `csba` gates the branches, `none` does
-not. Protocol: docs/study.md. Result: not yet run.
+Needs $CSBA_IMAGE_FOLDER as configs/study_solar.py does, and lite0.safetensors, the weights that
+docs/pretrained.md converts, in the folder where the command is given. Five folds with copies on one
+side. `frozen` trains the classifier (and attention) alone. Every variant has the last stage three
+times in parallel; `csba` gates the branches, `none` does not. Protocol: docs/study.md.
+Result: not yet run.
 """
 
 from csba_jax import config
@@ -19,6 +19,7 @@ def get_config():
   c.name = 'solar_pretrained'
   c.base.data.image_size = 160
   c.base.model.name = 'efficientnet_lite0_branches'
+  c.base.model.init = 'lite0.safetensors'
   c.base.model.width = 1.0
   c.base.model.gate = 'identity'
   c.base.train.epochs = 8
