@@ -7,7 +7,7 @@ Needs $CSBA_IMAGE_FOLDER as configs/study_solar.py does, and lite0.safetensors, 
 docs/pretrained.md converts, in the folder where the command is given. Five folds with copies on one
 side. `frozen` trains the classifier (and attention) alone. Every variant has the last stage three
 times in parallel; `csba` gates the branches, `none` does not. Protocol: docs/study.md.
-Result: not yet run.
+Result: docs/pretrained.md.
 """
 
 from csba_jax import config
