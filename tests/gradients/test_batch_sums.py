@@ -84,7 +84,10 @@ def statistics(params, batch):
 
 
 @pytest.mark.parametrize('labels', LABELS)
-@pytest.mark.parametrize(('rows', 'at_once'), [(3, 1), (3, 2), (16, 1)])
+@pytest.mark.parametrize(
+  ('rows', 'at_once'),
+  [(3, 2), *(pytest.param(*v, marks=pytest.mark.seconds) for v in ((3, 1), (16, 1)))],
+)
 def test_rows_of_one_class_give_the_sums_of_a_loop(labels, rows, at_once, monkeypatch):
   monkeypatch.setattr(backend, 'ROW_IMAGES', rows)
   monkeypatch.setattr(backend, 'classes_at_once', lambda classes, images: at_once)

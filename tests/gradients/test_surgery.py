@@ -191,6 +191,7 @@ def test_mgda_is_the_shortest_convex_combination(seed):
   assert np.linalg.norm(d) <= (1 + 1e-6) * np.linalg.norm(rows, axis=1).min()
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize('seed', range(6))
 def test_cagrad_against_its_dual(seed):
   """max_d min_i <a_i, d> in the ball is min_v <v, s> + c |s| |v| over convex combinations v."""
@@ -562,6 +563,7 @@ def tree_of(seed=0, dtype=np.float32):
   return params, rows
 
 
+@pytest.mark.seconds
 def test_the_optax_form_is_the_explicit_sum():
   params, rows = tree_of()
   pi = prior_of()

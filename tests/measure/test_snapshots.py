@@ -16,6 +16,8 @@ from csba_jax.run.schedule import Plan
 from csba_jax.runtime.signals import StopRequest
 from csba_jax.training import after_step, loop
 
+pytestmark = pytest.mark.seconds  # all of them read a run that has to be trained first
+
 SNAPSHOTS, LEVELS = '0,0.5,1', '2.2,1.5,0.01'  # the last one is never reached
 FLAGS = [
   f'--config.diagnostics.snapshots="{SNAPSHOTS}"',
@@ -114,7 +116,6 @@ def test_names_of_files():
   assert snapshot_file('loss 0.3', 'val') == 'moment_loss-0.3_val'
 
 
-@pytest.mark.seconds
 def test_the_tested_net_is_what_csba_diagnose_looks_at(measured):
   run = restore.load_run(str(measured), 'best')
   expected = diagnose.diagnose_run(run, diagnose.Sampling(exact=True))
@@ -238,7 +239,6 @@ def test_several_snapshots_at_one_step_are_measured_once(driver, tmp_path, monke
   assert [line['step'] for line in snapshot_lines(tmp_path)] == [5, 5, 5, 5, 14, 14, 14]
 
 
-@pytest.mark.seconds
 def test_snapshots_of_averages_are_of_the_averages(driver, tmp_path):
   config = driver.tiny_config(
     train__ema_decay=0.99, train__epochs=1, diagnostics__snapshots='1', data__val_fraction=0.0
@@ -307,7 +307,6 @@ def test_levels_are_reached_once_and_at_the_level():
   assert plan.levels_at(float('nan'), []) == []
 
 
-@pytest.mark.seconds
 def test_a_level_is_reached_by_the_loss_of_the_net_that_is_measured(driver, tmp_path, monkeypatch):
   """At the first log line, near enough by its batches, where that loss is at or below it; once."""
   looked = []

@@ -23,6 +23,8 @@ from csba_jax.runtime.signals import StopRequest
 from csba_jax.training import loop
 from csba_jax.training.job import Job
 
+pytestmark = pytest.mark.seconds  # all of them read a run that has to be trained first
+
 CLASSES = 10
 
 
@@ -59,7 +61,6 @@ def batches_of(run, number, seed):
   return found
 
 
-@pytest.mark.seconds
 def test_it_is_the_gram_of_the_runs_own_batches_in_training(run, measured):
   batches = batches_of(run, 4, 3)
 
@@ -149,7 +150,6 @@ def test_chosen_layers_and_progress(run, measured):
   assert ticks == [(32, 64), (64, 64)]
 
 
-@pytest.mark.seconds
 def test_moving_averages_are_not_what_training_moves(driver, run, tmp_path):
   with StopRequest() as stop:
     config = driver.tiny_config(augment__crop_padding=0, train__ema_decay=0.9)
@@ -218,7 +218,6 @@ def test_auto_is_what_training_takes(run, stage, of_batchnorm):
   )
 
 
-@pytest.mark.seconds
 def test_batches_of_the_validation_part_are_its_images_in_another_order(run):
   """Of a part that fills one batch, every batch has all images: there is no sampling error."""
   config = run.config.copy_and_resolve_references()
@@ -239,7 +238,6 @@ def test_batches_of_the_validation_part_are_its_images_in_another_order(run):
   assert found.errors[found.at()].max() < 1e-3 * largest
 
 
-@pytest.mark.seconds
 def test_the_same_on_one_device_and_on_eight(driver, run):
   state = restore.load_state(str(run.workdir), 'latest')
   config = run.config.copy_and_resolve_references()
@@ -308,7 +306,6 @@ def test_batches_that_exceed_a_device_are_refused_before_the_first_step(run, mon
   probe.check_room(run.net, config, devices=1)  # nothing is measured
 
 
-@pytest.mark.seconds
 @pytest.mark.parametrize('weights', ['none', 'inverse', 'effective'])
 def test_prior_and_gram_are_the_gradient_that_training_takes(driver, weights):
   """|grad of a step on all images|^2 = pi' G pi, over all layers, whatever the class weights."""

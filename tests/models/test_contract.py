@@ -94,11 +94,17 @@ def batch(n, dtype=np.float32):
   return rng.uniform(-1, 1, (n, *SMALL)).astype(dtype), rng.integers(0, CLASSES, n)
 
 
+MORE_SHAPES = ((33, 33, 3), (12, 40, 3), (256, 256, 3))
+
+
 def test_every_model_is_tried_here():
   assert NETS.keys() == TABLE.keys()
 
 
-@pytest.mark.parametrize('image_shape', [(8, 8, 1), (33, 33, 3), (12, 40, 3), (256, 256, 3)])
+@pytest.mark.parametrize(
+  'image_shape',
+  [(8, 8, 1), *(pytest.param(s, marks=pytest.mark.seconds) for s in MORE_SHAPES)],
+)
 @pytest.mark.parametrize(('name', 'attention'), [*NEW, ('resnet32_branches', 'cbam')])
 def test_every_image_size_gives_logits_and_float32_parameters(name, attention, image_shape):
   logits, variables = shapes(net(name, attention, jnp.bfloat16), image_shape)

@@ -256,6 +256,7 @@ def finished(driver, tmp_path_factory):
   return folder, run(driver, folder, diagnostics__statistics='batch', **overrides)
 
 
+@pytest.mark.seconds
 def test_a_run_records_its_weights(finished):
   folder, result = finished
   lines = lines_of(folder)
