@@ -21,6 +21,7 @@ from absl import app, flags
 
 from benchmarks import environment
 from csba_jax.data import cache
+from csba_jax.data.folder_listing import images_below
 from csba_jax.measure import predict
 from csba_jax.runtime import text_table
 
@@ -28,7 +29,6 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'A run.', required=True)
 _PHOTOS = flags.DEFINE_string('photos', None, 'A folder of photos.', required=True)
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed calls of each side.', 1)
 _OUT = flags.DEFINE_string('out', None, 'JSON file for the results.')
-ENDINGS = ('.jpg', '.jpeg', '.png')
 
 
 def sides(predictor: predict.Predictor, files: list[Path]) -> dict[str, Callable[[], object]]:
@@ -50,8 +50,7 @@ def main(argv: list[str]) -> None:
   """Measures, prints, and writes."""
   del argv
   predictor = predict.Predictor.load(_WORKDIR.value)
-  found = sorted(Path(_PHOTOS.value).rglob('*'))
-  files = [path for path in found if path.suffix.lower() in ENDINGS]
+  files = images_below(Path(_PHOTOS.value))
   calls = sides(predictor, files)
   seconds: dict[str, list[float]] = {side: [] for side in calls}
   for repeat in range(1 + _REPEATS.value):

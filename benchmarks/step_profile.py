@@ -5,7 +5,8 @@
 Convolutions and matrix products are taken out of the step's jaxpr, and each one is compiled and
 timed alone, on random values of its shapes: this says what they cost, and which of the three passes
 they belong to. What stands between them is read off the profile of the whole step (jax.profiler):
-core-milliseconds of its fusions, by what they do. The two do not add up to the step exactly, since
+core-milliseconds of its fusions, by their names (a `transpose_copy_fusion` may compute something
+too). The two do not add up to the step exactly, since
 XLA may fuse or overlap what is timed alone here. PyTorch's side is torch.profiler's own time by
 operator. Convolutions are told apart by their dimension numbers: in the input gradient the input
 and output channels of the kernel are swapped, and the weight gradient contracts the images.
@@ -59,15 +60,22 @@ TORCH_KINDS = {
 }
 
 
-def seconds_of(call: Callable[[], Any]) -> float:
-  """Median of the timed calls, after one that compiles."""
+def seconds_of(call: Callable[[], Any]) -> list[float]:
+  """Seconds of the timed calls, after one that compiles."""
   jax.block_until_ready(call())
   found = []
   for _ in range(_REPEATS.value):
     start = time.perf_counter()
     jax.block_until_ready(call())
     found.append(time.perf_counter() - start)
-  return statistics.median(found)
+  return found
+
+
+def spread(seconds: list[float]) -> str:
+  """'median (fastest to slowest)' in milliseconds."""
+  return (
+    f'{1e3 * statistics.median(seconds):.1f} ({1e3 * min(seconds):.1f} to {1e3 * max(seconds):.1f})'
+  )
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
@@ -106,7 +114,8 @@ def alone(step: Callable[..., Any], *arguments: Any) -> dict[str, list[float]]:
       values = [jax.numpy.asarray(rng.normal(size=s.shape), s.dtype) for s in shapes]
       one = backend.jit(lambda *v, eqn=eqn: eqn.primitive.bind(*v, **eqn.params))()
       flops = one.lower(*values).cost_analysis()['flops']
-      known[key] = seconds_of(lambda one=one, values=values: one(*values)), flops
+      taken = seconds_of(lambda one=one, values=values: one(*values))
+      known[key] = statistics.median(taken), flops
     for i, number in enumerate(known[key]):
       found[pass_of(eqn)][i] += number
   return dict(found)
@@ -179,7 +188,7 @@ def main(argv: list[str]) -> None:
   setting = training_sides.Setting(_NET.value, attention, batch=_BATCH.value)
   here = ours(setting)
   rows = [['here', 'ms', 'GFLOP/s']]
-  rows.append(['whole step', f'{1e3 * here["seconds"]:.1f}', ''])
+  rows.append(['whole step', spread(here['seconds']), ''])
   for name, (taken, flops) in sorted(here['alone'].items()):
     rows.append([f'  {name}, each alone', f'{1e3 * taken:.1f}', f'{flops / taken / 1e9:.0f}'])
   cores = os.cpu_count() or 1
@@ -190,7 +199,7 @@ def main(argv: list[str]) -> None:
   results = {'here': here}
   if _TORCH.value:
     there = results['torch'] = theirs(setting)
-    rows = [['PyTorch', 'ms'], ['whole step', f'{1e3 * there["seconds"]:.1f}']]
+    rows = [['PyTorch', 'ms'], ['whole step', spread(there['seconds'])]]
     rows += [[f'  {k}', f'{1e3 * v:.1f}'] for k, v in sorted(there['operators'].items())]
     print(text_table.align(rows))
   about = environment.describe() | {'net': _NET.value, 'batch': _BATCH.value}

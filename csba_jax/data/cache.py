@@ -134,7 +134,7 @@ class Block(NamedTuple):
 
 
 def decoded(source: Source, log: Callable[[str], None], multiple: int = 1) -> Iterator[Block]:
-  """The images of a source, block by block; of whole multiples where a block holds as many."""
+  """The images of a source in blocks; their lengths are multiples of `multiple` where it fits."""
   total, size = len(source), int(np.prod(source.image_shape))
   log(f'decoding {total} images of {source.name}: {total * size / 1e6:.1f} MB')
   length = max(1, min(BLOCK, BLOCK_BYTES // size))

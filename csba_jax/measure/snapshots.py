@@ -15,7 +15,6 @@ from csba_jax.gradients.conflict import Conflict
 from csba_jax.measure import branch_similarity, diagnose, training_conflict
 from csba_jax.measure.diagnose import Sampling
 from csba_jax.measure.training_conflict import Batches
-from csba_jax.run import restore
 from csba_jax.run.net import Net
 from csba_jax.runtime import sharding
 
@@ -33,7 +32,7 @@ def snapshot(
   says for `diagnostics.statistics`. Branch similarity is that of every image.
 
   Args:
-    net: as it is evaluated; see `settled` for a net in training.
+    net: as it is evaluated; in training, with statistics that were renewed.
     in_training: the same net with the parameters that training moves; another one where the run
       keeps moving averages.
     config: of its run.
@@ -62,16 +61,6 @@ def snapshot(
     branches = branch_similarity.measure(net, part, config.train.batch_size, check)
     found[name] = conflict, branches
   return found
-
-
-def settled(net: Net, config: ml_collections.ConfigDict, data: pipeline.Data) -> Net:
-  """A net in training as its snapshots measure it: with renewed BatchNorm statistics.
-
-  The running statistics of BatchNorm lag behind a net that changes: early in a run the loss with
-  them can be many times the loss of the batches. `restore.renew_statistics` estimates them again
-  from training batches. Where training never changes them, they stay.
-  """
-  return restore.renew_statistics(net, config, data)
 
 
 def training_loss(

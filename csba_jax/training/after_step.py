@@ -14,6 +14,7 @@ import numpy as np
 from csba_jax.measure import evaluate, snapshots
 from csba_jax.measure import probe as probe_lib
 from csba_jax.methods import metrics
+from csba_jax.run import restore
 from csba_jax.run.net import Metadata, Net
 from csba_jax.run.records import Records
 from csba_jax.run.schedule import Plan
@@ -251,6 +252,10 @@ def record_snapshots(
 
 
 def _settled(context: Context, state: TrainState) -> Net:
-  """The net that a snapshot measures: see `snapshots.settled`."""
+  """The net that a snapshot measures: with renewed statistics of BatchNorm.
+
+  The running ones lag behind a net that changes: early in a run the loss with them can be many
+  times the loss of the batches.
+  """
   job = context.job
-  return snapshots.settled(job.net(state), job.config, job.data)
+  return restore.renew_statistics(job.net(state), job.config, job.data)

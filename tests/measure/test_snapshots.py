@@ -70,7 +70,7 @@ def mean_loss(conflict):
 
 
 def settled(run):
-  return snapshots.settled(run.net, run.config, run.data)
+  return restore.renew_statistics(run.net, run.config, run.data)
 
 
 def loss_with(run, batch_stats):
@@ -345,7 +345,7 @@ def test_a_second_stage_keeps_its_statistics(measured):
   run = restore.load_run(str(measured), 'latest')
   config = run.config.copy_and_resolve_references()
   config.stage.method = 'crt'
-  kept = snapshots.settled(run.net, config, run.data)
+  kept = restore.renew_statistics(run.net, config, run.data)
   assert kept.batch_stats is run.net.batch_stats
 
 
