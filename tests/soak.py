@@ -205,7 +205,7 @@ def wait_for(processes, began, patience):
       if ended[i] is None and process.poll() is not None:
         ended[i] = time.monotonic() - began
       elif ended[i] is None and time.monotonic() - began > patience:
-        process.send_signal(signal.SIGABRT)  # the fault handler prints every thread
+        process.send_signal(signal.SIGABRT)  # the fault handler says where
         process.wait(timeout=60)
         ended[i] = patience
     time.sleep(0.02)

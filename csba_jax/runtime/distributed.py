@@ -9,6 +9,7 @@ process that ends with a UserError tells the others first, and they end with the
 import atexit
 import contextlib
 import dataclasses
+import faulthandler
 import json
 import os
 import re
@@ -171,6 +172,9 @@ def start(launch: Launch, give_up: Callable[[UserError], None]) -> None:
   global _longest_end
   _longest_end = launch.peer_timeout + FAREWELL
   sys.excepthook = _leave_after_a_loss
+  # JAX aborts from a thread of its own. If Python then printed the stacks of all threads, which
+  # still run, it might read one that is gone: exit code 139, where the launchers wait for 134.
+  faulthandler.enable(all_threads=False)
   _watch_the_others()
 
 
