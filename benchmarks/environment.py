@@ -1,14 +1,16 @@
 """The environment of a measurement, and its peak memory."""
 
 import importlib.metadata
+import os
 
 from csba_jax.run import workdir
+from csba_jax.runtime import huge_pages
 from csba_jax.study import collect
 
 
 def describe() -> dict[str, object]:
-  """Device, versions (of PyTorch and Grain where they are installed) and commit."""
-  found = {'device': collect.hardware()}
+  """Device, malloc's settings, versions (of PyTorch and Grain where installed) and commit."""
+  found = {'device': collect.hardware(), 'malloc': os.environ.get(huge_pages.VARIABLE, '')}
   for package in ('torch', 'grain'):
     try:
       found[package] = importlib.metadata.version(package)

@@ -17,6 +17,8 @@ os.environ['XLA_FLAGS'] = ' '.join(
     '--xla_backend_optimization_level=1',
   ]
 )
+# commands that tests start have huge pages from their start, and need not start again
+os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')
 
 import jax
 import pytest

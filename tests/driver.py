@@ -180,6 +180,13 @@ def finish(process):
   return process.returncode, out, err
 
 
+def without_gloo(lines):
+  """Without empty lines and Gloo's: its threads print at once, and break up each other's lines."""
+  return [
+    line for line in lines if line.strip() and '[Gloo]' not in line and 'peer ranks' not in line
+  ]
+
+
 def records_of(workdir):
   """All that must be reproducible: config, metric lines and result, without timing."""
   workdir = Path(workdir)

@@ -141,6 +141,17 @@ class Conv(nn.Module):
     return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
 
 
+def stored(x: Array) -> Array:
+  """x, computed once and kept in memory for all that read it. Use it for sums over residual blocks.
+
+  XLA for CPUs computes elementwise operations anew in each of their readers. With residual
+  connections, a reader of the fifth block computed the sums of all five from the outputs of their
+  convolutions, in the order of its own reads. benchmarks/README.md has the times. With JAX 0.10 it
+  has no effect: there XLA removes the barrier before it fuses.
+  """
+  return jax.lax.optimization_barrier(x)
+
+
 class ConvNormRelu(nn.Module):
   """relu(norm(conv(x))).   [N, H, W, C] -> [N, ceil(H/s), ceil(W/s), features]"""
 

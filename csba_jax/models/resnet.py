@@ -47,7 +47,7 @@ class Block(nn.Module):
     u = layers.Conv(self.features, (3, 3), self.stride, self.dtype, name='conv1')(x)
     u = nn.relu(norm(name='norm1')(u))
     u = layers.Conv(self.features, (3, 3), dtype=self.dtype, name='conv2')(u)
-    return nn.relu(norm(name='norm2')(u) + shortcut(x, self.features, self.stride))
+    return layers.stored(nn.relu(norm(name='norm2')(u) + shortcut(x, self.features, self.stride)))
 
 
 class Stage(nn.Module):

@@ -28,7 +28,7 @@ from csba_jax.data import pipeline
 from csba_jax.errors import UserError
 from csba_jax.files import expanded
 from csba_jax.run.workdir import InUse, commit, lock_file, versions
-from csba_jax.runtime import jax_setup, numerics
+from csba_jax.runtime import huge_pages, jax_setup, numerics
 from csba_jax.runtime.progress import say
 from csba_jax.runtime.signals import StopRequest
 from csba_jax.study import grid, planned, results, store, study_json, tuning
@@ -237,6 +237,7 @@ class _Worker:
 
   @classmethod
   def start(cls, place: _Place, cores: Sequence[int]) -> '_Worker':
+    huge_pages.ask_for()  # the process reads it when it starts
     context = multiprocessing.get_context('spawn')  # JAX does not survive a fork
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, place, cores), daemon=True)

@@ -1,5 +1,8 @@
 """ResNet-32 and its branches: sizes, names, shortcuts, topology."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -170,3 +173,26 @@ def test_each_branch_has_its_own_blocks_and_meets_its_own_weights():
   np.testing.assert_array_equal(apply(), before[1])  # 0 * z_2
   head['kernel'][1] = of_branch2
   assert (apply() != before[0]).any()
+
+
+@pytest.mark.skipif(
+  jax.__version_info__ < (0, 11), reason='its XLA removes the barrier before it fuses'
+)
+def test_a_block_is_not_computed_again_in_what_reads_it():
+  """XLA fuses sums into their readers; each would read the convolutions of all blocks before it."""
+  model = resnet.ResNet(10, stages=(8, 8), blocks=4)
+  images = jnp.zeros((2, 8, 8, 3))
+  variables = jax.eval_shape(functools.partial(model.init, train=True), jax.random.key(0), images)
+
+  def loss(params, stats, images):
+    logits, _ = model.apply(
+      {'params': params, 'batch_stats': stats}, images, train=True, mutable=['batch_stats']
+    )
+    return (logits**2).sum()
+
+  gradient = jax.jit(jax.grad(loss))
+  text = gradient.lower(variables['params'], variables['batch_stats'], images).compile().as_text()
+  fusions = re.findall(r' fusion\((.*?)\), kind', text)
+  read = [len(re.findall(r'%conv[\w.]*', operands)) for operands in fusions]
+  assert sum(read) >= 16  # each convolution has a norm
+  assert max(read) <= 2

@@ -1,0 +1,124 @@
+"""Whether programs start again with huge pages, once, and with all that they were given."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from csba_jax.runtime import huge_pages
+
+SETTING = 'glibc.malloc.hugetlb=1'
+
+
+@pytest.fixture
+def system(monkeypatch, tmp_path):
+  """A function that sets what the system is: C library, the kernel's choice, the variable."""
+
+  def choose(library='glibc 2.36', kernel='always [madvise] never', variable=None):
+    monkeypatch.setattr(os, 'confstr', lambda name: library)
+    file = tmp_path / 'enabled'
+    if kernel is None:
+      file.unlink(missing_ok=True)
+    else:
+      file.write_text(kernel)
+    monkeypatch.setattr(huge_pages, 'KERNEL', file)
+    monkeypatch.delenv(huge_pages.VARIABLE, raising=False)
+    if variable is not None:
+      monkeypatch.setenv(huge_pages.VARIABLE, variable)
+
+  return choose
+
+
+@pytest.mark.parametrize(
+  ('known', 'expected'),
+  [
+    ({}, SETTING),
+    ({'library': 'glibc 2.35'}, SETTING),
+    ({'library': 'glibc 3.0'}, SETTING),
+    ({'variable': ''}, SETTING),
+    ({'variable': 'glibc.malloc.arena_max=1'}, f'glibc.malloc.arena_max=1:{SETTING}'),
+    ({'variable': SETTING}, None),
+    ({'variable': 'glibc.malloc.hugetlb=0'}, None),
+    ({'library': 'glibc 2.34'}, None),
+    ({'library': 'musl 1.2'}, None),
+    ({'library': None}, None),
+    ({'library': 'glibc'}, None),
+    ({'kernel': '[always] madvise never'}, None),
+    ({'kernel': 'always madvise [never]'}, None),
+    ({'kernel': None}, None),
+  ],
+)
+def test_huge_pages_are_asked_for_where_they_change_something(system, known, expected):
+  system(**known)
+  before = os.environ.get(huge_pages.VARIABLE)
+  assert huge_pages.ask_for() == (expected is not None)
+  assert os.environ.get(huge_pages.VARIABLE) == (expected or before)
+  assert not huge_pages.ask_for()
+
+
+def test_a_system_without_confstr_has_no_huge_pages(system, monkeypatch):
+  system()
+  monkeypatch.delattr(os, 'confstr')
+  assert not huge_pages.ask_for()
+
+
+def test_a_program_that_has_imported_jax_goes_on(system, monkeypatch):
+  system()
+  monkeypatch.setattr(os, 'execv', None)
+  assert 'jax' in sys.modules
+  huge_pages.restart()
+  assert huge_pages.VARIABLE not in os.environ
+
+
+PROGRAM = """
+import os, sys
+from csba_jax.runtime import huge_pages
+huge_pages._helps = lambda: True
+print('start', os.getpid(), sys.argv[1:])
+huge_pages.restart()
+print(os.getpid(), os.environ['GLIBC_TUNABLES'])
+sys.exit(7)
+"""
+
+
+def test_a_program_starts_again_once_as_the_same_process(monkeypatch):
+  monkeypatch.delenv(huge_pages.VARIABLE, raising=False)
+  words = ['a b', '--config.model.name=x', '']
+  command = [sys.executable, '-W', 'error', '-c', PROGRAM, *words]
+  found = subprocess.run(command, capture_output=True, text=True)
+  assert (found.returncode, found.stderr) == (7, '')
+  first, second, last = found.stdout.splitlines()
+  assert first == second
+  assert first.endswith(str(words))
+  assert last == f'{first.split()[1]} {SETTING}'
+
+
+@pytest.mark.seconds
+def test_commands_start_again_only_to_compute(monkeypatch, tmp_path):
+  """Workers of a study need not: they start with the setting."""
+  monkeypatch.delenv(huge_pages.VARIABLE, raising=False)
+  (tmp_path / 'sitecustomize.py').write_text(
+    'import os\n'
+    'os.execv = lambda *given: (print("RESTART", given[1][1:]), os._exit(0))\n'
+    'os.confstr = lambda name: "glibc 2.36"\n'
+    'import pathlib\n'
+    'pathlib.Path.read_text = lambda self, *a, _read=pathlib.Path.read_text, **b: (\n'
+    '  "[madvise]" if self.name == "enabled" else _read(self, *a, **b)\n'
+    ')\n'
+  )
+  monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(tmp_path), os.getcwd()]))
+
+  def said(*command):
+    command = [sys.executable, '-m', *command]
+    return subprocess.run(command, capture_output=True, text=True).stdout
+
+  train = ['csba_jax.bin.train', '--config=digits_lt', f'--workdir={tmp_path / "run"}']
+  assert said(*train) == f'RESTART {["-m", *train]}\n'
+  for binary, more in (('evaluate', []), ('diagnose', []), ('predict', ['photos'])):
+    command = [f'csba_jax.bin.{binary}', f'--workdir={tmp_path / "none"}', *more]
+    assert said(*command) == f'RESTART {["-m", *command]}\n'
+  assert 'RESTART' not in said(*train, '--dry_run')
+  assert 'RESTART' not in said(*train, '--list_fields')
+  assert 'RESTART' not in said(*train, '--config.model.nme=x')
+  assert not (tmp_path / 'run').exists()
