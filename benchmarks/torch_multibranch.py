@@ -23,7 +23,7 @@ class ConvNormRelu(nn.Module):
 
 
 class Gate(nn.Module):
-  """u * sigmoid(W2 relu(W1 mean(u)))."""
+  """u * 2 sigmoid(W2 relu(W1 mean(u))): the gate that starts as the identity."""
 
   def __init__(self, features: int):
     super().__init__()
@@ -31,7 +31,7 @@ class Gate(nn.Module):
     self.excite = nn.Linear(features, features)
 
   def forward(self, u):
-    gate = torch.sigmoid(self.excite(F.relu(self.squeeze(u.mean((2, 3))))))
+    gate = 2 * torch.sigmoid(self.excite(F.relu(self.squeeze(u.mean((2, 3))))))
     return u * gate[:, :, None, None]
 
 

@@ -127,7 +127,10 @@ def torch_steps(
 
 
 def check_twins(setting: Setting) -> int:
-  """Asserts that both nets give the same in float64; returns the number of parameters."""
+  """Asserts that both nets give the same in float64; returns the number of parameters.
+
+  Parameters are drawn, because at the start gates are 1 and their first layer has no gradient.
+  """
   import torch
 
   from benchmarks import torch_multibranch
@@ -137,6 +140,10 @@ def check_twins(setting: Setting) -> int:
   with jax.enable_x64(True):
     model = dataclasses.replace(setting, dtype='float64').build()
     variables = model.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))
+    rng = np.random.default_rng(0)
+    variables['params'] = jax.tree.map(
+      lambda x: x + 0.05 * rng.normal(size=x.shape), variables['params']
+    )
     variables = jax.tree.map(lambda x: x.astype(jnp.float64), variables)
 
     def objective(params):
