@@ -14,7 +14,7 @@ from csba_jax import config as config_lib
 from csba_jax.bin import _help, _nearest
 from csba_jax.errors import UserError, shown, words_of
 from csba_jax.fields import RANGES
-from csba_jax.runtime import console, distributed, signals
+from csba_jax.runtime import console, distributed, huge_pages, signals
 
 _CORRECT = 'correct the command line'
 # a flag of two binaries; each defines it, so that its --help lists it
@@ -195,12 +195,19 @@ def unless_stopped(work: Callable[[Tick], Any], stopped: str) -> Any:
       sys.exit(stop.exit_code)
 
 
-def required(holder: flags.FlagHolder, example: str) -> Any:
+def required(holder: flags.FlagHolder, example: str, computes: bool = False) -> Any:
   """The value of a flag that must be given.
 
+  Args:
+    holder: the flag.
+    example: a value, for the message.
+    computes: whether the program computes from now on; then it starts again with huge pages.
+
   Raises:
-    UserError: it was not.
+    UserError: it was not given.
   """
   if not holder.value:
     raise UserError(f'--{holder.name}', 'none', f'add e.g. --{holder.name}={example}')
+  if computes:
+    huge_pages.restart()
   return holder.value

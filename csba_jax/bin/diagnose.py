@@ -12,7 +12,6 @@ Example: csba-diagnose --workdir=runs/digits
 from absl import flags
 
 from csba_jax.bin import _distributed, _main, _sample
-from csba_jax.runtime import huge_pages
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run that csba-train made.')
 _CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'Which one. best: on validation images.')
@@ -23,8 +22,7 @@ _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Folder of the data, if it has
 
 def main() -> int:
   """Measures the class-gradient conflict of a run's net; prints it and writes conflict/."""
-  workdir = _main.required(_WORKDIR, 'runs/digits')
-  huge_pages.restart()
+  workdir = _main.required(_WORKDIR, 'runs/digits', computes=True)
   _sample.check()
   _distributed.start(_LAUNCH)
   _distributed.compare(_WORKDIR, _CHECKPOINT, *_sample.FLAGS, _LAYERS)

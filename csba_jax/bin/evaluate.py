@@ -8,7 +8,6 @@ Example: csba-evaluate --workdir=runs/digits --checkpoint=latest
 from absl import flags
 
 from csba_jax.bin import _distributed, _main
-from csba_jax.runtime import huge_pages
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run that csba-train made.')
 _CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'Which one. best: on validation images.')
@@ -25,8 +24,7 @@ _TAU = flags.DEFINE_float(
 
 def main() -> int:
   """Evaluates a checkpoint of a run, prints every metric, and draws the confusion matrix."""
-  workdir = _main.required(_WORKDIR, 'runs/digits')
-  huge_pages.restart()
+  workdir = _main.required(_WORKDIR, 'runs/digits', computes=True)
   _distributed.start(_LAUNCH)
   _distributed.compare(_WORKDIR, _CHECKPOINT, _SPLIT, _TAU)
 

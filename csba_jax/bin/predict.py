@@ -8,7 +8,6 @@ Example: csba-predict new_photos --workdir=runs/photos --out=predictions.csv
 from absl import flags
 
 from csba_jax.bin import _decisions, _main, _new
-from csba_jax.runtime import huge_pages
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run that csba-train made.')
 _OUT = flags.DEFINE_string(
@@ -21,8 +20,7 @@ _GRAD_CAM = flags.DEFINE_string(
 
 def main(photos: str) -> int:
   """Predicts, prints or writes, and lists what cannot be read."""
-  workdir = _main.required(_WORKDIR, 'runs/photos')
-  huge_pages.restart()
+  workdir = _main.required(_WORKDIR, 'runs/photos', computes=True)
 
   from csba_jax.data.folder_listing import images_below
   from csba_jax.files import expanded

@@ -9,7 +9,6 @@ from absl import flags
 
 from csba_jax import config as config_lib
 from csba_jax.bin import _distributed, _main, _photos
-from csba_jax.runtime import huge_pages
 
 _CONFIG = _main.define_config('Recipe', 'digits_lt')
 _LAUNCH = _distributed.define()
@@ -30,9 +29,7 @@ def main() -> int:
 
     print(fields.of_run(_CONFIG.value))
     return 0
-  config = _main.required(_CONFIG, 'digits_lt')
-  if not _DRY_RUN.value:
-    huge_pages.restart()
+  config = _main.required(_CONFIG, 'digits_lt', computes=not _DRY_RUN.value)
   config = _photos.with_settings(config, _WORKDIR, _DRY_RUN.value, _distributed.launch(_LAUNCH))
   config_lib.check(config)
   if _DRY_RUN.value:
