@@ -35,7 +35,7 @@ from csba_jax.methods import surgery as methods
 from csba_jax.methods.surgery import Surgery
 from csba_jax.run.net import Net
 from csba_jax.run.state import TrainState
-from csba_jax.run.workdir import read_result
+from csba_jax.run.workdir import read_config, read_result
 from csba_jax.runtime import backend, sharding
 from csba_jax.runtime.progress import say
 from csba_jax.training.gradient import Gradient, GradientFn, gradient_of_the_mean
@@ -152,7 +152,7 @@ def begin(config: ml_collections.ConfigDict, data: pipeline.Data) -> dict[str, P
   """What a run keeps before its first step: the weights of its source where it is a control.
 
   Raises:
-    UserError: the source has no weights, or other classes.
+    UserError: the source has no weights, those of another run, or other classes.
   """
   kept = methods.initial(config, len(data.class_names))
   wanted = config.surgery
@@ -165,6 +165,13 @@ def begin(config: ml_collections.ConfigDict, data: pipeline.Data) -> dict[str, P
       'surgery.source, the workdir of a run with surgery',
       f'{folder}, a run without',
       'set --config.surgery.source to another one',
+    )
+  name = read_config(folder)['surgery']['name']
+  if name in methods.CONTROLS:
+    raise UserError(
+      'surgery.source, the workdir of a run that measures its weights',
+      f'{folder} with surgery.name={name}, which takes those of another run',
+      'set --config.surgery.source to the source of that run',
     )
   if list(result['class_names']) != list(data.class_names):
     raise UserError(

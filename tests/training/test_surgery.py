@@ -304,6 +304,10 @@ def test_fixed_and_random_take_the_mean_weights_of_another_run(driver, finished,
       assert 2 * (order == np.arange(classes)).sum() <= classes
   np.testing.assert_allclose(np.sort(permuted), np.sort(wanted), rtol=1e-5)
   assert not np.allclose(permuted, wanted)
+  with pytest.raises(
+    UserError, match='measures its weights; found .*=random, which takes those of'
+  ):
+    run(driver, tmp_path / 'b', surgery__name='fixed', surgery__source=str(tmp_path / 'random'))
 
 
 @pytest.mark.seconds
