@@ -2,8 +2,6 @@
 
 import pytest
 
-pytest.importorskip('torch', reason='needs PyTorch: pip install -e .[bench]')
-
 from benchmarks import training_sides
 
 
@@ -12,5 +10,6 @@ from benchmarks import training_sides
   ('net', 'attention'), [('multibranch', 'csba'), ('multibranch', 'none'), ('resnet32', 'none')]
 )
 def test_a_network_and_its_copy_in_pytorch_have_the_same_logits_and_gradients(net, attention):
+  pytest.importorskip('torch', reason='needs PyTorch: pip install -e .[bench]')
   setting = training_sides.Setting(net, attention)
   assert training_sides.check_twins(setting) > 400_000
