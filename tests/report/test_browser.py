@@ -185,7 +185,8 @@ def test_committed_reports_are_seen(open_file, path, size):
   assert colors(tab.screenshot()) > 10
   open_details(tab)
   sizes = tab.evaluate(SIZES)
-  assert len(sizes) > 40
+  # a study that measures no conflict has fewer figures
+  assert len(sizes) == path.read_text().count('<svg') > 10
   assert min(min(box) for box in sizes) > 0
   assert tab.evaluate('document.documentElement.scrollWidth') <= size['width']
   assert tab.evaluate(CLIPPED) == []
