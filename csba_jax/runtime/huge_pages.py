@@ -2,7 +2,7 @@
 
 XLA takes the memory of all intermediate values of a step from malloc when the step begins and gives
 it back when it ends. With pages of 4 KiB, Linux then maps tens of thousands of pages in every step,
-which took 10 to 50 % of its time (benchmarks/README.md). glibc's malloc can ask for huge pages
+which took 8 to 45 % of its time (benchmarks/README.md). glibc's malloc can ask for huge pages
 instead, but it reads that setting only when a program starts.
 """
 
@@ -32,9 +32,10 @@ def ask_for() -> bool:
 def restart() -> None:
   """Starts this program again with huge pages, in the same process, where they are not in use yet.
 
-  Call it before anything was read, written or started. Once JAX is imported it does nothing.
+  Call it before anything was read, written or started. It does nothing once JAX is imported, in a
+  notebook, and in a program that comes from standard input, which cannot be read twice.
   """
-  if 'jax' in sys.modules or not ask_for():
+  if {'jax', 'IPython'} & sys.modules.keys() or sys.argv[0] in ('', '-') or not ask_for():
     return
   sys.stdout.flush()
   sys.stderr.flush()

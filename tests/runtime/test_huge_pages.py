@@ -94,6 +94,29 @@ def test_a_program_starts_again_once_as_the_same_process(monkeypatch):
   assert last == f'{first.split()[1]} {SETTING}'
 
 
+@pytest.mark.parametrize('arguments', [[], ['-', '--x']])
+def test_a_program_from_standard_input_goes_on(monkeypatch, arguments):
+  monkeypatch.delenv(huge_pages.VARIABLE, raising=False)
+  program = PROGRAM.replace("os.environ['GLIBC_TUNABLES']", "os.environ.get('GLIBC_TUNABLES')")
+  command = [sys.executable, *arguments]
+  found = subprocess.run(command, input=program, capture_output=True, text=True)
+  assert (found.returncode, found.stderr) == (7, '')
+  assert [line.split()[-1] for line in found.stdout.splitlines()] == [
+    str(arguments[1:]),
+    'None',
+  ]
+
+
+def test_a_notebook_goes_on(system, monkeypatch):
+  system()
+  monkeypatch.setattr(os, 'execv', None)
+  monkeypatch.setattr(sys, 'argv', ['csba-train'])
+  monkeypatch.delitem(sys.modules, 'jax')
+  monkeypatch.setitem(sys.modules, 'IPython', None)
+  huge_pages.restart()
+  assert huge_pages.VARIABLE not in os.environ
+
+
 @pytest.mark.seconds
 def test_commands_start_again_only_to_compute(monkeypatch, tmp_path):
   """Workers of a study need not: they start with the setting."""
