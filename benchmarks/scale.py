@@ -104,7 +104,7 @@ def draw(path: str) -> None:
   figure = Figure(figsize=(12, 8), layout='constrained')
   parts = figure.subplots(2, 2).flat
   fixed = {
-    'classes': '4 images a class, 0.1 M parameters',
+    'classes': '4 images a class, 0.1 to 0.2 M parameters',
     'parameters': '10 classes, 4 images each',
     'images': '10 classes, 0.4 M parameters',
   }
