@@ -32,7 +32,7 @@ from csba_jax.training import step as step_lib
 HUGE = {huge_pages.VARIABLE: f'{huge_pages.SETTING}=1'}
 ONE_HEAP = 'glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=2000000000'
 YNN = 'xla_cpu_experimental_ynn_fusion_type'
-# {variant: environment of its process}; one that has no variable is set in the process
+# {variant: environment of its process}; `set_up` changes the rest
 VARIANTS = {
   'small': {huge_pages.VARIABLE: f'{huge_pages.SETTING}=0'},
   'huge': HUGE,

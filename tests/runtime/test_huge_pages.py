@@ -3,12 +3,16 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from csba_jax.runtime import huge_pages
+from csba_jax.study import runner
 
 SETTING = 'glibc.malloc.hugetlb=1'
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -119,7 +123,6 @@ def test_a_notebook_goes_on(system, monkeypatch):
 
 @pytest.mark.seconds
 def test_commands_start_again_only_to_compute(monkeypatch, tmp_path):
-  """Workers of a study need not: they start with the setting."""
   monkeypatch.delenv(huge_pages.VARIABLE, raising=False)
   (tmp_path / 'sitecustomize.py').write_text(
     'import os\n'
@@ -130,7 +133,7 @@ def test_commands_start_again_only_to_compute(monkeypatch, tmp_path):
     '  "[madvise]" if self.name == "enabled" else _read(self, *a, **b)\n'
     ')\n'
   )
-  monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(tmp_path), os.getcwd()]))
+  monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(tmp_path), str(ROOT)]))
 
   def said(*command):
     command = [sys.executable, '-m', *command]
@@ -141,7 +144,27 @@ def test_commands_start_again_only_to_compute(monkeypatch, tmp_path):
   for binary, more in (('evaluate', []), ('diagnose', []), ('predict', ['photos'])):
     command = [f'csba_jax.bin.{binary}', f'--workdir={tmp_path / "none"}', *more]
     assert said(*command) == f'RESTART {["-m", *command]}\n'
-  assert 'RESTART' not in said(*train, '--dry_run')
-  assert 'RESTART' not in said(*train, '--list_fields')
-  assert 'RESTART' not in said(*train, '--config.model.nme=x')
+  for more, expected in (('--dry_run', 'parameters'), ('--list_fields', 'model.name')):
+    out = said(*train, more)
+    assert expected in out
+    assert 'RESTART' not in out
+  assert not said(*train, '--config.model.nme=x')  # one line on standard error
   assert not (tmp_path / 'run').exists()
+
+
+def test_workers_of_a_study_start_with_huge_pages(system, monkeypatch):
+  system()
+  started = []
+
+  class Process:
+    def __init__(self, **options):
+      pass
+
+    def start(self):
+      started.append(os.environ.get(huge_pages.VARIABLE))
+
+  ends = SimpleNamespace(close=lambda: None)
+  context = SimpleNamespace(Pipe=lambda: (ends, ends), Process=Process)
+  monkeypatch.setattr(runner.multiprocessing, 'get_context', lambda kind: context)
+  runner._Worker.start(None, ())
+  assert started == [SETTING]
