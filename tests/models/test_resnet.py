@@ -175,6 +175,7 @@ def test_each_branch_has_its_own_blocks_and_meets_its_own_weights():
   assert (apply() != before[0]).any()
 
 
+@pytest.mark.seconds
 @pytest.mark.skipif(
   jax.__version_info__ < (0, 11), reason='its XLA removes the barrier before it fuses'
 )

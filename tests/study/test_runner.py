@@ -469,6 +469,7 @@ def test_a_real_net_in_one_worker_and_in_two(tmp_path):
 # ---- what is missing, by runs of no time
 
 
+@pytest.mark.seconds
 def test_started_again_it_does_nothing(whole, monkeypatch, capsys):
   before = (whole / 'results.jsonl').read_bytes()
   monkeypatch.setattr(runner._Worker, 'start', None)  # would be called
@@ -477,6 +478,7 @@ def test_started_again_it_does_nothing(whole, monkeypatch, capsys):
   assert '4 runs, 4 of them done; 2 at a time' in capsys.readouterr().err
 
 
+@pytest.mark.seconds
 def test_a_line_that_was_taken_out_is_made_up(whole, tmp_path, monkeypatch):
   shutil.copytree(whole, tmp_path / 'st')
   path = tmp_path / 'st/results.jsonl'
@@ -489,6 +491,7 @@ def test_a_line_that_was_taken_out_is_made_up(whole, tmp_path, monkeypatch):
   assert len(results.read(tmp_path / 'st').done) == 4
 
 
+@pytest.mark.seconds
 def test_a_torn_last_line_is_repaired_with_a_note(whole, tmp_path, monkeypatch, capsys):
   shutil.copytree(whole, tmp_path / 'st')
   path = tmp_path / 'st/results.jsonl'
