@@ -110,7 +110,7 @@ def analyse(results: Results, resamples: int = 9999) -> Findings:
   links = conflict_analysis.links(study)
   matrices = conflict_analysis.matrices(study)
   noise = _noise(measured)
-  cautions = (*_untuned(study), *_redrawn(study))
+  cautions = (*_untuned(study), *_own_methods(study), *_redrawn(study))
   *claims, overall = verdicts.claims(study, primary, conflict, links, offsets)
   sentences = (*overall.sentences, *(f'Caution: {caution}.' for caution in cautions))
   claims.append(dataclasses.replace(overall, sentences=sentences))
@@ -300,6 +300,19 @@ def _untuned(study: Study) -> list[str]:
   return [
     'exploratory: all variants were trained with the same learning rate, tuned for none of them, '
     'so that differences may be due to the rate'
+  ]
+
+
+def _own_methods(study: Study) -> list[str]:
+  """Of conditions that the protocol does not have, so that it has nothing to decide there."""
+  own = study.config.get('own_methods') or {}
+  ran = dict.fromkeys(r['axes']['method'] for r in study.results.done if r['axes']['method'] in own)
+  if not ran:
+    return []
+  return [
+    f'exploratory: {" and ".join(map(wording.axis, ran))} {"is" if len(ran) == 1 else "are"} in '
+    'this study alone; its verdicts follow the rules of the protocol (docs/study.md) and decide '
+    'none of its links'
   ]
 
 

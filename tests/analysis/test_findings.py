@@ -607,6 +607,21 @@ def test_one_rate_for_all_variants_is_exploratory():
   assert cautions('results/tuning') == cautions(None) == cautions('', ('none',)) == ()
 
 
+def test_a_condition_that_the_protocol_does_not_have_is_exploratory():
+  def cautions(method, own):
+    about, records = simulated.make(seeds=2, variants=TWO)
+    about['config'] |= {'own_methods': dict.fromkeys(own, {})}
+    records = [r | {'axes': r['axes'] | {'method': method}} for r in records]
+    return findings.analyse(results.Results(about, tuple(records), (), ()), resamples=99).cautions
+
+  (one,) = cautions('group_norm', ('group_norm', 'never_run'))
+  assert one == (
+    'exploratory: group norm is in this study alone; its verdicts follow the rules of the protocol '
+    '(docs/study.md) and decide none of its links'
+  )
+  assert cautions('cross_entropy', ('never_run',)) == cautions('cross_entropy', ()) == ()
+
+
 def test_one_split_for_all_seeds_is_not_redrawn(redrawn):
   same = [r | {'result': r['result'] | {'splits_sha256': 'one'}} for r in redrawn.done]
   study = comparisons.Study(dataclasses.replace(redrawn, done=tuple(same)), 499)

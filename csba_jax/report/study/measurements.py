@@ -167,7 +167,8 @@ def _curves(
         ]
         rows.append(row)
     head = ['variant', 'snapshot', 'loss', *(wording.MEASURES[m] for m in figures.MEASURES)]
-    numbers = Table(f'Conflict at each snapshot; {place}.', head, rows, 2)
+    caption_of_numbers = f'Conflict at each snapshot; {place}.{_losses_of(findings)}'
+    numbers = Table(caption_of_numbers, head, rows, 2)
     blocks.append(
       Figure(
         caption,
@@ -176,6 +177,17 @@ def _curves(
       )
     )
   return blocks
+
+
+def _losses_of(findings: Findings) -> str:
+  """Whose mean a loss is; with batch statistics it is not the one that levels are read from."""
+  if 'batch' not in findings.about.get('statistics', ()):
+    return ''
+  return (
+    ' A loss is the mean over the images that are measured: with BatchNorm those of augmented'
+    ' training batches, whose loss is mostly higher than that over all training images, which'
+    ' decides when a level is reached.'
+  )
 
 
 def _conflict_tables(findings: Findings, folded: list[Block]) -> list[Block]:
@@ -230,8 +242,8 @@ def _conflict_differences(
   )
   if matched:
     caption += (
-      ' Losses: geometric means over the training images; undecided where they differ by more than'
-      f' a factor of {FARTHEST_LOSS:g}.'
+      ' Losses: geometric means over units; undecided where they differ by more than a factor of'
+      f' {FARTHEST_LOSS:g}.{_losses_of(findings)}'
     )
   table = _conflict_table(found, caption, matched)
   if matched:

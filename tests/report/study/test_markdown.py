@@ -238,11 +238,11 @@ def test_what_was_measured_on_one_part_only(made_up):
     (
       ('frozen',),
       ['of the net as it is used'],
-      ['those that training takes, est'],
+      ['those that training takes, est', 'higher than that over all training images'],
     ),
     (
       ('batch',),
-      ['those that training takes, estimated from'],
+      ['those that training takes, estimated from', 'higher than that over all training images'],
       ['as it is used', 'estimated anew'],
     ),
     (('none',), [], ['as it is used', 'training takes', 'estimated anew']),
