@@ -610,7 +610,7 @@ def test_one_rate_for_all_variants_is_exploratory():
 def test_a_condition_that_the_protocol_does_not_have_is_exploratory():
   def cautions(method, own):
     about, records = simulated.make(seeds=2, variants=TWO)
-    about['config'] |= {'own_methods': dict.fromkeys(own, {})}
+    about['config'] |= {'own_methods': {name: {} for name in own}}
     records = [r | {'axes': r['axes'] | {'method': method}} for r in records]
     return findings.analyse(results.Results(about, tuple(records), (), ()), resamples=99).cautions
 
