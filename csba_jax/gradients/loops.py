@@ -13,7 +13,11 @@ PyTree = Any
 
 
 def map_classes(
-  fun: Callable[[PyTree], PyTree], xs: PyTree, images: int, zero: Array | int = 0
+  fun: Callable[[PyTree], PyTree],
+  xs: PyTree,
+  images: int,
+  zero: Array | int = 0,
+  present: Array | None = None,
 ) -> PyTree:
   """fun(xs[0]), fun(xs[1]), ... stacked; `backend.classes_at_once` says how many run at once.
 
@@ -27,6 +31,8 @@ def map_classes(
     xs: leaves [C, ...], C >= 1.
     images: images of one class.
     zero: the number 0. It may depend on an array: the results are allocated once that is known.
+    present: [C] bool, False where fun is known to give zeros; None: nothing is known. A loop over
+      single classes, as on CPU, leaves these classes out.
 
   Returns:
     Leaves [C, ...].
@@ -43,7 +49,8 @@ def map_classes(
   if at_once == classes > 1:
     return jax.vmap(fun)(xs)
   if at_once == 1:
-    return _loop(_rewritten(fun), xs, zero)
+    # in shard_map every device has other labels, and would do another number of turns
+    return _loop(_rewritten(fun), xs, zero, None if _is_sharded() else present)
   chunks = -(-classes // at_once)
   at_once = -(-classes // chunks)  # chunks of one size: class 0 fills up the last one
   index = jnp.arange(chunks * at_once)
@@ -83,8 +90,16 @@ def sum_rows(
   return lax.fori_loop(0, -(-used // at_once), turn, zeros)
 
 
-def _loop(fun: Callable[[PyTree], PyTree], xs: PyTree, zero: Array | int) -> PyTree:
-  """lax.map that allocates its results once `zero` is known, not at the start of the program."""
+def _loop(
+  fun: Callable[[PyTree], PyTree],
+  xs: PyTree,
+  zero: Array | int,
+  present: Array | None = None,
+) -> PyTree:
+  """lax.map that allocates its results once `zero` is known, not at the start of the program.
+
+  It does the turns where `present` is True, and leaves zeros at the others.
+  """
   turns = len(jax.tree.leaves(xs)[0])
 
   def take(i: Array | int) -> PyTree:
@@ -95,7 +110,10 @@ def _loop(fun: Callable[[PyTree], PyTree], xs: PyTree, zero: Array | int) -> PyT
 
   shapes = jax.eval_shape(fun, take(0))
   empty = jax.tree.map(lambda s: jnp.full((turns, *s.shape), zero, s.dtype), shapes)
-  return lax.fori_loop(0, turns, turn, empty)
+  if present is None:
+    return lax.fori_loop(0, turns, turn, empty)
+  order = jnp.argsort(~present, stable=True)
+  return lax.fori_loop(0, present.sum(), lambda k, results: turn(order[k], results), empty)
 
 
 def _unroll(fun: Callable[[PyTree], PyTree], xs: PyTree, at_once: int) -> PyTree:

@@ -382,7 +382,7 @@ def class_sums(
   chosen, losses_of = _with_others_fixed(losses_fn, params, batch, wanted)
   losses, pullback, _ = losses_and_pullback(lambda chosen: (losses_of(chosen), None), chosen)
   member = (batch['label'][None] == jnp.arange(rows)[:, None]) & mask[None]
-  sums = loops.map_classes(pullback, member, losses.shape[0], zero)
+  sums = loops.map_classes(pullback, member, losses.shape[0], zero, member.any(1))
   wide = accumulator(losses.dtype)
   return sums, jnp.where(member, losses.astype(wide)[None], 0).sum(1)
 

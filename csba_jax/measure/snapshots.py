@@ -1,7 +1,8 @@
 """Snapshots of a run in training: conflict and branch similarity over its parts."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ def snapshot(
   config: ml_collections.ConfigDict,
   data: pipeline.Data,
   check: Callable[[], None] = lambda: None,
+  known: Mapping[str, tuple[Conflict, Any]] = MappingProxyType({}),
 ) -> dict[str, tuple[Conflict, dict[str, Any]]]:
   """The conflict and the branch similarity of a net over its parts.
 
@@ -38,6 +40,8 @@ def snapshot(
     config: of its run.
     data: of its run.
     check: called now and then; may raise.
+    known: what this function gave for the same parameters at the same step. The conflict of
+      batches is taken from it, because it does not depend on the running statistics.
 
   Returns:
     {'train': (conflict, `branch_similarity.measure`)}, and 'val' likewise where the run has a
@@ -49,7 +53,9 @@ def snapshot(
   for name, part in (('train', data.train), ('val', data.val)):
     if not len(part):
       continue
-    if kind == 'batch':
+    if kind == 'batch' and name in known:
+      conflict, _ = known[name]
+    elif kind == 'batch':
       conflict = training_conflict.measure(
         in_training, config, data, part, batches, tick=lambda *_: check()
       )

@@ -71,6 +71,8 @@ class Records:
     self._checkpoints = Checkpoints(folder.file('checkpoints'), warn=say)
     self._events: EventFile | None = None
     self.progress = Progress()
+    # step and result of the last snapshot of this process: the tested net may be the last one
+    self.measured: tuple[int, Mapping[str, Any]] = -1, {}
 
   def __enter__(self) -> 'Records':
     return self

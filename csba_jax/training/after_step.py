@@ -246,7 +246,12 @@ def record_snapshots(
   `net` is the net of the state as it is evaluated, with the statistics to measure it with.
   """
   began, epoch = time.monotonic(), job.plan.epoch(records.progress.step)
-  found = snapshots.snapshot(net, job.net_in_training(state), job.config, job.data, stop.check)
+  at, known = records.measured
+  known = known if at == net.step else {}
+  found = snapshots.snapshot(
+    net, job.net_in_training(state), job.config, job.data, stop.check, known
+  )
+  records.measured = net.step, found
   for name in names:
     records.snapshot_line(name, epoch, found, time.monotonic() - began)
 

@@ -129,6 +129,17 @@ def compare(fun, xs):
     assert abs(a - b).max() <= 1e-5 * abs(b).max()
 
 
+def test_classes_that_are_absent_are_left_out_of_the_loop():
+  fun = lambda x: {'a': x + 1, 'b': jnp.full((2,), x)}  # not zero for them: so they are seen
+  xs = jnp.arange(1.0, C + 1)
+  mapped = jax.jit(lambda xs, present: loops.map_classes(fun, xs, 4, present=present))
+  for there in ([True, False, True, True, False], [False] * C, [True] * C):
+    found = mapped(xs, jnp.array(there))
+    expected = np.where(there, xs + 1, 0)
+    np.testing.assert_array_equal(found['a'], expected)
+    np.testing.assert_array_equal(found['b'], np.where(there, xs, 0)[:, None].repeat(2, 1))
+
+
 def convolutions(jaxpr):
   for eqn in jaxpr.eqns:
     if eqn.primitive is lax.conv_general_dilated_p:

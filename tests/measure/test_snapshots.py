@@ -9,7 +9,7 @@ import pytest
 
 from csba_jax.config import step_at
 from csba_jax.gradients.conflict import Conflict
-from csba_jax.measure import diagnose, snapshots
+from csba_jax.measure import diagnose, snapshots, training_conflict
 from csba_jax.run import restore
 from csba_jax.run.records import snapshot_file
 from csba_jax.run.schedule import Plan
@@ -237,6 +237,38 @@ def test_several_snapshots_at_one_step_are_measured_once(driver, tmp_path, monke
   a, b = load(tmp_path, '0.34', 'train'), load(tmp_path, 'loss 9', 'train')
   np.testing.assert_array_equal(a.grams, b.grams)
   assert [line['step'] for line in snapshot_lines(tmp_path)] == [5, 5, 5, 5, 14, 14, 14]
+
+
+def test_batches_of_the_same_net_are_measured_once(driver, tmp_path, monkeypatch):
+  """The last net is the tested one here; measured again, its conflict would be the same."""
+  calls = []
+  honest, whole = training_conflict.measure, snapshots.snapshot
+
+  def counted(net, *others, **options):
+    calls.append(net.step)
+    return honest(net, *others, **options)
+
+  def forgetful(net, in_training, config, data, check, known):
+    return whole(net, in_training, config, data, check)
+
+  monkeypatch.setattr(training_conflict, 'measure', counted)
+  config = driver.tiny_config(
+    diagnostics__snapshots='0.5,1',
+    diagnostics__statistics='batch',
+    diagnostics__batches=3,
+    train__epochs=1,
+    data__val_fraction=0.0,
+  )
+  run_here(config, tmp_path / 'once')
+  assert calls == [7, 14]
+  monkeypatch.setattr(snapshots, 'snapshot', forgetful)
+  run_here(config, tmp_path / 'twice')
+  assert calls == [7, 14, 7, 14, 14]
+  for name in ('0.5', '1', 'tested'):
+    once, twice = (load(tmp_path / run, name, 'train') for run in ('once', 'twice'))
+    np.testing.assert_array_equal(once.grams, twice.grams)
+    np.testing.assert_array_equal(once.losses, twice.losses)
+    assert once.about == twice.about
 
 
 def test_snapshots_of_averages_are_of_the_averages(driver, tmp_path):
