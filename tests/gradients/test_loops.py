@@ -130,7 +130,9 @@ def compare(fun, xs):
 
 
 def test_classes_that_are_absent_are_left_out_of_the_loop():
-  fun = lambda x: {'a': x + 1, 'b': jnp.full((2,), x)}  # not zero for them: so they are seen
+  def fun(x):  # not zero for them: so they are seen
+    return {'a': x + 1, 'b': jnp.full((2,), x)}
+
   xs = jnp.arange(1.0, C + 1)
   mapped = jax.jit(lambda xs, present: loops.map_classes(fun, xs, 4, present=present))
   for there in ([True, False, True, True, False], [False] * C, [True] * C):
