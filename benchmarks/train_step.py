@@ -3,8 +3,10 @@
   make bench          # or: python -m benchmarks.train_step [--net=resnet32] [--out=FILE.json]
 
 The step is that of `benchmarks/training_sides.py`, in float32. Before timing, both nets get the
-same weights and must agree on logits and gradients. The time to the first step and peak memory are
-measured in a process for each side.
+same weights and must agree on logits and gradients. With --compiled PyTorch is timed twice, eagerly
+and with torch.compile, which needs a C++ compiler. The ratio is the median time of PyTorch's eager
+step by that of a side. The time to the first step and peak memory are measured in a process for
+each side.
 """
 
 import json
@@ -27,7 +29,10 @@ _ATTENTION = flags.DEFINE_enum('attention', 'csba', ['none', 'csba'], 'Of the mu
 _WIDTH = flags.DEFINE_float('width', 1.0, 'Of the multi-branch net.')
 _REPEATS = flags.DEFINE_integer('repeats', 15, 'Timed steps of each side and batch size.', 1)
 _OUT = flags.DEFINE_string('out', None, 'JSON file for the results.')
-_PROBE = flags.DEFINE_enum('probe', None, ['jax', 'torch'], 'Measure one side alone (internal).')
+_COMPILED = flags.DEFINE_bool('compiled', False, 'Also time PyTorch with torch.compile.')
+_PROBE = flags.DEFINE_enum(
+  'probe', None, ['jax', 'torch', 'torch.compile'], 'Measure one side alone (internal).'
+)
 
 
 def setting(batch: int) -> training_sides.Setting:
@@ -39,12 +44,14 @@ def steps_of(side: str, batch: int):
   """run(n) of one side."""
   if side == 'jax':
     return training_sides.jax_steps(setting(batch))
-  return training_sides.torch_steps(setting(batch), 'cpu', os.cpu_count())
+  compiled = side == 'torch.compile'
+  return training_sides.torch_steps(setting(batch), 'cpu', os.cpu_count(), compiled)
 
 
 def alternate(batch: int) -> dict[str, list[float]]:
-  """Seconds of each timed step; the two sides alternate."""
-  sides = {side: steps_of(side, batch) for side in ('jax', 'torch')}
+  """Seconds of each timed step; the sides alternate."""
+  names = ['jax', 'torch', *(['torch.compile'] * _COMPILED.value)]
+  sides = {side: steps_of(side, batch) for side in names}
   for run in sides.values():
     run(2)
   seconds = {side: [] for side in sides}
