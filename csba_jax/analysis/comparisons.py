@@ -29,7 +29,7 @@ from csba_jax.analysis.types import REFUTED, SUPPORTED, UNDECIDED, Comparison, S
 from csba_jax.study import protocol
 from csba_jax.study import results as results_lib
 from csba_jax.study.protocol import SIGNIFICANCE
-from csba_jax.study.results import Cell, Results
+from csba_jax.study.results import Cell, Record, Results, Unit
 
 CAPACITY_CONTROL = 'none_wide'  # as many parameters as csba, without attention
 OFFSETS = ('accuracy', 'head_f1')  # what a gain may not cost
@@ -219,16 +219,34 @@ def compare_outcome(
   Args:
     margin: of non-inferiority, for an interval of 90 %; None for one of 95 %.
   """
-  units, missing = results_lib.pairs(study.results, cell, *pair)
-  sides = [[study.results.runs(cell, variant)[unit] for unit in units] for variant in pair]
-  treated, control = (np.array([results_lib.outcome(r, measure) for r in side]) for side in sides)
+  sides = [study.results.runs(cell, variant) for variant in pair]
+  return compare_runs(study, dict(cell), pair, sides, measure, margin)
+
+
+def compare_runs(
+  study: Study,
+  cell: Mapping[str, Any],
+  names: tuple[str, str],
+  sides: Sequence[Mapping[Unit, Record]],
+  measure: str,
+  margin: float | None = None,
+) -> Comparison:
+  """The same of any two sets of runs, treatment first.
+
+  Args:
+    cell: what both have in common.
+  """
+  units, missing = results_lib.common(study.results, names, sides)
+  treated, control = (
+    np.array([results_lib.outcome(runs[unit], measure) for unit in units]) for runs in sides
+  )
   if margin is None:
     difference = study.estimate(treated - control)
   else:
     difference = study.non_inferiority(treated - control, margin)
   return Comparison(
-    *pair,
-    cell=dict(cell),
+    *names,
+    cell=cell,
     outcome=wording.metric(measure),
     treatment_mean=mean_of(treated, control),
     control_mean=mean_of(control, treated),
@@ -254,8 +272,13 @@ def primary(study: Study) -> tuple[Comparison, ...]:
     ]
     for candidates in (study.family, study.secondary)
   )
+  return (*judged(study, family), *others)
+
+
+def judged(study: Study, family: Sequence[Comparison]) -> tuple[Comparison, ...]:
+  """A family of comparisons of the primary outcome with Holm's p-values and verdicts."""
   adjusted = stats.holm(np.array([c.difference.p for c in family], np.float64))
-  judged = [
+  return tuple(
     dataclasses.replace(
       comparison,
       adjusted_p=float(p),
@@ -263,8 +286,7 @@ def primary(study: Study) -> tuple[Comparison, ...]:
       limits=(0.0, study.smallest_effect),
     )
     for comparison, p in zip(family, adjusted, strict=True)
-  ]
-  return (*judged, *others)
+  )
 
 
 def gain_verdict(difference: Estimate, adjusted_p: float, smallest_effect: float) -> str:

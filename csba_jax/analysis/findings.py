@@ -9,6 +9,7 @@ import numpy as np
 
 from csba_jax.analysis import comparisons as comparisons_lib
 from csba_jax.analysis import conflict as conflict_analysis
+from csba_jax.analysis import method_pairs as method_pairs_lib
 from csba_jax.analysis import size_guide, verdicts, wording
 from csba_jax.analysis.comparisons import NOISE_SEEDS, Study
 from csba_jax.analysis.stats import Estimate
@@ -25,6 +26,7 @@ from csba_jax.analysis.types import (
 from csba_jax.errors import UserError
 from csba_jax.gradients.conflict import majority_minority
 from csba_jax.run.records import TESTED
+from csba_jax.runtime import plain
 from csba_jax.study import protocol
 from csba_jax.study import results as results_lib
 from csba_jax.study.results import Results
@@ -65,6 +67,7 @@ class Findings:
   pairs: tuple[tuple[str, str], ...] = ()  # (treatment, control) of the family, as far as they ran
   methods: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)  # own ones:
   # the fields that each sets
+  method_pairs: tuple[Comparison, ...] = ()  # methods against methods, the family first
 
   def counts_in(self, cell: Mapping[str, Any]) -> np.ndarray:
     """Training images of each class in a cell, or in the cell that something was measured in."""
@@ -110,6 +113,7 @@ def analyse(results: Results, resamples: int = 9999) -> Findings:
   links = conflict_analysis.links(study)
   matrices = conflict_analysis.matrices(study)
   noise = _noise(measured)
+  of_methods = method_pairs_lib.method_pairs(measured)
   cautions = (*_untuned(study), *_own_methods(study), *_redrawn(study))
   *claims, overall = verdicts.claims(study, primary, conflict, links, offsets)
   sentences = (*overall.sentences, *(f'Caution: {caution}.' for caution in cautions))
@@ -123,7 +127,7 @@ def analyse(results: Results, resamples: int = 9999) -> Findings:
     variants=tuple(v for v in study.variants if any(study.results.runs(c, v) for c in study.cells)),
     cells=tuple(dict(cell) for cell in study.cells),
     about=_about(results),
-    notes=_notes(study, primary, offsets, conflict, noise, cautions),
+    notes=_notes(study, primary, (*offsets, *conflict, *of_methods), noise, cautions),
     cautions=cautions,
     claims=tuple(claims),
     scores=comparisons_lib.scores(study),
@@ -141,6 +145,7 @@ def analyse(results: Results, resamples: int = 9999) -> Findings:
     size_guides=size_guide.size_guides(measured),
     pairs=tuple(p for p in study.family if set(p) <= set(study.variants)),
     methods=study.config.get('own_methods') or {},
+    method_pairs=of_methods,
   )
 
 
@@ -211,27 +216,27 @@ def _noise(measured: conflict_analysis.Measured) -> tuple[Comparison, ...]:
 def _notes(
   study: Study,
   primary: Sequence[Comparison],
-  offsets: Sequence[Comparison],
-  conflict: Sequence[Comparison],
+  others: Sequence[Comparison],
   noise: Sequence[Comparison],
   cautions: Sequence[str] = (),
 ) -> tuple[str, ...]:
   """What a reader of the numbers should know before believing them; none twice."""
   results = study.results
+  of_methods = [c for c in others if c.seconds is not None and c.verdict]
   notes = list(results.notes)
   notes += [f'run {r["run"]} failed: {r.get("error") or "no message"}' for r in results.failed]
   notes += _unrun(study)
   notes += _uncompared(study)
-  for c in (*primary, *offsets, *conflict):
-    words = study.condition(c.cell)
-    notes += [f'{c.treatment} against {c.control}, {words}: {missing}' for missing in c.missing]
-  for c in primary:
+  for c in (*primary, *others):
+    pair = _pair(study, c)
+    notes += [f'{pair}: {missing}' for missing in c.missing]
+  for c in (*primary, *of_methods):
     if c.difference.n < 2:
-      words = study.condition(c.cell)
-      pair = f'{c.treatment} against {c.control}, {words}'
+      pair = _pair(study, c)
       pairs = wording.pairs(c.difference.n, 'runs')
       notes.append(f'{pair}: {pairs}; with fewer than two seeds there is no interval')
   notes += _power(study, [c for c in primary if (c.treatment, c.control) in study.family])
+  notes += _power(study, of_methods)
   notes += _capacity(study)
   notes += size_guide.left_out(study)
   snapshots = conflict_analysis.snapshots(results.done)
@@ -256,6 +261,12 @@ def _notes(
   return tuple(dict.fromkeys(notes))
 
 
+def _pair(study: Study, c: Comparison) -> str:
+  """'csba against none, cross entropy'; of methods with the variant, 'drw against ..., csba'."""
+  words = study.condition(c.cell) if 'variant' not in c.cell else plain.clean(c.cell['variant'])
+  return f'{c.treatment} against {c.control}, {words}'
+
+
 def _unrun(study: Study) -> list[str]:
   """Variants and methods that the study plans, and that have no finished run."""
   has_run = {
@@ -277,7 +288,8 @@ def _unrun(study: Study) -> list[str]:
 def _uncompared(study: Study) -> list[str]:
   """Variants and conditions that ran, and that no pair compares."""
   pairs = [p for p in study.family + study.secondary if set(p) <= set(study.variants)]
-  named = {variant for pair in pairs for variant in pair}
+  of_methods = study.config.get('method_pairs') or ()  # within every variant
+  named = set(study.variants) if of_methods else {variant for pair in pairs for variant in pair}
   whose = 'of this study' if study.config.get('pairs') else 'of the protocol'
   notes = [
     f'{variant} has scores and no comparison: no pair {whose} names it'
@@ -289,17 +301,19 @@ def _uncompared(study: Study) -> list[str]:
     'run there'
     for cell in study.main_cells
     if not study.pairs_of(cell, pairs)
+    and not any(dict(cell).get('method') in pair for pair in of_methods)
   ]
 
 
 def _untuned(study: Study) -> list[str]:
-  """Of variants that all had the rate of the recipe, which the protocol lets decide nothing."""
+  """Of what was trained with the rate of the recipe, which the protocol lets decide nothing."""
   config = study.results.study['config']
-  if len(study.variants) < 2 or config.get('tuned_by') != '':
+  what = ['variants'] * (len(study.variants) > 1) + ['methods'] * bool(config.get('method_pairs'))
+  if not what or config.get('tuned_by') != '':
     return []
   return [
-    'exploratory: all variants were trained with the same learning rate, tuned for none of them, '
-    'so that differences may be due to the rate'
+    f'exploratory: all {" and ".join(what)} were trained with the same learning rate, tuned for '
+    'none of them, so that differences may be due to the rate'
   ]
 
 

@@ -32,6 +32,7 @@ class Comparison:
   # where the difference knows that units share images: as if they were independent, for comparison
   uncorrected: Estimate | None = None
   losses: tuple[float, float] | None = None  # of conflict: mean training losses of both sides
+  seconds: tuple[float, float] | None = None  # of methods: median time of a run of both sides
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,7 @@ METRICS = {
   'balanced_accuracy': 'balanced accuracy',
   'head_f1': 'head F1',
   'tail_f1': 'tail F1',
+  'few_shot_accuracy': 'few-shot accuracy',
   'expected_calibration_error': 'calibration error',
   'loss': 'test loss',
   **MEASURES,
@@ -106,6 +107,12 @@ def duration(seconds: float) -> str:
   if seconds < 120:
     return f'{seconds:.0f} s'
   return f'{seconds / 60:.1f} min' if seconds < 7200 else f'{seconds / 3600:.1f} h'
+
+
+def ratio(pair: Sequence[float] | None) -> str:
+  """'1.25 ×', the first by the second; a dash without both."""
+  first, second = pair or (math.nan, math.nan)
+  return f'{first / second:.2f} ×' if math.isfinite(first) and second > 0 else NONE
 
 
 def level(estimates: Iterable[Estimate]) -> str:

@@ -1,7 +1,7 @@
 """What a study config declares beside the protocol: methods and pairs of variants of its own."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -74,24 +74,35 @@ def apply(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> None
 
 
 def check_pairs(study: ml_collections.ConfigDict) -> None:
-  """Raises UserError for pairs that cannot be compared."""
+  """Raises UserError for pairs of variants that cannot be compared."""
+  _check(study.pairs, study.variants, 'variants', "pairs=(('csba', 'none'),)")
+
+
+def check_method_pairs(study: ml_collections.ConfigDict) -> None:
+  """Raises UserError for pairs of methods that cannot be compared."""
+  like = "method_pairs=(('balanced_softmax', 'cross_entropy'),)"
+  _check(study.method_pairs, study.methods, 'methods', like)
+
+
+def _check(pairs: Sequence[Any], there: Sequence[str], what: str, like: str) -> None:
+  """UserError for what is no pair, or one of something that is not run, or the same pair again."""
   seen: set[frozenset] = set()
-  for pair in study.pairs:
+  for pair in pairs:
     named = isinstance(pair, tuple | list) and all(isinstance(name, str) for name in pair)
     if not named or len(pair) != 2 or pair[0] == pair[1]:
       raise UserError(
-        "pairs of two variants, (treatment, control), such as (('csba', 'none'),)",
+        f'pairs of two {what}, (treatment, control), such as {like}',
         repr(pair),
         'correct the config',
       )
-    if lacking := [name for name in pair if name not in study.variants]:
+    if lacking := [name for name in pair if name not in there]:
       raise UserError(
-        f'pairs of the variants that are run ({", ".join(study.variants)})',
+        f'pairs of the {what} that are run ({", ".join(there)})',
         f'{lacking[0]} in {tuple(pair)}',
-        'add it to variants, or correct the pair',
+        f'add it to {what}, or correct the pair',
       )
     if frozenset(pair) in seen:
-      raise UserError('each pair of variants once', repr(tuple(pair)), 'name it once')
+      raise UserError(f'each pair of {what} once', repr(tuple(pair)), 'name it once')
     seen.add(frozenset(pair))
 
 

@@ -53,6 +53,7 @@ def default() -> ml_collections.ConfigDict:
   c.methods = ('cross_entropy',)
   c.own_methods = {}
   c.pairs = ()
+  c.method_pairs = ()
   c.models = ()
   c.imbalance_factors = ()
   c.widths = ()
@@ -80,6 +81,7 @@ FIELDS = {
   'methods': 'Rows of csba_jax.study.protocol.METHODS, or names of own_methods.',
   'own_methods': "In a file: {name: {field: value}}, such as {'ldam': {'loss.name': 'ldam'}}.",
   'pairs': '(treatment, control) of variants, the first decides; (): those of the protocol.',
+  'method_pairs': '(treatment, control) of methods, compared within each variant; (): none.',
   'models': 'Values of base.model.name; (): that of the base.',
   'imbalance_factors': 'Values of base.data.imbalance_factor; (): that of the base.',
   'widths': 'Values of base.model.width; (): that of the base.',
@@ -178,6 +180,7 @@ def check(study: ml_collections.ConfigDict) -> None:
   _check_unread(study)
   declared.check_methods(study, functools.partial(_not_of_a_method, study))
   declared.check_pairs(study)
+  declared.check_method_pairs(study)
   folds = study.base.data.folds
   if not folds and (study.repeats > 1 or study.naive_repeats):
     raise UserError(

@@ -142,17 +142,23 @@ def pairs(
   Returns:
     Units in order, and such as 'csba without seed 3' or 'none_wide without any run'.
   """
-  sides = {variant: results.runs(at, variant) for variant in (treatment, control)}
-  both = [u for u in sides[treatment] if u in sides[control]]
+  names = (treatment, control)
+  return common(results, names, [results.runs(at, name) for name in names])
+
+
+def common(
+  results: Results, names: tuple[str, str], sides: Sequence[Mapping[Unit, Record]]
+) -> tuple[list[Unit], tuple[str, ...]]:
+  """The same of any two sets of runs, treatment first."""
+  (treatment, control), (treated, controls) = names, sides
   missing = []
-  for variant, other in ((treatment, control), (control, treatment)):
-    lacking = [u for u in sides[other] if u not in sides[variant]]
-    if not sides[variant]:
-      missing.append(f'{variant} without any run')
+  for name, own, other in ((treatment, treated, controls), (control, controls, treated)):
+    lacking = [u for u in other if u not in own]
+    if not own:
+      missing.append(f'{name} without any run')
     elif lacking:
-      words = ', '.join(unit_words(results, unit) for unit in lacking)
-      missing.append(f'{variant} without {words}')
-  return both, tuple(missing)
+      missing.append(f'{name} without {", ".join(unit_words(results, u) for u in lacking)}')
+  return [u for u in treated if u in controls], tuple(missing)
 
 
 def unit_words(results: Results, of: Unit) -> str:
@@ -168,12 +174,16 @@ def outcome(record: Record, name: str) -> float:
   """A test metric of a finished run; NaN where it is undefined.
 
   Args:
-    name: macro_f1, accuracy, balanced_accuracy, f1:CLASS, head_f1 or tail_f1: the mean F1 of the
-      classes of `majority_minority` that have one.
+    name: macro_f1, accuracy, balanced_accuracy, f1:CLASS; head_f1 or tail_f1, the mean F1 of the
+      classes of `majority_minority` that have one; few_shot_accuracy, the mean accuracy of the
+      classes of fewer than 20 training images.
   """
   result = record['result']
   if name in METRICS:
     return float('nan') if result[name] is None else float(result[name])
+  if name == 'few_shot_accuracy':
+    value = (result.get('group_accuracy') or {}).get('few')
+    return float('nan') if value is None else float(value)
   f1 = per_class_f1(record)
   if name.startswith('f1:') and name[3:] in result['class_names']:
     return float(f1[result['class_names'].index(name[3:])])
@@ -182,7 +192,8 @@ def outcome(record: Record, name: str) -> float:
     values = f1[head if name == 'head_f1' else tail]
     return float(np.nanmean(values)) if not np.isnan(values).all() else float('nan')
   raise UserError(
-    f'an outcome among {", ".join(METRICS)}, head_f1, tail_f1 and f1: with a class '
+    f'an outcome among {", ".join(METRICS)}, head_f1, tail_f1, few_shot_accuracy and f1: '
+    'with a class '
     f'({", ".join(result["class_names"])})',
     repr(name),
     "correct it in study.json and in the study's config alike",

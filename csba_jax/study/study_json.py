@@ -17,7 +17,7 @@ NAME = 'study.json'
 LOCK_SECONDS = 60.0  # until a shard that starts gives up on another one
 # of a study that has begun; the rest are axes, which may grow
 FIXED: tuple[str, ...] = ('base', 'name', 'test', 'tuned_by', 'outcome', 'pairs')
-FIXED += ('subsets', 'margin', 'smallest_effect', 'threads')
+FIXED += ('method_pairs', 'subsets', 'margin', 'smallest_effect', 'threads')
 
 
 def claim(

@@ -1106,7 +1106,7 @@ def test_a_noise_floor_that_is_not_null_is_noted(tmp_path):
   values[shuffled[:6]] += 0.1 + 0.001 * np.arange(6)
   one = comparisons.noise(study, study.cells[0], 'none', 'macro-F1', values)
   assert one.difference.excludes(0)
-  notes = findings._notes(study, (), (), (), [one])
+  notes = findings._notes(study, (), (), [one])
   assert notes[-1] == (
     'noise floor: of two sets of runs of none the interval of the difference in macro-F1 leaves '
     'out 0 (cross entropy); 1 in 20 does by chance'

@@ -141,8 +141,8 @@ def test_pairs_of_the_protocol_stand_in_for_none():
     ),
     (
       {'pairs': ('csba',)},
-      "expected pairs of two variants, (treatment, control), such as (('csba', 'none'),); found "
-      "'csba'; to fix it: correct the config",
+      'expected pairs of two variants, (treatment, control), such as '
+      "pairs=(('csba', 'none'),); found 'csba'; to fix it: correct the config",
     ),
     ({'pairs': (('csba', 'none', 'se'),)}, "found ('csba', 'none', 'se');"),
     ({'pairs': (('csba', 'csba'),)}, "found ('csba', 'csba');"),
@@ -155,6 +155,23 @@ def test_pairs_of_the_protocol_stand_in_for_none():
     (
       {'pairs': (('csba', 'none'), ('none', 'csba'))},
       "expected each pair of variants once; found ('none', 'csba'); to fix it: name it once",
+    ),
+    (
+      {'method_pairs': ('drw', 'cross_entropy')},
+      'expected pairs of two methods, (treatment, control), such as '
+      "method_pairs=(('balanced_softmax', 'cross_entropy'),); found 'drw'; to fix it: ",
+    ),
+    (
+      {'method_pairs': (('drw', 'cross_entropy'),), 'methods': ('cross_entropy',)},
+      'expected pairs of the methods that are run (cross_entropy); found drw in '
+      "('drw', 'cross_entropy'); to fix it: add it to methods, or correct the pair",
+    ),
+    (
+      {
+        'method_pairs': (('drw', 'cross_entropy'), ('cross_entropy', 'drw')),
+        'methods': ('cross_entropy', 'drw'),
+      },
+      "expected each pair of methods once; found ('cross_entropy', 'drw'); to fix it: name it once",
     ),
   ],
 )
@@ -176,8 +193,9 @@ def test_pairs_belong_to_a_study_and_methods_may_grow(tmp_path):
   more = study(pairs=(('csba', 'none'),), own_methods={'ldam': LDAM}, methods=('ldam',))
   study_json.claim(tmp_path, more)
   assert study_json.read(tmp_path)['config']['own_methods'] == {'ldam': LDAM}
-  with pytest.raises(UserError, match='pairs'):
-    study_json.claim(tmp_path, study(pairs=(('none_wide', 'none'),)))
+  for other in ({'pairs': (('none_wide', 'none'),)}, {'method_pairs': (('drw', 'ldam'),)}):
+    with pytest.raises(UserError, match=next(iter(other))):
+      study_json.claim(tmp_path, study(**{'pairs': (('csba', 'none'),)} | other))
 
 
 def test_a_tuning_of_another_method_of_the_same_name():

@@ -1,5 +1,6 @@
 """The content of a study's report, section by section; measurements.py and associations.py help."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -53,6 +54,9 @@ def question(findings: Findings) -> str:
       f'This study compares pairs of variants of its own: {"; ".join(pairs)}. The first pair'
       ' decides every link of the argument below.'
     )
+  if findings.method_pairs:
+    names = dict.fromkeys(map(wording.versus, findings.method_pairs))
+    asked += f' Methods are compared within each variant: {"; ".join(names)}.'
   return (
     f'{asked} Primary outcome: {outcome} on the test images. Two variants are compared in runs of'
     f' the same split, repeat, fold and seed.{held}'
@@ -70,6 +74,7 @@ def sections(findings: Findings) -> list[Section]:
     _notes(findings),
     _scores(findings),
     _differences(findings),
+    _method_pairs(findings),
     _offsets(findings),
     _classes(findings),
     *measurements.sections(findings),
@@ -199,6 +204,45 @@ def _differences(findings: Findings) -> Section | None:
   return Section(
     'Paired differences', 'differences', [figure, table, *tables_lib.reasons(estimates), how]
   )
+
+
+def _method_pairs(findings: Findings) -> Section | None:
+  """Methods against methods in one variant: the family, then what stands beside it."""
+  found = findings.method_pairs
+  if not found:
+    return None
+  family, others = [c for c in found if c.verdict], [c for c in found if not c.verdict]
+  estimates, cells = [c.difference for c in family], [c.cell for c in family]
+  smallest = tables_lib.setting(findings, 'smallest_effect')
+  outcome = wording.metric(findings.outcome)
+  figure = Figure(
+    f'Difference of {outcome}, method − its control, in runs of one variant, paired by unit;'
+    f' {wording.level(estimates)}. Right of the zero line the method is better.',
+    lambda: figures.contrasts(
+      family,
+      cells,
+      title=f'Paired differences of {outcome} between methods, with intervals',
+      axis=f'difference of {outcome}',
+      band=smallest,
+    ),
+    key=f'Shaded: effects smaller than {smallest:g}, too small to matter.' if smallest else '',
+  )
+  caption = (
+    f'Paired differences of {outcome} between methods. p (Holm) is adjusted over the rows of this'
+    ' table. Time: the median seconds of a run with the method by those with its control; runs also'
+    ' measure and validate, and may have shared their cores with other work.'
+  )
+  table = tables_lib.comparison_table(findings, family, caption, adjusted=True, cells=cells)
+  blocks: list[Block] = [figure, table, *tables_lib.reasons(estimates)]
+  if others:
+    caption = (
+      'Other outcomes of the same pairs, without verdicts. Few-shot accuracy: the mean accuracy of'
+      ' the classes of fewer than 20 training images. Conflict: at the end of the run, of the'
+      ' shared parameters, on training images.'
+    )
+    beside = [dataclasses.replace(c, seconds=None) for c in others]
+    blocks.append(tables_lib.comparison_table(findings, beside, caption, outcome=True, cells=cells))
+  return Section('Methods compared', 'methods', blocks)
 
 
 def _offsets(findings: Findings) -> Section | None:

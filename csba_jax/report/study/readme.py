@@ -91,6 +91,7 @@ def of_study(findings: Findings, folder: str) -> str:
     *(f'{markdown.escape(note)}.\n' for note in findings.notes if note.startswith('pooled: ')),
     *(f'Caution: {markdown.escape(caution)}.\n' for caution in findings.cautions),
     *_scores(findings),
+    *_method_pairs(findings),
   ]
   return '\n'.join(lines) + '\n'
 
@@ -114,6 +115,30 @@ def _training_images(findings: Findings) -> str:
   order = figures.order(findings, findings.cells[0])
   labels = [f'{plain.clean(names[c])} ({counts[c]:.0f})' for c in order]
   return ', '.join(labels) if len(labels) <= MOST_CLASSES else f'{labels[0]} to {labels[-1]}'
+
+
+def _method_pairs(findings: Findings) -> list[str]:
+  """Methods against methods on the primary outcome; nothing for a study without such pairs."""
+  family = [c for c in findings.method_pairs if c.verdict]
+  if not family:
+    return []
+  cells = [c.cell for c in family]
+  rows = [
+    f'| {markdown.escape(wording.cell(c.cell, cells) or "all")} '
+    f'| {markdown.escape(wording.versus(c))} | {c.difference.n} '
+    f'| {wording.interval(c.difference, signed=True, limits=c.limits)} '
+    f'| {wording.probability(c.adjusted_p)} | **{c.verdict}** |'
+    for c in family
+  ]
+  outcome = markdown.escape(findings.outcome)
+  return [
+    '',
+    f'| condition | methods | pairs of runs | difference of {outcome} | p (Holm) | a gain |',
+    '| --- | --- | --- | --- | --- | --- |',
+    *rows,
+    '',
+    'Method − its control, paired by run, with 95 % intervals.',
+  ]
 
 
 def _scores(findings: Findings) -> list[str]:

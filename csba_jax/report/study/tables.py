@@ -35,9 +35,15 @@ def comparison_table(
   *,
   adjusted: bool = False,
   outcome: bool = False,
+  cells: Sequence[Mapping[str, Any]] = (),
 ) -> Table:
-  """A row for each comparison: means, difference, interval, p, verdict; no column without use."""
-  several = len({wording.cell(c.cell, findings.cells) for c in comparisons}) > 1
+  """A row for each comparison: means, difference, interval, p, verdict; no column without use.
+
+  `cells` are all the conditions that a row's is told from; those of the study by default.
+  """
+  cells = cells or findings.cells
+  several = len({wording.cell(c.cell, cells) for c in comparisons}) > 1
+  timed = any(c.seconds for c in comparisons)
   means = any(not math.isnan(c.treatment_mean) for c in comparisons)
   judged = any(c.verdict for c in comparisons)
   beside = [c.uncorrected for c in comparisons if c.uncorrected is not None]
@@ -51,11 +57,12 @@ def comparison_table(
     'p',
     *(['p (Holm)'] * adjusted),
     *(['verdict'] * judged),
+    *(['time'] * timed),
     *(['uncorrected interval'] * bool(beside)),
   ]
   rows = [
     [
-      *([wording.cell(c.cell, findings.cells)] * several),
+      *([wording.cell(c.cell, cells)] * several),
       *([wording.outcome(c)] * outcome),
       wording.versus(c),
       str(c.difference.n),
@@ -64,6 +71,7 @@ def comparison_table(
       wording.probability(c.difference.p),
       *([wording.probability(c.adjusted_p)] * adjusted),
       *([c.verdict or wording.NONE] * judged),
+      *([wording.ratio(c.seconds)] * timed),
       *([wording.ends(c.uncorrected, signed=True, limits=c.limits)] * bool(beside)),
     ]
     for c in comparisons

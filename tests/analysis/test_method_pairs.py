@@ -1,0 +1,181 @@
+"""Methods against methods: against plain NumPy, from the records to the reports."""
+
+import runpy
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from csba_jax.analysis import findings, wording
+from csba_jax.analysis.types import REFUTED, SUPPORTED
+from csba_jax.gradients.conflict import summary
+from csba_jax.report.study import content, markdown, page, readme
+from csba_jax.study import results
+
+simulated = types.SimpleNamespace(**runpy.run_path(Path(__file__).parents[1] / 'simulated.py'))
+METHODS = ('cross_entropy', 'balanced_softmax', 'drw')
+PAIRS = (('balanced_softmax', 'cross_entropy'), ('drw', 'balanced_softmax'))
+VARIANTS = ('none', 'csba')
+
+
+def made(pairs=PAIRS, **options):
+  """(study.json, records); methods but cross-entropy have a recall that is 0.1 higher."""
+  options = {'seeds': 8, 'variants': VARIANTS, 'methods': METHODS, **options}
+  about, records = simulated.make(**options)
+  about['config'] |= {'method_pairs': [list(pair) for pair in pairs]}
+  return about, records
+
+
+def analysed(about, records):
+  return findings.analyse(results.Results(about, tuple(records), (), ()), resamples=99)
+
+
+@pytest.fixture(scope='module')
+def study():
+  return made()
+
+
+@pytest.fixture(scope='module')
+def found(study):
+  return analysed(*study)
+
+
+def values(records, variant, method, of):
+  chosen = [r for r in records if (r['axes']['variant'], r['axes']['method']) == (variant, method)]
+  return np.array([of(r) for r in sorted(chosen, key=lambda r: r['axes']['seed'])])
+
+
+def at_the_end(record, measure):
+  """Of the Gram in the record, its lower triangle put together by a loop."""
+  (entry,) = [e for e in record['conflict'] if (e['at'], e['part']) == ('1', 'train')]
+  packed, gram, k = entry['grams']['shared'], np.empty((4, 4)), 0
+  for c in range(4):
+    for d in range(c, 4):
+      gram[c, d] = gram[d, c] = packed[k]
+      k += 1
+  return summary(gram, np.array(record['result']['class_counts']), np.array(entry['prior']))[
+    measure
+  ]
+
+
+OF = {
+  'macro-F1': lambda r: r['result']['macro_f1'],
+  'few-shot accuracy': lambda r: r['result']['group_accuracy']['few'],
+  'accuracy': lambda r: r['result']['accuracy'],
+  'head-tail conflict': lambda r: at_the_end(r, 'head_tail_conflict'),
+  'minority interference': lambda r: at_the_end(r, 'minority_interference'),
+}
+
+
+def test_every_pair_in_every_variant_by_every_outcome(study, found):
+  _, records = study
+  where = [(c.outcome, c.cell['variant'], c.treatment, c.control) for c in found.method_pairs]
+  assert where == [(o, v, *pair) for o in OF for v in VARIANTS for pair in PAIRS]
+  for c in found.method_pairs:
+    treated, control = (
+      values(records, c.cell['variant'], m, OF[c.outcome]) for m in (c.treatment, c.control)
+    )
+    np.testing.assert_allclose(c.difference.value, (treated - control).mean(), atol=1e-12)
+    np.testing.assert_allclose(c.treatment_mean, treated.mean())
+    np.testing.assert_allclose(c.control_mean, control.mean())
+    assert c.difference.n == 8
+    assert 'method' not in c.cell
+
+
+def test_one_family_with_holm_and_the_rule_for_a_gain(found):
+  family = [c for c in found.method_pairs if c.outcome == 'macro-F1']
+  ordered = sorted(family, key=lambda c: c.difference.p)
+  adjusted = np.maximum.accumulate([(4 - i) * c.difference.p for i, c in enumerate(ordered)])
+  np.testing.assert_allclose([c.adjusted_p for c in ordered], np.minimum(adjusted, 1))
+  for c in family:  # the first pair has an effect, the other has none
+    assert (c.verdict == SUPPORTED) == (c.treatment == 'balanced_softmax')
+    assert c.verdict == SUPPORTED or c.difference.low < 0.01
+  assert all(c.verdict == '' and np.isnan(c.adjusted_p) for c in found.method_pairs[4:])
+
+
+def test_a_loss_is_no_gain():
+  found = analysed(*made(pairs=(('cross_entropy', 'drw'),)))
+  assert [c.verdict for c in found.method_pairs if c.verdict] == [REFUTED] * 2
+
+
+def test_time_is_the_median_run(study, found):
+  _, records = study
+  for c in found.method_pairs[:4]:
+    expected = tuple(
+      np.median(values(records, c.cell['variant'], m, lambda r: r['seconds']))
+      for m in (c.treatment, c.control)
+    )
+    assert c.seconds == pytest.approx(expected)
+
+
+def test_runs_that_one_side_lacks_are_left_out_and_named():
+  about, records = made(pairs=PAIRS[:1])
+  lost = ('none', 'balanced_softmax', 3)
+  kept = [
+    r for r in records if (r['axes']['variant'], r['axes']['method'], r['axes']['seed']) != lost
+  ]
+  found = analysed(about, kept)
+  assert [c.difference.n for c in found.method_pairs[:2]] == [7, 8]
+  note = 'balanced_softmax against cross_entropy, none: balanced_softmax without seed 3'
+  assert found.notes.count(note) == 1
+
+
+def test_methods_alone_are_a_study():
+  """Of one variant: every link is untested, and neither variant nor condition is uncompared."""
+  about, records = made(variants=('none',))
+  found = analysed(about, records)
+  assert found.comparisons == ()
+  assert len(found.method_pairs) == 2 * len(OF)
+  assert not any('no comparison' in note for note in found.notes)
+  about['config']['method_pairs'] = about['config']['method_pairs'][:1]
+  (note,) = [n for n in analysed(about, records).notes if 'no comparison' in n]
+  assert note.startswith('drw has scores and no comparison: ')
+
+
+def test_one_rate_for_all_methods_is_exploratory():
+  about, records = made(variants=('none',))
+  about['config'] |= {'tuned_by': ''}
+  (caution,) = analysed(about, records).cautions
+  assert caution.startswith('exploratory: all methods were trained with the same learning rate')
+  about, records = made()
+  about['config'] |= {'tuned_by': ''}
+  (caution,) = analysed(about, records).cautions
+  assert caution.startswith('exploratory: all variants and methods were trained with the same')
+
+
+def test_a_study_without_method_pairs_has_no_such_section():
+  about, records = simulated.make(seeds=2, variants=VARIANTS, methods=METHODS[:2])
+  found = analysed(about, records)  # a study.json from before the field
+  assert found.method_pairs == ()
+  assert 'methods' not in [section.anchor for section in content.sections(found)]
+  assert 'Methods compared' not in markdown.render(found)
+
+
+def test_the_reports_show_them(found):
+  text = markdown.render(found)
+  part = text.partition('## Methods compared')[2].partition('\n## ')[0]
+  family = [c for c in found.method_pairs if c.verdict]
+  for c in found.method_pairs:
+    assert wording.interval(c.difference, signed=True, limits=c.limits) in part
+  for c in family:
+    assert wording.ratio(c.seconds) in part
+  assert part.count('| **') == 0
+  assert 'Methods are compared within each variant: balanced_softmax − cross_entropy; drw −' in (
+    ' '.join(text.split())
+  )
+  html = page.render(found)
+  assert 'Methods compared' in html
+  assert 'Paired differences of macro-F1 between methods' in html
+  lines = readme.of_study(found, 'folder').splitlines()
+  rows = [line for line in lines if line.startswith('| variant ')]
+  assert len(rows) == len(family)
+  for c, row in zip(family, rows, strict=True):
+    assert wording.versus(c) in row
+    assert f'variant {c.cell["variant"]}' in row
+    assert f'**{c.verdict}**' in row
+
+
+def test_a_ratio_in_words():
+  assert wording.ratio((3.0, 2.0)) == '1.50 ×'
+  assert wording.ratio(None) == wording.ratio((np.nan, 1.0)) == wording.ratio((1.0, np.nan)) == '–'
