@@ -258,7 +258,9 @@ PEERS: dict[str, tuple[Callable[..., dict[str, Tensor]], str]] = {
 def variables_of(model) -> dict:
   """Random parameters, statistics of a few batches of noise: random ones would break the net."""
   images = jax.random.normal(jax.random.key(1), (20, 8, 32, 32, 3))
-  variables = jax.jit(model.init)(jax.random.key(0), images[0])
+  # low optimisation, for a program that runs once: the same bits, and much less time to compile
+  init = jax.jit(model.init, compiler_options={'xla_backend_optimization_level': 1})
+  variables = init(jax.random.key(0), images[0])
   step = jax.jit(functools.partial(model.apply, train=True, mutable=['batch_stats']))
   for batch in images:
     variables = variables | step(variables, batch)[1]
