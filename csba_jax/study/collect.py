@@ -26,6 +26,7 @@ OF_TUNING: tuple[str, ...] = (
   'checkpoint_step',
   'parameters',
   'class_counts',
+  'surgery',
   'timing',
   'splits_sha256',
   'source_sha256',
