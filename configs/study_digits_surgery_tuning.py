@@ -6,9 +6,10 @@ Validation scores alone, with the seeds of the first step, which took four batch
 There, with cross-entropy at a rate of 0.4, most aggregators did not learn; and four batches resolve
 so little that `interference`, and `dual_projection` every 50 steps, had the scores of plain
 training where they left uncertain conflict out. So a measurement has 16 batches here, every 50 of
-330 steps, and settings and rates are tuned together. `mgda`, a negative control, is left out. For each aggregator
-and loss the setting and the rate with the best mean score are chosen; the two aggregators with the
-best scores, in the mean over both losses, go on to the study. 252 runs. Result: not yet run.
+330 steps, and settings and rates are tuned together. `mgda`, a negative control, is left out. For
+each aggregator and loss the setting and the rate with the best mean score are chosen; the two
+aggregators with the best scores, in the mean over both losses, go on to the study. 252 runs.
+Result: not yet run.
 """
 
 from csba_jax import config
