@@ -1,11 +1,11 @@
-r"""CIFAR-10-LT, imbalance factor 100, narrow and short: ten minutes on two CPU cores.
+r"""CIFAR-10-LT, imbalance factor 100, narrow and short, for two CPU cores.
 
   csba-train --config=configs/cifar10_lt_cpu.py --workdir=runs/cifar10_lt_cpu
 
 The net has half the channels of cifar10_lt.py and trains for a tenth of its epochs. Schedules are
 given as fractions of the run.
 Results: docs/toolbox.md (one seed, JPEG copy); a run takes 4 to 6 minutes on two cores of an AMD
-EPYC.
+EPYC (benchmarks/README.md).
 """
 
 from csba_jax import config

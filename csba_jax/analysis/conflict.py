@@ -5,8 +5,10 @@ the record. `common`, the parameters that a variant shares with `none`, is the s
 variants. NaN is undefined, and left out of every mean.
 """
 
+import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +32,7 @@ from csba_jax.gradients.gram import ClassGrams
 from csba_jax.run.records import TESTED
 from csba_jax.study import results as results_lib
 from csba_jax.study.protocol import SIGNIFICANCE
-from csba_jax.study.results import Cell, Record
+from csba_jax.study.results import Cell, Record, Unit
 
 MEASURES = tuple(wording.MEASURES)
 LESS_IS_BETTER = ('head_tail_conflict', 'minority_interference', 'conflict_rate')
@@ -99,37 +101,54 @@ def compare_conflict(
   No verdict where none_wide takes part: its parameters of the scope common have the same names, and
   other shapes. Undecided at a level of loss where the losses came to lie too far apart.
   """
+  at, _, _, measure = what
+  runs = [measured.study.results.runs(cell, variant) for variant in pair]
+  found = compare_runs(measured, dict(cell), pair, runs, what)
+  if measure not in LESS_IS_BETTER or CAPACITY_CONTROL in pair:
+    return found
+  assert found.losses is not None  # of every comparison of conflict
+  comparable = not wording.matched(at) or are_matched(found.losses)
+  verdict = UNDECIDED
+  if comparable:
+    verdict = reduction_verdict(found.difference, found.control_mean)
+  limits = (0.0, -SMALLEST_REDUCTION * found.control_mean)
+  return dataclasses.replace(found, verdict=verdict, limits=limits)
+
+
+def compare_runs(
+  measured: Measured,
+  cell: Mapping[str, Any],
+  names: tuple[str, str],
+  runs: Sequence[Mapping[Unit, Record]],
+  what: tuple[str, str, str, str],
+) -> Comparison:
+  """A measure (at, part, scope, measure) of two sets of runs, treatment first; no verdict.
+
+  Args:
+    cell: what both have in common.
+  """
   study, (at, part, scope, measure) = measured.study, what
-  units, missing = results_lib.pairs(study.results, cell, *pair)
-  sides = [[study.results.runs(cell, variant)[unit] for unit in units] for variant in pair]
+  units, missing = results_lib.common(study.results, names, runs)
+  sides = [[side[unit] for unit in units] for side in runs]
   treated, control = (np.array([measured.value(r, *what) for r in side]) for side in sides)
   there = [[results_lib.conflict_entry(r, at, part) is not None for r in side] for side in sides]
-  for variant, own, other in ((pair[0], *there), (pair[1], *there[::-1])):
+  for name, own, other in ((names[0], *there), (names[1], *there[::-1])):
     lacking = [
       results_lib.unit_words(study.results, unit)
       for unit, here, elsewhere in zip(units, own, other, strict=True)
       if elsewhere and not here
     ]
     if lacking:
-      missing += (f"{variant} without the snapshot '{at}' ({part}) of {', '.join(lacking)}",)
-  difference = study.estimate(treated - control, 2 if measure == 'mean_cosine' else 1)
-  control_mean = mean_of(control, treated)
-  losses = _losses(sides, at)
-  verdict = ''
-  if measure in LESS_IS_BETTER and CAPACITY_CONTROL not in pair:
-    comparable = not wording.matched(at) or are_matched(losses)
-    verdict = reduction_verdict(difference, control_mean) if comparable else UNDECIDED
+      missing += (f"{name} without the snapshot '{at}' ({part}) of {', '.join(lacking)}",)
   return Comparison(
-    *pair,
-    cell={**dict(cell), 'at': at, 'part': part, 'scope': scope},
+    *names,
+    cell={**cell, 'at': at, 'part': part, 'scope': scope},
     outcome=measure,
     treatment_mean=mean_of(treated, control),
-    control_mean=control_mean,
-    difference=difference,
-    verdict=verdict,
-    limits=(0.0, -SMALLEST_REDUCTION * control_mean) if verdict else (),
+    control_mean=mean_of(control, treated),
+    difference=study.estimate(treated - control, 2 if measure == 'mean_cosine' else 1),
     missing=missing,
-    losses=losses,
+    losses=_losses(sides, at),
   )
 
 

@@ -263,7 +263,9 @@ def _notes(
 
 def _pair(study: Study, c: Comparison) -> str:
   """'csba against none, cross entropy'; of methods with the variant, 'drw against ..., csba'."""
-  words = study.condition(c.cell) if 'variant' not in c.cell else plain.clean(c.cell['variant'])
+  words = study.condition(c.cell)
+  if 'variant' in c.cell:
+    words = ', '.join(filter(None, [plain.clean(c.cell['variant']), words]))
   return f'{c.treatment} against {c.control}, {words}'
 
 
@@ -297,8 +299,8 @@ def _uncompared(study: Study) -> list[str]:
     if variant not in named and any(study.results.runs(cell, variant) for cell in study.cells)
   ]
   return notes + [
-    f'{study.condition(dict(cell))} has scores and no comparison: no variant of a pair {whose} was '
-    'run there'
+    f'{study.condition(dict(cell))} has scores and no comparison: no pair {whose} has a variant '
+    f'that was run there{" or this method" * bool(of_methods)}'
     for cell in study.main_cells
     if not study.pairs_of(cell, pairs)
     and not any(dict(cell).get('method') in pair for pair in of_methods)
@@ -308,7 +310,10 @@ def _uncompared(study: Study) -> list[str]:
 def _untuned(study: Study) -> list[str]:
   """Of what was trained with the rate of the recipe, which the protocol lets decide nothing."""
   config = study.results.study['config']
-  what = ['variants'] * (len(study.variants) > 1) + ['methods'] * bool(config.get('method_pairs'))
+  configs = (record.get('config') or {} for record in study.results.done)
+  rates = {config.get('train', {}).get('learning_rate') for config in configs}
+  compared = bool(config.get('method_pairs')) and len(rates) == 1  # an own method may set its rate
+  what = ['variants'] * (len(study.variants) > 1) + ['methods'] * compared
   if not what or config.get('tuned_by') != '':
     return []
   return [
@@ -318,15 +323,16 @@ def _untuned(study: Study) -> list[str]:
 
 
 def _own_methods(study: Study) -> list[str]:
-  """Of conditions that the protocol does not have, so that it has nothing to decide there."""
-  own = study.config.get('own_methods') or {}
+  """Of conditions that the protocol does not have, and that are not compared as methods."""
+  compared = {method for pair in study.config.get('method_pairs') or () for method in pair}
+  own = (study.config.get('own_methods') or {}).keys() - compared
   ran = dict.fromkeys(r['axes']['method'] for r in study.results.done if r['axes']['method'] in own)
   if not ran:
     return []
   return [
-    f'exploratory: {" and ".join(map(wording.axis, ran))} {"is" if len(ran) == 1 else "are"} in '
-    'this study alone; its verdicts follow the rules of the protocol (docs/study.md) and decide '
-    'none of its links'
+    'exploratory: the protocol (docs/study.md) plans no verdict with '
+    f'{" and ".join(map(wording.axis, ran))}, which {"is" if len(ran) == 1 else "are"} of this '
+    'study alone'
   ]
 
 

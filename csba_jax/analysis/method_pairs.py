@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from csba_jax.analysis import comparisons, wording
+from csba_jax.analysis import comparisons
+from csba_jax.analysis import conflict as conflict_lib
 from csba_jax.analysis.comparisons import NAN, Study
 from csba_jax.analysis.conflict import END, Measured
 from csba_jax.analysis.types import Comparison
 from csba_jax.study import results as results_lib
-from csba_jax.study.results import Record, Unit
+from csba_jax.study.results import Cell, Record, Unit
 
 BESIDE = ('few_shot_accuracy', 'accuracy')
 CONFLICT = ('head_tail_conflict', 'minority_interference')
@@ -35,7 +36,11 @@ def method_pairs(measured: Measured) -> tuple[Comparison, ...]:
   found = list(_sides(study))
   family = [_compare(study, *one, study.outcome) for one in found]
   beside = [_compare(study, *one, name) for name in BESIDE for one in found]
-  conflict = [_compare_conflict(measured, *one, name) for name in CONFLICT for one in found]
+  conflict = [
+    conflict_lib.compare_runs(measured, *one, (END, PART, SCOPE, name))
+    for name in CONFLICT
+    for one in found
+  ]
   known = [c for c in (*beside, *conflict) if c.difference.n]
   return (*comparisons.judged(study, family), *known)
 
@@ -43,23 +48,19 @@ def method_pairs(measured: Measured) -> tuple[Comparison, ...]:
 def _sides(study: Study) -> Iterator[tuple[dict[str, Any], Pair, Sides]]:
   """(variant and condition, pair, runs of both) of each pair of which one side ran."""
   pairs = [tuple(pair) for pair in study.config.get('method_pairs') or ()]
-  conditions = dict.fromkeys(
-    tuple((axis, value) for axis, value in cell if axis != 'method') for cell in study.main_cells
-  )
+  conditions = dict.fromkeys(_with(cell, None) for cell in study.main_cells)
   for condition in conditions:
     for variant in study.variants:
       for pair in pairs:
-        cells = [_with_method(study, dict(condition), method) for method in pair]
-        sides = [study.results.runs(cell, variant) for cell in cells]
+        sides = [study.results.runs(_with(condition, method), variant) for method in pair]
         if any(sides):
-          yield {'variant': variant, **dict(condition)}, pair, sides
+          shared = {axis: value for axis, value in condition if axis != 'method'}
+          yield {'variant': variant, **shared}, pair, sides
 
 
-def _with_method(study: Study, condition: Mapping[str, Any], method: str) -> results_lib.Cell:
-  """The cell of a condition and a method, its axes in the order of the study's cells."""
-  return tuple(
-    (axis, method if axis == 'method' else condition[axis]) for axis, _ in study.main_cells[0]
-  )
+def _with(cell: Cell, method: str | None) -> Cell:
+  """The cell with another method."""
+  return tuple((axis, method if axis == 'method' else value) for axis, value in cell)
 
 
 def _compare(
@@ -73,25 +74,3 @@ def _compare(
   )
   found = comparisons.compare_runs(study, cell, pair, sides, measure)
   return dataclasses.replace(found, seconds=(treated, control))
-
-
-def _compare_conflict(
-  measured: Measured, cell: Mapping[str, Any], pair: Pair, sides: Sides, measure: str
-) -> Comparison:
-  """A measure of conflict at the end of the run."""
-  study = measured.study
-  units, missing = results_lib.common(study.results, pair, sides)
-  treated, control = (
-    np.array([measured.value(runs[unit], END, PART, SCOPE, measure) for unit in units])
-    for runs in sides
-  )
-  return Comparison(
-    *pair,
-    cell={**cell, 'at': END, 'part': PART, 'scope': SCOPE},
-    outcome=wording.metric(measure),
-    treatment_mean=comparisons.mean_of(treated, control),
-    control_mean=comparisons.mean_of(control, treated),
-    difference=study.estimate(treated - control),
-    missing=missing,
-    uncorrected=study.uncorrected(treated - control),
-  )

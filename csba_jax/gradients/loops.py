@@ -32,7 +32,8 @@ def map_classes(
     images: images of one class.
     zero: the number 0. It may depend on an array: the results are allocated once that is known.
     present: [C] bool, False where fun is known to give zeros; None: nothing is known. A loop over
-      single classes, as on CPU, leaves these classes out.
+      single classes, as on CPU, leaves these classes out, and gives zeros for them even where fun
+      would give NaN.
 
   Returns:
     Leaves [C, ...].

@@ -41,7 +41,8 @@ def snapshot(
     data: of its run.
     check: called now and then; may raise.
     known: what this function gave for the same parameters at the same step. The conflict of
-      batches is taken from it, because it does not depend on the running statistics.
+      batches is taken from it: it has the statistics of its batches or, where training keeps the
+      running ones, those.
 
   Returns:
     {'train': (conflict, `branch_similarity.measure`)}, and 'val' likewise where the run has a

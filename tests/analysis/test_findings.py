@@ -616,8 +616,8 @@ def test_a_condition_that_the_protocol_does_not_have_is_exploratory():
 
   (one,) = cautions('group_norm', ('group_norm', 'never_run'))
   assert one == (
-    'exploratory: group norm is in this study alone; its verdicts follow the rules of the protocol '
-    '(docs/study.md) and decide none of its links'
+    'exploratory: the protocol (docs/study.md) plans no verdict with group norm, which is of this '
+    'study alone'
   )
   assert cautions('cross_entropy', ('never_run',)) == cautions('cross_entropy', ()) == ()
 

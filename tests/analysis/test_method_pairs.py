@@ -1,5 +1,6 @@
 """Methods against methods: against plain NumPy, from the records to the reports."""
 
+import copy
 import runpy
 import types
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from csba_jax.analysis import findings, wording
-from csba_jax.analysis.types import REFUTED, SUPPORTED
+from csba_jax.analysis.types import REFUTED, SUPPORTED, UNDECIDED
 from csba_jax.gradients.conflict import summary
 from csba_jax.report.study import content, markdown, page, readme
 from csba_jax.study import results
@@ -59,12 +60,17 @@ def at_the_end(record, measure):
   ]
 
 
+def loss_at_the_end(record):
+  (entry,) = [e for e in record['conflict'] if (e['at'], e['part']) == ('1', 'train')]
+  return entry['loss']
+
+
 OF = {
   'macro-F1': lambda r: r['result']['macro_f1'],
   'few-shot accuracy': lambda r: r['result']['group_accuracy']['few'],
   'accuracy': lambda r: r['result']['accuracy'],
-  'head-tail conflict': lambda r: at_the_end(r, 'head_tail_conflict'),
-  'minority interference': lambda r: at_the_end(r, 'minority_interference'),
+  'head_tail_conflict': lambda r: at_the_end(r, 'head_tail_conflict'),
+  'minority_interference': lambda r: at_the_end(r, 'minority_interference'),
 }
 
 
@@ -121,6 +127,57 @@ def test_runs_that_one_side_lacks_are_left_out_and_named():
   assert found.notes.count(note) == 1
 
 
+def test_a_measurement_that_one_side_lacks_is_left_out_and_named():
+  about, records = made(pairs=PAIRS[:1], variants=('none',))
+  lost = [r for r in records if r['axes']['method'] == 'balanced_softmax' and r['axes']['seed'] < 2]
+  for record in lost:
+    record['conflict'] = [e for e in record['conflict'] if e['at'] != '1']
+  found = analysed(about, records)
+  conflict = [c for c in found.method_pairs if c.losses]
+  assert [c.difference.n for c in conflict] == [6, 6]
+  assert [c.difference.n for c in found.method_pairs[:3]] == [8, 8, 8]
+  words = "balanced_softmax without the snapshot '1' (train) of seed 0, seed 1"
+  assert f'balanced_softmax against cross_entropy, none: {words}' in found.notes
+
+
+def test_losses_beside_conflict_are_geometric_means(study, found):
+  _, records = study
+  for c in found.method_pairs:
+    assert (c.losses is None) == ('conflict' not in c.outcome and 'interference' not in c.outcome)
+    if c.losses:
+      expected = [
+        np.exp(np.log(values(records, c.cell['variant'], m, loss_at_the_end)).mean())
+        for m in (c.treatment, c.control)
+      ]
+      np.testing.assert_allclose(c.losses, expected)
+
+
+def test_conditions_are_compared_apart_and_named():
+  about, records = made(pairs=PAIRS[:1], variants=('none',), seeds=4)
+  other = copy.deepcopy(records)
+  for record in other:
+    record['axes']['imbalance_factor'] = 100.0
+    record['run'] += '-if100'
+  kept = [r for r in records + other if (r['axes']['method'], r['axes']['seed']) != ('drw', 9)]
+  lost = [r for r in kept if (r['axes']['method'], r['axes']['seed']) != ('balanced_softmax', 1)]
+  found = analysed(about, lost)
+  assert [c.cell['imbalance_factor'] for c in found.method_pairs if c.verdict] == [33.0, 100.0]
+  for factor in (33, 100):
+    note = f'none, imbalance factor {factor}: balanced_softmax without seed 1'
+    assert any(note in line for line in found.notes)
+
+
+def test_an_axis_that_only_some_runs_have_makes_a_condition_of_its_own():
+  about, records = made(pairs=PAIRS[:1], variants=('none',), seeds=4)
+  for record in records:
+    if record['axes']['seed'] < 2:
+      del record['axes']['learning_rate']
+  found = analysed(about, records)
+  family = [c for c in found.method_pairs if c.verdict]
+  assert [c.difference.n for c in family] == [2, 2]
+  assert ['learning_rate' in c.cell for c in family] == [False, True]
+
+
 def test_methods_alone_are_a_study():
   """Of one variant: every link is untested, and neither variant nor condition is uncompared."""
   about, records = made(variants=('none',))
@@ -130,7 +187,10 @@ def test_methods_alone_are_a_study():
   assert not any('no comparison' in note for note in found.notes)
   about['config']['method_pairs'] = about['config']['method_pairs'][:1]
   (note,) = [n for n in analysed(about, records).notes if 'no comparison' in n]
-  assert note.startswith('drw has scores and no comparison: ')
+  assert note == (
+    'drw has scores and no comparison: no pair of the protocol has a variant that was run there or '
+    'this method'
+  )
 
 
 def test_one_rate_for_all_methods_is_exploratory():
@@ -142,6 +202,27 @@ def test_one_rate_for_all_methods_is_exploratory():
   about['config'] |= {'tuned_by': ''}
   (caution,) = analysed(about, records).cautions
   assert caution.startswith('exploratory: all variants and methods were trained with the same')
+
+
+def test_methods_with_rates_of_their_own_are_not():
+  about, records = made(variants=('none',))
+  about['config'] |= {'tuned_by': ''}
+  for record in records:
+    rate = 0.1 if record['axes']['method'] == 'drw' else 0.2
+    record['config'] = {**record['config'], 'train': {'learning_rate': rate}}
+  assert analysed(about, records).cautions == ()
+
+
+def test_own_methods_that_are_compared_are_what_the_study_is_about():
+  own = {'own_methods': {'drw_late': {'loss.weights_start': 0.9}}}
+  about, records = made(methods=('cross_entropy', 'drw_late'), pairs=(), **own)
+  (caution,) = analysed(about, records).cautions
+  assert caution == (
+    'exploratory: the protocol (docs/study.md) plans no verdict with drw late, which is of this '
+    'study alone'
+  )
+  about['config']['method_pairs'] = [['drw_late', 'cross_entropy']]
+  assert analysed(about, records).cautions == ()
 
 
 def test_a_study_without_method_pairs_has_no_such_section():
@@ -160,7 +241,9 @@ def test_the_reports_show_them(found):
     assert wording.interval(c.difference, signed=True, limits=c.limits) in part
   for c in family:
     assert wording.ratio(c.seconds) in part
-  assert part.count('| **') == 0
+    start = {SUPPORTED: 'There is evidence that', UNDECIDED: 'It is open whether'}[c.verdict]
+    said = f'{start} {wording.axis(c.treatment)} gives a higher macro-F1 than'
+    assert said in ' '.join(text.split())
   assert 'Methods are compared within each variant: balanced_softmax − cross_entropy; drw −' in (
     ' '.join(text.split())
   )
@@ -174,6 +257,15 @@ def test_the_reports_show_them(found):
     assert wording.versus(c) in row
     assert f'variant {c.cell["variant"]}' in row
     assert f'**{c.verdict}**' in row
+
+
+def test_a_study_of_methods_alone_asks_about_them():
+  found = analysed(*made(variants=('none',), pairs=PAIRS[:1]))
+  text = ' '.join(markdown.render(found).split())
+  question, _, summary = text.partition('## Summary')
+  assert 'CSBA' not in question
+  first = summary.index('There is evidence that balanced softmax gives a higher macro-F1 than')
+  assert first < summary.index('It was not tested whether CSBA')
 
 
 def test_a_ratio_in_words():

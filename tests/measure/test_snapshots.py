@@ -1,5 +1,6 @@
 """Snapshots of a run: measured exactly, at the right steps, once, and the run does not notice."""
 
+import itertools
 import json
 import signal
 
@@ -239,7 +240,8 @@ def test_several_snapshots_at_one_step_are_measured_once(driver, tmp_path, monke
   assert [line['step'] for line in snapshot_lines(tmp_path)] == [5, 5, 5, 5, 14, 14, 14]
 
 
-def test_batches_of_the_same_net_are_measured_once(driver, tmp_path, monkeypatch):
+@pytest.mark.parametrize('averages', [False, True])
+def test_batches_of_the_same_net_are_measured_once(driver, tmp_path, monkeypatch, averages):
   """The last net is the tested one here; measured again, its conflict would be the same."""
   calls = []
   honest, whole = training_conflict.measure, snapshots.snapshot
@@ -257,18 +259,26 @@ def test_batches_of_the_same_net_are_measured_once(driver, tmp_path, monkeypatch
     diagnostics__statistics='batch',
     diagnostics__batches=3,
     train__epochs=1,
-    data__val_fraction=0.0,
+    train__ema_decay=0.9 if averages else 0.0,
+    data__val_fraction=0.2 if averages else 0.0,
   )
   run_here(config, tmp_path / 'once')
-  assert calls == [7, 14]
+  parts = ('train', 'val')[: 1 + averages]
+  half, last = sorted(set(calls))
+  assert calls == [half] * len(parts) + [last] * len(parts)
   monkeypatch.setattr(snapshots, 'snapshot', forgetful)
   run_here(config, tmp_path / 'twice')
-  assert calls == [7, 14, 7, 14, 14]
-  for name in ('0.5', '1', 'tested'):
-    once, twice = (load(tmp_path / run, name, 'train') for run in ('once', 'twice'))
+  assert calls[2 * len(parts) :] == [half] * len(parts) + [last] * 2 * len(parts)
+  for name, part in itertools.product(('0.5', '1', 'tested'), parts):
+    once, twice = (load(tmp_path / run, name, part) for run in ('once', 'twice'))
     np.testing.assert_array_equal(once.grams, twice.grams)
     np.testing.assert_array_equal(once.losses, twice.losses)
     assert once.about == twice.about
+    of_once, of_twice = (
+      (tmp_path / run / 'conflict' / f'{snapshot_file(name, part)}.json').read_text()
+      for run in ('once', 'twice')
+    )
+    assert of_once == of_twice
 
 
 def test_snapshots_of_averages_are_of_the_averages(driver, tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 
 from csba_jax.analysis import wording
 from csba_jax.analysis.findings import Findings
-from csba_jax.analysis.types import Score
+from csba_jax.analysis.types import REFUTED, SUPPORTED, UNDECIDED, Comparison, Score
 from csba_jax.report.html.blocks import (
   Block,
   Code,
@@ -55,8 +55,10 @@ def question(findings: Findings) -> str:
       ' decides every link of the argument below.'
     )
   if findings.method_pairs:
-    names = dict.fromkeys(map(wording.versus, findings.method_pairs))
-    asked += f' Methods are compared within each variant: {"; ".join(names)}.'
+    names = '; '.join(dict.fromkeys(map(wording.versus, findings.method_pairs)))
+    compared = f'Methods are compared within each variant: {names}.'
+    alone = len(findings.variants) == 1  # nothing about CSBA is asked then
+    asked = compared if alone else f'{asked} {compared}'
   return (
     f'{asked} Primary outcome: {outcome} on the test images. Two variants are compared in runs of'
     f' the same split, repeat, fold and seed.{held}'
@@ -92,12 +94,33 @@ def _summary(findings: Findings) -> Section:
   blocks: list[Block] = [Finding(c.verdict, plain.clean(c.plain)) for c in claims if c.plain]
   if forest := _forest(findings):
     blocks.append(forest)
+  of_methods = [Finding(c.verdict, _gain(findings, c)) for c in findings.method_pairs if c.verdict]
+  if len(findings.variants) > 1:
+    blocks += of_methods
+  else:  # all that such a study asks
+    blocks = [*of_methods, *blocks]
   behind = [
     Verdict(plain.clean(c.title), c.verdict, [plain.clean(s) for s in c.sentences]) for c in claims
   ]
   if behind:
     blocks.append(Fold('Every comparison behind these verdicts', behind))
   return Section('Summary', 'summary', blocks)
+
+
+def _gain(findings: Findings, c: Comparison) -> str:
+  """A sentence on two methods, for a reader who knows no statistics."""
+  cells = [one.cell for one in findings.method_pairs]
+  where = wording.cell(c.cell, cells)
+  start = {
+    SUPPORTED: 'There is evidence that',
+    REFUTED: 'There is no gain that would matter: it is not so that',
+    UNDECIDED: 'It is open whether',
+  }[c.verdict]
+  return (
+    f'{start} {wording.axis(c.treatment)} gives a higher {wording.outcome(c)} than '
+    f'{wording.axis(c.control)}{f" ({where})" * bool(where)}: difference '
+    f'{wording.number(c.difference.value, signed=True)}, {wording.within(c.difference, c.limits)}.'
+  )
 
 
 def _forest(findings: Findings) -> Figure | None:
@@ -238,7 +261,9 @@ def _method_pairs(findings: Findings) -> Section | None:
     caption = (
       'Other outcomes of the same pairs, without verdicts. Few-shot accuracy: the mean accuracy of'
       ' the classes of fewer than 20 training images. Conflict: at the end of the run, of the'
-      ' shared parameters, on training images.'
+      ' shared parameters, on training images; losses: of method and control on the images that'
+      ' are measured, geometric means. How far a run has come changes conflict: where the losses'
+      ' differ much, so may conflict for that reason alone.'
     )
     beside = [dataclasses.replace(c, seconds=None) for c in others]
     blocks.append(tables_lib.comparison_table(findings, beside, caption, outcome=True, cells=cells))
