@@ -6,7 +6,6 @@ variants. NaN is undefined, and left out of every mean.
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from csba_jax.analysis import stats, wording
 from csba_jax.analysis.comparisons import CAPACITY_CONTROL, NAN, Study, mean_of
+from csba_jax.analysis.measured import Measured, snapshots
 from csba_jax.analysis.stats import Estimate
 from csba_jax.analysis.types import (
   REFUTED,
@@ -44,37 +44,6 @@ LINKS = {  # what is reduced, by class
   'interference': 'interference with the class',
   'cosine': 'mean negative cosine of the class',
 }
-
-
-def snapshots(records: Sequence[Record]) -> list[str]:
-  """Snapshots of these runs: shares of the run in order, then losses from high to low."""
-  found = {entry['at'] for record in records for entry in record.get('conflict') or ()}
-  return sorted(found, key=wording.by_snapshot)
-
-
-class Measured:
-  """Conflict of single runs, each Gram looked at once."""
-
-  def __init__(self, study: Study):
-    self.study = study
-    self._values = functools.cache(self._uncached)
-    self._runs = {(record['study'], record['run']): record for record in study.results.done}
-
-  def value(self, record: Record, at: str, part: str, scope: str, measure: str) -> float:
-    """One measure of one run; NaN where it was not taken or is undefined."""
-    return self._values((record['study'], record['run']), at, part, scope).get(measure, NAN)
-
-  def _uncached(self, run: tuple[str, str], at: str, part: str, scope: str) -> dict[str, float]:
-    record = self._runs[run]
-    entry = results_lib.conflict_entry(record, at, part)
-    if entry is None:
-      return {}
-    if scope not in (entry.get('grams') or {}):
-      kept = (entry.get('scopes') or {}).get(scope) or {}
-      return {name: NAN if value is None else float(value) for name, value in kept.items()}
-    counts = np.array(record['result']['class_counts'])
-    prior = np.array(entry['prior'], np.float64)
-    return conflict_lib.summary(results_lib.gram(entry, scope), counts, prior)
 
 
 def conflict(measured: Measured) -> tuple[Comparison, ...]:

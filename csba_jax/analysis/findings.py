@@ -12,6 +12,8 @@ from csba_jax.analysis import conflict as conflict_analysis
 from csba_jax.analysis import method_pairs as method_pairs_lib
 from csba_jax.analysis import size_guide, verdicts, wording
 from csba_jax.analysis.comparisons import NOISE_SEEDS, Study
+from csba_jax.analysis.measured import Measured
+from csba_jax.analysis.measured import snapshots as snapshots_of
 from csba_jax.analysis.stats import Estimate
 from csba_jax.analysis.types import (
   BranchSimilarity,
@@ -106,7 +108,7 @@ def analyse(results: Results, resamples: int = 9999) -> Findings:
   _check_classes(results)
   results_lib.outcome(results.done[0], study.outcome)  # an unknown one ends here
   counts = _class_counts(study)
-  measured = conflict_analysis.Measured(study)
+  measured = Measured(study)
   primary = comparisons_lib.primary(study)
   offsets = comparisons_lib.offsets(study)
   conflict = conflict_analysis.conflict(measured)
@@ -194,7 +196,7 @@ def _about(results: Results) -> dict[str, Any]:
   }
 
 
-def _noise(measured: conflict_analysis.Measured) -> tuple[Comparison, ...]:
+def _noise(measured: Measured) -> tuple[Comparison, ...]:
   """Two sets of runs of the same variant, each by the primary outcome and by conflict."""
   study, found = measured.study, []
   measure = wording.metric('head_tail_conflict')
@@ -239,7 +241,7 @@ def _notes(
   notes += _power(study, of_methods)
   notes += _capacity(study)
   notes += size_guide.left_out(study)
-  snapshots = conflict_analysis.snapshots(results.done)
+  snapshots = snapshots_of(results.done)
   if snapshots and TESTED not in snapshots:
     notes.append(
       'conflict was measured by an earlier version: with running statistics, which lag behind '

@@ -14,7 +14,8 @@ import numpy as np
 from csba_jax.analysis import comparisons
 from csba_jax.analysis import conflict as conflict_lib
 from csba_jax.analysis.comparisons import NAN, Study
-from csba_jax.analysis.conflict import END, Measured
+from csba_jax.analysis.conflict import END
+from csba_jax.analysis.measured import Measured
 from csba_jax.analysis.types import Comparison
 from csba_jax.study import results as results_lib
 from csba_jax.study.results import Cell, Record, Unit

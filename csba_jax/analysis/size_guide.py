@@ -6,7 +6,7 @@ import numpy as np
 
 from csba_jax.analysis import stats
 from csba_jax.analysis.comparisons import Study
-from csba_jax.analysis.conflict import Measured
+from csba_jax.analysis.measured import Measured
 from csba_jax.analysis.types import SizeGuide
 from csba_jax.study import results as results_lib
 from csba_jax.study.results import Cell

@@ -108,8 +108,8 @@ def test_of_the_protocol_too(tmp_path):
   assert {
     'se has scores and no comparison: no pair of the protocol names it',
     'cbam has scores and no comparison: no pair of the protocol names it',
-    'cross entropy has scores and no comparison: no variant of a pair of the protocol was run '
-    'there',
+    'cross entropy has scores and no comparison: no pair of the protocol has a variant '
+    'that was run there',
     'drw was planned, and has no finished run',
   } <= {*made.notes}
 

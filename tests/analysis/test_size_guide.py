@@ -14,7 +14,7 @@ import scipy.stats
 
 from csba_jax.analysis import findings, size_guide
 from csba_jax.analysis.comparisons import Study
-from csba_jax.analysis.conflict import Measured
+from csba_jax.analysis.measured import Measured
 from csba_jax.report.study import markdown, page
 from csba_jax.study import results
 

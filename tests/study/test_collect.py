@@ -219,6 +219,7 @@ def test_tuning_keeps_no_number_of_the_test_part(workdir):
   whole = read_result(workdir)
   assert set(kept) == {'result'}
   assert set(kept['result']) == {
+    'surgery',
     'validation_macro_f1',
     'checkpoint_step',
     'parameters',

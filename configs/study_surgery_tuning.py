@@ -1,6 +1,6 @@
 r"""Digits-LT with gradient surgery, second step: a setting and a learning rate for each aggregator.
 
-  csba-study --config=configs/study_digits_surgery_tuning.py --workdir=results/surgery_tuning
+  csba-study --config=configs/study_surgery_tuning.py --workdir=results/surgery_tuning
 
 Validation scores alone, with the seeds of the first step, which took four batches a measurement.
 There, with cross-entropy at a rate of 0.4, 37 of 94 runs scored below 0.2; and four batches resolve
@@ -17,7 +17,7 @@ from csba_jax import config
 
 def get_config():
   """The study."""
-  c = config.sibling(__file__, 'study_digits_surgery_settings')
+  c = config.sibling(__file__, 'study_surgery_settings')
   c.name = 'digits_lt_surgery_tuning'
   c.learning_rates = (0.05, 0.1, 0.2)
   c.base.surgery.batches = 16

@@ -1,12 +1,12 @@
 r"""Digits-LT with gradient surgery, first step: how often to measure, and what counts as conflict.
 
-  csba-study --config=configs/study_digits_surgery_settings.py --workdir=results/surgery_settings
+  csba-study --config=configs/study_surgery_settings.py --workdir=results/surgery_settings
 
 Validation scores alone, of seeds that are none of a study's. Every aggregator with cross-entropy
 and with balanced softmax, each loss at the rate that results/digits_tuning chose for the same
 network without surgery: measured every 10 or every 50 of 330 steps, with and without the conflict
 that the interval of a measurement cannot tell from 0. The plan was to tune rates with the best
-setting of each; study_digits_surgery_tuning.py says what came instead, and why. 192 runs,
+setting of each; study_surgery_tuning.py says what came instead, and why. 192 runs,
 two of which ended with a loss that is not finite. Result: docs/surgery.md.
 """
 
