@@ -79,42 +79,6 @@ class BranchAttention(nn.Module):
     return [u * s[:, None, None, :] for u, s in zip(branches, gates, strict=True)]
 
 
-class MeanOneAttention(nn.Module):
-  """CSBA whose gate is sigmoid(...) by its mean over channels: a branch keeps its scale."""
-
-  names: Sequence[str]
-  dtype: Any = jnp.float32
-  gate: str = IDENTITY
-
-  @nn.compact
-  def __call__(self, branches: Sequence[Array]) -> list[Array]:
-    gates = [
-      ChannelGate(dtype=self.dtype, gate=self.gate, name=name)(u.mean((1, 2)))
-      for name, u in zip(self.names, branches, strict=True)
-    ]
-    gates = [s / s.mean(-1, keepdims=True) for s in gates]
-    self.sow('intermediates', 'gates', jnp.stack(gates, axis=1))  # [N, B, D]
-    return [u * s[:, None, None, :] for u, s in zip(branches, gates, strict=True)]
-
-
-class Routing(nn.Module):
-  """B softmax over the branches of each channel, from the z of all branches: they compete."""
-
-  names: Sequence[str]
-  dtype: Any = jnp.float32
-  gate: str = IDENTITY
-
-  @nn.compact
-  def __call__(self, branches: Sequence[Array]) -> list[Array]:
-    z = jnp.concatenate([u.mean((1, 2)) for u in branches], -1)  # [N, B D]
-    number, channels = len(branches), branches[0].shape[-1]
-    hidden = nn.relu(nn.Dense(channels, dtype=self.dtype, name='squeeze')(z))
-    scores = gate_layer(number * channels, self.gate, self.dtype, 'excite')(hidden)
-    gates = number * nn.softmax(scores.reshape(-1, number, channels), axis=1)
-    self.sow('intermediates', 'gates', gates)
-    return [u * gates[:, b, None, None, :] for b, u in enumerate(branches)]
-
-
 class HalvedBranches(nn.Module):
   """u_b / 2, and nothing to learn: what the old start of CSBA did before it had learned anything.
 
@@ -228,8 +192,6 @@ ATTENTIONS: Mapping[str, Attention] = {
   'se': Attention((BRANCHES,), after=SqueezeExcite, gated=True),
   'cbam': Attention((BRANCHES, MAPS), after=CBAM, gated=True, normalises=True),
   'csba': Attention((BRANCHES,), before=BranchAttention, gated=True),
-  'csba_mean': Attention((BRANCHES,), before=MeanOneAttention, gated=True),
-  'csba_routing': Attention((BRANCHES,), before=Routing, gated=True),
   'csba_class': Attention((BRANCHES,), before=BranchAttention, gated=True, at_classifier=ClassGate),
 }
 
