@@ -3,7 +3,7 @@ r"""Digits-LT with gradient surgery, second step: a setting and a learning rate 
   csba-study --config=configs/study_surgery_tuning.py --workdir=results/surgery_tuning
 
 Validation scores alone, with the seeds of the first step, which took four batches a measurement.
-There, with cross-entropy at a rate of 0.4, 37 of 94 runs scored below 0.2; and four batches resolve
+There, with cross-entropy at a rate of 0.4, two fifths scored below 0.2; and four batches resolve
 so little that `interference`, and `dual_projection` every 50 steps, had the scores of plain
 training where they left uncertain conflict out. So a measurement has 16 batches here, every 50 of
 330 steps, and settings and rates are tuned together. `mgda`, a negative control, is left out. For
