@@ -236,7 +236,7 @@ def compare_runs(
   Args:
     cell: what both have in common.
   """
-  units, missing = results_lib.common(study.results, names, sides)
+  units, missing = results_lib.common_units(study.results, names, sides)
   treated, control = (
     np.array([results_lib.outcome(runs[unit], measure) for unit in units]) for runs in sides
   )

@@ -97,7 +97,7 @@ def compare_runs(
     cell: what both have in common.
   """
   study, (at, part, scope, measure) = measured.study, what
-  units, missing = results_lib.common(study.results, names, runs)
+  units, missing = results_lib.common_units(study.results, names, runs)
   sides = [[side[unit] for unit in units] for side in runs]
   treated, control = (np.array([measured.value(r, *what) for r in side]) for side in sides)
   there = [[results_lib.conflict_entry(r, at, part) is not None for r in side] for side in sides]

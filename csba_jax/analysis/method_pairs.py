@@ -68,7 +68,7 @@ def _compare(
   study: Study, cell: Mapping[str, Any], pair: Pair, sides: Sides, measure: str
 ) -> Comparison:
   """A test metric of two methods, with the median seconds of a run of each."""
-  units, _ = results_lib.common(study.results, pair, sides)
+  units, _ = results_lib.common_units(study.results, pair, sides)
   treated, control = (
     float(np.median([runs[unit].get('seconds') or NAN for unit in units])) if units else NAN
     for runs in sides

@@ -143,10 +143,10 @@ def pairs(
     Units in order, and such as 'csba without seed 3' or 'none_wide without any run'.
   """
   names = (treatment, control)
-  return common(results, names, [results.runs(at, name) for name in names])
+  return common_units(results, names, [results.runs(at, name) for name in names])
 
 
-def common(
+def common_units(
   results: Results, names: tuple[str, str], sides: Sequence[Mapping[Unit, Record]]
 ) -> tuple[list[Unit], tuple[str, ...]]:
   """The same of any two sets of runs, treatment first."""

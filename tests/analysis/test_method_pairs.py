@@ -103,6 +103,9 @@ def test_one_family_with_holm_and_the_rule_for_a_gain(found):
 def test_a_loss_is_no_gain():
   found = analysed(*made(pairs=(('cross_entropy', 'drw'),)))
   assert [c.verdict for c in found.method_pairs if c.verdict] == [REFUTED] * 2
+  text = ' '.join(markdown.render(found).split())
+  words = 'cross entropy does not give a higher macro-F1, by 0.01 or more, than drw (variant none)'
+  assert f'There is evidence that {words}' in text
 
 
 def test_time_is_the_median_run(study, found):
@@ -264,6 +267,7 @@ def test_a_study_of_methods_alone_asks_about_them():
   text = ' '.join(markdown.render(found).split())
   question, _, summary = text.partition('## Summary')
   assert 'CSBA' not in question
+  assert 'Two methods are compared in runs of the same split' in question
   first = summary.index('There is evidence that balanced softmax gives a higher macro-F1 than')
   assert first < summary.index('It was not tested whether CSBA')
 

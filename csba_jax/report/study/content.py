@@ -54,13 +54,15 @@ def question(findings: Findings) -> str:
       f'This study compares pairs of variants of its own: {"; ".join(pairs)}. The first pair'
       ' decides every link of the argument below.'
     )
+  what = 'variants'
   if findings.method_pairs:
     names = '; '.join(dict.fromkeys(map(wording.versus, findings.method_pairs)))
     compared = f'Methods are compared within each variant: {names}.'
     alone = len(findings.variants) == 1  # nothing about CSBA is asked then
     asked = compared if alone else f'{asked} {compared}'
+    what = 'methods' if alone else 'variants, or two methods,'
   return (
-    f'{asked} Primary outcome: {outcome} on the test images. Two variants are compared in runs of'
+    f'{asked} Primary outcome: {outcome} on the test images. Two {what} are compared in runs of'
     f' the same split, repeat, fold and seed.{held}'
   )
 
@@ -111,13 +113,15 @@ def _gain(findings: Findings, c: Comparison) -> str:
   """A sentence on two methods, for a reader who knows no statistics."""
   cells = [one.cell for one in findings.method_pairs]
   where = wording.cell(c.cell, cells)
-  start = {
-    SUPPORTED: 'There is evidence that',
-    REFUTED: 'There is no gain that would matter: it is not so that',
-    UNDECIDED: 'It is open whether',
+  start, gives = {
+    SUPPORTED: ('There is evidence that', 'gives'),
+    REFUTED: ('There is evidence that', 'does not give'),
+    UNDECIDED: ('It is open whether', 'gives'),
   }[c.verdict]
+  smallest = tables_lib.setting(findings, 'smallest_effect')
+  by = f', by {smallest:g} or more,' if c.verdict == REFUTED and smallest else ''
   return (
-    f'{start} {wording.axis(c.treatment)} gives a higher {wording.outcome(c)} than '
+    f'{start} {wording.axis(c.treatment)} {gives} a higher {wording.outcome(c)}{by} than '
     f'{wording.axis(c.control)}{f" ({where})" * bool(where)}: difference '
     f'{wording.number(c.difference.value, signed=True)}, {wording.within(c.difference, c.limits)}.'
   )

@@ -44,7 +44,7 @@ def comparison_table(
   cells = cells or findings.cells
   several = len({wording.cell(c.cell, cells) for c in comparisons}) > 1
   timed = any(c.seconds for c in comparisons)
-  lossy = any(c.losses for c in comparisons)
+  has_losses = any(c.losses for c in comparisons)
   means = any(not math.isnan(c.treatment_mean) for c in comparisons)
   judged = any(c.verdict for c in comparisons)
   beside = [c.uncorrected for c in comparisons if c.uncorrected is not None]
@@ -59,7 +59,7 @@ def comparison_table(
     *(['p (Holm)'] * adjusted),
     *(['verdict'] * judged),
     *(['time'] * timed),
-    *(['losses'] * lossy),
+    *(['losses'] * has_losses),
     *(['uncorrected interval'] * bool(beside)),
   ]
   rows = [
@@ -74,7 +74,7 @@ def comparison_table(
       *([wording.probability(c.adjusted_p)] * adjusted),
       *([c.verdict or wording.NONE] * judged),
       *([wording.ratio(c.seconds)] * timed),
-      *([' / '.join(map(wording.number, c.losses)) if c.losses else wording.NONE] * lossy),
+      *([' / '.join(map(wording.number, c.losses)) if c.losses else wording.NONE] * has_losses),
       *([wording.ends(c.uncorrected, signed=True, limits=c.limits)] * bool(beside)),
     ]
     for c in comparisons
