@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 
 from csba_jax import config as config_lib
-from csba_jax.errors import UserError
+from csba_jax.errors import UserError, shown
 from csba_jax.study import protocol
 
 
@@ -82,6 +82,23 @@ def check_method_pairs(study: ml_collections.ConfigDict) -> None:
   """Raises UserError for pairs of methods that cannot be compared."""
   like = "method_pairs=(('balanced_softmax', 'cross_entropy'),)"
   _check(study.method_pairs, study.methods, 'methods', like)
+
+
+def check_naive_variants(study: ml_collections.ConfigDict) -> None:
+  """Raises UserError for naive_variants that nothing would read, or that are not run."""
+  named = study.naive_variants
+  if named and not (study.naive_repeats and study.test):
+    raise UserError(
+      'naive_variants with naive_repeats of 1 or more, in a study with a test part',
+      f'naive_variants={tuple(named)}, naive_repeats={study.naive_repeats}, test={study.test}',
+      'remove naive_variants, or set --config.naive_repeats=1',
+    )
+  if lacking := [name for name in named if name not in study.variants]:
+    raise UserError(
+      f'naive_variants: some of the variants ({", ".join(study.variants)})',
+      shown(lacking[0]),
+      'add it to variants, or remove it',
+    )
 
 
 def _check(pairs: Sequence[Any], there: Sequence[str], what: str, like: str) -> None:

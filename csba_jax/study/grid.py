@@ -64,6 +64,7 @@ def default() -> ml_collections.ConfigDict:
   c.subsets = 0
   c.repeats = 1
   c.naive_repeats = 0
+  c.naive_variants = ()
   c.tuned_by = ''
   c.test = True
   c.outcome = 'macro_f1'
@@ -92,6 +93,7 @@ FIELDS = {
   'subsets': 'Draw only so many subsets, which the seeds take in turn; 0: one for each seed.',
   'repeats': 'Of the cross-validation, where base.data.folds > 0: in place of seeds.',
   'naive_repeats': 'Of it with duplicates on both sides, to show what that is worth.',
+  'naive_variants': 'Variants that these are run with; (): all.',
   'tuned_by': 'Folder of the study whose validation scores choose the learning rates.',
   'test': 'False: the runs only tune, and no number of their test part is kept.',
   'outcome': 'Primary outcome.',
@@ -120,8 +122,9 @@ RANGES = {
 }
 
 
-_AXES = (
+_LISTS = (
   'variants',
+  'naive_variants',
   'methods',
   'models',
   'imbalance_factors',
@@ -173,7 +176,7 @@ def check(study: ml_collections.ConfigDict) -> None:
   for field, (wanted, test) in RANGES.items():
     if not _holds(test, study[field]):
       raise UserError(f'{field}: {wanted}', shown(study[field]), f'set --config.{field}=...')
-  for field in _AXES:
+  for field in _LISTS:
     if len(set(study[field])) < len(study[field]):
       raise UserError(f'{field} without repetitions', repr(study[field]), 'name each once')
   config_lib.check(study.base)
@@ -181,6 +184,7 @@ def check(study: ml_collections.ConfigDict) -> None:
   declared.check_methods(study, functools.partial(_not_of_a_method, study))
   declared.check_pairs(study)
   declared.check_method_pairs(study)
+  declared.check_naive_variants(study)
   folds = study.base.data.folds
   if not folds and (study.repeats > 1 or study.naive_repeats):
     raise UserError(
@@ -266,6 +270,8 @@ def runs(study: ml_collections.ConfigDict, rates: Mapping[str, float] | None = N
   for values in itertools.product(*axes.values()):
     at = dict(zip(axes, values, strict=True))
     for unit in units(study):
+      if unit['split'] == 'naive' and at['variant'] not in (study.naive_variants or study.variants):
+        continue
       config = _config(study, at, unit, rates)
       name = '-'.join([*(_word(axis, at[axis]) for axis in varying), *_unit_words(study, unit)])
       found.append(Run(name, at | unit, config))

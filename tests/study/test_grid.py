@@ -94,8 +94,9 @@ def test_every_range_is_tried_with_a_value_outside():
 
 def test_every_field_that_is_a_number_or_an_axis_has_a_range():
   wanted = {k for k, v in grid.default().items() if isinstance(v, int | float | tuple)}
-  # a model's name is its registry's, pairs are checked against the variants or the methods
-  assert wanted - {'test', 'models', 'pairs', 'method_pairs'} <= grid.RANGES.keys()
+  # a model's name is its registry's, these are checked against the variants or the methods
+  checked = {'pairs', 'method_pairs', 'naive_variants'}
+  assert wanted - checked - {'test', 'models'} <= grid.RANGES.keys()
 
 
 @pytest.mark.parametrize(('field', 'value'), pairs(BAD))
@@ -423,6 +424,48 @@ def test_folds_of_repeated_cross_validations():
     assert run.config.data.group_column == ('' if naive else 'dup')
     assert run.config.data.group_copies == (not naive)
     assert run.config.data.folds == 3
+
+
+def test_naive_folds_of_some_variants():
+  c = cross_validated(variants=('none', 'csba'), naive_repeats=1)
+  every = [run.name for run in grid.runs(c)]
+  c.naive_variants = ('none',)
+  assert [run.name for run in grid.runs(c)] == [n for n in every if 'csba-naive' not in n]
+  assert len(every) == len(grid.runs(c)) + 3
+  c.naive_variants = ('none', 'csba')
+  assert [run.name for run in grid.runs(c)] == every
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    (
+      {},
+      'naive_variants with naive_repeats of 1 or more, in a study with a test part; found '
+      "naive_variants=('none',), naive_repeats=0, test=True; to fix it: remove naive_variants, or "
+      'set --config.naive_repeats=1',
+    ),
+    (
+      {'naive_repeats': 1, 'test': False},
+      'naive_variants with naive_repeats of 1 or more, in a study with a test part; found '
+      "naive_variants=('none',), naive_repeats=1, test=False; to fix it: remove naive_variants, or "
+      'set --config.naive_repeats=1',
+    ),
+    (
+      {'naive_repeats': 1, 'variants': ('csba', 'se')},
+      "naive_variants: some of the variants (csba, se); found 'none'; to fix it: add it to "
+      'variants, or remove it',
+    ),
+    (
+      {'naive_repeats': 1, 'naive_variants': ('none', 'none')},
+      "naive_variants without repetitions; found ('none', 'none'); to fix it: name each once",
+    ),
+  ],
+)
+def test_naive_variants_that_say_nothing(fields, message):
+  with pytest.raises(UserError) as error:
+    grid.check(cross_validated(**{'naive_variants': ('none',)} | fields))
+  assert str(error.value) == f'expected {message}'
 
 
 def test_folds_and_seeds_are_the_same_for_every_variant():
