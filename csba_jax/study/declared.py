@@ -84,21 +84,28 @@ def check_method_pairs(study: ml_collections.ConfigDict) -> None:
   _check(study.method_pairs, study.methods, 'methods', like)
 
 
-def check_naive_variants(study: ml_collections.ConfigDict) -> None:
-  """Raises UserError for naive_variants that nothing would read, or that are not run."""
-  named = study.naive_variants
-  if named and not (study.naive_repeats and study.test):
-    raise UserError(
-      'naive_variants with naive_repeats of 1 or more, in a study with a test part',
-      f'naive_variants={tuple(named)}, naive_repeats={study.naive_repeats}, test={study.test}',
-      'remove naive_variants, or set --config.naive_repeats=1',
-    )
-  if lacking := [name for name in named if name not in study.variants]:
-    raise UserError(
-      f'naive_variants: some of the variants ({", ".join(study.variants)})',
-      shown(lacking[0]),
-      'add it to variants, or remove it',
-    )
+def check_naive(study: ml_collections.ConfigDict) -> None:
+  """Raises UserError for naive_variants or naive_methods that nothing reads, or are not run."""
+  for axis in ('variants', 'methods'):
+    field, named = f'naive_{axis}', study[f'naive_{axis}']
+    if named and not (study.naive_repeats and study.test):
+      raise UserError(
+        f'{field} with naive_repeats of 1 or more, in a study with a test part',
+        f'{field}={tuple(named)}, naive_repeats={study.naive_repeats}, test={study.test}',
+        f'remove {field}, or set --config.naive_repeats=1',
+      )
+    if lacking := [name for name in named if name not in study[axis]]:
+      raise UserError(
+        f'{field}: some of the {axis} ({", ".join(study[axis])})',
+        shown(lacking[0]),
+        f'add it to {axis}, or remove it',
+      )
+
+
+def runs_naive(study: ml_collections.ConfigDict, at: Mapping[str, Any]) -> bool:
+  """Whether a variant with a method also has folds with duplicates on both sides."""
+  axes = (('variant', 'variants'), ('method', 'methods'))
+  return all(at[name] in (study[f'naive_{axis}'] or study[axis]) for name, axis in axes)
 
 
 def _check(pairs: Sequence[Any], there: Sequence[str], what: str, like: str) -> None:

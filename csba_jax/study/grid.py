@@ -65,6 +65,7 @@ def default() -> ml_collections.ConfigDict:
   c.repeats = 1
   c.naive_repeats = 0
   c.naive_variants = ()
+  c.naive_methods = ()
   c.tuned_by = ''
   c.test = True
   c.outcome = 'macro_f1'
@@ -94,6 +95,7 @@ FIELDS = {
   'repeats': 'Of the cross-validation, where base.data.folds > 0: in place of seeds.',
   'naive_repeats': 'Of it with duplicates on both sides, to show what that is worth.',
   'naive_variants': 'Variants that these are run with; (): all.',
+  'naive_methods': 'Methods that these are run with; (): all.',
   'tuned_by': 'Folder of the study whose validation scores choose the learning rates.',
   'test': 'False: the runs only tune, and no number of their test part is kept.',
   'outcome': 'Primary outcome.',
@@ -125,6 +127,7 @@ RANGES = {
 _LISTS = (
   'variants',
   'naive_variants',
+  'naive_methods',
   'methods',
   'models',
   'imbalance_factors',
@@ -184,7 +187,7 @@ def check(study: ml_collections.ConfigDict) -> None:
   declared.check_methods(study, functools.partial(_not_of_a_method, study))
   declared.check_pairs(study)
   declared.check_method_pairs(study)
-  declared.check_naive_variants(study)
+  declared.check_naive(study)
   folds = study.base.data.folds
   if not folds and (study.repeats > 1 or study.naive_repeats):
     raise UserError(
@@ -270,7 +273,7 @@ def runs(study: ml_collections.ConfigDict, rates: Mapping[str, float] | None = N
   for values in itertools.product(*axes.values()):
     at = dict(zip(axes, values, strict=True))
     for unit in units(study):
-      if unit['split'] == 'naive' and at['variant'] not in (study.naive_variants or study.variants):
+      if unit['split'] == 'naive' and not declared.runs_naive(study, at):
         continue
       config = _config(study, at, unit, rates)
       name = '-'.join([*(_word(axis, at[axis]) for axis in varying), *_unit_words(study, unit)])

@@ -95,7 +95,7 @@ def test_every_range_is_tried_with_a_value_outside():
 def test_every_field_that_is_a_number_or_an_axis_has_a_range():
   wanted = {k for k, v in grid.default().items() if isinstance(v, int | float | tuple)}
   # a model's name is its registry's, these are checked against the variants or the methods
-  checked = {'pairs', 'method_pairs', 'naive_variants'}
+  checked = {'pairs', 'method_pairs', 'naive_variants', 'naive_methods'}
   assert wanted - checked - {'test', 'models'} <= grid.RANGES.keys()
 
 
@@ -426,46 +426,71 @@ def test_folds_of_repeated_cross_validations():
     assert run.config.data.folds == 3
 
 
-def test_naive_folds_of_some_variants():
-  c = cross_validated(variants=('none', 'csba'), naive_repeats=1)
+def test_naive_folds_of_some_variants_and_methods():
+  both = {'variants': ('none', 'csba'), 'methods': ('cross_entropy', 'balanced_softmax')}
+  c = cross_validated(**both, naive_repeats=1)
   every = [run.name for run in grid.runs(c)]
   c.naive_variants = ('none',)
-  assert [run.name for run in grid.runs(c)] == [n for n in every if 'csba-naive' not in n]
-  assert len(every) == len(grid.runs(c)) + 3
-  c.naive_variants = ('none', 'csba')
+  assert [run.name for run in grid.runs(c)] == [
+    name for name in every if not ('naive' in name and 'csba' in name)
+  ]
+  c.naive_methods = ('balanced_softmax',)
+  found = [run.name for run in grid.runs(c)]
+  assert [name for name in found if 'naive' in name] == [
+    f'none-balanced_softmax-naive-r0-f{fold}' for fold in range(3)
+  ]
+  assert [name for name in found if 'naive' not in name] == [
+    name for name in every if 'naive' not in name
+  ]
+  c.naive_variants, c.naive_methods = both['variants'], both['methods']
   assert [run.name for run in grid.runs(c)] == every
 
 
+@pytest.mark.parametrize('axis', ['variants', 'methods'])
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
     (
-      {},
-      'naive_variants with naive_repeats of 1 or more, in a study with a test part; found '
-      "naive_variants=('none',), naive_repeats=0, test=True; to fix it: remove naive_variants, or "
+      {'naive_AXIS': ('A',)},
+      'naive_AXIS with naive_repeats of 1 or more, in a study with a test part; found '
+      "naive_AXIS=('A',), naive_repeats=0, test=True; to fix it: remove naive_AXIS, or "
       'set --config.naive_repeats=1',
     ),
     (
-      {'naive_repeats': 1, 'test': False},
-      'naive_variants with naive_repeats of 1 or more, in a study with a test part; found '
-      "naive_variants=('none',), naive_repeats=1, test=False; to fix it: remove naive_variants, or "
+      {'naive_AXIS': ('A',), 'naive_repeats': 1, 'test': False},
+      'naive_AXIS with naive_repeats of 1 or more, in a study with a test part; found '
+      "naive_AXIS=('A',), naive_repeats=1, test=False; to fix it: remove naive_AXIS, or "
       'set --config.naive_repeats=1',
     ),
     (
-      {'naive_repeats': 1, 'variants': ('csba', 'se')},
-      "naive_variants: some of the variants (csba, se); found 'none'; to fix it: add it to "
-      'variants, or remove it',
+      {'naive_AXIS': ('C',), 'naive_repeats': 1},
+      "naive_AXIS: some of the AXIS (A, B); found 'C'; to fix it: add it to AXIS, or remove it",
     ),
     (
-      {'naive_repeats': 1, 'naive_variants': ('none', 'none')},
-      "naive_variants without repetitions; found ('none', 'none'); to fix it: name each once",
+      {'naive_AXIS': ('A', 'A'), 'naive_repeats': 1},
+      "naive_AXIS without repetitions; found ('A', 'A'); to fix it: name each once",
     ),
   ],
 )
-def test_naive_variants_that_say_nothing(fields, message):
+def test_what_the_naive_folds_cannot_be_limited_to(axis, fields, message):
+  a, b, c = {
+    'variants': ('none', 'csba', 'se'),
+    'methods': ('cross_entropy', 'balanced_softmax', 'drw'),
+  }[axis]
+  names = {'A': a, 'B': b, 'C': c}
+
+  def filled(value):
+    return tuple(names[name] for name in value) if isinstance(value, tuple) else value
+
   with pytest.raises(UserError) as error:
-    grid.check(cross_validated(**{'naive_variants': ('none',)} | fields))
-  assert str(error.value) == f'expected {message}'
+    grid.check(
+      cross_validated(
+        **{axis: (a, b)},
+        **{name.replace('AXIS', axis): filled(value) for name, value in fields.items()},
+      )
+    )
+  words = re.sub(r'\b[ABC]\b', lambda found: names[found[0]], message.replace('AXIS', axis))
+  assert str(error.value) == f'expected {words}'
 
 
 def test_folds_and_seeds_are_the_same_for_every_variant():
