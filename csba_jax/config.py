@@ -50,6 +50,8 @@ def default() -> ml_collections.ConfigDict:
   config.data.profile = 'exp'
   config.data.imbalance_factor = 1.0
   config.data.class_order = 'index'
+  config.data.largest_class = 0
+  config.data.disjoint_subsets = 0
   config.data.val_fraction = 0.1
   config.data.test_fraction = 0.2
   config.data.folds = 0
@@ -275,6 +277,13 @@ def check(config: ml_collections.ConfigDict) -> None:
       'data.folds of a source without a test part of its own',
       f'data.test_split {found["data.test_split"]!r}',
       "set --config.data.test_split='', or --config.data.folds=0",
+    )
+  subsets, seed = found['data.disjoint_subsets'], found['data.seed']
+  if subsets and seed >= subsets:
+    raise UserError(
+      f'data.seed below data.disjoint_subsets = {subsets}, of which it is one',
+      f'{seed}',
+      'set --config.data.seed=0 or more subsets (in a study, set --config.subsets as well)',
     )
   side, cutout = found['data.image_size'], found['augment.cutout']
   if cutout > side:

@@ -33,6 +33,8 @@ BAD = {
   'data.profile': ['linear', ''],
   'data.imbalance_factor': [0.99, 0.01, 0.0, -5.0, math.inf, math.nan],
   'data.class_order': ['random'],
+  'data.largest_class': [-1],
+  'data.disjoint_subsets': [-1, 1],
   'data.val_fraction': [-0.1, 1.0, math.nan],
   'data.test_fraction': [0.0, 1.0, -0.2, math.nan],
   'data.folds': [-1, 1],
@@ -103,6 +105,8 @@ BORDERS = {
   'data.image_size': [8, 256],
   'data.num_classes': [0, 2],
   'data.imbalance_factor': [1.0, 1],
+  'data.largest_class': [0, 500],
+  'data.disjoint_subsets': [0, 2],
   'data.val_fraction': [0.0, 0.999],
   'augment.crop_padding': [0, 64],
   'augment.randaugment_ops': [1, 8],
@@ -197,6 +201,21 @@ def test_a_fold_that_is_none_of_the_folds(folds, fold):
     'to fix it: set --config.data.fold=0 or more folds'
   )
   bad.data.update(folds=fold + 2)
+  config_lib.check(bad)
+
+
+@pytest.mark.parametrize(('subsets', 'seed'), [(2, 2), (10, 500)])
+def test_a_seed_that_is_none_of_the_disjoint_subsets(subsets, seed):
+  bad = config_lib.default()
+  bad.data.update(disjoint_subsets=subsets, seed=seed)
+  with pytest.raises(UserError) as error:
+    config_lib.check(bad)
+  assert str(error.value) == (
+    f'expected data.seed below data.disjoint_subsets = {subsets}, of which it is one; found '
+    f'{seed}; to fix it: set --config.data.seed=0 or more subsets (in a study, set '
+    '--config.subsets as well)'
+  )
+  bad.data.seed = subsets - 1
   config_lib.check(bad)
 
 

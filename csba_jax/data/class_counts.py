@@ -74,6 +74,12 @@ def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
   return np.bincount(labels.astype(np.int64), minlength=num_classes).astype(np.int64)
 
 
+def members(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
+  """The indices of each class, ascending.   [N] int -> C arrays of int64"""
+  ends = np.cumsum(np.bincount(labels, minlength=num_classes))
+  return np.split(np.argsort(labels, kind='stable'), ends[:-1])
+
+
 def by_frequency(counts: np.ndarray) -> np.ndarray:
   """Classes from the largest to the smallest, ties by index: their order in tables and pictures.
 

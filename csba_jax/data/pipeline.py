@@ -174,6 +174,8 @@ def _split(
     fold=data.fold,
     seed=data.seed,
     part_of=part_of,
+    largest_class=data.largest_class,
+    disjoint_subsets=data.disjoint_subsets,
   )
 
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from csba_jax.data.class_counts import class_counts, profile_counts
+from csba_jax.data.class_counts import class_counts, members
 from csba_jax.data.folds import cross_validation_folds
 from csba_jax.data.grouped import every_class_everywhere, group_sizes, groups_of_classes
+from csba_jax.data.long_tail import long_tail_subset
 from csba_jax.data.random_draws import permutation
 from csba_jax.errors import UserError
 from csba_jax.files import write_atomically
@@ -123,6 +124,8 @@ def make_splits(
   folds: int = 0,
   fold: int = 0,
   part_of: Sequence[str] | None = None,
+  largest_class: int = 0,
+  disjoint_subsets: int = 0,
 ) -> Splits:
   """Splits a data set: first the test part, then the long-tailed subset, then the validation part.
 
@@ -151,11 +154,15 @@ def make_splits(
     folds: number of `cross_validation_folds`, in place of test_fraction; 0 for none.
     fold: index of the fold that is the test part.
     part_of: 'train', 'val' or 'test' of each image, which the source gives; None if it does not.
+    largest_class: n_max, 0 for all images of the largest class (`long_tail_subset`).
+    disjoint_subsets: number of subsets without a common image, of which `seed` takes one
+      (`long_tail_subset`); 0 for independent draws.
 
   Raises:
     UserError: a fraction out of range, a class without training images, no test images, folds
       together with a separate test set or given parts, too many folds (`cross_validation_folds`),
-      or an imbalance factor for which a class has too few images.
+      an imbalance factor for which a class has too few images, or disjoint subsets without a test
+      part of its own.
   """
   labels = np.asarray(labels)
   _check_fraction('data.val_fraction', val_fraction)
@@ -166,8 +173,24 @@ def make_splits(
   if not len(test):
     raise _no_test(test_fraction)
   _check_every_class(labels[rest], class_names, 'in the training set')
+  if disjoint_subsets and test_labels is None and part_of is None:
+    raise UserError(
+      'a test part of its own with data.disjoint_subsets: one that is drawn has images of other '
+      'subsets',
+      'data.test_fraction or data.folds',
+      'set --config.data.disjoint_subsets=0, or use data with a test part',
+    )
   rest = rest[
-    long_tail_subset(labels[rest], len(class_names), imbalance_factor, profile, class_order, seed)
+    long_tail_subset(
+      labels[rest],
+      len(class_names),
+      imbalance_factor,
+      profile,
+      class_order,
+      seed,
+      largest_class,
+      disjoint_subsets,
+    )
   ]
   fraction = 0.0 if len(given_val) else val_fraction
   kept, held = stratified_split(
@@ -263,56 +286,6 @@ def absences(
   return lines
 
 
-def long_tail_subset(
-  labels: np.ndarray,
-  num_classes: int,
-  imbalance_factor: float,
-  profile: str,
-  class_order: str,
-  seed: int,
-) -> np.ndarray:
-  """Indices of a long-tailed subset:  n_c = min(available_c, profile count of c's position).
-
-  n_max is the number of images of the first class in the order. Each class keeps the first images
-  of one permutation. So with the same seed, a larger factor gives a subset of a smaller factor's
-  set.
-
-  Args:
-    labels: [N] int.
-    num_classes: C.
-    imbalance_factor: n_max / n_min >= 1; 1 for 'natural'.
-    profile: 'exp' or 'step' (`class_counts.profile_counts`), or 'natural': all images.
-    class_order: 'index' (class 0 is the largest) or 'frequency' (most frequent class first, ties by
-      index).
-    seed: seed of the draw.
-
-  Returns:
-    Sorted int64 indices.
-
-  Raises:
-    UserError: an unknown profile or order, or an imbalance factor for which a class has too few
-      images.
-  """
-  labels = np.asarray(labels)
-  if profile == 'natural':
-    if imbalance_factor != 1:
-      raise UserError(
-        "imbalance_factor 1 with profile 'natural', which keeps every image",
-        f'imbalance_factor {imbalance_factor:g}',
-        "set data.profile to 'exp' or 'step', or data.imbalance_factor to 1",
-      )
-    return np.arange(len(labels))
-  available = class_counts(labels, num_classes)
-  order = _class_order(available, class_order)
-  wanted = profile_counts(int(available[order[0]]), num_classes, imbalance_factor, profile)
-  members = _members(labels, num_classes)
-  parts = [
-    members[c][permutation((seed, 'long tail', c), len(members[c]))[:n]]
-    for c, n in zip(order.tolist(), wanted.tolist(), strict=True)
-  ]
-  return np.sort(np.concatenate(parts))
-
-
 def stratified_split(
   labels: np.ndarray, fraction: float, seed: int, groups: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -350,7 +323,7 @@ def stratified_split(
   group_of, sizes = group_sizes(labels, np.arange(len(labels)) if groups is None else groups)
   in_order = [
     list(dict.fromkeys(group_of[m[permutation((seed, 'hold out', c, len(m)), len(m))]].tolist()))
-    for c, m in enumerate(_members(labels, len(available)))
+    for c, m in enumerate(members(labels, len(available)))
   ]
   chosen = _choose_groups(
     in_order, sizes, np.clip(wanted, 0, np.maximum(available - 1, 0)), available
@@ -386,23 +359,6 @@ def _choose_groups(
         break
       hold_if_within(group, available - 1)
   return sorted(chosen)
-
-
-def _members(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
-  """The indices of each class, ascending: C arrays of int64."""
-  ends = np.cumsum(np.bincount(labels, minlength=num_classes))
-  return np.split(np.argsort(labels, kind='stable'), ends[:-1])
-
-
-def _class_order(available: np.ndarray, class_order: str) -> np.ndarray:
-  """Classes in order of their size in the long-tailed subset, largest first, [C] int64."""
-  if class_order == 'index':
-    return np.arange(len(available))
-  if class_order == 'frequency':
-    return np.argsort(-available, kind='stable')
-  raise UserError(
-    "class_order 'index' or 'frequency'", repr(class_order), "choose 'index' or 'frequency'"
-  )
 
 
 def _check_fraction(name: str, fraction: float) -> None:

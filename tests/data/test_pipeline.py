@@ -5,6 +5,7 @@ from PIL import Image
 
 from csba_jax import config as config_lib
 from csba_jax.data import pipeline
+from csba_jax.data.class_counts import profile_counts
 from csba_jax.errors import UserError
 
 
@@ -57,4 +58,14 @@ def test_the_layout_of_what_is_no_folder(config):
   digits = config_lib.default()
   digits.data.layout = 'classes'
   with pytest.raises(UserError, match=r'data\.layout only with data\.source=image_folder'):
+    pipeline.load(digits, print)
+
+
+def test_the_largest_class_is_cut_as_the_config_says():
+  digits = config_lib.default()
+  digits.data.update(largest_class=50, imbalance_factor=5.0, val_fraction=0.0)
+  found = pipeline.load(digits, print)
+  assert found.class_counts.tolist() == profile_counts(50, 10, 5, 'exp').tolist()
+  digits.data.disjoint_subsets = 2
+  with pytest.raises(UserError, match='a test part of its own with data.disjoint_subsets'):
     pipeline.load(digits, print)

@@ -145,76 +145,6 @@ def test_a_fraction_out_of_range(fraction):
     splits.stratified_split(np.array([0, 1]), fraction, 0)
 
 
-# ---- long_tail_subset
-
-
-def test_subset_counts_follow_the_profile():
-  labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 500))
-  subset = splits.long_tail_subset(labels, 10, 100, 'exp', 'index', 0)
-  assert np.bincount(labels[subset]).tolist() == profile_counts(500, 10, 100, 'exp').tolist()
-  assert subset.tolist() == sorted(set(subset.tolist()))
-
-
-def test_subset_takes_what_there_is():
-  labels = np.repeat(np.arange(4), [100, 20, 90, 80])
-  subset = splits.long_tail_subset(labels, 4, 8, 'exp', 'index', 0)
-  assert np.bincount(labels[subset]).tolist() == [100, 20, 25, 12]  # the profile: 100 50 25 12
-
-
-def test_subset_by_frequency_with_ties_by_index():
-  labels = np.repeat(np.arange(4), [30, 90, 30, 60])
-  subset = splits.long_tail_subset(labels, 4, 27, 'exp', 'frequency', 0)
-  assert np.bincount(labels[subset]).tolist() == [10, 90, 3, 30]  # order 1 3 0 2 of 90 30 10 3
-
-
-@pytest.mark.parametrize('profile', ['exp', 'step'])
-@pytest.mark.parametrize('class_order', ['index', 'frequency'])
-def test_a_larger_factor_is_nested_in_a_smaller(profile, class_order):
-  for seed in range(5):
-    labels = random_labels(seed, n=600)[::-1]
-    larger = None
-    for factor in (1, 2, 5, 10, 20):
-      found = set(splits.long_tail_subset(labels, 5, factor, profile, class_order, seed).tolist())
-      assert larger is None or found <= larger
-      larger = found
-
-
-def test_natural_keeps_all():
-  labels = random_labels(0)
-  assert splits.long_tail_subset(labels, 5, 1.0, 'natural', 'index', 0).tolist() == [*range(200)]
-
-
-def test_natural_does_not_use_an_imbalance_factor():
-  with pytest.raises(
-    UserError, match=r"found imbalance_factor 10; .*set data.profile to 'exp' or 'step'"
-  ):
-    splits.long_tail_subset(np.array([0, 1]), 2, 10, 'natural', 'index', 0)
-
-
-def test_unknown_profile_and_order():
-  with pytest.raises(UserError, match="found 'zipf'"):
-    splits.long_tail_subset(np.array([0, 1]), 2, 10, 'zipf', 'index', 0)
-  with pytest.raises(UserError, match="'index' or 'frequency'; found 'random'"):
-    splits.long_tail_subset(np.array([0, 1]), 2, 10, 'exp', 'random', 0)
-
-
-def test_factor_that_empties_a_class():
-  with pytest.raises(
-    UserError, match=r'0 images for class 1 .*set data.imbalance_factor to 3 or less$'
-  ):
-    splits.long_tail_subset(np.array([0, 0, 0, 1]), 2, 10, 'exp', 'index', 0)
-
-
-def test_subset_is_pinned():
-  # A change here means a long-tailed set that no earlier result was measured on.
-  labels = np.tile(np.arange(10, dtype=np.int32), 5000)
-  subset = splits.long_tail_subset(labels, 10, 100, 'exp', 'index', 0)
-  assert (
-    hashlib.sha256(subset.astype('<i8').tobytes()).hexdigest()
-    == '120ef13fa15226e3073200c70243ab41521f59e3ed5b7be92a2a58577a8dccae'
-  )
-
-
 # ---- cross_validation_folds
 
 
@@ -427,6 +357,31 @@ def test_a_separate_test_set_is_used_whole():
   held = np.maximum((0.1 * counts + 0.5).astype(int), 1)
   assert found.class_counts.tolist() == (counts - held).tolist()
   assert np.bincount(labels[found.val]).tolist() == held.tolist()
+
+
+def test_disjoint_subsets_share_no_image_with_each_other_and_the_test_part_is_the_same():
+  labels = np.random.default_rng(0).permutation(np.repeat(np.arange(4), 100))
+  changes = {'profile': 'exp', 'imbalance_factor': 5.0, 'largest_class': 30, 'disjoint_subsets': 3}
+  found = [
+    make(labels, test_labels=np.tile(np.arange(4), 5), class_names=tuple('abcd'), seed=s, **changes)
+    for s in range(3)
+  ]
+  kept = [np.concatenate([split.train, split.val]) for split in found]
+  assert len(np.unique(np.concatenate(kept))) == sum(len(part) for part in kept)
+  for part, split in zip(kept, found, strict=True):
+    assert np.bincount(labels[part]).tolist() == profile_counts(30, 4, 5, 'exp').tolist()
+    assert split.test.tolist() == [*range(20)]
+
+
+@pytest.mark.parametrize('folds', [0, 2])
+def test_disjoint_subsets_beside_a_test_part_that_is_drawn(folds):
+  with pytest.raises(UserError) as error:
+    make(random_labels(0), profile='exp', disjoint_subsets=2, folds=folds)
+  assert str(error.value) == (
+    'expected a test part of its own with data.disjoint_subsets: one that is drawn has images of '
+    'other subsets; found data.test_fraction or data.folds; to fix it: set '
+    '--config.data.disjoint_subsets=0, or use data with a test part'
+  )
 
 
 def test_no_validation_part():
