@@ -83,8 +83,32 @@ class Study:
 
   @property
   def units(self) -> str:
-    """What pairs two runs, for a sentence: 'folds' or 'seeds'."""
-    return 'folds' if self.folds else 'seeds'
+    """What an interval counts, for a sentence: 'folds', 'seeds', or 'subsets' of several seeds."""
+    return 'folds' if self.folds else 'subsets' if self.subsets else 'seeds'
+
+  @property
+  def subsets(self) -> int:
+    """How many subsets the seeds take in turn, if several seeds share one; else 0."""
+    number = self.config.get('subsets', 0)
+    return number if not self.folds and number < self.config.get('seeds', 0) else 0
+
+  def by_subset(self, values: np.ndarray, units: Sequence[Unit]) -> np.ndarray:
+    """Means over the units that were trained on one subset; values [n, ...] as they are otherwise.
+
+    Runs on the same images are not independent. So intervals and tests take one value a subset, the
+    mean of the units that have one; NaN where none has. [n, ...] -> [number of subsets, ...]
+    """
+    if not self.subsets:
+      return values
+    subset = np.array([unit[-1] % self.subsets for unit in units])
+    groups = [values[subset == number] for number in dict.fromkeys(subset.tolist())]
+    there = [~np.isnan(group) for group in groups]
+    return np.array(
+      [
+        np.where(known.any(0), np.where(known, group, 0).sum(0) / np.maximum(known.sum(0), 1), NAN)
+        for group, known in zip(groups, there, strict=True)
+      ]
+    )
 
   @functools.cached_property
   def redrawn(self) -> bool:
@@ -152,37 +176,50 @@ class Study:
       pair for pair in candidates if set(pair) <= set(self.variants) and there.intersection(pair)
     ]
 
-  def estimate(self, differences: np.ndarray, largest: float = 1.0) -> Estimate:
-    """Interval and test of the mean of differences [n] of units, by the study's protocol.
+  def estimate(
+    self, differences: np.ndarray, units: Sequence[Unit], largest: float = 1.0
+  ) -> Estimate:
+    """Interval and test of the mean of differences [n] of n units, by the study's protocol.
 
     Args:
       largest: that a difference can be, up or down; 1 for metrics in [0, 1].
     """
-    return self._estimate(differences).cut(-largest, largest)
+    return self._estimate(differences, units).cut(-largest, largest)
 
-  def non_inferiority(self, differences: np.ndarray, margin: float) -> Estimate:
+  def non_inferiority(
+    self, differences: np.ndarray, units: Sequence[Unit], margin: float
+  ) -> Estimate:
     """The same for an interval of 90 % that is judged by a margin."""
     found = stats.non_inferiority(
-      differences, margin, self.test_to_rest, resamples=self.resamples, units=self.units
+      self.by_subset(differences, units),
+      margin,
+      self.test_to_rest,
+      resamples=self.resamples,
+      units=self.units,
     )
     return found.cut(-1, 1)
 
-  def uncorrected(self, differences: np.ndarray, level: float = 0.95) -> Estimate | None:
+  def uncorrected(
+    self, differences: np.ndarray, units: Sequence[Unit], level: float = 0.95
+  ) -> Estimate | None:
     """Of seeds that redraw one set: as if their images were independent."""
     if not self.redrawn:
       return None
-    return stats.paired_difference(differences, level, resamples=self.resamples).cut(-1, 1)
+    values = self.by_subset(differences, units)
+    found = stats.paired_difference(values, level, resamples=self.resamples, units=self.units)
+    return found.cut(-1, 1)
 
-  def mean(self, values: np.ndarray) -> Estimate:
+  def mean(self, values: np.ndarray, units: Sequence[Unit]) -> Estimate:
     """Interval of the mean of one variant's metric [n]; a test against 0 would say nothing."""
-    found = self._estimate(values).cut(0, 1)
+    found = self._estimate(values, units).cut(0, 1)
     method = found.method.replace('identical differences', 'identical values')
     return dataclasses.replace(found, p=NAN, method=method)
 
-  def _estimate(self, values: np.ndarray) -> Estimate:
+  def _estimate(self, values: np.ndarray, units: Sequence[Unit]) -> Estimate:
+    values = self.by_subset(values, units)
     if self.test_to_rest is not None:
       return stats.corrected_resampled_t(values, self.test_to_rest, units=self.units)
-    return stats.paired_difference(values, resamples=self.resamples)
+    return stats.paired_difference(values, resamples=self.resamples, units=self.units)
 
 
 def scores(study: Study) -> tuple[Score, ...]:
@@ -190,7 +227,8 @@ def scores(study: Study) -> tuple[Score, ...]:
   found = []
   for cell in study.cells:
     for variant in study.variants:
-      runs = list(study.results.runs(cell, variant).values())
+      by_unit = study.results.runs(cell, variant)
+      units, runs = list(by_unit), list(by_unit.values())
       if not runs:
         continue
       names = dict.fromkeys([study.outcome, *METRICS])
@@ -201,10 +239,10 @@ def scores(study: Study) -> tuple[Score, ...]:
           variant=variant,
           parameters=int(runs[0]['result']['parameters']),
           metrics={
-            name: study.mean(np.array([results_lib.outcome(run, name) for run in runs]))
+            name: study.mean(np.array([results_lib.outcome(run, name) for run in runs]), units)
             for name in names
           },
-          per_class_f1=tuple(study.mean(values) for values in by_class.T),
+          per_class_f1=tuple(study.mean(values, units) for values in by_class.T),
           confusion=np.sum([run['result']['confusion_matrix'] for run in runs], axis=0),
         )
       )
@@ -241,9 +279,9 @@ def compare_runs(
     np.array([results_lib.outcome(runs[unit], measure) for unit in units]) for runs in sides
   )
   if margin is None:
-    difference = study.estimate(treated - control)
+    difference = study.estimate(treated - control, units)
   else:
-    difference = study.non_inferiority(treated - control, margin)
+    difference = study.non_inferiority(treated - control, units, margin)
   return Comparison(
     *names,
     cell=cell,
@@ -252,7 +290,7 @@ def compare_runs(
     control_mean=mean_of(control, treated),
     difference=difference,
     missing=missing,
-    uncorrected=study.uncorrected(treated - control, difference.level),
+    uncorrected=study.uncorrected(treated - control, units, difference.level),
   )
 
 

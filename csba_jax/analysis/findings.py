@@ -203,13 +203,15 @@ def _noise(measured: Measured) -> tuple[Comparison, ...]:
   words = f'{measure} (common parameters, train part) {wording.when(conflict_analysis.END)}'
   for cell in study.main_cells:
     for variant in study.variants:
-      runs = list(study.results.runs(cell, variant).values())
+      by_unit = study.results.runs(cell, variant)
+      units, runs = list(by_unit), list(by_unit.values())
       scores = np.array([results_lib.outcome(run, study.outcome) for run in runs])
       conflict = conflict_analysis.noise_values(measured, runs)
-      for outcome, values in (
+      for outcome, of_runs in (
         (wording.metric(study.outcome), scores),
         (words, conflict),
       ):
+        values = study.by_subset(of_runs, units)
         if np.isfinite(values).sum() >= NOISE_SEEDS:
           found.append(comparisons_lib.noise(study, cell, variant, outcome, values))
   return tuple(found)
@@ -227,6 +229,11 @@ def _notes(
   of_methods = [c for c in others if c.seconds is not None and c.verdict]
   notes = list(results.notes)
   notes += [f'run {r["run"]} failed: {r.get("error") or "no message"}' for r in results.failed]
+  if study.subsets:
+    notes.append(
+      f'the seeds take {study.subsets} subsets of the training images in turn: intervals and tests '
+      'count subsets, each by the mean of its runs'
+    )
   notes += _unrun(study)
   notes += _uncompared(study)
   for c in (*primary, *others):

@@ -1,9 +1,8 @@
 """Estimates with an interval and a p-value: differences over seeds, associations, their audit.
 
 Everywhere: `level` is the nominal coverage, in (0, 1). p-values are two-sided, twice the smaller
-tail; statistics that are equal up to rounding are ties, and count in both tails. NaN is a missing
-value; it is left out and `method` says so. UserError is raised for infinite numbers, wrong shapes,
-and options out of range.
+tail; statistics equal up to rounding are ties, and count in both. NaN is a missing value; it is
+left out and `method` says so. Infinite numbers, wrong shapes and bad options raise UserError.
 
 Nothing is left to chance where all cases can be had, see `csba_jax.analysis.resampling`: the
 bootstrap samples of up to 10 units, the sign flips of up to 16, the orders of up to 10 units of a
@@ -52,15 +51,18 @@ class Estimate:
 
 
 def paired_difference(
-  differences: np.ndarray, level: float = 0.95, seed: int = 0, resamples: int = 9999
+  differences: np.ndarray,
+  level: float = 0.95,
+  seed: int = 0,
+  resamples: int = 9999,
+  units: str = 'seeds',
 ) -> Estimate:
   """Mean of paired differences over seeds, bootstrap-t interval, sign-flip permutation test.
 
     [m - t*_(1 - a/2) s / sqrt(n), m - t*_(a/2) s / sqrt(n)],  t* = (m* - m) sqrt(n) / s*
 
   with stars for resampled seeds and a = 1 - level (Efron and Tibshirani 1993, ch. 12.5). Share of
-  95 % intervals that covered the true mean (4000 samples, 2000 resamples each; normal, chi-squared
-  with 4 degrees of freedom, exponential):
+  95 % intervals with the true mean (4000 samples, 2000 resamples; normal, chi2(4), exponential):
 
     n    bootstrap-t          t                    BCa                  percentile
     5    0.95   0.93   0.93   0.95   0.91   0.88   0.83   0.82   0.79   0.83   0.81   0.78
@@ -78,6 +80,7 @@ def paired_difference(
 
   Args:
     differences: [n] treatment - control of the same seed.
+    units: what they are, for `method`.
   """
   _check(level, resamples)
   kept, left_out = _present(differences, 'differences')
@@ -86,7 +89,7 @@ def paired_difference(
     return _without_interval(kept, level, left_out)
   low, high, words = _interval(kept, level, seed, resamples)
   p = resampling.sign_flip_p(kept, seed, resamples)
-  return Estimate(float(kept.mean()), low, high, level, n, p, f'{words} over {n} seeds{left_out}')
+  return Estimate(float(kept.mean()), low, high, level, n, p, f'{words} over {n} {units}{left_out}')
 
 
 def corrected_resampled_t(
@@ -150,7 +153,7 @@ def non_inferiority(
   test_to_rest: float | None = None,
   seed: int = 0,
   resamples: int = 9999,
-  units: str = 'folds',
+  units: str = 'seeds',
 ) -> Estimate:
   """Two-sided 90 % interval of treatment - control, whose lower end is a one-sided 95 % bound.
 
@@ -162,11 +165,11 @@ def non_inferiority(
     differences: [n] treatment - control, where more is better.
     margin: largest loss that would not matter, > 0, in the unit of the differences.
     test_to_rest: None for `paired_difference` over seeds, a ratio for `corrected_resampled_t`.
-    units: as of `corrected_resampled_t`.
+    units: as of `paired_difference`.
   """
   _check_margin(margin)
   if test_to_rest is None:
-    estimate = paired_difference(differences, 0.9, seed, resamples)
+    estimate = paired_difference(differences, 0.9, seed, resamples, units)
   else:
     estimate = corrected_resampled_t(differences, test_to_rest, 0.9, units)
   return dataclasses.replace(estimate, method=f'{estimate.method}, margin {margin:g}')
@@ -241,8 +244,7 @@ def associations(
         Estimate(value, low, high, 0.95, n, resampling.order_p(products, seed, resamples), words)
       )
     else:
-      corrected = f'{words}, corrected for the overlap'
-      found.append(Estimate(value, low, high, 0.95, n, p, corrected))
+      found.append(Estimate(value, low, high, 0.95, n, p, f'{words}, corrected for the overlap'))
   return found
 
 

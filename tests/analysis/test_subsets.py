@@ -1,0 +1,90 @@
+"""Seeds that share a subset of the training images: intervals and tests count subsets."""
+
+import runpy
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from csba_jax.analysis import comparisons, conflict, findings, measured, stats
+from csba_jax.study import results
+
+simulated = types.SimpleNamespace(**runpy.run_path(Path(__file__).parents[1] / 'simulated.py'))
+SEEDS, SUBSETS = 11, 5  # so that subset 0 has three seeds and the others two
+
+
+@pytest.fixture(scope='module')
+def study(tmp_path_factory):
+  about, records = simulated.make(seeds=SEEDS, variants=('none', 'csba'))
+  about['config'] |= {'seeds': SEEDS, 'subsets': SUBSETS}
+  folder = simulated.write(tmp_path_factory.mktemp('subsets'), about, records)
+  return comparisons.Study(results.read(folder), 499)
+
+
+def by_hand(study, of_run):
+  """of_run(record of csba) - of_run(record of none), the mean of each subset in a plain loop."""
+  (cell,) = study.main_cells
+  treated, control = (study.results.runs(cell, variant) for variant in ('csba', 'none'))
+  by_subset = {}
+  for unit, run in treated.items():
+    by_subset.setdefault(unit[-1] % SUBSETS, []).append(of_run(run) - of_run(control[unit]))
+  assert sorted(map(len, by_subset.values())) == [2, 2, 2, 2, 3]
+  return np.array([np.mean(values, axis=0) for values in by_subset.values()])
+
+
+def test_a_difference_has_one_value_a_subset(study):
+  (cell,) = study.main_cells
+  found = comparisons.compare_outcome(study, cell, ('csba', 'none'), 'macro_f1').difference
+  wanted = stats.paired_difference(by_hand(study, lambda run: results.outcome(run, 'macro_f1')))
+  assert (found.low, found.high, found.p) == pytest.approx((wanted.low, wanted.high, wanted.p))
+  assert found.value == pytest.approx(wanted.value)
+  assert found.n == SUBSETS
+  assert found.method == 'exact bootstrap-t over 5 subsets'
+  assert study.units == 'subsets'
+
+
+def test_a_margin_and_a_mean_have_one_too(study):
+  (cell,) = study.main_cells
+  of_accuracy = by_hand(study, lambda run: results.outcome(run, 'accuracy'))
+  wanted = stats.non_inferiority(of_accuracy, 0.02)
+  found = comparisons.compare_outcome(study, cell, ('csba', 'none'), 'accuracy', 0.02).difference
+  assert (found.low, found.high, found.n) == (pytest.approx(wanted.low), wanted.high, SUBSETS)
+  assert [score.metrics['macro_f1'].n for score in comparisons.scores(study)] == [SUBSETS] * 2
+
+
+def test_conflict_and_its_link_to_f1_have_one_too(study):
+  (cell,) = study.main_cells
+  what = ('1', 'train', 'shared', 'head_tail_conflict')
+  of_conflict = by_hand(study, lambda run: measured.Measured(study).value(run, *what))
+  sides = [study.results.runs(cell, variant) for variant in ('csba', 'none')]
+  found = conflict.compare_runs(
+    measured.Measured(study), dict(cell), ('csba', 'none'), sides, what
+  ).difference
+  assert (found.value, found.n) == (pytest.approx(of_conflict.mean()), SUBSETS)
+  link = next(link for link in conflict.links(study) if link.treatment == 'csba')
+  assert link.gain == pytest.approx(by_hand(study, results.per_class_f1))
+  assert (link.within.n, link.reduction.shape) == (SUBSETS, link.gain.shape)
+
+
+def test_missing_values_are_left_out_of_the_mean_of_their_subset(study):
+  units = [('grouped', 0, 0, seed) for seed in (0, 1, 5, 6, 10)]
+  values = np.array([[1.0, np.nan], [2.0, np.nan], [np.nan, 5.0], [4.0, np.nan], [6.0, 7.0]])
+  np.testing.assert_array_equal(study.by_subset(values, units), [[3.5, 6], [3, np.nan]])
+
+
+@pytest.mark.parametrize('subsets', [0, SEEDS, SEEDS + 1])
+def test_a_subset_for_each_seed_changes_nothing(study, subsets):
+  config = dict(study.config) | {'subsets': subsets}
+  same = comparisons.Study(types.SimpleNamespace(folds=0, study={'config': config}))
+  values = np.arange(4.0)
+  assert same.by_subset(values, [('grouped', 0, 0, seed) for seed in range(4)]) is values
+  assert same.units == 'seeds'
+
+
+def test_the_report_says_what_an_interval_counts(study):
+  (line,) = (note for note in findings.analyse(study.results, 499).notes if 'in turn' in note)
+  assert line == (
+    'the seeds take 5 subsets of the training images in turn: intervals and tests count subsets, '
+    'each by the mean of its runs'
+  )
