@@ -3,8 +3,8 @@ r"""CIFAR-10-LT in small: seven variants, two losses, ten subsets that share no 
   csba-study --config=configs/study_cifar10_small.py --workdir=results/cifar10_small --jobs=2
   csba-report --workdir=results/cifar10_small
 
-140 runs. Each seed has one of the first ten subsets of configs/cifar10_small_lt.py, and all have the
-test part of CIFAR-10. Learning rates: configs/study_cifar10_small_tuning.py.
+140 runs. Each seed has one of the first ten subsets of configs/cifar10_small_lt.py, and all have
+the test part of CIFAR-10. Protocol: docs/study.md. Learning rates: study_cifar10_small_tuning.py.
 Result: not yet run.
 """
 

@@ -1,13 +1,14 @@
 r"""Settings for the study from pretrained weights: validation photos alone, none of a test part.
 
-  csba-study --config=configs/study_solar_pretrained_tuning.py --workdir=results/solar_pretrained_tuning
+  csba-study --config=configs/study_pretrained_tuning.py --workdir=results/pretrained_tuning
 
 Needs what configs/study_solar_pretrained.py needs. Each setting has the five folds of another split
 than the study's, without attention, with balanced softmax, smaller photos and fewer epochs: the
 classifier alone at a low and a high rate (`frozen`), and all layers after a fifth of the run, the
-layers of the file at an equal rate or at a third of it (`fine_tuned`). The study keeps its settings,
-`frozen_low` and `fine_tuned_equal`, unless the mean macro-F1 of the validation photos is higher with
-another one, by more than one standard error of the paired difference. 20 runs. Result: not yet run.
+layers of the file at an equal rate or at a third of it (`fine_tuned`). The study keeps its
+settings, `frozen_low` and `fine_tuned_equal`, unless another one has a higher mean macro-F1 of the
+validation photos, by more than one standard error of the paired difference. 20 runs.
+Result: docs/pretrained.md.
 """
 
 from csba_jax import config
