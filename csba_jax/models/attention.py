@@ -3,7 +3,6 @@
 Notation: branch b of a block gives u_b [N, H, W, D]; z_b = mean over H, W of u_b, [N, D].
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -76,33 +75,6 @@ class BranchAttention(nn.Module):
       ChannelGate(dtype=self.dtype, gate=self.gate, name=name)(u.mean((1, 2)))
       for name, u in zip(self.names, branches, strict=True)
     ]
-    self.sow('intermediates', 'gates', jnp.stack(gates, axis=1))  # [N, B, D]
-    return [u * s[:, None, None, :] for u, s in zip(branches, gates, strict=True)]
-
-
-class TrunkAttention(nn.Module):
-  """CSBA with the class in the trunk: 2 sigmoid(V_b relu(U_b z_b) + sum_k p_k E_kb).
-
-  E is 0 at first. p [N, C] are the probabilities that the net has without this sum, in a first pass with the running
-  statistics of BatchNorm; they carry no gradient. Without p, the gates of CSBA.
-  """
-
-  names: Sequence[str]
-  num_classes: int
-  dtype: Any = jnp.float32
-  gate: str = IDENTITY
-
-  @nn.compact
-  def __call__(self, branches: Sequence[Array], p: Array | None = None) -> list[Array]:
-    gates = []
-    for name, u in zip(self.names, branches, strict=True):
-      channels = u.shape[-1]
-      squeeze = nn.Dense(channels, dtype=self.dtype, name=f'{name}_squeeze')
-      excite = gate_layer(channels, self.gate, self.dtype, f'{name}_excite')
-      shape = (self.num_classes, channels)
-      of_class = self.param(f'{name}_class', nn.initializers.zeros, shape).astype(self.dtype)
-      score = excite(nn.relu(squeeze(u.mean((1, 2)))))
-      gates.append(squash(score if p is None else score + p @ of_class, self.gate))
     self.sow('intermediates', 'gates', jnp.stack(gates, axis=1))  # [N, B, D]
     return [u * s[:, None, None, :] for u, s in zip(branches, gates, strict=True)]
 
@@ -209,8 +181,6 @@ class Attention(NamedTuple):
   # (dtype, name) -> module: z [N, B, D] -> the image's share of gates that the classifier applies
   # for every class
   at_classifier: Callable[..., nn.Module] | None = None
-  # whether `before` also takes num_classes, and when called the probabilities of a first pass
-  class_in_trunk: bool = False
   # no attention, in a net that is widened to the parameter count of this other row
   parameters_of: str | None = None
 
@@ -222,7 +192,6 @@ ATTENTIONS: Mapping[str, Attention] = {
   'se': Attention((BRANCHES,), after=SqueezeExcite, gated=True),
   'cbam': Attention((BRANCHES, MAPS), after=CBAM, gated=True, normalises=True),
   'csba': Attention((BRANCHES,), before=BranchAttention, gated=True),
-  'csba_trunk': Attention((BRANCHES,), before=TrunkAttention, gated=True, class_in_trunk=True),
   'csba_class': Attention((BRANCHES,), before=BranchAttention, gated=True, at_classifier=ClassGate),
 }
 
@@ -247,8 +216,6 @@ def aggregate(
   dtype: Any,
   project: Callable[[Array], Array] | None = None,
   norm: str = 'batch',
-  num_classes: int = 0,
-  p: Array | None = None,
 ) -> Array:
   """after(project(concat_b before(u_b))), with `before` and `after` of the attention's row.
 
@@ -266,15 +233,10 @@ def aggregate(
     dtype: type of the computation.
     project: [N, H, W, B * D] -> [N, H, W, features]; without it branches are concatenated only.
     norm: a row of layers.NORMS, for an attention that normalises.
-    num_classes: for an attention with the class in the trunk.
-    p: [N, num_classes], the same; None in the first pass.
   """
   row, gate = find(attention)
   kind = {'gate': gate} if row.gated else {}
-  if row.class_in_trunk:
-    make = functools.partial(row.before, names, num_classes, dtype=dtype, name='attention')
-    branches = make(**kind)(branches, p)
-  elif row.before is not None:
+  if row.before is not None:
     branches = row.before(names, dtype=dtype, name='attention', **kind)(branches)
   module.sow('intermediates', 'branches', jnp.stack([u.mean((1, 2)) for u in branches], axis=1))
   x = jnp.concatenate(branches, axis=-1)

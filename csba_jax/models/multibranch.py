@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -49,10 +48,9 @@ class Block(nn.Module):
   project: bool = True
   dtype: Any = jnp.float32
   norm: str = 'batch'
-  num_classes: int = 0
 
   @nn.compact
-  def __call__(self, x: Array, train: bool, p: Array | None = None) -> Array:
+  def __call__(self, x: Array, train: bool) -> Array:
     conv = functools.partial(layers.ConvNormRelu, self.features, dtype=self.dtype, norm=self.norm)
     branches = [
       conv((1, 1), name='branch1x1')(x, train),
@@ -63,8 +61,9 @@ class Block(nn.Module):
     if self.project:
       projection: nn.Module = conv((1, 1), name='project')
       project = functools.partial(projection, train=train)
-    where = (self, branches, BRANCHES, self.attention, train, self.dtype, project, self.norm)
-    return attn.aggregate(*where, self.num_classes, p)
+    return attn.aggregate(
+      self, branches, BRANCHES, self.attention, train, self.dtype, project, self.norm
+    )
 
 
 class Stage(nn.Module):
@@ -76,16 +75,13 @@ class Stage(nn.Module):
   last: bool
   dtype: Any = jnp.float32
   norm: str = 'batch'
-  num_classes: int = 0
 
   @nn.compact
-  def __call__(self, x: Array, train: bool, p: Array | None = None) -> Array:
-    block = functools.partial(
-      Block, self.features, self.attention, dtype=self.dtype, num_classes=self.num_classes
-    )
+  def __call__(self, x: Array, train: bool) -> Array:
+    block = functools.partial(Block, self.features, self.attention, dtype=self.dtype)
     for i in range(1, self.blocks + 1):
       project = not (self.last and i == self.blocks)
-      x = block(project=project, norm=self.norm, name=f'block{i}')(x, train, p)
+      x = block(project=project, norm=self.norm, name=f'block{i}')(x, train)
     return x
 
 
@@ -113,29 +109,13 @@ class MultiBranch(nn.Module):
   def __call__(self, x: Array, train: bool = False) -> Array:
     stem = layers.Stem(self.stem, LARGEST_MAP, self.dtype, self.norm, name='stem')
     x = stem(x.astype(self.dtype), train)
-    kind = {'attention': self.attention, 'dtype': self.dtype, 'norm': self.norm}
-    stages = [
-      Stage(
-        features,
-        blocks,
-        last=i == len(self.stages),
-        num_classes=self.num_classes,
-        name=f'stage{i}',
-        **kind,
-      )
-      for i, (features, blocks) in enumerate(zip(self.stages, self.blocks, strict=True), 1)
-    ]
-
-    def features_of(x: Array, train: bool, p: Array | None = None) -> Array:
-      for i, stage in enumerate(stages):
-        x = stage(layers.max_pool2(x) if i else x, train, p)
-      return x.mean((1, 2)).reshape(x.shape[0], len(BRANCHES), self.stages[-1])
-
-    if attn.find(self.attention)[0].class_in_trunk:
-      head = classifiers.ClassifierLayer(self.num_classes, self.classifier, name='head')
-      first = head(features_of(x, False), None)
-      return head(features_of(x, train, jax.lax.stop_gradient(nn.softmax(first))), None)
-    z = features_of(x, train)
+    stage = functools.partial(Stage, attention=self.attention, dtype=self.dtype, norm=self.norm)
+    for i, (features, blocks) in enumerate(zip(self.stages, self.blocks, strict=True), 1):
+      if i > 1:
+        x = layers.max_pool2(x)
+      last = i == len(self.stages)
+      x = stage(features, blocks, last=last, name=f'stage{i}')(x, train)
+    z = x.mean((1, 2)).reshape(x.shape[0], len(BRANCHES), self.stages[-1])
     return classifiers.classify(z, self.num_classes, self.classifier, self.attention, self.dtype)
 
 
