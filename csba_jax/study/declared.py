@@ -86,17 +86,20 @@ def check_method_pairs(study: ml_collections.ConfigDict) -> None:
 
 def check_naive(study: ml_collections.ConfigDict) -> None:
   """Raises UserError for naive_variants or naive_methods that nothing reads, or are not run."""
-  for axis in ('variants', 'methods'):
-    field, named = f'naive_{axis}', study[f'naive_{axis}']
+  for axis, named, there in (
+    ('variants', study.naive_variants, study.variants),
+    ('methods', study.naive_methods, study.methods),
+  ):
+    field = f'naive_{axis}'
     if named and not (study.naive_repeats and study.test):
       raise UserError(
         f'{field} with naive_repeats of 1 or more, in a study with a test part',
         f'{field}={tuple(named)}, naive_repeats={study.naive_repeats}, test={study.test}',
         f'remove {field}, or set --config.naive_repeats=1',
       )
-    if lacking := [name for name in named if name not in study[axis]]:
+    if lacking := [name for name in named if name not in there]:
       raise UserError(
-        f'{field}: some of the {axis} ({", ".join(study[axis])})',
+        f'{field}: some of the {axis} ({", ".join(there)})',
         shown(lacking[0]),
         f'add it to {axis}, or remove it',
       )
@@ -104,8 +107,8 @@ def check_naive(study: ml_collections.ConfigDict) -> None:
 
 def runs_naive(study: ml_collections.ConfigDict, at: Mapping[str, Any]) -> bool:
   """Whether a variant with a method also has folds with duplicates on both sides."""
-  axes = (('variant', 'variants'), ('method', 'methods'))
-  return all(at[name] in (study[f'naive_{axis}'] or study[axis]) for name, axis in axes)
+  of_variant = at['variant'] in (study.naive_variants or study.variants)
+  return of_variant and at['method'] in (study.naive_methods or study.methods)
 
 
 def _check(pairs: Sequence[Any], there: Sequence[str], what: str, like: str) -> None:
