@@ -361,7 +361,8 @@ def _power(study: Study, family: Sequence[Comparison]) -> list[str]:
   tested = [c for c in family if not math.isnan(c.difference.p)]
   if study.test_to_rest is not None or not tested:
     return []  # another test, which knows no such bound
-  found = protocol.too_few_seeds(len(tested), max(c.difference.n for c in tested))
+  number, unit = max(c.difference.n for c in tested), study.units.removesuffix('s')
+  found = protocol.too_few_seeds(len(tested), number, unit)
   return [found] if found else []
 
 

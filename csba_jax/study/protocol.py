@@ -69,18 +69,18 @@ def test_to_rest(data: Mapping[str, Any]) -> float:
   return share / (1 - share)
 
 
-def too_few_seeds(tests: int, seeds: int) -> str:
+def too_few_seeds(tests: int, seeds: int, unit: str = 'seed') -> str:
   """That nothing can be supported by a family of so many tests over so many seeds; '' if it can.
 
   Of independent seeds: those that redraw one set of images (`redraws`) have another test.
 
   Sign flips of n seeds have p >= 2^(1 - n), and Holm multiplies the smallest p by the number of
-  tests.
+  tests. Seeds that share a subset count once: then `unit` is 'subset'.
   """
   smallest, needed = tests * 2.0 ** (1 - seeds), seeds_needed(tests)
   if smallest < SIGNIFICANCE:
     return ''
   return (
-    f'{seeds} seed{"s" * (seeds != 1)} cannot support any comparison: the smallest p of {tests} '
-    f'test{"s" * (tests != 1)} is {min(smallest, 1):.3f} after Holm; use {needed} seeds'
+    f'{seeds} {unit}{"s" * (seeds != 1)} cannot support any comparison: the smallest p of {tests} '
+    f'test{"s" * (tests != 1)} is {min(smallest, 1):.3f} after Holm; use {needed} {unit}s'
   )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from csba_jax.analysis import comparisons, conflict, findings, measured, stats
-from csba_jax.study import results
+from csba_jax.study import grid, planned, results
 
 simulated = types.SimpleNamespace(**runpy.run_path(Path(__file__).parents[1] / 'simulated.py'))
 SEEDS, SUBSETS = 11, 5  # so that subset 0 has three seeds and the others two
@@ -88,3 +88,21 @@ def test_the_report_says_what_an_interval_counts(study):
     'the seeds take 5 subsets of the training images in turn: intervals and tests count subsets, '
     'each by the mean of its runs'
   )
+
+
+FEW = (
+  '5 subsets cannot support any comparison: the smallest p of 1 test is 0.062 after Holm; '
+  'use 6 subsets'
+)
+
+
+def test_few_subsets_cannot_support_anything_however_many_seeds(study):
+  assert FEW in findings.analyse(study.results, 499).notes
+  c = grid.default()
+  c.variants, c.seeds, c.subsets = ('none', 'csba'), 40, 5
+  c.base.data.source, c.base.data.name = 'tfds', 'cifar10'
+  c.base.model.name = 'multibranch'
+  c.pairs = (('csba', 'none'),)
+  assert planned.too_few_seeds(c, grid.runs(c)) == [FEW]
+  c.subsets = 6
+  assert planned.too_few_seeds(c, grid.runs(c)) == []
