@@ -1,0 +1,182 @@
+"""The numbers of the studies in the README, from the recorded runs by NumPy and SciPy alone."""
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+
+ROOT = Path(__file__).parents[1]
+README = ' '.join((ROOT / 'README.md').read_text(encoding='utf-8').split())
+DIGITS, FOLDS = 3 / 7, 1 / 4  # n_test / n_rest: a test part of 30 %, and one of five folds
+
+
+def runs_of(study, variant, method, **axes):
+  """{unit: record} of the finished runs of a variant, in the order of their units."""
+  asked = {'variant': variant, 'method': method, 'split': 'grouped'} | axes
+  lines = (ROOT / f'results/{study}/results.jsonl').read_text().splitlines()
+  records = [record for record in map(json.loads, lines) if record['status'] == 'done']
+  found = {
+    (at['repeat'], at['fold'], at['seed']): record
+    for record in records
+    if asked.items() <= (at := record['axes']).items()
+  }
+  return dict(sorted(found.items()))
+
+
+def f1_by_class(record):
+  """From the confusion matrix, rows are true classes; a class that nothing is called has 0."""
+  matrix = np.array(record['result']['confusion_matrix'], float)
+  return 2 * np.diag(matrix) / (matrix.sum(0) + matrix.sum(1))
+
+
+def macro_f1(record):
+  return f1_by_class(record).mean()
+
+
+def f1_of_the_rarest(record):
+  return f1_by_class(record)[record['result']['class_names'].index('Physical-Damage')]
+
+
+def interval(values, ratio):
+  """(mean, low, high) of the corrected resampled t (Nadeau and Bengio 2003), 95 %."""
+  n, mean = len(values), np.mean(values)
+  half = scipy.stats.t.ppf(0.975, n - 1) * math.sqrt((1 / n + ratio) * np.var(values, ddof=1))
+  return mean, mean - half, mean + half
+
+
+def level(runs, metric, ratio=FOLDS):
+  """'0.58 (0.51 to 0.66)' as numbers."""
+  return interval([metric(record) for record in runs.values()], ratio)
+
+
+def difference(study, pair, metric, ratio, **axes):
+  """(mean, low, high, mean of the treatment, mean of the control), paired by unit."""
+  treated, control = (runs_of(study, variant, **axes) for variant in pair)
+  assert treated.keys() == control.keys()
+  a, b = (np.array([metric(r) for r in side.values()]) for side in (treated, control))
+  return *interval(a - b, ratio), a.mean(), b.mean()
+
+
+def in_readme(*snippets):
+  for snippet in snippets:
+    assert snippet in README, f'the README should say: {snippet}'
+
+
+def test_photos_from_scratch_and_from_pretrained_weights():
+  scratch = runs_of('solar', 'none', 'cross_entropy', imbalance_factor=1.0)
+  naive = runs_of('solar', 'none', 'cross_entropy', imbalance_factor=1.0, split='naive')
+  frozen = runs_of('solar_pretrained', 'none', 'frozen')
+  assert (len(scratch), len(naive), len(frozen)) == (10, 5, 5)
+  mean, low, high = level(scratch, macro_f1)
+  in_readme(f'Macro-F1 is {mean:.2f} (95 % interval {low:.2f} to {high:.2f})')
+  mean, low, high = level(scratch, f1_of_the_rarest)
+  in_readme(f'F1 of the rarest class {mean:.2f} ({low:.2f} to {high:.2f})')
+  texts = [
+    '{:.2f} ({:.2f} to {:.2f})'.format(*level(frozen, metric))
+    for metric in (macro_f1, f1_of_the_rarest)
+  ]
+  in_readme(f'they are {texts[0]} and {texts[1]} in five runs')
+  in_readme('seems to reach {:.2f} ({:.2f} to {:.2f})'.format(*level(naive, macro_f1)))
+
+
+def test_csba_on_the_digits():
+  args = ('digits', ('csba', 'none'), macro_f1, DIGITS)
+  mean, low, high, treated, control = difference(*args, method='cross_entropy')
+  in_readme(
+    f'macro-F1 {mean:+.3f} (95 % interval {low:+.3f} to {high:+.3f}), {treated:.3f} against '
+    f'{control:.3f}'
+  )
+  mean, low, high, *_ = difference(*args, method='balanced_softmax')
+  in_readme(f'with a loss that corrects for class sizes {mean:+.3f} ({low:+.3f} to {high:+.3f})')
+  wide = runs_of('digits', 'none_wide', 'cross_entropy')
+  in_readme(f'As many parameters without attention: {level(wide, macro_f1)[0]:.3f}. Every interval')
+  mean, low, high, *_ = difference(
+    'digits_norms', ('csba', 'none'), macro_f1, DIGITS, method='cross_entropy'
+  )
+  in_readme(f'ten other seeds: macro-F1 {mean:+.3f} ({low:+.3f} to {high:+.3f})')
+
+
+def test_csba_on_the_panels():
+  axes = {'method': 'cross_entropy', 'imbalance_factor': 1.0}
+  mean, low, high, treated, control = difference(
+    'solar', ('csba', 'none'), f1_of_the_rarest, FOLDS, **axes
+  )
+  wide = level(runs_of('solar', 'none_wide', **axes), f1_of_the_rarest)[0]
+  in_readme(
+    f'F1 of the rarest class {mean:+.3f} ({low:+.3f} to {high:+.3f}) at 3:1, {treated:.3f} against '
+    f'{control:.3f}; as many parameters without attention: {wide:.3f}.'
+  )
+
+
+def negative_cosines(record):
+  """Of each class the mean over the others of max(0, -cos): tested net, training images.
+
+  Grams are estimates: a squared norm that is not above 0 has no cosines, which are left out, and
+  cosines beyond -1 or 1 are cut.
+  """
+  [entry] = [e for e in record['conflict'] if (e['at'], e['part']) == ('tested', 'train')]
+  packed, classes = entry['grams']['common'], len(entry['counts'])
+  gram = np.zeros((classes, classes))
+  gram[np.triu_indices(classes)] = packed
+  gram = gram + np.triu(gram, 1).T
+  norms = np.sqrt(np.where(np.diag(gram) > 0, np.diag(gram), np.nan))
+  negative = np.clip(-gram / np.outer(norms, norms), 0, 1)
+  np.fill_diagonal(negative, np.nan)
+  known = ~np.isnan(negative)
+  with np.errstate(invalid='ignore'):
+    return np.where(known, negative, 0).sum(1) / known.sum(1)
+
+
+def spearman(x, y):
+  """Along axis 1; NaN where either is constant."""
+  a, b = (scipy.stats.rankdata(z, axis=1) for z in (x, y))
+  a, b = (z - z.mean(1, keepdims=True) for z in (a, b))
+  with np.errstate(invalid='ignore'):
+    return (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
+
+
+def correlation(study, ratio, **axes):
+  """(r, low, high): Spearman within class over units, mean over classes, every bootstrap sample."""
+  treated, control = (runs_of(study, variant, **axes) for variant in ('csba', 'none'))
+  units = list(treated)
+  assert list(control) == units
+  less = np.array([negative_cosines(control[u]) - negative_cosines(treated[u]) for u in units])
+  gain = np.array([f1_by_class(treated[u]) - f1_by_class(control[u]) for u in units])
+  used = ~np.isnan(less).any(0) & (np.ptp(less, axis=0) > 0) & (np.ptp(gain, axis=0) > 0)
+  less, gain = less[:, used], gain[:, used]
+  value = spearman(less.T, gain.T).mean()
+  n = len(units)
+  samples = np.array(list(itertools.combinations_with_replacement(range(n), n)))
+  times = np.array([np.bincount(sample, minlength=n) for sample in samples])
+  chances = scipy.stats.multinomial.pmf(times, n, np.full(n, 1 / n))
+  by_class = np.stack(
+    [spearman(x[samples], y[samples]) for x, y in zip(less.T, gain.T, strict=True)]
+  )
+  known = ~np.isnan(by_class).all(0)
+  z = np.arctanh(np.clip(np.nanmean(by_class[:, known], axis=0), -0.999, 0.999))
+  chances = chances[known] / chances[known].sum()
+  spread = math.sqrt(chances @ (z - chances @ z) ** 2 * (1 + n * ratio))
+  half = scipy.stats.t.ppf(0.975, n - 1) * spread
+  return value, math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half)
+
+
+@pytest.mark.seconds
+def test_less_conflict_against_more_f1():
+  cross_entropy, corrected = (
+    '{:+.2f} ({:+.2f} to {:+.2f})'.format(*correlation('digits', DIGITS, method=method))
+    for method in ('cross_entropy', 'balanced_softmax')
+  )
+  mild, strong = (
+    '{:+.2f} ({:+.2f} to {:+.2f})'.format(
+      *correlation('solar', FOLDS, method='cross_entropy', imbalance_factor=factor)
+    )
+    for factor in (1.0, 20.0)
+  )
+  in_readme(
+    f'correlate by {cross_entropy} on digits with cross-entropy, by {corrected} with the other',
+    f'and by {mild} and {strong} on the panels (3:1 and 20:1)',
+  )
