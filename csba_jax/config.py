@@ -281,9 +281,18 @@ def check(config: ml_collections.ConfigDict) -> None:
   subsets, seed = found['data.disjoint_subsets'], found['data.seed']
   if subsets and seed >= subsets:
     raise UserError(
-      f'data.seed below data.disjoint_subsets = {subsets}, of which it is one',
+      f'data.seed below data.disjoint_subsets = {subsets}: it says which of them',
       f'{seed}',
-      'set --config.data.seed=0 or more subsets (in a study, set --config.subsets as well)',
+      'set --config.data.seed=0 or a larger --config.data.disjoint_subsets; in a study, set '
+      f'--config.subsets to at most {subsets}',
+    )
+  of_a_profile = (found['data.largest_class'], subsets)
+  if found['data.profile'] == 'natural' and any(of_a_profile):
+    raise UserError(
+      "data.largest_class and data.disjoint_subsets of 0 with data.profile='natural', which keeps "
+      'every image',
+      f'{of_a_profile[0]} and {subsets}',
+      'set --config.data.profile=exp, or both to 0',
     )
   side, cutout = found['data.image_size'], found['augment.cutout']
   if cutout > side:

@@ -23,7 +23,7 @@ FIELDS = {
   'data.profile': 'How class sizes fall; natural keeps every image of the source.',
   'data.imbalance_factor': 'Size of the largest class divided by that of the smallest.',
   'data.class_order': 'Which class is the head: the first one, or the most frequent one.',
-  'data.largest_class': 'Images of it to keep, before validation; 0: all.',
+  'data.largest_class': 'Images of the largest class to keep; other classes follow. 0: all.',
   'data.disjoint_subsets': 'Subsets that share no image; data.seed says which. 0: seeds overlap.',
   'data.val_fraction': 'Share for validation; 0: no selection, the last checkpoint is tested.',
   'data.test_fraction': 'Share for the test, of a source without a test part of its own.',

@@ -211,11 +211,26 @@ def test_a_seed_that_is_none_of_the_disjoint_subsets(subsets, seed):
   with pytest.raises(UserError) as error:
     config_lib.check(bad)
   assert str(error.value) == (
-    f'expected data.seed below data.disjoint_subsets = {subsets}, of which it is one; found '
-    f'{seed}; to fix it: set --config.data.seed=0 or more subsets (in a study, set '
-    '--config.subsets as well)'
+    f'expected data.seed below data.disjoint_subsets = {subsets}: it says which of them; found '
+    f'{seed}; to fix it: set --config.data.seed=0 or a larger --config.data.disjoint_subsets; in a '
+    f'study, set --config.subsets to at most {subsets}'
   )
   bad.data.seed = subsets - 1
+  config_lib.check(bad)
+
+
+@pytest.mark.parametrize(('largest', 'subsets'), [(5, 0), (0, 2), (5, 2)])
+def test_natural_is_neither_cut_nor_shared_out(largest, subsets):
+  bad = config_lib.default()
+  bad.data.update(profile='natural', largest_class=largest, disjoint_subsets=subsets)
+  with pytest.raises(UserError) as error:
+    config_lib.check(bad)
+  assert str(error.value) == (
+    "expected data.largest_class and data.disjoint_subsets of 0 with data.profile='natural', which "
+    f'keeps every image; found {largest} and {subsets}; to fix it: set --config.data.profile=exp, '
+    'or both to 0'
+  )
+  bad.data.profile = 'exp'
   config_lib.check(bad)
 
 

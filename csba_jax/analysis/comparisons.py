@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from csba_jax.analysis import stats, wording
+from csba_jax.analysis import stats, subsets, wording
 from csba_jax.analysis.stats import Estimate
 from csba_jax.analysis.types import REFUTED, SUPPORTED, UNDECIDED, Comparison, Score
 from csba_jax.study import protocol
@@ -84,31 +84,39 @@ class Study:
   @property
   def units(self) -> str:
     """What an interval counts, for a sentence: 'folds', 'seeds', or 'subsets' of several seeds."""
-    return 'folds' if self.folds else 'subsets' if self.subsets else 'seeds'
+    return 'folds' if self.folds else 'subsets' if self.subset_of else 'seeds'
+
+  @functools.cached_property
+  def subset_of(self) -> Mapping[Unit, int]:
+    """The subset of the training images of each unit, where some units share one; else {}.
+
+    Also {} where all units have the same one: then an interval speaks of it alone (`one_subset`).
+    """
+    found = subsets.of_units(self.results.done)
+    return found if subsets.are_shared(found) and not self.folds else {}
 
   @property
-  def subsets(self) -> int:
-    """How many subsets the seeds take in turn, if several seeds share one; else 0."""
-    number = self.config.get('subsets', 0)
-    return number if not self.folds and number < self.config.get('seeds', 0) else 0
+  def one_subset(self) -> bool:
+    """Whether several seeds have one subset of the training images, all the same."""
+    found = subsets.of_units(self.results.done)
+    return not self.folds and len(set(found.values())) == 1 < len(found)
 
   def by_subset(self, values: np.ndarray, units: Sequence[Unit]) -> np.ndarray:
-    """Means over the units that were trained on one subset; values [n, ...] as they are otherwise.
+    """What intervals and tests take: `subsets.means` where units share a subset, else the values.
 
-    Runs on the same images are not independent. So intervals and tests take one value a subset, the
-    mean of the units that have one; NaN where none has. [n, ...] -> [number of subsets, ...]
+    Runs on the same images are not independent.   [n, ...] -> [number of subsets, ...] or the same
     """
-    if not self.subsets:
-      return values
-    subset = np.array([unit[-1] % self.subsets for unit in units])
-    groups = [values[subset == number] for number in dict.fromkeys(subset.tolist())]
-    there = [~np.isnan(group) for group in groups]
-    return np.array(
-      [
-        np.where(known.any(0), np.where(known, group, 0).sum(0) / np.maximum(known.sum(0), 1), NAN)
-        for group, known in zip(groups, there, strict=True)
-      ]
-    )
+    return subsets.means(values, units, self.subset_of) if self.subset_of else values
+
+  def paired(
+    self, treated: np.ndarray, control: np.ndarray, units: Sequence[Unit]
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Both `by_subset`, without the units of which either misses a value.   [n, ...] each"""
+    if not self.subset_of:
+      return treated, control
+    lost = np.isnan(treated) | np.isnan(control)
+    first, second = (self.by_subset(np.where(lost, NAN, v), units) for v in (treated, control))
+    return first, second
 
   @functools.cached_property
   def redrawn(self) -> bool:
@@ -176,47 +184,36 @@ class Study:
       pair for pair in candidates if set(pair) <= set(self.variants) and there.intersection(pair)
     ]
 
-  def estimate(
-    self, differences: np.ndarray, units: Sequence[Unit], largest: float = 1.0
-  ) -> Estimate:
-    """Interval and test of the mean of differences [n] of n units, by the study's protocol.
+  def estimate(self, differences: np.ndarray, largest: float = 1.0) -> Estimate:
+    """Interval and test of the mean of differences [n], by the study's protocol.
 
     Args:
+      differences: of units that are independent, as `paired` makes them.
       largest: that a difference can be, up or down; 1 for metrics in [0, 1].
     """
-    return self._estimate(differences, units).cut(-largest, largest)
+    return self._estimate(differences).cut(-largest, largest)
 
-  def non_inferiority(
-    self, differences: np.ndarray, units: Sequence[Unit], margin: float
-  ) -> Estimate:
+  def non_inferiority(self, differences: np.ndarray, margin: float) -> Estimate:
     """The same for an interval of 90 % that is judged by a margin."""
     found = stats.non_inferiority(
-      self.by_subset(differences, units),
-      margin,
-      self.test_to_rest,
-      resamples=self.resamples,
-      units=self.units,
+      differences, margin, self.test_to_rest, resamples=self.resamples, units=self.units
     )
     return found.cut(-1, 1)
 
-  def uncorrected(
-    self, differences: np.ndarray, units: Sequence[Unit], level: float = 0.95
-  ) -> Estimate | None:
+  def uncorrected(self, differences: np.ndarray, level: float = 0.95) -> Estimate | None:
     """Of seeds that redraw one set: as if their images were independent."""
     if not self.redrawn:
       return None
-    values = self.by_subset(differences, units)
-    found = stats.paired_difference(values, level, resamples=self.resamples, units=self.units)
+    found = stats.paired_difference(differences, level, resamples=self.resamples, units=self.units)
     return found.cut(-1, 1)
 
-  def mean(self, values: np.ndarray, units: Sequence[Unit]) -> Estimate:
+  def mean(self, values: np.ndarray) -> Estimate:
     """Interval of the mean of one variant's metric [n]; a test against 0 would say nothing."""
-    found = self._estimate(values, units).cut(0, 1)
+    found = self._estimate(values).cut(0, 1)
     method = found.method.replace('identical differences', 'identical values')
     return dataclasses.replace(found, p=NAN, method=method)
 
-  def _estimate(self, values: np.ndarray, units: Sequence[Unit]) -> Estimate:
-    values = self.by_subset(values, units)
+  def _estimate(self, values: np.ndarray) -> Estimate:
     if self.test_to_rest is not None:
       return stats.corrected_resampled_t(values, self.test_to_rest, units=self.units)
     return stats.paired_difference(values, resamples=self.resamples, units=self.units)
@@ -239,10 +236,12 @@ def scores(study: Study) -> tuple[Score, ...]:
           variant=variant,
           parameters=int(runs[0]['result']['parameters']),
           metrics={
-            name: study.mean(np.array([results_lib.outcome(run, name) for run in runs]), units)
+            name: study.mean(
+              study.by_subset(np.array([results_lib.outcome(run, name) for run in runs]), units)
+            )
             for name in names
           },
-          per_class_f1=tuple(study.mean(values, units) for values in by_class.T),
+          per_class_f1=tuple(study.mean(values) for values in study.by_subset(by_class, units).T),
           confusion=np.sum([run['result']['confusion_matrix'] for run in runs], axis=0),
         )
       )
@@ -278,10 +277,11 @@ def compare_runs(
   treated, control = (
     np.array([results_lib.outcome(runs[unit], measure) for unit in units]) for runs in sides
   )
+  treated, control = study.paired(treated, control, units)
   if margin is None:
-    difference = study.estimate(treated - control, units)
+    difference = study.estimate(treated - control)
   else:
-    difference = study.non_inferiority(treated - control, units, margin)
+    difference = study.non_inferiority(treated - control, margin)
   return Comparison(
     *names,
     cell=cell,
@@ -290,7 +290,7 @@ def compare_runs(
     control_mean=mean_of(control, treated),
     difference=difference,
     missing=missing,
-    uncorrected=study.uncorrected(treated - control, units, difference.level),
+    uncorrected=study.uncorrected(treated - control, difference.level),
   )
 
 

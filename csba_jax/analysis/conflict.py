@@ -109,13 +109,14 @@ def compare_runs(
     ]
     if lacking:
       missing += (f"{name} without the snapshot '{at}' ({part}) of {', '.join(lacking)}",)
+  treated, control = study.paired(treated, control, units)
   return Comparison(
     *names,
     cell={**cell, 'at': at, 'part': part, 'scope': scope},
     outcome=measure,
     treatment_mean=mean_of(treated, control),
     control_mean=mean_of(control, treated),
-    difference=study.estimate(treated - control, units, 2 if measure == 'mean_cosine' else 1),
+    difference=study.estimate(treated - control, 2 if measure == 'mean_cosine' else 1),
     missing=missing,
     losses=_losses(sides, at),
   )
@@ -191,7 +192,7 @@ def _links(study: Study, cell: Cell, pair: tuple[str, str], at: str, judged: boo
     reduction, gain = (-level[0], f1[0]) if alone else (level[1] - level[0], f1[0] - f1[1])
     if np.isnan(reduction).all():
       continue
-    reduction, gain = (study.by_subset(values, units) for values in (reduction, gain))
+    reduction, gain = study.paired(reduction, gain, units)
     ratio, often = study.test_to_rest, study.resamples
     ratios = (ratio,) if ratio is None else (ratio, None)
     within, *others = stats.associations(reduction, gain, ratios, resamples=often)
@@ -354,7 +355,8 @@ def similarity_differences(study: Study) -> tuple[Comparison, ...]:
       sides = [[_cka_at_end(study.results.runs(cell, v)[unit]) for unit in units] for v in pair]
       for block in dict.fromkeys(block for side in sides for cka in side for block in cka):
         treated, control = (np.array([cka.get(block, NAN) for cka in side]) for side in sides)
-        difference = study.estimate(treated - control, units, 2.0)
+        treated, control = study.paired(treated, control, units)
+        difference = study.estimate(treated - control, 2.0)
         if difference.n:
           means = (mean_of(treated, control), mean_of(control, treated))
           place = {**dict(cell), 'at': END, 'part': 'train'}

@@ -229,10 +229,15 @@ def _notes(
   of_methods = [c for c in others if c.seconds is not None and c.verdict]
   notes = list(results.notes)
   notes += [f'run {r["run"]} failed: {r.get("error") or "no message"}' for r in results.failed]
-  if study.subsets:
+  if number := len({*study.subset_of.values()}):
     notes.append(
-      f'the seeds take {study.subsets} subsets of the training images in turn: intervals and tests '
-      'count subsets, each by the mean of its runs'
+      f'the seeds share {number} subsets of the training images: intervals and tests count '
+      'subsets, each by the mean of its runs'
+    )
+  elif study.one_subset:
+    notes.append(
+      'all seeds have one subset of the training images: intervals and tests speak of other '
+      'initial weights and batches, not of other images'
     )
   notes += _unrun(study)
   notes += _uncompared(study)
@@ -242,8 +247,9 @@ def _notes(
   for c in (*primary, *of_methods):
     if c.difference.n < 2:
       pair = _pair(study, c)
-      pairs = wording.pairs(c.difference.n, 'runs')
-      notes.append(f'{pair}: {pairs}; with fewer than two seeds there is no interval')
+      pairs = wording.pairs(c.difference.n, 'subsets' if study.subset_of else 'runs')
+      units = study.units if study.subset_of else 'seeds'
+      notes.append(f'{pair}: {pairs}; with fewer than two {units} there is no interval')
   notes += _power(study, [c for c in primary if (c.treatment, c.control) in study.family])
   notes += _power(study, of_methods)
   notes += _capacity(study)

@@ -66,7 +66,8 @@ def size_guides(measured: Measured) -> tuple[SizeGuide, ...]:
           conflict = np.array([[measured.value(r, *what) for r in row] for row in sides])
           if np.isnan(conflict).all():
             continue
-          estimate = stats.across_classes(conflict, outcome, resamples=study.resamples)
+          own, scores = study.paired(conflict, outcome, units)
+          estimate = stats.across_classes(own, scores, resamples=study.resamples)
           words = estimate.method.replace('classes', 'sizes')
           found.append(
             SizeGuide(
@@ -74,8 +75,8 @@ def size_guides(measured: Measured) -> tuple[SizeGuide, ...]:
               cells=tuple(dict(cell) for cell in group),
               at=at,
               measure=measure,
-              conflict=conflict.mean(0),
-              outcome=outcome.mean(0),
+              conflict=own.mean(0),
+              outcome=scores.mean(0),
               correlation=dataclasses.replace(estimate, method=words),
             )
           )

@@ -1,8 +1,8 @@
 """Estimates with an interval and a p-value: differences over seeds, associations, their audit.
 
 Everywhere: `level` is the nominal coverage, in (0, 1). p-values are two-sided, twice the smaller
-tail; statistics equal up to rounding are ties, and count in both. NaN is a missing value; it is
-left out and `method` says so. Infinite numbers, wrong shapes and bad options raise UserError.
+tail; statistics equal up to rounding are ties, and count in both tails. NaN is a missing value;
+it is left out, as `method` says. Infinite numbers, wrong shapes, bad options raise UserError.
 
 Nothing is left to chance where all cases can be had, see `csba_jax.analysis.resampling`: the
 bootstrap samples of up to 10 units, the sign flips of up to 16, the orders of up to 10 units of a
@@ -153,7 +153,7 @@ def non_inferiority(
   test_to_rest: float | None = None,
   seed: int = 0,
   resamples: int = 9999,
-  units: str = 'seeds',
+  units: str | None = None,
 ) -> Estimate:
   """Two-sided 90 % interval of treatment - control, whose lower end is a one-sided 95 % bound.
 
@@ -165,13 +165,13 @@ def non_inferiority(
     differences: [n] treatment - control, where more is better.
     margin: largest loss that would not matter, > 0, in the unit of the differences.
     test_to_rest: None for `paired_difference` over seeds, a ratio for `corrected_resampled_t`.
-    units: as of `paired_difference`.
+    units: what the differences are of, for `method`; None: seeds, or folds with a ratio.
   """
   _check_margin(margin)
   if test_to_rest is None:
-    estimate = paired_difference(differences, 0.9, seed, resamples, units)
+    estimate = paired_difference(differences, 0.9, seed, resamples, units or 'seeds')
   else:
-    estimate = corrected_resampled_t(differences, test_to_rest, 0.9, units)
+    estimate = corrected_resampled_t(differences, test_to_rest, 0.9, units or 'folds')
   return dataclasses.replace(estimate, method=f'{estimate.method}, margin {margin:g}')
 
 

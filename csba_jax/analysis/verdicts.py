@@ -220,7 +220,7 @@ def _at_loss(study: Study, cell: str, comparison: Comparison) -> str:
 
 
 def _links(study: Study, links: Sequence[Link], pair: tuple[str, str]) -> Judged:
-  judged = []
+  judged, runs = [], 'subsets' if study.subset_of else 'runs'
   for at in study.main_cells:
     cell = study.condition(dict(at))
     lines = []
@@ -232,7 +232,7 @@ def _links(study: Study, links: Sequence[Link], pair: tuple[str, str]) -> Judged
       words = (
         f'{" against ".join(pair)}, {cell}, {link.measure}: rank correlation over runs of its '
         f'reduction with the gain in F1, mean over classes, {within} '
-        f'({_interval_and_p(link.within)}, {wording.pairs(link.within.n, "runs")}); '
+        f'({_interval_and_p(link.within)}, {wording.pairs(link.within.n, runs)}); '
         f'over classes {across} (p {wording.probability(link.across.p)}, '
         f'{link.across.n} classes)'
       )
@@ -284,7 +284,7 @@ def _sentence(
   numbers = [wording.within(c.difference, c.limits), extra, units]
   if c.uncorrected is not None and c.uncorrected.known:
     beside = wording.within(c.uncorrected, c.limits)
-    ending += f' (as if seeds shared no images: {beside})'
+    ending += f' (as if {study.units} shared no images: {beside})'
   means = f'{wording.number(c.treatment_mean)} against {wording.number(c.control_mean)}'
   return (
     f'{c.treatment} against {c.control}, {cell}: {_outcome_words(c)} {means}, '

@@ -83,7 +83,9 @@ def within(estimate: Estimate, limits: Sequence[float] = ()) -> str:
 
 
 def pairs(n: int, of: str) -> str:
-  """'8 pairs of seeds', '1 pair of seeds'"""
+  """'8 pairs of seeds', '1 pair of seeds', '8 subsets' of one or several pairs each"""
+  if of == 'subsets':
+    return f'{n} subset{"s" * (n != 1)}'
   return f'{n} pair{"s" * (n != 1)} of {of}'
 
 

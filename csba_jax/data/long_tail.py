@@ -42,9 +42,9 @@ def long_tail_subset(
     Sorted int64 indices.
 
   Raises:
-    UserError: an unknown profile or order; an imbalance factor for which a class has too few
-      images; a largest class or S with 'natural'; fewer images of a class than n_max, or than S;
-      a seed that is not below S.
+    UserError: an unknown profile or order; an imbalance factor that leaves a class without images;
+      a largest class or S with 'natural'; fewer images of the first class than n_max; fewer images
+      of any class than S; a seed that is not below S.
   """
   labels = np.asarray(labels)
   if profile == 'natural':
@@ -58,13 +58,20 @@ def long_tail_subset(
     )
   pools = _pools(labels, num_classes, seed, disjoint_subsets)
   available = np.array([len(pool) for pool in pools])
+  if disjoint_subsets and not available.all():
+    c = int(np.argmin(available))
+    raise UserError(
+      f'an image of every class for each of {disjoint_subsets} disjoint subsets',
+      f'{int((labels == c).sum())} images of class {c}, counted from 0',
+      'set a smaller data.disjoint_subsets',
+    )
   order = _class_order(class_counts(labels, num_classes), class_order)
   most = int(available[order[0]])
-  if not 1 <= (largest_class or most) <= most:
+  if largest_class > most:
     raise UserError(
       f'data.largest_class of at most {most}: images of the first class'
       + (f', for each of {disjoint_subsets} disjoint subsets' if disjoint_subsets else ''),
-      f'{largest_class or most}',
+      f'{largest_class}',
       'set a smaller data.largest_class'
       + (', or fewer data.disjoint_subsets' if disjoint_subsets else ''),
     )

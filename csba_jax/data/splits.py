@@ -173,7 +173,7 @@ def make_splits(
   if not len(test):
     raise _no_test(test_fraction)
   _check_every_class(labels[rest], class_names, 'in the training set')
-  if disjoint_subsets and test_labels is None and part_of is None:
+  if disjoint_subsets and test_labels is None and 'test' not in (part_of or ()):
     raise UserError(
       'a test part of its own with data.disjoint_subsets: one that is drawn has images of other '
       'subsets',

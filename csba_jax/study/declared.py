@@ -85,16 +85,22 @@ def check_method_pairs(study: ml_collections.ConfigDict) -> None:
 
 
 def check_naive(study: ml_collections.ConfigDict) -> None:
-  """Raises UserError for naive_variants or naive_methods that nothing reads, or are not run."""
+  """Raises UserError for naive folds of a tuning, or of what is not run."""
+  if study.naive_repeats and not study.test:
+    raise UserError(
+      'naive folds in a study with a test part: they show what a leak into it is worth',
+      f'naive_repeats={study.naive_repeats}, test=False',
+      'set --config.naive_repeats=0 or --config.test=True',
+    )
   for axis, named, there in (
     ('variants', study.naive_variants, study.variants),
     ('methods', study.naive_methods, study.methods),
   ):
     field = f'naive_{axis}'
-    if named and not (study.naive_repeats and study.test):
+    if named and not study.naive_repeats:
       raise UserError(
-        f'{field} with naive_repeats of 1 or more, in a study with a test part',
-        f'{field}={tuple(named)}, naive_repeats={study.naive_repeats}, test={study.test}',
+        f'{field} only with naive_repeats of 1 or more',
+        f'{field}={tuple(named)}, naive_repeats={study.naive_repeats}',
         f'remove {field}, or set --config.naive_repeats=1',
       )
     if lacking := [name for name in named if name not in there]:

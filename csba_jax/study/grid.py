@@ -89,13 +89,13 @@ FIELDS = {
   'widths': 'Values of base.model.width; (): that of the base.',
   'depths': 'Values of base.model.depth; (): that of the base.',
   'learning_rates': 'Values of base.train.learning_rate; (): that of the base, or as tuned.',
-  'seeds': 'Seeds of initial weights and batches; each also draws a long-tail subset of its own.',
+  'seeds': 'Seeds of initial weights and batches; without `subsets` each draws its own subset.',
   'first_seed': 'The first seed.',
   'subsets': 'Draw only so many subsets, which the seeds take in turn; 0: one for each seed.',
   'repeats': 'Of the cross-validation, where base.data.folds > 0: in place of seeds.',
   'naive_repeats': 'Of it with duplicates on both sides, to show what that is worth.',
-  'naive_variants': 'Variants that these are run with; (): all.',
-  'naive_methods': 'Methods that these are run with; (): all.',
+  'naive_variants': 'Variants that naive folds are run with; (): all.',
+  'naive_methods': 'Methods that naive folds are run with; (): all.',
   'tuned_by': 'Folder of the study whose validation scores choose the learning rates.',
   'test': 'False: the runs only tune, and no number of their test part is kept.',
   'outcome': 'Primary outcome.',
@@ -180,7 +180,7 @@ def check(study: ml_collections.ConfigDict) -> None:
     if not _holds(test, study[field]):
       raise UserError(f'{field}: {wanted}', shown(study[field]), f'set --config.{field}=...')
   for field in _LISTS:
-    if len(set(study[field])) < len(study[field]):
+    if any(value in study[field][:i] for i, value in enumerate(study[field])):
       raise UserError(f'{field} without repetitions', repr(study[field]), 'name each once')
   config_lib.check(study.base)
   _check_unread(study)
@@ -369,7 +369,7 @@ def _config(
   declared.apply(config, declared.methods(study)[at['method']])
   factor = float(at['imbalance_factor'])
   config.data.imbalance_factor = factor
-  if factor == 1:
+  if factor == 1 and not (config.data.largest_class or config.data.disjoint_subsets):
     config.data.profile = 'natural'
   elif config.data.profile == 'natural':
     config.data.profile = 'exp'

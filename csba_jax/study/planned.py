@@ -33,7 +33,7 @@ def too_few_seeds(study: ml_collections.ConfigDict, runs: Sequence[grid.Run]) ->
   cells = {results.cell({'axes': run.axes}) for run in runs}
   pairs = [pair for pair in protocol.family(study) if set(pair) <= set(study.variants)]
   tests = len(cells) * len(pairs)
-  shared = 0 < study.subsets < study.seeds
+  shared = 1 < study.subsets < study.seeds
   units = (study.subsets, 'subset') if shared else (study.seeds, 'seed')
   words = protocol.too_few_seeds(tests, *units) if tests else ''
   return [words] if words else []

@@ -52,8 +52,11 @@ def seeds_needed(tests: int) -> int:
 
 
 def redraws(data: Mapping[str, Any]) -> bool:
-  """Whether seeds draw test and training images from one set; not of sources with a test set."""
-  own = data.get('source') == 'tfds' and data.get('test_split')
+  """Whether seeds draw test and training images from one set; not of sources with a test set.
+
+  Disjoint subsets need one.
+  """
+  own = data.get('disjoint_subsets') or (data.get('source') == 'tfds' and data.get('test_split'))
   return bool(data.get('test_fraction')) and not own
 
 

@@ -30,6 +30,8 @@ def scores(found: Results) -> dict[str, dict[float, list[float]]]:
     )
   by_key: dict[str, dict[float, list[float]]] = {}
   for record in found.done:
+    if record['axes']['split'] == 'naive':
+      continue  # copies on both sides flatter a score
     rate = record['axes'].get('learning_rate')
     score = record['result'].get('validation_macro_f1')
     if rate is None or score is None:
@@ -165,8 +167,6 @@ def _seeds_of(tuned: Results) -> set[tuple[str, int]]:
 
 
 def _planned(config: Mapping[str, Any]) -> int:
-  """How many units a study has of each cell and variant."""
+  """How many units a study has of each cell and variant, naive folds aside."""
   folds = config['base']['data'].get('folds', 0)
-  if folds:
-    return folds * (config.get('repeats', 1) + config.get('naive_repeats', 0))
-  return config['seeds']
+  return folds * config.get('repeats', 1) if folds else config['seeds']

@@ -154,9 +154,18 @@ def test_a_seed_that_is_none_of_the_subsets(seed):
   )
 
 
-@pytest.mark.parametrize(
-  ('subsets', 'largest', 'most', 'found'), [(4, 8, 7, 8), (31, 0, 0, 0), (31, 2, 0, 2)]
-)
+def test_a_class_with_fewer_images_than_subsets():
+  labels = np.repeat([0, 1, 2], [100, 40, 4])
+  assert len(long_tail_subset(labels, 3, 5, 'exp', 'index', 3, 0, 4)) > 0
+  with pytest.raises(UserError) as error:
+    long_tail_subset(labels, 3, 5, 'exp', 'index', 0, 0, 5)
+  assert str(error.value) == (
+    'expected an image of every class for each of 5 disjoint subsets; found 4 images of class 2, '
+    'counted from 0; to fix it: set a smaller data.disjoint_subsets'
+  )
+
+
+@pytest.mark.parametrize(('subsets', 'largest', 'most', 'found'), [(4, 8, 7, 8), (15, 3, 2, 3)])
 def test_more_subsets_than_there_are_images_for(subsets, largest, most, found):
   with pytest.raises(UserError) as error:
     long_tail_subset(np.repeat([0, 1], 30), 2, 2, 'exp', 'index', 0, largest, subsets)

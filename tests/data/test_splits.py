@@ -373,10 +373,10 @@ def test_disjoint_subsets_share_no_image_with_each_other_and_the_test_part_is_th
     assert split.test.tolist() == [*range(20)]
 
 
-@pytest.mark.parametrize('folds', [0, 2])
-def test_disjoint_subsets_beside_a_test_part_that_is_drawn(folds):
+@pytest.mark.parametrize('fields', [{}, {'folds': 2}, {'part_of': ['train'] * 170 + ['val'] * 30}])
+def test_disjoint_subsets_beside_a_test_part_that_is_drawn(fields):
   with pytest.raises(UserError) as error:
-    make(random_labels(0), profile='exp', disjoint_subsets=2, folds=folds)
+    make(random_labels(0), profile='exp', disjoint_subsets=2, **fields)
   assert str(error.value) == (
     'expected a test part of its own with data.disjoint_subsets: one that is drawn has images of '
     'other subsets; found data.test_fraction or data.folds; to fix it: set '

@@ -452,15 +452,17 @@ def test_naive_folds_of_some_variants_and_methods():
   [
     (
       {'naive_AXIS': ('A',)},
-      'naive_AXIS with naive_repeats of 1 or more, in a study with a test part; found '
-      "naive_AXIS=('A',), naive_repeats=0, test=True; to fix it: remove naive_AXIS, or "
-      'set --config.naive_repeats=1',
+      "naive_AXIS only with naive_repeats of 1 or more; found naive_AXIS=('A',), naive_repeats=0; "
+      'to fix it: remove naive_AXIS, or set --config.naive_repeats=1',
     ),
     (
-      {'naive_AXIS': ('A',), 'naive_repeats': 1, 'test': False},
-      'naive_AXIS with naive_repeats of 1 or more, in a study with a test part; found '
-      "naive_AXIS=('A',), naive_repeats=1, test=False; to fix it: remove naive_AXIS, or "
-      'set --config.naive_repeats=1',
+      {'naive_repeats': 1, 'test': False},
+      'naive folds in a study with a test part: they show what a leak into it is worth; found '
+      'naive_repeats=1, test=False; to fix it: set --config.naive_repeats=0 or --config.test=True',
+    ),
+    (
+      {'naive_AXIS': (['A'],), 'naive_repeats': 1},
+      "naive_AXIS: some of the AXIS (A, B); found ['A']; to fix it: add it to AXIS, or remove it",
     ),
     (
       {'naive_AXIS': ('C',), 'naive_repeats': 1},
@@ -480,7 +482,9 @@ def test_what_the_naive_folds_cannot_be_limited_to(axis, fields, message):
   names = {'A': a, 'B': b, 'C': c}
 
   def filled(value):
-    return tuple(names[name] for name in value) if isinstance(value, tuple) else value
+    if isinstance(value, tuple | list):
+      return type(value)(map(filled, value))
+    return names.get(value, value)
 
   with pytest.raises(UserError) as error:
     grid.check(
@@ -491,6 +495,26 @@ def test_what_the_naive_folds_cannot_be_limited_to(axis, fields, message):
     )
   words = re.sub(r'\b[ABC]\b', lambda found: names[found[0]], message.replace('AXIS', axis))
   assert str(error.value) == f'expected {words}'
+
+
+def test_a_balanced_cell_of_subsets_keeps_its_profile():
+  fields = {'imbalance_factors': (1.0, 5.0), 'base__data__source': 'tfds'}
+  for cut in ({'base__data__largest_class': 50}, {'base__data__disjoint_subsets': 4}, {}):
+    runs = grid.runs(with_fields(**fields, **cut, base__data__name='cifar10', seeds=2, subsets=2))
+    profiles = {run.axes['imbalance_factor']: run.config.data.profile for run in runs}
+    assert profiles == {1.0: 'exp' if cut else 'natural', 5.0: 'exp'}
+
+
+@pytest.mark.parametrize(
+  ('name', 'subsets'),
+  [('study_cifar10_small', [*range(10)]), ('study_cifar10_small_tuning', [10, 11, 12])],
+)
+def test_the_small_study_and_its_tuning_share_no_subset(name, subsets):
+  study = load(ROOT / f'configs/{name}.py').get_config()
+  study.tuned_by = ''
+  runs = grid.runs(study)
+  assert {run.config.data.disjoint_subsets for run in runs} == {13}
+  assert sorted({run.config.data.seed for run in runs}) == subsets
 
 
 def test_folds_and_seeds_are_the_same_for_every_variant():

@@ -1,5 +1,6 @@
 """Learning rates from a study that only tunes: the best mean, and no half-done study."""
 
+import json
 import runpy
 import types
 from pathlib import Path
@@ -91,6 +92,17 @@ def test_rates_at_an_end_of_the_grid_are_named(tmp_path):
 def test_one_rate_alone_has_no_ends(tmp_path, by_rate, found):
   write(tmp_path, *simulated.tuning({'none': by_rate}))
   assert len(tuning.at_ends(asked(tmp_path))) == found
+
+
+def test_naive_folds_have_no_part_in_the_choice(tmp_path):
+  about, records = simulated.tuning(SCORES)
+  naive = [json.loads(json.dumps(record)) for record in records]
+  for record in naive:
+    record['axes']['split'] = 'naive'
+    record['run'] += '-naive'
+    record['result']['validation_macro_f1'] = 1 - record['result']['validation_macro_f1']
+  write(tmp_path, about, [*records, *naive])
+  assert tuning.chosen_rates(asked(tmp_path)) == WANTED
 
 
 def test_rates_of_another_base_are_refused(tmp_path):

@@ -76,11 +76,17 @@ def describe(
 def _overlap(
   workdirs: Sequence[str], results: Mapping[str, Mapping[str, Any]]
 ) -> seeds.Overlap | None:
-  """How runs of a net share images; None with one drawing for all, or a separate test set."""
+  """How runs of a net share images; None with one drawing for all, or another one for each.
+
+  Several drawings with a separate test set share images only where they are the same.
+  """
   data = read_config(workdirs[0])['data']
   splits = tuple(results[path]['splits_sha256'] for path in workdirs)
-  if len(set(splits)) == 1 or not (data['folds'] or protocol.redraws(data)):
+  if len(set(splits)) == 1:
     return None
+  if not (data['folds'] or protocol.redraws(data)):
+    different = len(set(splits)) == len(splits)
+    return None if different else seeds.Overlap(None, 'subsets', splits)
   units = 'folds' if data['folds'] else 'seeds'
   return seeds.Overlap(protocol.test_to_rest(data), units, splits)
 

@@ -16,15 +16,16 @@ RESAMPLES = 500
 
 @dataclasses.dataclass(frozen=True)
 class Overlap:
-  """How runs share images: their parts are drawn from one set.
+  """How runs share images.
 
   Attributes:
-    test_to_rest: see `csba_jax.study.protocol.test_to_rest`.
-    units: what tells one drawing from another: 'seeds' or 'folds'.
+    test_to_rest: see `csba_jax.study.protocol.test_to_rest`, where the parts of all runs are drawn
+      from one set; None where only runs with the same splits share images.
+    units: what tells one drawing from another: 'seeds', 'folds' or 'subsets'.
     splits: digest of the splits of each run.
   """
 
-  test_to_rest: float
+  test_to_rest: float | None
   units: str
   splits: tuple[str, ...]
 
@@ -43,7 +44,7 @@ def describe(
     treated: of one kind of net.
     control: of the other, the same seeds in the same order.
     names: what to call the two.
-    overlap: of runs whose parts are drawn from one set of images; None where they are not.
+    overlap: of runs that share images; None where they do not.
   """
   if not 0 < len(treated) == len(control):
     raise UserError(
@@ -74,13 +75,14 @@ def _one(
 
 
 def _several(differences: np.ndarray, names: tuple[str, str], overlap: Overlap | None) -> list[str]:
-  units = 'seeds' if overlap is None else overlap.units
+  units = 'seeds'
+  if overlap is not None:
+    differences, units = overlap.means(differences), overlap.units
   n = len(differences)
-  if overlap is None:
-    found = stats.paired_difference(differences)
-    test = f'With {n} seeds a sign-flip test gives p = {2 ** (1 - n):.2g} at best; here '
+  if overlap is None or overlap.test_to_rest is None:
+    found = stats.paired_difference(differences, units=units)
+    test = f'With {n} {units} a sign-flip test gives p = {2 ** (1 - n):.2g} at best; here '
   else:
-    differences = overlap.means(differences)
     found = stats.corrected_resampled_t(differences, overlap.test_to_rest, units=units)
     test = (
       f'All {units} draw their images from one set, and the interval allows for that (Nadeau and '

@@ -111,6 +111,8 @@ def test_what_does_not_go_together(runs):
     ({'source': 'digits', 'test_fraction': 0.3}, 'aaa', None),  # the same test images each time
     ({'source': 'image_folder', 'folds': 5, 'test_fraction': 0.0}, 'abc', (0.25, 'folds')),
     ({'source': 'tfds', 'test_split': 'test', 'test_fraction': 0.0}, 'abc', None),
+    ({'source': 'tfds', 'test_split': 'test', 'test_fraction': 0.0}, 'aaa', None),
+    ({'source': 'tfds', 'test_split': 'test'}, 'aabb', (None, 'subsets')),
   ],
 )
 def test_seeds_that_share_images(tmp_path, monkeypatch, fields, splits, shared):
@@ -131,7 +133,9 @@ def test_seeds_that_share_images(tmp_path, monkeypatch, fields, splits, shared):
   monkeypatch.setattr(by_net.seeds, 'describe', lambda *args: given.append(args[3]) or '')
   by_net.of_workdirs(paths)
   if shared:
-    shared = by_net.seeds.Overlap(pytest.approx(shared[0]), shared[1], tuple(splits))
+    ratio, units = shared
+    ratio = None if ratio is None else pytest.approx(ratio)
+    shared = by_net.seeds.Overlap(ratio, units, tuple(splits))
   assert given == [shared]
 
 

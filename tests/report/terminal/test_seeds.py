@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from csba_jax.analysis import stats
 from csba_jax.errors import UserError
 from csba_jax.methods import metrics
 from csba_jax.report.terminal import seeds
@@ -102,6 +103,17 @@ def test_runs_of_one_drawing_are_one_unit():
   treated = [r | {'macro_f1': r['macro_f1'] + d} for r, d in zip(control, noise, strict=True)]
   text = seeds.describe(treated, control, NAMES, seeds.Overlap(0.4, 'seeds', tuple('aabbcc')))
   assert 'mean of 3 seeds: macro-F1' in text
+
+
+def test_runs_of_one_subset_are_one_unit():
+  noise = np.array([0.02, 0.0, 0.01, 0.03, 0.03, 0.05])
+  control = [GOOD] * 6
+  treated = [r | {'macro_f1': r['macro_f1'] + d} for r, d in zip(control, noise, strict=True)]
+  text = seeds.describe(treated, control, NAMES, seeds.Overlap(None, 'subsets', tuple('aabbcc')))
+  wanted = stats.paired_difference(np.array([0.01, 0.02, 0.04]))
+  assert 'mean of 3 subsets: macro-F1 +0.023' in text
+  assert f'95 % interval {wanted.low:+.3f} to {wanted.high:+.3f}.' in text
+  assert 'With 3 subsets a sign-flip test gives p = 0.25 at best; here p = 0.25.' in text
 
 
 def test_an_interval_of_two_seeds_ends_where_f1_can_be():
