@@ -1,4 +1,4 @@
-r"""Settings for the study from pretrained weights: validation photos alone, none of a test part.
+r"""Settings for the study from pretrained weights, by validation photos alone.
 
   csba-study --config=configs/study_pretrained_tuning.py --workdir=results/pretrained_tuning
 

@@ -1,4 +1,4 @@
-"""The numbers of the studies in the README, from the recorded runs by NumPy and SciPy alone."""
+"""Numbers of the studies in README and docs, from the recorded runs by NumPy and SciPy alone."""
 
 import itertools
 import json
@@ -110,6 +110,42 @@ def test_csba_on_the_panels():
     f'F1 of the rarest class {mean:+.3f} ({low:+.3f} to {high:+.3f}) at 3:1, {treated:.3f} against '
     f'{control:.3f}; as many parameters without attention: {wide:.3f}.'
   )
+
+
+def test_no_interval_of_the_differences_in_conflict_leaves_out_0_on_the_digits():
+  found = []
+  for method in ('cross_entropy', 'balanced_softmax'):
+    for at in ('1', 'loss 0.3'):
+      for measure in ('head_tail_conflict', 'minority_interference'):
+
+        def conflict(record, at=at, measure=measure):
+          [entry] = [e for e in record['conflict'] if (e['at'], e['part']) == (at, 'train')]
+          return entry['scopes']['common'][measure]
+
+        found.append(difference('digits', ('csba', 'none'), conflict, DIGITS, method=method))
+  in_readme('Every interval of the differences in conflict contains 0, too;')
+  assert all(low < 0 < high for _, low, high, *_ in found)
+
+
+def test_settings_of_pretrained_weights_on_validation_photos():
+  """The table in docs/pretrained.md."""
+  page = ' '.join((ROOT / 'docs/pretrained.md').read_text(encoding='utf-8').split())
+  scores = {}
+  for method in ('frozen_low', 'frozen_high', 'fine_tuned_equal', 'fine_tuned_third'):
+    runs = runs_of('pretrained_tuning', 'none', method)
+    assert len(runs) == 5
+    scores[method] = np.array([r['result']['validation_macro_f1'] for r in runs.values()])
+    [record, *_] = runs.values()
+    train = record['config']['train']
+    what = ('all', 'the classifier')[train['frozen'] == 1]
+    share = '' if train['frozen'] == 1 else f' {train["pretrained_rate"]:g}'
+    low, mean, high = (f(scores[method]) for f in (np.min, np.mean, np.max))
+    row = f'| {what} | {train["learning_rate"]:g} |{share} | {mean:.3f} ({low:.3f} to {high:.3f}) |'
+    assert row in page, row
+  pairs = [a - b for a, b in itertools.permutations(scores.values(), 2)]
+  largest = max(pairs, key=np.mean)
+  error = largest.std(ddof=1) / math.sqrt(5)
+  assert f'is {largest.mean():.3f}, and its standard error over folds is {error:.3f}:' in page
 
 
 def negative_cosines(record):
