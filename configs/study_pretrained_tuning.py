@@ -26,8 +26,7 @@ def get_config():
     'frozen_low': _FROZEN | {'train.learning_rate': 0.01},
     'frozen_high': _FROZEN | {'train.learning_rate': 0.05},
     'fine_tuned_equal': _FINE_TUNED | {'train.learning_rate': 0.01},
-    'fine_tuned_third': _FINE_TUNED
-    | {'train.learning_rate': 0.01, 'train.pretrained_rate': 0.3},
+    'fine_tuned_third': _FINE_TUNED | {'train.learning_rate': 0.01, 'train.pretrained_rate': 0.3},
   }
   c.methods = tuple(c.own_methods)
   c.base.data.image_size = 128
