@@ -5,8 +5,9 @@ r"""Solar-panel photos from pretrained weights: EfficientNet-Lite0, fine-tuned a
 
 Needs $CSBA_IMAGE_FOLDER as configs/study_solar.py does, and lite0.safetensors, the weights that
 docs/pretrained.md converts, in the folder where the command is given. Five folds with copies on one
-side. `frozen` trains the classifier (and attention) alone. Every variant has the last stage three
-times in parallel; `csba` gates the branches, `none` does not. Protocol: docs/study.md.
+side; `none` with balanced softmax also as if there were no copies. `frozen` trains the classifier
+(and attention) alone. Every variant has the last stage three times in parallel; `csba` gates the
+branches, `none` does not. Protocol: docs/study.md. Settings: study_pretrained_tuning.py.
 Result: docs/pretrained.md.
 """
 
@@ -29,10 +30,14 @@ def get_config():
   c.base.train.frozen = 0.2
   c.base.diagnostics.snapshots = c.base.diagnostics.loss_levels = ''
   c.variants = ('none', 'csba')
-  c.methods = ('balanced_softmax', 'frozen')
-  c.own_methods = {'frozen': {'loss.name': 'balanced_softmax', 'train.frozen': 1.0}}
+  c.methods = ('balanced_softmax', 'frozen', 'cross_entropy', 'frozen_cross_entropy')
+  c.own_methods = {
+    'frozen': {'loss.name': 'balanced_softmax', 'train.frozen': 1.0},
+    'frozen_cross_entropy': {'loss.name': 'cross_entropy', 'train.frozen': 1.0},
+  }
   c.imbalance_factors = (1.0,)
-  c.first_seed, c.repeats, c.naive_repeats = 300, 1, 0
+  c.first_seed, c.repeats, c.naive_repeats = 300, 1, 1
+  c.naive_variants, c.naive_methods = ('none',), ('balanced_softmax', 'frozen')
   c.tuned_by = ''
   c.outcome = 'macro_f1'
   return c
