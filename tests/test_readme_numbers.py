@@ -176,6 +176,43 @@ def test_no_interval_of_the_differences_in_conflict_leaves_out_0_on_the_digits()
   assert all(low < 0 < high for _, low, high, *_ in found)
 
 
+def test_gradient_surgery_on_the_digits():
+  """The README, and the table in docs/surgery.md."""
+  page = ' '.join((ROOT / 'docs/surgery.md').read_text(encoding='utf-8').split())
+  losses = ('cross_entropy', 'balanced_softmax')
+  names = ('plain', 'dual_projection', 'gradnorm', 'fixed', 'random')
+  runs = {
+    (name, loss): runs_of('surgery', 'none', f'{name}_{loss}') for name in names for loss in losses
+  }
+  f1 = {key: np.array([macro_f1(r) for r in found.values()]) for key, found in runs.items()}
+  assert {len(values) for values in f1.values()} == {10}
+  for name in names:
+    title = 'plain training' if name == 'plain' else f'`{name}`'
+    cells = ' | '.join(f'{f1[name, loss].mean():.3f}' for loss in losses)
+    assert f'| {title} | {cells} |' in page
+  for pair in (
+    ('dual_projection', 'plain'),
+    ('gradnorm', 'plain'),
+    ('dual_projection', 'fixed'),
+    ('dual_projection', 'random'),
+  ):
+    cells = [
+      '{:+.3f} ({:+.3f} to {:+.3f})'.format(*interval(f1[pair[0], x] - f1[pair[1], x], DIGITS))
+      for x in losses
+    ]
+    control = 'plain training' if pair[1] == 'plain' else f'`{pair[1]}`'
+    assert f'| `{pair[0]}` - {control} | {" | ".join(cells)} |' in page
+    if pair == ('dual_projection', 'plain'):
+      in_readme(f'digits {cells[0]} without such a loss, {cells[1]} with it')
+  seconds = {key: np.median([r['seconds'] for r in found.values()]) for key, found in runs.items()}
+  ratios = [
+    seconds[name, loss] / seconds['plain', loss]
+    for name in ('dual_projection', 'gradnorm')
+    for loss in losses
+  ]
+  assert f'A run takes {min(ratios):.1f} to {max(ratios):.1f} times as long' in page
+
+
 def test_settings_of_pretrained_weights_on_validation_photos():
   """The table in docs/pretrained.md."""
   page = ' '.join((ROOT / 'docs/pretrained.md').read_text(encoding='utf-8').split())
