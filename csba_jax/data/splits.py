@@ -174,12 +174,7 @@ def make_splits(
     raise _no_test(test_fraction)
   _check_every_class(labels[rest], class_names, 'in the training set')
   if disjoint_subsets and test_labels is None and 'test' not in (part_of or ()):
-    raise UserError(
-      'a test part of its own with data.disjoint_subsets: one that is drawn has images of other '
-      'subsets',
-      'data.test_fraction or data.folds',
-      'set --config.data.disjoint_subsets=0, or use data with a test part',
-    )
+    raise _drawn_test()
   rest = rest[
     long_tail_subset(
       labels[rest],
@@ -394,6 +389,16 @@ def _no_test(test_fraction: float) -> UserError:
     'images that can be held out for the test',
     'none: every class has one image, or one group of images that stay together, as copies do',
     'add images, or correct the groups in data.group_column',
+  )
+
+
+def _drawn_test() -> UserError:
+  """The error for disjoint subsets of a set that the test part is drawn from."""
+  return UserError(
+    'a test part of its own with data.disjoint_subsets: one that is drawn has images of other '
+    'subsets',
+    'data.test_fraction or data.folds',
+    'set --config.data.disjoint_subsets=0, or use data with a test part',
   )
 
 
