@@ -21,6 +21,7 @@ def get_config():
   c.data.val_fraction = 0.2
   c.augment.crop_padding = 2
   c.model.width = 0.25
+  c.train.epochs = 40  # chosen by study_cifar10_small_epochs.py
   c.train.batch_size = 32
   c.train.eval_every = 5
   return c
