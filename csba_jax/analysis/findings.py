@@ -51,7 +51,7 @@ class Findings:
   about: Mapping[str, Any]  # commands, versions, commits, devices, runs, failed, seconds, config,
   # statistics: of BatchNorm, of all measurements of conflict
   notes: tuple[str, ...]  # torn lines, missing runs, fewer than two seeds, ...
-  claims: tuple[Claim, ...]
+  claims: tuple[Claim, ...]  # none where methods of one variant are all that is compared
   scores: tuple[Score, ...]
   comparisons: tuple[Comparison, ...]  # the primary outcome; adjusted_p in the family
   offsets: tuple[Comparison, ...]  # non-inferiority
@@ -117,9 +117,11 @@ def analyse(results: Results, resamples: int = 9999) -> Findings:
   noise = _noise(measured)
   of_methods = method_pairs_lib.method_pairs(measured)
   cautions = (*_untuned(study), *_own_methods(study), *_redrawn(study))
-  *claims, overall = verdicts.claims(study, primary, conflict, links, offsets)
-  sentences = (*overall.sentences, *(f'Caution: {caution}.' for caution in cautions))
-  claims.append(dataclasses.replace(overall, sentences=sentences))
+  claims: list[Claim] = []
+  if len(study.variants) > 1 or not of_methods:  # else nothing about attention is asked
+    *claims, overall = verdicts.claims(study, primary, conflict, links, offsets)
+    sentences = (*overall.sentences, *(f'Caution: {caution}.' for caution in cautions))
+    claims.append(dataclasses.replace(overall, sentences=sentences))
   return Findings(
     name=results.study['name'],
     outcome=wording.metric(study.outcome),

@@ -11,7 +11,7 @@ import pytest
 from csba_jax.analysis import findings, wording
 from csba_jax.analysis.types import REFUTED, SUPPORTED, UNDECIDED
 from csba_jax.gradients.conflict import summary
-from csba_jax.report.study import content, markdown, page, readme
+from csba_jax.report.study import content, markdown, page, readme, write
 from csba_jax.study import results
 
 simulated = types.SimpleNamespace(**runpy.run_path(Path(__file__).parents[1] / 'simulated.py'))
@@ -182,10 +182,19 @@ def test_an_axis_that_only_some_runs_have_makes_a_condition_of_its_own():
 
 
 def test_methods_alone_are_a_study():
-  """Of one variant: every link is untested, and neither variant nor condition is uncompared."""
+  """Of one variant: no claim on attention, and neither variant nor condition is uncompared."""
   about, records = made(variants=('none',))
   found = analysed(about, records)
-  assert found.comparisons == ()
+  assert found.comparisons == found.claims == ()
+  text = readme.of_study(found, 'folder')
+  assert 'link of the argument' not in text
+  verdicts = [c.verdict for c in found.method_pairs if c.verdict]
+  lines = write.summary(found).splitlines()
+  assert lines[:2] == [
+    f'balanced_softmax − cross_entropy: {verdicts[0]}',
+    f'drw − balanced_softmax: {verdicts[1]}',
+  ]
+  assert all(line.startswith('note: ') for line in lines[2:])
   assert len(found.method_pairs) == 2 * len(OF)
   assert not any('no comparison' in note for note in found.notes)
   about['config']['method_pairs'] = about['config']['method_pairs'][:1]
@@ -268,8 +277,8 @@ def test_a_study_of_methods_alone_asks_about_them():
   question, _, summary = text.partition('## Summary')
   assert 'CSBA' not in question
   assert 'Two methods are compared in runs of the same split' in question
-  first = summary.index('There is evidence that balanced softmax gives a higher macro-F1 than')
-  assert first < summary.index('It was not tested whether CSBA')
+  assert 'There is evidence that balanced softmax gives a higher macro-F1 than' in summary
+  assert 'CSBA' not in summary
 
 
 def test_a_ratio_in_words():

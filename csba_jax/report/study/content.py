@@ -90,17 +90,13 @@ def sections(findings: Findings) -> list[Section]:
 
 
 def _summary(findings: Findings) -> Section:
-  """A sentence for each link, a picture of the primary differences, and the rest folded away."""
+  """A sentence for each link and each pair of methods, a picture, and the rest folded away."""
   # overall first, the others in the order of the argument
   claims = sorted(findings.claims, key=lambda claim: 'overall' not in claim.title.lower())
   blocks: list[Block] = [Finding(c.verdict, plain.clean(c.plain)) for c in claims if c.plain]
   if forest := _forest(findings):
     blocks.append(forest)
-  of_methods = [Finding(c.verdict, _gain(findings, c)) for c in findings.method_pairs if c.verdict]
-  if len(findings.variants) > 1:
-    blocks += of_methods
-  else:  # all that such a study asks
-    blocks = [*of_methods, *blocks]
+  blocks += [Finding(c.verdict, _gain(findings, c)) for c in findings.method_pairs if c.verdict]
   behind = [
     Verdict(plain.clean(c.title), c.verdict, [plain.clean(s) for s in c.sentences]) for c in claims
   ]

@@ -83,10 +83,7 @@ def of_study(findings: Findings, folder: str) -> str:
     # as it is, but that no command can look like one of the marks
     *(f'    {plain.clean(command).replace("<!--", "<! --")}' for command in about['commands']),
     '',
-    '| link of the argument | verdict |',
-    '| --- | --- |',
-    *(f'| {markdown.escape(claim.title)} | **{claim.verdict}** |' for claim in findings.claims),
-    '',
+    *_claims(findings),
     *_picture(findings, folder),
     *(f'{markdown.escape(note)}.\n' for note in findings.notes if note.startswith('pooled: ')),
     *(f'Caution: {markdown.escape(caution)}.\n' for caution in findings.cautions),
@@ -94,6 +91,12 @@ def of_study(findings: Findings, folder: str) -> str:
     *_method_pairs(findings),
   ]
   return '\n'.join(lines) + '\n'
+
+
+def _claims(findings: Findings) -> list[str]:
+  """The links with their verdicts; nothing for a study that asks nothing about attention."""
+  rows = [f'| {markdown.escape(claim.title)} | **{claim.verdict}** |' for claim in findings.claims]
+  return ['| link of the argument | verdict |', '| --- | --- |', *rows, ''] if rows else []
 
 
 def _picture(findings: Findings, folder: str) -> list[str]:
@@ -133,11 +136,12 @@ def _method_pairs(findings: Findings) -> list[str]:
   outcome = markdown.escape(findings.outcome)
   return [
     '',
-    f'| condition | methods | pairs of runs | difference of {outcome} | p (Holm) | a gain |',
+    f'| condition | methods | pairs | difference of {outcome} | p (Holm) | a gain |',
     '| --- | --- | --- | --- | --- | --- |',
     *rows,
     '',
-    'Method − its control, paired by run, with 95 % intervals.',
+    'Method − its control, with 95 % intervals. A pair has one seed or fold, or one subset where '
+    'seeds share subsets.',
   ]
 
 

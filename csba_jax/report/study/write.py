@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from csba_jax.analysis import findings as findings_lib
+from csba_jax.analysis import wording
 from csba_jax.analysis.findings import Findings
 from csba_jax.files import expanded, write_atomically
 from csba_jax.report.study import content, markdown, page
@@ -46,6 +47,11 @@ def files(findings: Findings) -> dict[str, str]:
 
 
 def summary(findings: Findings) -> str:
-  """The claims with their verdicts, and the notes."""
+  """The claims and the pairs of methods with their verdicts, and the notes."""
   lines = [f'{claim.title}: {claim.verdict}' for claim in findings.claims]
+  of_methods = [c for c in findings.method_pairs if c.verdict]
+  cells = [c.cell for c in of_methods]
+  for c in of_methods:
+    where = wording.cell(c.cell, cells)
+    lines.append(f'{wording.versus(c)}{f", {where}" * bool(where)}: {c.verdict}')
   return '\n'.join([*lines, *(f'note: {note}' for note in findings.notes)])
