@@ -2,8 +2,9 @@ r"""Learning rates for the study on CIFAR-10-LT in small: validation scores alon
 
   csba-study --config=configs/study_cifar10_small_tuning.py --workdir=results/cifar10_small_tuning
 
-168 runs: the same four rates and three seeds for every variant and method. The seeds have the last
-three of the 13 subsets, which share no image with the ten of the study.
+252 runs: the same six rates and three seeds for every variant and method; four of the rates came
+first, and the ends after some variants had chosen 0.05 or 0.4. The seeds have the last three of the
+13 subsets, which share no image with the ten of the study.
 Result: not yet run.
 """
 
@@ -14,7 +15,7 @@ def get_config():
   """The study."""
   c = config.sibling(__file__, 'study_cifar10_small')
   c.name = 'cifar10_small_tuning'
-  c.learning_rates = (0.05, 0.1, 0.2, 0.4)
+  c.learning_rates = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
   c.first_seed, c.seeds, c.subsets = 101, 3, 13  # 101 % 13 is 10
   c.base.train.log_every = 50  # nothing is looked at on the way
   c.base.diagnostics.snapshots = c.base.diagnostics.loss_levels = ''
