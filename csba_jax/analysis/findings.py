@@ -9,8 +9,8 @@ import numpy as np
 
 from csba_jax.analysis import comparisons as comparisons_lib
 from csba_jax.analysis import conflict as conflict_analysis
+from csba_jax.analysis import imbalance, size_guide, verdicts, wording
 from csba_jax.analysis import method_pairs as method_pairs_lib
-from csba_jax.analysis import size_guide, verdicts, wording
 from csba_jax.analysis.comparisons import NOISE_SEEDS, Study
 from csba_jax.analysis.measured import Measured
 from csba_jax.analysis.measured import snapshots as snapshots_of
@@ -65,6 +65,7 @@ class Findings:
   noise: tuple[Comparison, ...]  # a variant against itself
   leak: tuple[Comparison, ...]  # naive split against grouped folds
   size_guides: tuple[SizeGuide, ...] = ()  # conflict against outcome over widths and depths
+  trends: tuple[Comparison, ...] = ()  # change of a difference with a tenfold imbalance factor
   cautions: tuple[str, ...] = ()  # those of the notes that belong beside every verdict
   pairs: tuple[tuple[str, str], ...] = ()  # (treatment, control) of the family, as far as they ran
   methods: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)  # own ones:
@@ -147,6 +148,7 @@ def analyse(results: Results, resamples: int = 9999) -> Findings:
     noise=noise,
     leak=comparisons_lib.leak(study),
     size_guides=size_guide.size_guides(measured),
+    trends=imbalance.trends(study),
     pairs=tuple(p for p in study.family if set(p) <= set(study.variants)),
     methods=study.config.get('own_methods') or {},
     method_pairs=of_methods,

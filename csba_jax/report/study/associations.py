@@ -14,8 +14,8 @@ from csba_jax.runtime import plain
 
 
 def sections(findings: Findings) -> list[Section | None]:
-  """Links, size guide, Mantel tests, noise floor and leak, in this order; None without numbers."""
-  parts = (_links, _size_guide, _mantel, _noise, _leak)
+  """Links, sizes, imbalance, Mantel tests, noise floor and leak; None for what has no numbers."""
+  parts = (_links, _size_guide, _imbalance, _mantel, _noise, _leak)
   return [part(findings) for part in parts]
 
 
@@ -152,6 +152,51 @@ def _sizes(findings: Findings, guides: Sequence[SizeGuide]) -> Table:
   ]
   return Table(
     f'{plain.clean(shown[0].variant)}: head-tail conflict; means over units.', head, rows
+  )
+
+
+def _imbalance(findings: Findings) -> Section | None:
+  """Differences at each imbalance factor, and how they change with it."""
+  found = findings.trends
+  if not found:
+    return None
+  outcome = wording.metric(findings.outcome)
+  cells = [c.cell for c in found]
+  blocks: list[Block] = [
+    Text(
+      f'Does an effect grow or shrink with the imbalance? Differences of {outcome}, treatment −'
+      ' control, at each imbalance factor; in brackets, images of the largest class to those of the'
+      ' smallest, as they were trained with.'
+    )
+  ]
+  for cell in dict.fromkeys(tuple(c.cell.items()) for c in found):
+    pairs = {(c.treatment, c.control) for c in found if tuple(c.cell.items()) == cell}
+    here = [
+      c
+      for c in findings.comparisons
+      if (c.treatment, c.control) in pairs and set(cell) <= set(c.cell.items())
+    ]
+    where = wording.cell(dict(cell), cells)
+    name = f'Differences of {outcome} by imbalance{f", {where}" * bool(where)}'
+    blocks.append(_by_factor(findings, here, outcome, name))
+  estimates = [c.difference for c in found]
+  caption = (
+    f'Change of the difference of {outcome} with each tenfold ratio of the largest to the smallest'
+    ' class: the slope of a line over its logarithm, fitted by least squares to each unit, in the'
+    ' mean over units that have every factor. Without verdicts.'
+  )
+  blocks.append(tables.comparison_table(findings, found, caption, cells=cells))
+  how = Text(f'Intervals and tests: {wording.methods(estimates)}.', 'small')
+  return Section(
+    'Effect against imbalance', 'imbalance', [*blocks, *tables.reasons(estimates), how]
+  )
+
+
+def _by_factor(findings: Findings, found: Sequence[Comparison], outcome: str, title: str) -> Figure:
+  """The differences of one condition, a row for each imbalance factor."""
+  return Figure(
+    f'{title}; {wording.level(c.difference for c in found)}.',
+    lambda: figures.over_factors(findings, found, title=title, axis=f'difference of {outcome}'),
   )
 
 

@@ -8,6 +8,8 @@ import numpy as np
 
 from csba_jax.analysis import wording
 from csba_jax.analysis.findings import Findings
+from csba_jax.analysis.imbalance import AXIS as FACTOR
+from csba_jax.analysis.imbalance import ratio
 from csba_jax.analysis.stats import Estimate
 from csba_jax.analysis.types import BranchSimilarity, Comparison, Link, Matrix, MeanFlow, Score
 from csba_jax.gradients.drawing import color_limit
@@ -77,6 +79,27 @@ def forest(
     notes.append(wording.interval(c.difference, signed=True, limits=c.limits))
   series = [svg.Series('difference', [triple(c.difference) for c in comparisons], 4)]
   return [svg.dots(labels, series, title=title, axis=axis, zero=True, band=band, notes=notes)]
+
+
+def over_factors(
+  findings: Findings, comparisons: Sequence[Comparison], *, title: str, axis: str
+) -> list[str]:
+  """Differences with intervals: a row for each imbalance factor, a mark for each pair."""
+  cells = {c.cell[FACTOR]: c.cell for c in comparisons}
+  factors = sorted(cells)
+  found = {(wording.versus(c), c.cell[FACTOR]): triple(c.difference) for c in comparisons}
+  series = [
+    svg.Series(pair, [found.get((pair, factor), _NAN3) for factor in factors], i)
+    for i, pair in enumerate(dict.fromkeys(map(wording.versus, comparisons)))
+  ]
+  labels = [
+    f'imbalance factor {wording.value(f)} ({ratio(findings.counts_in(cells[f])):.3g}:1)'
+    for f in factors
+  ]
+  return [
+    svg.dots(labels, series[start : start + 6], title=title, axis=axis, zero=True)
+    for start in range(0, len(series), 6)  # as many as there are marks
+  ]
 
 
 def by_outcome(
