@@ -1,8 +1,10 @@
-r"""CIFAR-10-LT on two cores with GroupNorm: conflict where no statistics of a batch take part.
+r"""CIFAR-10-LT on two cores with GroupNorm: conflict without the statistics of a batch.
 
   csba-study --config=configs/study_cifar10_cpu_norms.py --workdir=results/cifar10_cpu_norms
 
 6 runs: `none` and `csba`, cross-entropy, three seeds. Exploratory: one learning rate for both.
+The seeds are the first three of study_cifar10_lt_cpu.py. With GroupNorm the gradients are those
+of all training images, without augmentation.
 Result: not yet run.
 """
 

@@ -19,10 +19,11 @@ def get_config():
   c.base = config.sibling(__file__, 'cifar10_lt_cpu')
   c.base.data.val_fraction = 0.2
   c.base.model.width = 0.25
+  c.base.train.log_every = 10  # so that levels of loss are met closely
   c.base.diagnostics.snapshots = '0.1,1'
   c.base.diagnostics.loss_levels = '1'
   c.variants = ('none', 'none_wide', 'se', 'csba', 'csba_class')
   c.methods = ('cross_entropy', 'balanced_softmax')
-  c.first_seed, c.seeds, c.subsets = 700, 10, 10
+  c.first_seed = 700
   c.tuned_by = 'results/cifar10_lt_cpu_tuning'
   return c

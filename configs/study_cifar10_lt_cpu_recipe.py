@@ -2,8 +2,8 @@ r"""Width and length of the runs of CIFAR-10-LT on two cores: validation scores 
 
   csba-study --config=configs/study_cifar10_lt_cpu_recipe.py --workdir=results/cifar10_lt_cpu_recipe
 
-12 runs: a quarter or half of the width, 10, 20 or 40 epochs, cross-entropy at a rate of 0.1, on two
-of the subsets that study_cifar10_lt_cpu_tuning.py draws.
+12 runs: a quarter or half of the width, 10, 20 or 40 epochs, cross-entropy at a rate of 0.1, on the
+two subsets that study_cifar10_lt_cpu_tuning.py draws.
 Result: not yet run.
 """
 

@@ -2,11 +2,12 @@ r"""CIFAR-10-LT in small: every method of one stage in the toolbox against its p
 
   csba-study --config=configs/study_cifar10_small_ladder.py --workdir=results/cifar10_small_ladder
 
-84 runs of `none`. Exploratory: three seeds, all with the rate that study_cifar10_small_tuning.py
-chose for `none` with cross-entropy. A method has the loss, sampling, mixing, augmentation and
-classifier of its recipe, configs/cifar10_lt_METHOD.py, but for what fits neither small images nor
-few steps: cutout takes a square of 8 pixels, the moving average of the weights has a decay of 0.99,
-and weight decay is that of cifar10_lt_weight_decay_cpu.py. Methods of two stages are left out.
+84 runs of `none`. Exploratory: three seeds, on subsets that the study has as well, all with the
+rate that study_cifar10_small_tuning.py chose for `none` with cross-entropy. A method has the
+loss, sampling, mixing, augmentation and classifier of its recipe, configs/cifar10_lt_METHOD.py,
+but for what fits neither small images nor few steps: cutout takes a square of 8 pixels, the
+moving average of the weights has a decay of 0.99, and weight decay is that of
+cifar10_lt_weight_decay_cpu.py. Methods of two stages are left out.
 Result: not yet run.
 """
 

@@ -2,9 +2,9 @@ r"""Learning rates for the study on CIFAR-10-LT in small: validation scores alon
 
   csba-study --config=configs/study_cifar10_small_tuning.py --workdir=results/cifar10_small_tuning
 
-252 runs: the same six rates and three seeds for every variant and method; four of the rates came
-first, and the ends after some variants had chosen 0.05 or 0.4. The seeds have the last three of the
-13 subsets, which share no image with the ten of the study.
+252 runs: the same six rates and three seeds for every variant and method. Four rates were run
+first; choices lay at both of their ends, so 0.025 and 0.8 were added for all. The seeds have the
+last three of the 13 subsets, which share no image with the ten of the study.
 Result: not yet run.
 """
 

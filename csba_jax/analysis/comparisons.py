@@ -200,12 +200,18 @@ class Study:
     )
     return found.cut(-1, 1)
 
-  def uncorrected(self, differences: np.ndarray, level: float = 0.95) -> Estimate | None:
-    """Of seeds that redraw one set: as if their images were independent."""
+  def uncorrected(
+    self, differences: np.ndarray, level: float = 0.95, largest: float = 1.0
+  ) -> Estimate | None:
+    """Of seeds that redraw one set: as if their images were independent.
+
+    Args:
+      largest: see `estimate`.
+    """
     if not self.redrawn:
       return None
     found = stats.paired_difference(differences, level, resamples=self.resamples, units=self.units)
-    return found.cut(-1, 1)
+    return found.cut(-largest, largest)
 
   def mean(self, values: np.ndarray) -> Estimate:
     """Interval of the mean of one variant's metric [n]; a test against 0 would say nothing."""

@@ -65,7 +65,7 @@ class Findings:
   noise: tuple[Comparison, ...]  # a variant against itself
   leak: tuple[Comparison, ...]  # naive split against grouped folds
   size_guides: tuple[SizeGuide, ...] = ()  # conflict against outcome over widths and depths
-  trends: tuple[Comparison, ...] = ()  # change of a difference with a tenfold imbalance factor
+  trends: tuple[Comparison, ...] = ()  # change of a difference while the imbalance grows tenfold
   cautions: tuple[str, ...] = ()  # those of the notes that belong beside every verdict
   pairs: tuple[tuple[str, str], ...] = ()  # (treatment, control) of the family, as far as they ran
   methods: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)  # own ones:
@@ -119,7 +119,8 @@ def analyse(results: Results, resamples: int = 9999) -> Findings:
   of_methods = method_pairs_lib.method_pairs(measured)
   cautions = (*_untuned(study), *_own_methods(study), *_redrawn(study))
   claims: list[Claim] = []
-  if len(study.variants) > 1 or not of_methods:  # else nothing about attention is asked
+  variants = tuple(v for v in study.variants if any(study.results.runs(c, v) for c in study.cells))
+  if len(variants) > 1 or not of_methods:  # else nothing about attention is asked
     *claims, overall = verdicts.claims(study, primary, conflict, links, offsets)
     sentences = (*overall.sentences, *(f'Caution: {caution}.' for caution in cautions))
     claims.append(dataclasses.replace(overall, sentences=sentences))
@@ -129,7 +130,7 @@ def analyse(results: Results, resamples: int = 9999) -> Findings:
     class_names=tuple(results.done[0]['result']['class_names']),
     class_counts=tuple(of_runs.mean(0) for of_runs in counts),
     groups=tuple(np.mean([majority_minority(run) for run in of_runs], 0) for of_runs in counts),
-    variants=tuple(v for v in study.variants if any(study.results.runs(c, v) for c in study.cells)),
+    variants=variants,
     cells=tuple(dict(cell) for cell in study.cells),
     about=_about(results),
     notes=_notes(study, primary, (*offsets, *conflict, *of_methods), noise, cautions),
@@ -258,6 +259,7 @@ def _notes(
   notes += _power(study, of_methods)
   notes += _capacity(study)
   notes += size_guide.left_out(study)
+  notes += imbalance.left_out(study)
   snapshots = snapshots_of(results.done)
   if snapshots and TESTED not in snapshots:
     notes.append(

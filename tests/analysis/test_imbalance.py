@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from csba_jax.analysis import findings, imbalance, wording
+from csba_jax.analysis import findings, imbalance, stats, wording
 from csba_jax.analysis.comparisons import Study
 from csba_jax.report.study import content, figures, markdown, page
 from csba_jax.study import results
@@ -42,6 +42,10 @@ def trends(about, records):
   return imbalance.trends(Study(read(about, records), resamples=199))
 
 
+def notes(about, records):
+  return imbalance.left_out(Study(read(about, records), resamples=199))
+
+
 def of_csba(about, records):
   (found,) = [c for c in trends(about, records) if (c.treatment, c.control) == ('csba', 'none')]
   return found
@@ -71,7 +75,11 @@ def study():
 
 @pytest.fixture(scope='module')
 def found():
-  return findings.analyse(read(*made(seeds=3, factors=FACTORS[:2])), resamples=99)
+  about, records = made(seeds=3, factors=FACTORS[:2], methods=('cross_entropy', 'balanced_softmax'))
+  for record in records:  # the ratio is not always the factor
+    if record['axes']['imbalance_factor'] == 50.0:
+      record['result']['class_counts'] = [480, 20, 10, 6]
+  return findings.analyse(read(about, records), resamples=99)
 
 
 def test_slopes_are_those_of_a_line_over_the_logarithm(study):
@@ -87,15 +95,15 @@ def test_slopes_are_those_of_a_line_over_the_logarithm(study):
     expected = slopes(own, c.treatment, c.control)
     assert c.difference.n == len(expected) == 6
     np.testing.assert_allclose(c.difference.value, expected.mean(), atol=1e-12)
-    low, high = scipy.stats.t.interval(0.95, 5, expected.mean(), scipy.stats.sem(expected))
-    assert c.difference.low == pytest.approx(low, abs=high - low)  # a bootstrap-t, not that t
-    assert c.difference.low < expected.mean() < c.difference.high
+    like = stats.paired_difference(expected, resamples=199)
+    np.testing.assert_allclose([c.difference.low, c.difference.high], [like.low, like.high])
+    assert c.difference.p == like.p
     assert 'imbalance_factor' not in c.cell
     assert c.verdict == ''
     assert np.isnan([c.treatment_mean, c.control_mean, c.adjusted_p]).all()
 
 
-def test_units_that_lack_a_factor_are_left_out(study):
+def test_units_that_lack_a_factor_are_left_out_and_named(study):
   about, records = study
   kept = [
     r
@@ -108,6 +116,14 @@ def test_units_that_lack_a_factor_are_left_out(study):
     expected = slopes(own, c.treatment, c.control)
     assert c.difference.n == len(expected) < 6
     np.testing.assert_allclose(c.difference.value, expected.mean(), atol=1e-12)
+  assert notes(about, kept) == [
+    f'effect against the imbalance: {pair}, which not every factor has'
+    for pair in (
+      'csba against none without seed 1, seed 2',
+      'csba against none_wide without seed 1',
+      'none_wide against none without seed 2',
+    )
+  ]
 
 
 def test_a_pair_that_misses_a_factor_has_no_slope(study):
@@ -119,6 +135,55 @@ def test_a_pair_that_misses_a_factor_has_no_slope(study):
   ]
   pairs = {(c.treatment, c.control) for c in trends(about, kept)}
   assert pairs == {('csba', 'none')}
+  assert notes(about, kept) == [
+    f'effect against the imbalance: {pair} is left out, no seed has runs of both at every factor'
+    for pair in ('csba against none_wide', 'none_wide against none')
+  ]
+
+
+def test_a_unit_without_an_outcome_does_not_count(study):
+  about, records = copy.deepcopy(study)
+  for record in records:
+    if (record['axes']['seed'], record['axes']['imbalance_factor']) == (3, 50.0):
+      record['result']['macro_f1'] = None
+  for c in trends(about, records):
+    own = [r for r in records if r['axes']['method'] == c.cell['method'] and r['axes']['seed'] != 3]
+    assert c.difference.n == 5
+    expected = slopes(own, c.treatment, c.control)
+    np.testing.assert_allclose(c.difference.value, expected.mean(), atol=1e-12)
+
+
+def test_factors_may_come_in_any_order(study):
+  about, records = study
+  found, turned = trends(about, records), trends(about, records[::-1])
+  for c in found:
+    (same,) = [
+      d
+      for d in turned
+      if (d.treatment, d.control, d.cell['method']) == (c.treatment, c.control, c.cell['method'])
+    ]
+    np.testing.assert_allclose(same.difference.value, c.difference.value, atol=1e-12)
+
+
+def test_a_slope_over_less_than_a_tenfold_ratio_may_be_above_one():
+  about, records = made(factors=(10.0, 20.0), seeds=3, redrawn=True)
+  for record in records:
+    if record['axes']['variant'] == 'csba' and record['axes']['imbalance_factor'] == 20.0:
+      record['result']['macro_f1'] += 0.5
+  c = of_csba(about, records)
+  assert c.difference.value > 1
+  assert c.difference.high > 1
+  assert c.uncorrected.value > 1
+  assert c.uncorrected.high > 1
+
+
+def test_of_folds_the_grouped_ones_decide():
+  about, records = made(factors=FACTORS[:2], seeds=1, folds=3, leak=0.1)
+  grouped = [r for r in records if r['axes']['split'] == 'grouped']
+  assert len(grouped) < len(records)
+  c, alone = of_csba(about, records), of_csba(about, grouped)
+  assert c.difference == alone.difference
+  assert c.difference.method.startswith('corrected resampled t')
 
 
 def test_runs_on_one_subset_count_once():
@@ -155,12 +220,23 @@ def test_the_ratio_is_that_of_the_images_and_not_the_factor(study):
     np.testing.assert_allclose(c.difference.value, expected.mean(), atol=1e-12)
 
 
-@pytest.mark.parametrize('smallest', [0, 6])
-def test_without_two_ratios_there_is_no_slope(study, smallest):
+@pytest.mark.parametrize(
+  ('counts', 'why'),
+  [
+    ([60, 50, 40, 6], 'the factors leave the classes nearly the same numbers of images'),
+    ([60, 50, 40, 0], 'a class has no training images at one of the factors'),
+  ],
+)
+def test_without_two_ratios_there_is_no_slope(study, counts, why):
   about, records = copy.deepcopy(study)
   for record in records:
-    record['result']['class_counts'] = [60, 50, 40, smallest]
+    if record['axes']['imbalance_factor'] == 10.0 or counts[-1]:
+      more = round(record['axes']['imbalance_factor'] / 100)  # 60 to 62 images
+      record['result']['class_counts'] = [counts[0] + more, *counts[1:]]
   assert trends(about, records) == ()
+  assert notes(about, records)[0] == (
+    f'effect against the imbalance: csba against none is left out, {why}'
+  )
 
 
 def test_one_factor_has_no_such_section():
@@ -173,17 +249,25 @@ def test_one_factor_has_no_such_section():
 def test_the_reports_show_them(found):
   text = markdown.render(found)
   part = text.partition('## Effect against imbalance')[2].partition('\n## ')[0]
-  assert 'Change of the difference of macro-F1 with each tenfold ratio of the largest' in (
-    ' '.join(part.split())
-  )
-  assert len(found.trends) == 3
+  assert 'while the ratio grows tenfold' in ' '.join(part.split())
+  assert len(found.trends) == 6
   for c in found.trends:
-    assert f'{c.treatment} − {c.control}' in part
     assert wording.interval(c.difference, signed=True) in part
-  assert 'Differences of macro-F1 by imbalance' in page.render(found)
+  family = {(c.treatment, c.control) for c in found.trends}
+  shown = [c for c in found.comparisons if (c.treatment, c.control) in family]
+  assert len(shown) == 12
+  rows = [[word.strip() for word in line.split('|')[1:-1]] for line in part.splitlines()]
+  for c in shown:
+    factor = c.cell['imbalance_factor']
+    numbers = [f'{factor:g}', {10.0: '10', 50.0: '80'}[factor]]
+    interval = wording.interval(c.difference, signed=True, limits=c.limits)
+    assert [*numbers, wording.versus(c), interval] in rows
+  html = page.render(found)
+  for method in ('balanced softmax', 'cross entropy'):
+    assert f'Differences of macro-F1 by imbalance, {method}' in html
 
 
 def test_the_figure_has_a_row_for_each_factor(found):
   (drawn,) = figures.over_factors(found, found.comparisons, title='x', axis='y')
-  rows = [drawn.index(f'>imbalance factor {factor:g} ({factor:g}:1)<') for factor in FACTORS[:2]]
+  rows = [drawn.index(f'>imbalance factor {words}<') for words in ('10 (10:1)', '50 (80:1)')]
   assert rows == sorted(rows)

@@ -281,6 +281,22 @@ def test_a_study_of_methods_alone_asks_about_them():
   assert 'CSBA' not in summary
 
 
+def test_the_cautions_of_methods_alone_stand_beside_their_verdicts():
+  about, records = made(variants=('none',), pairs=PAIRS[:1], seeds=2)
+  about['config'] |= {'tuned_by': ''}
+  text = ' '.join(markdown.render(analysed(about, records)).split())
+  summary = text.partition('## Summary')[2].partition('## Notes')[0]
+  assert 'Caution: exploratory: all methods were trained with the same learning rate' in summary
+
+
+def test_a_variant_that_was_planned_and_not_run_asks_nothing():
+  about, records = made(pairs=PAIRS[:1], seeds=2)
+  found = analysed(about, [r for r in records if r['axes']['variant'] == 'none'])
+  assert found.variants == ('none',)
+  assert found.claims == ()
+  assert 'CSBA' not in content.question(found)
+
+
 def test_a_ratio_in_words():
   assert wording.ratio((3.0, 2.0)) == '1.50 ×'
   assert wording.ratio(None) == wording.ratio((np.nan, 1.0)) == wording.ratio((1.0, np.nan)) == '–'

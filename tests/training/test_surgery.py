@@ -383,7 +383,7 @@ def test_a_measurement_has_new_images_each_time_and_none_of_the_diagnosis(driver
 
 
 @pytest.mark.seconds
-@pytest.mark.parametrize('every', [pytest.param(1, marks=pytest.mark.seconds), 8])
+@pytest.mark.parametrize('every', [1, 8])
 def test_a_killed_run_ends_as_if_undisturbed(driver, tmp_path, every):
   """Weights and the aggregator's state are in the checkpoint; GradVac also draws an order."""
   flags = [
@@ -469,7 +469,7 @@ def test_settings_reach_the_aggregator(driver):
 
 
 @pytest.mark.seconds
-@pytest.mark.parametrize('every', [pytest.param(1, marks=pytest.mark.seconds), 8])
+@pytest.mark.parametrize('every', [1, 8])
 def test_devices_and_long_dispatches_change_nothing_but_the_last_bits(
   driver, tmp_path, monkeypatch, every
 ):

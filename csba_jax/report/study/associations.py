@@ -1,12 +1,15 @@
 """The sections of a report on what goes with what: conflict, F1, confusion; noise and leaks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from csba_jax.analysis import wording
 from csba_jax.analysis.conflict import SMALLEST_CORRELATION
 from csba_jax.analysis.findings import Findings
+from csba_jax.analysis.imbalance import AXIS as FACTOR
+from csba_jax.analysis.imbalance import ratio
 from csba_jax.analysis.types import Comparison, Link, SizeGuide
 from csba_jax.report.html.blocks import Block, Figure, Fold, Section, Table, Text
 from csba_jax.report.study import figures, tables
@@ -160,44 +163,84 @@ def _imbalance(findings: Findings) -> Section | None:
   found = findings.trends
   if not found:
     return None
-  outcome = wording.metric(findings.outcome)
-  cells = [c.cell for c in found]
-  blocks: list[Block] = [
-    Text(
-      f'Does an effect grow or shrink with the imbalance? Differences of {outcome}, treatment −'
-      ' control, at each imbalance factor; in brackets, images of the largest class to those of the'
-      ' smallest, as they were trained with.'
-    )
+  text = Text(
+    'Does an effect grow or shrink with the imbalance? Differences of'
+    f' {plain.clean(findings.outcome)}, treatment − control, at each imbalance factor. The ratio is'
+    ' that of the training images of the largest class to those of the smallest: a factor of 1'
+    ' leaves the images as they are.'
+  )
+  figures_of = [
+    _by_factor(findings, dict(cell)) for cell in dict.fromkeys(tuple(c.cell.items()) for c in found)
   ]
-  for cell in dict.fromkeys(tuple(c.cell.items()) for c in found):
-    pairs = {(c.treatment, c.control) for c in found if tuple(c.cell.items()) == cell}
-    here = [
-      c
-      for c in findings.comparisons
-      if (c.treatment, c.control) in pairs and set(cell) <= set(c.cell.items())
-    ]
-    where = wording.cell(dict(cell), cells)
-    name = f'Differences of {outcome} by imbalance{f", {where}" * bool(where)}'
-    blocks.append(_by_factor(findings, here, outcome, name))
-  estimates = [c.difference for c in found]
-  caption = (
-    f'Change of the difference of {outcome} with each tenfold ratio of the largest to the smallest'
-    ' class: the slope of a line over its logarithm, fitted by least squares to each unit, in the'
-    ' mean over units that have every factor. Without verdicts.'
-  )
-  blocks.append(tables.comparison_table(findings, found, caption, cells=cells))
-  how = Text(f'Intervals and tests: {wording.methods(estimates)}.', 'small')
-  return Section(
-    'Effect against imbalance', 'imbalance', [*blocks, *tables.reasons(estimates), how]
-  )
+  return Section('Effect against imbalance', 'imbalance', [text, *figures_of, *_slopes(findings)])
 
 
-def _by_factor(findings: Findings, found: Sequence[Comparison], outcome: str, title: str) -> Figure:
+def _by_factor(findings: Findings, cell: Mapping[str, Any]) -> Figure:
   """The differences of one condition, a row for each imbalance factor."""
+  cells = [c.cell for c in findings.trends]
+  pairs = {(c.treatment, c.control) for c in findings.trends if c.cell == cell}
+  here = [
+    c
+    for c in findings.comparisons
+    if (c.treatment, c.control) in pairs and cell.items() <= c.cell.items()
+  ]
+  here.sort(key=lambda c: c.cell[FACTOR])
+  where = wording.cell(cell, cells)
+  outcome = plain.clean(findings.outcome)
+  title = f'Differences of {outcome} by imbalance{f", {where}" * bool(where)}'
+  caption = f'{title}; {wording.level(c.difference for c in here)}.'
+  rows = [
+    [
+      wording.value(c.cell[FACTOR]),
+      f'{ratio(findings.counts_in(c.cell)):.3g}',
+      wording.versus(c),
+      wording.interval(c.difference, signed=True, limits=c.limits),
+    ]
+    for c in here
+  ]
+  table = Table(caption, ['imbalance factor', 'ratio', 'comparison', 'difference'], rows, 3)
   return Figure(
-    f'{title}; {wording.level(c.difference for c in found)}.',
-    lambda: figures.over_factors(findings, found, title=title, axis=f'difference of {outcome}'),
+    caption,
+    lambda: figures.over_factors(findings, here, title=title, axis=f'difference of {outcome}'),
+    [table],
   )
+
+
+def _slopes(findings: Findings) -> list[Block]:
+  """The change of each difference while the imbalance grows tenfold."""
+  found = findings.trends
+  cells = [c.cell for c in found]
+  estimates = [c.difference for c in found]
+  several = len({wording.cell(cell, cells) for cell in cells}) > 1
+  beside = [c.uncorrected for c in found if c.uncorrected is not None]
+  caption = (
+    f'Change of the difference of {plain.clean(findings.outcome)} while the ratio grows tenfold:'
+    ' the slope of a line over its logarithm, fitted by least squares to each unit, in the mean'
+    ' over units that have every factor. p is not corrected for the number of rows. Where each'
+    ' factor has a learning rate of its own, that is a part of the change.'
+    f' {wording.level(estimates)}.'
+  )
+  head = [
+    *(['condition'] * several),
+    'comparison',
+    'n',
+    'change',
+    'p',
+    *(['uncorrected interval'] * bool(beside)),
+  ]
+  rows = [
+    [
+      *([wording.cell(c.cell, cells)] * several),
+      wording.versus(c),
+      str(c.difference.n),
+      wording.interval(c.difference, signed=True),
+      wording.probability(c.difference.p),
+      *([wording.ends(c.uncorrected, signed=True)] * bool(beside)),
+    ]
+    for c in found
+  ]
+  how = Text(f'Intervals and tests: {wording.methods(estimates)}.', 'small')
+  return [Table(caption, head, rows, 1 + several), *tables.reasons(estimates), how]
 
 
 def _mantel(findings: Findings) -> Section | None:

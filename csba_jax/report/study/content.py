@@ -58,7 +58,7 @@ def question(findings: Findings) -> str:
   if findings.method_pairs:
     names = '; '.join(dict.fromkeys(map(wording.versus, findings.method_pairs)))
     compared = f'Methods are compared within each variant: {names}.'
-    alone = len(findings.variants) == 1  # nothing about CSBA is asked then
+    alone = not findings.claims  # nothing about CSBA is asked then
     asked = compared if alone else f'{asked} {compared}'
     what = 'methods' if alone else 'variants, or two methods,'
   return (
@@ -97,6 +97,8 @@ def _summary(findings: Findings) -> Section:
   if forest := _forest(findings):
     blocks.append(forest)
   blocks += [Finding(c.verdict, _gain(findings, c)) for c in findings.method_pairs if c.verdict]
+  if not claims:  # else they are among the sentences of the last one
+    blocks += [Text(f'Caution: {plain.clean(caution)}.', 'small') for caution in findings.cautions]
   behind = [
     Verdict(plain.clean(c.title), c.verdict, [plain.clean(s) for s in c.sentences]) for c in claims
   ]

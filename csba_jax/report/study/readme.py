@@ -140,8 +140,8 @@ def _method_pairs(findings: Findings) -> list[str]:
     '| --- | --- | --- | --- | --- | --- |',
     *rows,
     '',
-    'Method − its control, with 95 % intervals. A pair has one seed or fold, or one subset where '
-    'seeds share subsets.',
+    'Method − its control, with 95 % intervals. Both runs of a pair have the same seed or fold. '
+    'Where seeds share a subset of the training images, the subset counts once.',
   ]
 
 
