@@ -1,9 +1,9 @@
-r"""CIFAR-10-LT in small: seven variants, two losses, ten subsets that share no image.
+r"""CIFAR-10-LT in small: four variants, two losses, ten subsets that share no image.
 
   csba-study --config=configs/study_cifar10_small.py --workdir=results/cifar10_small --jobs=2
   csba-report --workdir=results/cifar10_small
 
-140 runs. Each seed has one of the first ten subsets of configs/cifar10_small_lt.py, and all have
+80 runs. Each seed has one of the first ten subsets of configs/cifar10_small_lt.py, and all have
 the test part of CIFAR-10. Protocol: docs/study.md. Learning rates: study_cifar10_small_tuning.py.
 Result: not yet run.
 """
@@ -17,10 +17,11 @@ def get_config():
   c = grid.default()
   c.name = 'cifar10_small'
   c.base = config.sibling(__file__, 'cifar10_small_lt')
-  c.base.train.log_every = 4  # so that levels of loss are met closely
+  c.base.train.log_every = 16  # so that levels of loss are met closely
   c.base.diagnostics.snapshots = '1'  # and of the tested net
   c.base.diagnostics.loss_levels = '1'
-  c.variants = ('none', 'none_wide', 'half', 'se', 'cbam', 'csba', 'csba_class')
+  # without half, se and cbam, whose runs have not been made: docs/study.md
+  c.variants = ('none', 'none_wide', 'csba', 'csba_class')
   c.methods = ('cross_entropy', 'balanced_softmax')
   c.first_seed, c.seeds, c.subsets = 600, 10, 10
   c.tuned_by = 'results/cifar10_small_tuning'

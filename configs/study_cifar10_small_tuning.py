@@ -15,6 +15,7 @@ def get_config():
   """The study."""
   c = config.sibling(__file__, 'study_cifar10_small')
   c.name = 'cifar10_small_tuning'
+  c.variants = ('none', 'none_wide', 'half', 'se', 'cbam', 'csba', 'csba_class')
   c.learning_rates = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
   c.first_seed, c.seeds, c.subsets = 101, 3, 13  # 101 % 13 is 10
   c.base.train.log_every = 50  # nothing is looked at on the way
