@@ -5,7 +5,7 @@ r"""Learning rates for the study on CIFAR-10-LT in small: validation scores alon
 252 runs: the same six rates and three seeds for every variant and method. Four rates were run
 first; choices lay at both of their ends, so 0.025 and 0.8 were added for all. The seeds have the
 last three of the 13 subsets, which share no image with the ten of the study.
-Result: not yet run.
+Result: docs/study.md, CIFAR-10-LT in small.
 """
 
 from csba_jax import config
