@@ -306,3 +306,38 @@ def test_less_conflict_against_more_f1():
     f'correlate by {cross_entropy} on digits with cross-entropy, by {corrected} with the other',
     f'and by {mild} and {strong} on the panels (3:1 and 20:1)',
   )
+
+
+def study_page():
+  return ' '.join((ROOT / 'docs/study.md').read_text(encoding='utf-8').split())
+
+
+def test_the_length_of_a_run_of_cifar10_in_small():
+  """By validation scores of `none`, in docs/study.md."""
+  page = study_page()
+  for epochs in (20, 40, 80):
+    runs = runs_of('cifar10_small_epochs', 'none', f'epochs_{epochs}')
+    scores = [r['result']['validation_macro_f1'] for r in runs.values()]
+    assert len(scores) == 3
+    assert f'{epochs} epochs {np.mean(scores):.3f} ({np.std(scores, ddof=1):.3f}), ' in page
+
+
+def test_the_rates_of_cifar10_in_small():
+  """The best mean over three subsets of each variant and loss, in docs/study.md."""
+  page, spreads = study_page(), []
+  rates = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
+  for variant in ('none', 'none_wide', 'csba', 'csba_class', 'half', 'se', 'cbam'):
+    best = []
+    for method in ('cross_entropy', 'balanced_softmax'):
+      scores = {
+        rate: [
+          r['result']['validation_macro_f1']
+          for r in runs_of('cifar10_small_tuning', variant, method, learning_rate=rate).values()
+        ]
+        for rate in rates
+      }
+      assert {len(values) for values in scores.values()} == {3}
+      spreads += [np.std(values, ddof=1) for values in scores.values()]
+      best.append(max(rates, key=lambda rate: np.mean(scores[rate])))
+    assert f'`{variant}` {best[0]:g} and {best[1]:g}' in page
+  assert f"the standard deviation of the three subsets' scores is {np.mean(spreads):.2f}" in page
