@@ -18,7 +18,6 @@ def get_config():
   c.variants = ('none', 'none_wide', 'half', 'se', 'cbam', 'csba', 'csba_class')
   c.learning_rates = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
   c.first_seed, c.seeds, c.subsets = 101, 3, 13  # 101 % 13 is 10
-  c.base.train.log_every = 50  # nothing is looked at on the way
   c.base.diagnostics.snapshots = c.base.diagnostics.loss_levels = ''
   c.tuned_by = ''
   c.test = False

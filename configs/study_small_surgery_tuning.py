@@ -18,7 +18,6 @@ def get_config():
   c.name = 'cifar10_small_surgery_tuning'
   c.learning_rates = (0.1, 0.2, 0.4)
   c.first_seed, c.seeds, c.subsets = 101, 2, 13  # 101 % 13 is 10
-  c.base.train.log_every = 50  # nothing is looked at on the way
   c.base.diagnostics.snapshots = ''
   c.pairs = c.method_pairs = ()
   c.tuned_by = ''
