@@ -170,7 +170,7 @@ def test_no_interval_of_the_differences_in_conflict_leaves_out_0_on_the_digits()
           return entry['scopes']['common'][measure]
 
         found.append(difference('digits', ('csba', 'none'), conflict, DIGITS, method=method))
-  in_readme('Every interval of the differences in conflict contains 0, too;')
+  in_readme('Every interval of the differences in conflict contains 0, too.')
   assert all(low < 0 < high for _, low, high, *_ in found)
 
 
