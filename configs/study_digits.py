@@ -1,4 +1,4 @@
-r"""Digits-LT at imbalance factor 20: five variants, cross-entropy and balanced softmax.
+r"""Digits-LT at imbalance factor 20: seven variants, cross-entropy and balanced softmax.
 
   csba-study --config=configs/study_digits.py --workdir=results/digits --jobs=2
   csba-report --workdir=results/digits
@@ -19,8 +19,7 @@ def get_config():
   c.base.train.log_every = 4  # so that levels of loss are met closely
   c.base.diagnostics.snapshots = '1'  # and of the tested net
   c.base.diagnostics.loss_levels = '0.3'
-  # without se and cbam, whose runs have not been made: docs/study.md
-  c.variants = ('none', 'none_wide', 'half', 'csba', 'csba_class')
+  c.variants = ('none', 'none_wide', 'half', 'csba', 'csba_class', 'se', 'cbam')
   c.methods = ('cross_entropy', 'balanced_softmax')
   c.first_seed, c.seeds = 200, 10
   c.tuned_by = 'results/digits_tuning'
