@@ -12,6 +12,7 @@ def get_config():
   """The study."""
   c = config.sibling(__file__, 'study_digits')
   c.name = 'digits_lt_methods'
+  c.variants = ('none', 'none_wide', 'half', 'csba', 'csba_class')
   c.methods = ('class_balanced', 'drw')
   c.tuned_by = ''
   return c
