@@ -19,7 +19,7 @@ def get_config():
   c.base = config.sibling(__file__, 'cifar10_lt_cpu')
   c.base.data.val_fraction = 0.2
   c.base.model.width = 0.25
-  c.base.train.log_every = 10  # so that levels of loss are met closely
+  c.base.train.log_every = 155  # about once an epoch: a look at the loss takes all training images
   c.base.diagnostics.snapshots = '0.1,1'
   c.base.diagnostics.loss_levels = '1'
   c.variants = ('none', 'none_wide', 'se', 'csba', 'csba_class')

@@ -147,6 +147,18 @@ def test_csba_on_the_digits():
   in_readme(f'As many parameters without attention: {level(wide, macro_f1)[0]:.3f}. Every interval')
 
 
+def test_other_attention_on_the_digits():
+  """In docs/study.md."""
+  for variant, words in (('se', '{} with cross-entropy and {} with'), ('cbam', '{} and {}.')):
+    found = [
+      '{:+.3f} ({:+.3f} to {:+.3f})'.format(
+        *difference('digits', (variant, 'none'), macro_f1, DIGITS, method=method)[:3]
+      )
+      for method in ('cross_entropy', 'balanced_softmax')
+    ]
+    assert f'`{variant}` {words.format(*found)}' in study_page()
+
+
 def test_csba_on_the_panels():
   axes = {'method': 'cross_entropy', 'imbalance_factor': 1.0}
   mean, low, high, treated, control = difference(
@@ -383,4 +395,4 @@ def test_csba_on_cifar10_in_small():
     if (treatment, control) == ('csba', 'none'):
       first, second = ('{:+.3f} ({:+.3f} to {:+.3f})'.format(*one[:3]) for one in found)
       means = ' against '.join(f'{f1[v, "cross_entropy"].mean():.3f}' for v in ('csba', 'none'))
-      in_readme(f'does not help**: {first}, {means}, and with the other loss {second};')
+      in_readme(f'does not help**: macro-F1 {first}, {means}; with the other loss {second}.')
