@@ -17,9 +17,7 @@ def get_config():
   c = grid.default()
   c.name = 'cifar10_small'
   c.base = config.sibling(__file__, 'cifar10_small_lt')
-  c.base.train.log_every = (
-    50  # a look at the loss of all images takes half a second
-  )
+  c.base.train.log_every = 50  # a look at the loss of all images takes half a second
   c.base.diagnostics.snapshots = '1'  # and of the tested net
   c.base.diagnostics.loss_levels = '1'
   # without csba_class, half, se and cbam, whose runs have not been made: docs/study.md
